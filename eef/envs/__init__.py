@@ -1,0 +1,114 @@
+"""Text environments behind one small protocol, made by name with :func:`make_env`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from eef.trajectory import Trajectory
+
+
+class EnvError(RuntimeError):
+    """The environment could not do its part (a dead simulator, a missing file): never counted as a loss."""
+
+
+class ReplayDivergence(EnvError):
+    """A replayed action did not lead to the observation that was recorded."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one action gave: ``reward`` in [0, 1]; ``valid`` False where the action was not understood (a no-op)."""
+
+    observation: str
+    reward: float
+    done: bool
+    valid: bool = True
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class TextEnv(Protocol):
+    """An episodic environment of text, one episode at a time.
+
+    ``won(step)`` of the environment's only definition of success is ``step.info["won"]`` on the last step.
+    """
+
+    name: str
+    max_steps: int
+
+    def tasks(self, split: str) -> list[str]:
+        """Task ids of ``train``, ``eval`` or ``test``, in a fixed order."""
+        ...
+
+    def reset(self, task: str) -> str:
+        """Begin ``task``; the text of s0."""
+        ...
+
+    def step(self, action: str) -> Step: ...
+
+    def available_actions(self) -> dict[str, Any]:
+        """``{"has_search_bar": bool, "clickables": [str, ...]}``; ScienceWorld: ``{"actions": [str, ...]}``."""
+        ...
+
+    def fork(self) -> TextEnv:
+        """The same state, independent from here on. NotImplementedError where only a replay can make one."""
+        ...
+
+    def stamp(self) -> dict[str, str]:
+        """Hashes that two runs must share to be comparable: catalogue, goals, split, tagger."""
+        ...
+
+
+def make_env(name: str, **options: Any) -> TextEnv:
+    """The environment called ``name`` (``webshop``); ``options`` are its own keywords.
+
+    ValueError for an unknown name, TypeError for an option that it does not have.
+    """
+    if name == "webshop":
+        from eef.envs.webshop import WebShop
+
+        return WebShop(**options)
+    raise ValueError(f"unknown environment {name!r}: known are 'webshop'")
+
+
+def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]) -> str:
+    """Bring ``env`` to the state after ``actions`` and compare every observation on the way.
+
+    ``observations`` holds the text of s0, s1, ...: one more than ``actions``. Returns the last one.
+    :class:`ReplayDivergence` names the first step that differs.
+    """
+    if len(observations) != len(actions) + 1:
+        raise ValueError(f"{len(actions)} actions need {len(actions) + 1} observations, not {len(observations)}")
+    seen = env.reset(task)
+    _compare(task, 0, seen, observations[0])
+    for index, action in enumerate(actions):
+        seen = env.step(action).observation
+        _compare(task, index + 1, seen, observations[index + 1])
+    return seen
+
+
+def _compare(task: str, index: int, seen: str, recorded: str) -> None:
+    if seen != recorded:
+        at = next((i for i, (a, b) in enumerate(zip(seen, recorded, strict=False)) if a != b), min(len(seen), len(recorded)))
+        raise ReplayDivergence(
+            f"task {task}, state {index}: the replay shows {seen[at : at + 40]!r} where {recorded[at : at + 40]!r} was "
+            f"recorded (character {at}); is it the same catalogue and seed?"
+        )
+
+
+def expert_states(env: TextEnv, expert: Trajectory, indices: list[int]) -> dict[int, TextEnv]:
+    """Environments put in the states s_i of ``expert`` for each i of ``indices`` (paper, section 4.1).
+
+    One pass over the expert's actions, a fork at each wanted state, every observation compared.
+    """
+    wanted, twins = sorted(set(indices)), {}
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < max(len(expert), 1):
+        raise ValueError(f"states {wanted} of an expert trajectory of {len(expert)} turns (task {expert.task})")
+    _compare(expert.task, 0, env.reset(expert.task), expert.prompt)
+    for index in range(wanted[-1] + 1 if wanted else 0):
+        if index in wanted:
+            twins[index] = env.fork()
+        if index < wanted[-1]:
+            turn = expert.turns[index]
+            _compare(expert.task, index + 1, env.step(turn.action).observation, turn.observation)
+    return twins

@@ -1,0 +1,233 @@
+"""Trajectories: what an expert or a policy did on one subtask, and how it is stored.
+
+Notation of the paper (section 3): a subtask is an initial state s0; a trajectory is s0, a0, s1, a1, ...
+Here ``prompt`` is the text of s0, and turn i holds a_i and the observation that followed it, so the text of
+state s_(i+1) is ``turns[i].observation``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+class TrajectoryError(ValueError):
+    """A trajectory file that cannot be read; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One action and the observation after it.
+
+    ``reply`` is all that the agent said when that is more than the action (a ReAct thought); empty otherwise.
+    ``learn`` is False where the action must never carry loss, whatever a method selects.
+    """
+
+    action: str
+    observation: str
+    reply: str = ""
+    learn: bool = True
+
+    @property
+    def said(self) -> str:
+        """The agent's whole utterance: what a policy is trained to say."""
+        return self.reply or self.action
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode on one subtask.
+
+    ``reward`` is R in [0, 1]; ``won`` follows the environment's one definition of success (R = 1 in WebShop).
+    ``outcome`` is ``done`` (the environment ended it), ``max_steps``, or an infrastructure error
+    (``replay_divergence``, ``context_overflow``, ``env_error``), which is neither a win nor a loss.
+    ``prefix`` counts the leading turns that were given (an expert's), not acted by ``source``.
+    """
+
+    task: str
+    prompt: str
+    turns: tuple[Turn, ...]
+    reward: float = 0.0
+    won: bool = False
+    source: str = ""
+    outcome: str = "done"
+    prefix: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    @property
+    def actions(self) -> list[str]:
+        return [turn.action for turn in self.turns]
+
+    @property
+    def failed(self) -> bool:
+        """Lost fairly: an infrastructure error is no failure."""
+        return not self.won and self.outcome in ("done", "max_steps")
+
+    def state(self, index: int) -> str:
+        """The text seen in state s_index, 0 <= index <= len(self)."""
+        if not 0 <= index <= len(self.turns):
+            raise IndexError(f"state {index} of a trajectory of {len(self.turns)} turns (task {self.task})")
+        return self.prompt if index == 0 else self.turns[index - 1].observation
+
+
+def to_dict(trajectory: Trajectory) -> dict[str, Any]:
+    """The JSON object of one line of a trajectory file."""
+    return asdict(trajectory)
+
+
+def from_dict(row: dict[str, Any]) -> Trajectory:
+    """The inverse of :func:`to_dict`; a missing or unknown field is a :class:`TrajectoryError`."""
+    try:
+        turns = tuple(Turn(**turn) for turn in row["turns"])
+        trajectory = Trajectory(**{**row, "turns": turns})
+    except KeyError as error:
+        raise TrajectoryError(f"field {error} is missing") from None
+    except TypeError as error:
+        raise TrajectoryError(re.sub(r"^\w+\.__init__\(\) ", "", str(error))) from None
+    if not isinstance(trajectory.prompt, str) or not isinstance(trajectory.task, str):
+        raise TrajectoryError("'task' and 'prompt' must be strings")
+    if isinstance(trajectory.reward, bool) or not isinstance(trajectory.reward, (int, float)):
+        raise TrajectoryError(f"'reward' must be a number, not {trajectory.reward!r}")
+    if not isinstance(trajectory.won, bool):
+        raise TrajectoryError(f"'won' must be true or false, not {trajectory.won!r}")
+    for index, turn in enumerate(turns):
+        if not all(isinstance(text, str) for text in (turn.action, turn.observation, turn.reply)):
+            raise TrajectoryError(f"turn {index}: action, observation and reply must be strings")
+    return trajectory
+
+
+def save(trajectories: Iterable[Trajectory], path: str | Path) -> Path:
+    """Write JSON Lines whole or not at all (a file beside it, then a rename)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "w", encoding="utf-8") as out:
+        for trajectory in trajectories:
+            out.write(json.dumps(to_dict(trajectory), ensure_ascii=False) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(beside, path)
+    return path
+
+
+def load(path: str | Path) -> list[Trajectory]:
+    """Read a trajectory file: our JSON Lines, or ETO's ShareGPT conversations (a JSON list or JSON Lines).
+
+    Raises :class:`TrajectoryError` with file and line for anything torn, and :class:`FileNotFoundError`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no trajectory file at {path}: check the parameter that names it")
+    trajectories = []
+    for where, row in _rows(path):
+        try:
+            if not isinstance(row, dict):
+                raise TrajectoryError(f"a JSON object was expected, not {type(row).__name__}")
+            trajectories.append(from_sharegpt(row) if "conversations" in row else from_dict(row))
+        except TrajectoryError as error:
+            raise TrajectoryError(f"{path}, {where}: {error}") from None
+    return trajectories
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TrajectoryError(f"{path}: the file is torn or no JSON ({error})") from None
+        yield from ((f"item {number}", row) for number, row in enumerate(rows))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise TrajectoryError(
+                    f"{path}, line {number}: the line is torn or no JSON ({error.msg}); "
+                    "restore the file, or delete the line to go on without it"
+                ) from None
+
+
+_ACTION = re.compile(r"Action: (.*)", re.DOTALL)
+
+
+def from_sharegpt(row: dict[str, Any]) -> Trajectory:
+    """One of ETO's published conversations as a trajectory.
+
+    ETO's layout: human instruction, gpt "OK", then human observation and gpt reply in turns; observations after
+    the first carry an ``Observation:`` prefix, replies a ``Thought: ... Action: ...`` body. Per-message ``loss``
+    flags become ``learn``. ``won`` needs reward 1; ETO's own ``success`` only says that something was bought.
+    """
+    messages = row["conversations"]
+    try:
+        said = [(message["from"], message["value"].strip(), message.get("loss")) for message in messages]
+    except (KeyError, TypeError, AttributeError):
+        raise TrajectoryError("each message of 'conversations' needs 'from' and 'value'") from None
+    if len(said) >= 2 and said[1][0] == "gpt" and said[1][1].lower().rstrip(".!") == "ok":
+        said = said[2:]
+    if not said or said[0][0] != "human":
+        raise TrajectoryError("no human message opens the conversation")
+    turns = []
+    for place in range(1, len(said), 2):
+        who, reply, loss = said[place]
+        if who != "gpt":
+            raise TrajectoryError(f"message {place} is from {who!r}, not from 'gpt': turns must alternate")
+        match = _ACTION.search(reply)
+        after = said[place + 1][1] if place + 1 < len(said) else ""
+        turns.append(
+            Turn(
+                action=match.group(1).strip() if match else reply,
+                observation=re.sub(r"^Observation:\s*", "", after),
+                reply=reply if match else "",
+                learn=loss is not False,
+            )
+        )
+    reward = float(row.get("reward", 1.0 if row.get("success") else 0.0))
+    return Trajectory(
+        task=str(row.get("id", row.get("task", ""))).rsplit("_", 1)[-1],
+        prompt=said[0][1],
+        turns=tuple(turns),
+        reward=reward,
+        won=reward >= 1.0,
+        source=str(row.get("source", "eto")),
+        info={"id": str(row.get("id", ""))},
+    )
+
+
+def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
+    """One row per turn: task, source, won, reward, turn, action, observation, learn, given."""
+    return pd.DataFrame(
+        {
+            "task": trajectory.task,
+            "source": trajectory.source,
+            "won": trajectory.won,
+            "reward": trajectory.reward,
+            "turn": index,
+            "action": turn.action,
+            "observation": turn.observation,
+            "learn": turn.learn,
+            "given": index < trajectory.prefix,
+        }
+        for trajectory in trajectories
+        for index, turn in enumerate(trajectory.turns)
+    )
+
+
+def without_loss(trajectory: Trajectory, turns: Iterable[int]) -> Trajectory:
+    """The same trajectory with the named turns barred from loss."""
+    barred = set(turns)
+    return replace(
+        trajectory,
+        turns=tuple(replace(turn, learn=turn.learn and i not in barred) for i, turn in enumerate(trajectory.turns)),
+    )
