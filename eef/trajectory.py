@@ -98,11 +98,17 @@ def from_dict(row: dict[str, Any]) -> Trajectory:
         raise TrajectoryError("'task' and 'prompt' must be strings")
     if isinstance(trajectory.reward, bool) or not isinstance(trajectory.reward, (int, float)):
         raise TrajectoryError(f"'reward' must be a number, not {trajectory.reward!r}")
+    if not 0 <= trajectory.reward <= 1:
+        raise TrajectoryError(f"'reward' must lie in [0, 1], not {trajectory.reward!r}")
+    if type(trajectory.prefix) is not int or not 0 <= trajectory.prefix <= len(turns):
+        raise TrajectoryError(f"'prefix' must be a number of turns, 0 to {len(turns)}, not {trajectory.prefix!r}")
     if not isinstance(trajectory.won, bool):
         raise TrajectoryError(f"'won' must be true or false, not {trajectory.won!r}")
     for index, turn in enumerate(turns):
         if not all(isinstance(text, str) for text in (turn.action, turn.observation, turn.reply)):
             raise TrajectoryError(f"turn {index}: action, observation and reply must be strings")
+        if not isinstance(turn.learn, bool):
+            raise TrajectoryError(f"turn {index}: 'learn' must be true or false, not {turn.learn!r}")
     return trajectory
 
 
@@ -111,12 +117,15 @@ def save(trajectories: Iterable[Trajectory], path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", encoding="utf-8") as out:
-        for trajectory in trajectories:
-            out.write(json.dumps(to_dict(trajectory), ensure_ascii=False) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as out:
+            for trajectory in trajectories:
+                out.write(json.dumps(to_dict(trajectory)) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 
@@ -140,23 +149,24 @@ def load(path: str | Path) -> list[Trajectory]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
+    data = path.read_bytes()
+    if data.lstrip().startswith(b"["):
         try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
+            rows = json.loads(data.decode("utf-8"))
+        except ValueError as error:
             raise TrajectoryError(f"{path}: the file is torn or no JSON ({error})") from None
         yield from ((f"item {number}", row) for number, row in enumerate(rows))
         return
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+                row = json.loads(line.decode("utf-8"))  # a tear inside a character is a UnicodeDecodeError
+            except ValueError as error:
                 raise TrajectoryError(
-                    f"{path}, line {number}: the line is torn or no JSON ({error.msg}); "
+                    f"{path}, line {number}: the line is torn or no JSON ({getattr(error, 'msg', error)}); "
                     "restore the file, or delete the line to go on without it"
                 ) from None
+            yield f"line {number}", row
 
 
 _ACTION = re.compile(r"Action: (.*)", re.DOTALL)
@@ -183,6 +193,10 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
         who, reply, loss = said[place]
         if who != "gpt":
             raise TrajectoryError(f"message {place} is from {who!r}, not from 'gpt': turns must alternate")
+        if place + 1 < len(said) and said[place + 1][0] != "human":
+            raise TrajectoryError(
+                f"message {place + 1} is from {said[place + 1][0]!r}, not from 'human': turns must alternate"
+            )
         match = _ACTION.search(reply)
         after = said[place + 1][1] if place + 1 < len(said) else ""
         turns.append(
@@ -190,10 +204,17 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
                 action=match.group(1).strip() if match else reply,
                 observation=re.sub(r"^Observation:\s*", "", after),
                 reply=reply if match else "",
-                learn=loss is not False,
+                learn=loss is None or bool(loss),
             )
         )
-    reward = float(row.get("reward", 1.0 if row.get("success") else 0.0))
+    if "reward" not in row:
+        raise TrajectoryError(
+            "the conversation has no 'reward' ('success' only says that something was bought): add it, 1 for a win"
+        )
+    try:
+        reward = float(row["reward"])
+    except (TypeError, ValueError):
+        raise TrajectoryError(f"'reward' must be a number, not {row['reward']!r}") from None
     return Trajectory(
         task=str(row.get("id", row.get("task", ""))).rsplit("_", 1)[-1],
         prompt=said[0][1],
@@ -207,7 +228,7 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
 
 def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
     """One row per turn: task, source, won, reward, turn, action, observation, learn, given."""
-    return pd.DataFrame(
+    rows = [
         {
             "task": trajectory.task,
             "source": trajectory.source,
@@ -221,7 +242,9 @@ def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
         }
         for trajectory in trajectories
         for index, turn in enumerate(trajectory.turns)
-    )
+    ]
+    columns = ["task", "source", "won", "reward", "turn", "action", "observation", "learn", "given"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def without_loss(trajectory: Trajectory, turns: Iterable[int]) -> Trajectory:

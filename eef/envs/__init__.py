@@ -89,7 +89,8 @@ def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]
 
 def _compare(task: str, index: int, seen: str, recorded: str) -> None:
     if seen != recorded:
-        at = next((i for i, (a, b) in enumerate(zip(seen, recorded, strict=False)) if a != b), min(len(seen), len(recorded)))
+        shorter = min(len(seen), len(recorded))
+        at = next((i for i in range(shorter) if seen[i] != recorded[i]), shorter)
         raise ReplayDivergence(
             f"task {task}, state {index}: the replay shows {seen[at : at + 40]!r} where {recorded[at : at + 40]!r} was "
             f"recorded (character {at}); is it the same catalogue and seed?"
@@ -109,6 +110,8 @@ def expert_states(env: TextEnv, expert: Trajectory, indices: list[int]) -> dict[
         if index in wanted:
             twins[index] = env.fork()
         if index < wanted[-1]:
-            turn = expert.turns[index]
-            _compare(expert.task, index + 1, env.step(turn.action).observation, turn.observation)
+            step = env.step(expert.turns[index].action)
+            _compare(expert.task, index + 1, step.observation, expert.turns[index].observation)
+            if step.done:
+                raise ReplayDivergence(f"task {expert.task}: the replay ended with action {index} of {len(expert)}")
     return twins

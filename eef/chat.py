@@ -1,0 +1,254 @@
+"""A conversation as token ids and loss mask, by one scaffold for training and for acting.
+
+The scaffold is what a tokenizer's chat template puts around the contents, found by rendering sentinels; contents
+are tokenised apart, so a training prefix and a rollout prompt are the same ids at every turn, and the ids that a
+policy sampled are kept as they are. Instructions go into the first user turn: some templates lose a system turn.
+
+``aliases`` is for small policies with a small vocabulary: in each conversation every word that the vocabulary lacks
+gets a symbol, in order of first appearance (:class:`Aliases`). Such a policy reads and copies, and knows no word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eef.trajectory import Trajectory
+
+FIRST, OTHER, ROWS, DOLLARS = 48, 256, 10, 200  # symbols: the prompt's words, later words, listed products, prices
+
+_ACTION = re.compile(r"^(search|click)\[(.*)\]$", re.DOTALL)
+_WORD = re.compile(r"\$\d[\d,]*(?:\.\d+)?|[^\W_](?:[\w.'/-]*\w)?")
+_CAP = re.compile(r"\b(\d+)\.\d\d dollars")
+_LISTED = re.compile(r"[A-Z0-9]{10}")
+
+
+@dataclass
+class Aliases:
+    """The symbols of one conversation: words and listed products to short names and back.
+
+    ``i0, i1, ...`` are words of the prompt, ``o0, o1, ...`` later words (a ring: the oldest name is given away),
+    ``r1 ... r10`` the products that the last result page lists, ``$n`` a price rounded up to whole dollars. Equal
+    texts read in equal order get equal symbols, so training and acting agree.
+    """
+
+    vocabulary: frozenset[str]
+    words: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)
+    first: int = 0
+    other: int = 0
+
+    def copy(self) -> Aliases:
+        return Aliases(self.vocabulary, dict(self.words), dict(self.names), dict(self.rows), self.first, self.other)
+
+    def read(self, text: str, prompt: bool = False) -> str:
+        """An observation as symbols separated by spaces; new words are given names."""
+        out: list[str] = []
+        segments = text.split(" [SEP] ")
+        listed = [segment for segment in segments if _LISTED.fullmatch(segment)]
+        if listed:
+            self.rows = {asin.lower(): f"r{place}" for place, asin in enumerate(listed[:ROWS], start=1)}
+        for segment in segments:
+            phrase = segment.strip().lower().replace(" ", "_")
+            if phrase.startswith("page_"):
+                out += phrase.split("_")[:2]
+            elif segment.lower() in self.rows and _LISTED.fullmatch(segment):
+                out.append(self.rows[segment.lower()])
+            elif phrase in self.vocabulary:
+                out.append(phrase)
+            else:
+                out += self._symbols(segment, prompt)
+        return " ".join(out)
+
+    def read_action(self, action: str) -> str:
+        """``click[b01...]`` as ``click[ r1 ]``; what follows no such grammar is read as plain words."""
+        match = _ACTION.match(action.strip())
+        if match is None:
+            return " ".join(self._symbols(action, prompt=False))
+        name, argument = match.groups()
+        phrase = argument.strip().lower().replace(" ", "_")
+        if name == "click" and phrase in self.rows:
+            inside = self.rows[phrase]
+        elif name == "click" and phrase in self.vocabulary:
+            inside = phrase
+        else:
+            inside = " ".join(self._symbols(argument, prompt=False))
+        return f"{name}[ {inside} ]"
+
+    def write_action(self, text: str) -> str:
+        """The inverse of :meth:`read_action` for what a policy said."""
+        match = re.match(r"^(search|click)\[\s*(.*?)\s*\]$", text.strip(), re.DOTALL)
+        if match is None:
+            return text.strip()
+        name, inside = match.groups()
+        back = {symbol: asin for asin, symbol in self.rows.items()}
+        words = [back.get(word) or self.names.get(word) or word.replace("_", " ") for word in inside.split()]
+        return f"{name}[{' '.join(words)}]"
+
+    def _symbols(self, text: str, prompt: bool) -> list[str]:
+        text = _CAP.sub(lambda match: f"${match[1]} dollars", text)
+        return [self._symbol(word, prompt) for word in _WORD.findall(text.lower())]
+
+    def _symbol(self, word: str, prompt: bool) -> str:
+        if word[0] == "$":
+            dollars = math.ceil(float(word[1:].replace(",", "")))
+            return f"${dollars}" if dollars <= DOLLARS else "$more"
+        if word in self.words:
+            return self.words[word]
+        if word in self.vocabulary:
+            return word
+        if prompt and self.first < FIRST:
+            symbol = f"i{self.first}"
+            self.first += 1
+        else:
+            symbol = f"o{self.other % OTHER}"
+            self.other += 1
+            self.words.pop(self.names.get(symbol, ""), None)
+        self.words[word], self.names[symbol] = symbol, word
+        return symbol
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The scaffold of one tokenizer: literal text around contents, as token ids.
+
+    ``before`` opens the conversation up to the first user content; ``to_agent`` lies between user content and what
+    the agent says; ``end`` closes it (sampled by the policy, and learnt); ``to_user`` leads to the next user content.
+    """
+
+    tokenizer: Any
+    before: tuple[int, ...]
+    to_agent: tuple[int, ...]
+    end: tuple[int, ...]
+    to_user: tuple[int, ...]
+    instructions: str = ""
+    aliases: bool = False
+
+    @classmethod
+    def of(cls, tokenizer: Any, instructions: str = "", aliases: bool = False) -> Chat:
+        """Derive the scaffold; ValueError where the template drops or rewrites what it is given."""
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("the tokenizer has no chat template: load a chat model, or set tokenizer.chat_template")
+        marks = ["sentinel0", "sentinel1", "sentinel2", "sentinel3"]
+        roles = ["user", "assistant", "user", "assistant"]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        asked = tokenizer.apply_chat_template(messages[:3], tokenize=False, add_generation_prompt=True)
+        parts = re.split("|".join(marks), whole)
+        if len(parts) != 5:
+            raise ValueError("the chat template drops or repeats a message: this tokenizer needs another template")
+        to_agent = asked.split(marks[2])[1]
+        end, to_user = _split_end(parts[2], parts[4])
+        ids = [
+            tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (parts[0], to_agent, end, to_user)
+        ]
+        if not ids[2]:
+            raise ValueError("the chat template puts nothing after an assistant turn: a policy could not end its turn")
+        specials = set(tokenizer.all_special_ids)
+        stop = next((place for place, token in enumerate(ids[2], start=1) if token in specials), len(ids[2]))
+        to_user_ids = ids[2][stop:] + ids[3]  # a newline after the end token is not the policy's to say
+        return cls(tokenizer, ids[0], ids[1], ids[2][:stop], to_user_ids, instructions, aliases)
+
+    @property
+    def hash(self) -> str:
+        """What two runs must share to be comparable: scaffold, instructions, aliases, vocabulary size."""
+        parts = [
+            self.before,
+            self.to_agent,
+            self.end,
+            self.to_user,
+            self.instructions,
+            self.aliases,
+            len(self.tokenizer),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def begin(self) -> Dialogue:
+        """A new conversation."""
+        known = frozenset(self.tokenizer.get_vocab()) if self.aliases else frozenset()
+        return Dialogue(self, Aliases(known) if self.aliases else None)
+
+    def render(self, trajectory: Trajectory, learn: Sequence[bool]) -> tuple[list[int], list[bool]]:
+        """Ids of the whole conversation and, for each, whether it carries loss: m_l of the paper's section 3.
+
+        ``learn`` has one entry per turn. An utterance and its end carry loss together; observations never do. The
+        observation after the last action is left out: nothing is said after it.
+        """
+        if len(learn) != len(trajectory.turns):
+            raise ValueError(f"{len(learn)} mask entries for {len(trajectory.turns)} turns (task {trajectory.task})")
+        talk = self.begin()
+        ids: list[int] = []
+        mask: list[bool] = []
+        for index, turn in enumerate(trajectory.turns):
+            heard = talk.hear(trajectory.state(index))
+            said = talk.say(turn.said)
+            ids += heard + said
+            mask += [False] * len(heard) + [learn[index]] * len(said)
+        return ids, mask
+
+
+@dataclass
+class Dialogue:
+    """One conversation in progress, the same for training and acting; :meth:`copy` for a fork."""
+
+    chat: Chat
+    aliases: Aliases | None
+    turn: int = 0
+
+    def copy(self) -> Dialogue:
+        return Dialogue(self.chat, self.aliases.copy() if self.aliases else None, self.turn)
+
+    def hear(self, observation: str) -> list[int]:
+        """Ids from the end of the last utterance to the place where the agent speaks."""
+        chat, text = self.chat, observation
+        if self.aliases is not None:
+            text = self.aliases.read(text, prompt=self.turn == 0)
+        if self.turn == 0 and chat.instructions:
+            text = f"{chat.instructions}\n\n{text}"
+        opening = chat.before if self.turn == 0 else chat.to_user
+        self.turn += 1
+        return [*opening, *self._ids(text), *chat.to_agent]
+
+    def say(self, reply: str) -> list[int]:
+        """Ids of what the agent says, its end included."""
+        text = self.aliases.read_action(reply) if self.aliases is not None else reply
+        return [*self._ids(text), *self.chat.end]
+
+    def spoken(self, ids: Sequence[int]) -> str:
+        """The text of sampled ids (their end left off): the inverse of :meth:`say`."""
+        end = list(self.chat.end)
+        ids = list(ids)
+        if end and ids[-len(end) :] == end:
+            ids = ids[: -len(end)]
+        text = self.chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.aliases.write_action(text) if self.aliases is not None else text.strip()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.chat.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+
+
+def _split_end(between: str, last: str) -> tuple[str, str]:
+    """What closes an utterance (all of it follows the last one too) and what opens the next user turn."""
+    common = 0
+    while common < min(len(between), len(last)) and between[common] == last[common]:
+        common += 1
+    return between[:common], between[common:]
+
+
+def action_of(reply: str) -> str:
+    """The environment's action in a reply: what follows ``Action: ``, or all of it."""
+    match = re.search(r"Action: (.*)", reply, re.DOTALL)
+    return (match[1] if match else reply).strip()
+
+
+def load_options(folder: str | Path) -> dict[str, Any]:
+    """``chat.json`` beside a model: ``{"instructions": str, "aliases": bool}``; empty for a model without one."""
+    path = Path(folder) / "chat.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,174 @@
+"""The command line: ``eef sweep``, ``eef figures``, ``eef runs``.
+
+Heavy libraries are imported by the commands that need them, so that ``eef --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+_POWER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. 0: well, 1: points failed, 2: a mistake that the message explains, 130: interrupted."""
+    given = _parser().parse_args(argv)
+    try:
+        return int(given.command(given))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("EEF_DEBUG") == "1":
+            raise
+        text = str(error) or type(error).__name__
+        print(f"eef: {text}\n(EEF_DEBUG=1 shows where it came from)", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eef", description="Tuning LLM agents on their experts' failures.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("sweep", help="run the points of a sweep file that are not finished, then draw them")
+    one.add_argument("file", metavar="FILE", help="a sweep as YAML, such as experiments/demo.yaml")
+    one.add_argument(
+        "-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="change a parameter"
+    )
+    one.add_argument("--jobs", type=int, default=2, help="points at a time (default 2)")
+    one.add_argument("--dry-run", action="store_true", help="list the points and stop")
+    one.add_argument("--only", metavar="SUBSTR", help="the points whose name contains this")
+    one.set_defaults(command=_sweep)
+
+    two = commands.add_parser("figures", help="draw win rate against budget from finished runs")
+    two.add_argument("--sweep", metavar="NAME", help="the runs of one sweep (default: every run in the root)")
+    two.set_defaults(command=_figures)
+
+    three = commands.add_parser("runs", help="list the runs: id, win rate, state")
+    three.set_defaults(command=_runs)
+
+    for command in (one, two, three):
+        command.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
+    for command in (one, two):
+        command.add_argument("--out", metavar="DIR", help="where the figure goes (default figures/NAME)")
+    return parser
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """``key=value`` words with YAML values; ``1e-4`` is a number here, which YAML 1.1 would read as text."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"-p {word!r}: write key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"-p {word!r}: the value is no YAML; quote it") from None
+        found[key] = float(value) if value == text and _POWER.fullmatch(text) else value
+    return found
+
+
+def _root(given: argparse.Namespace) -> Path:
+    from eef.runs import default_root
+
+    return Path(given.root).resolve() if given.root else default_root()
+
+
+def _sweep(given: argparse.Namespace) -> int:
+    from eef.sweep import read_spec, sweep, sweep_label
+
+    overrides = parse_overrides(given.overrides)
+    code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root)
+    if code or given.dry_run:
+        return code
+    spec = read_spec(given.file)
+    return _draw(given, sweep_label(spec, overrides), spec.figure.get("notebook"), whole=True)
+
+
+def _figures(given: argparse.Namespace) -> int:
+    return _draw(given, given.sweep, None, whole=False)
+
+
+def _draw(given: argparse.Namespace, name: str | None, notebook: str | None, whole: bool) -> int:
+    """Draw a sweep's figure (by its notebook where it names one) and print the table and where they are."""
+    from eef.figures import markdown, table, win_rate_vs_budget
+    from eef.runs import load_runs, read_json, repo_root
+
+    root = _root(given)
+    index: dict[str, Any] = {}
+    if name:
+        at = root / "sweeps" / f"{name}.json"
+        if not at.is_file():
+            known = ", ".join(sorted(path.stem for path in at.parent.glob("*.json"))) or "none"
+            raise ValueError(f"no sweep {name!r} in {root}; known: {known}")
+        index = read_json(at)
+    if missing := index.get("missing"):
+        print(f"{len(missing)} points of {name} are not finished: {', '.join(missing[:5])}")
+        if whole:
+            print(f"no figure yet; `eef figures --sweep {name}` draws what is there")
+            return 0
+    runs = load_runs(root, index.get("run_ids"))
+    if runs.empty and whole:
+        print("the sweep's notebook made no runs: no figure")
+        return 0
+    out = Path(given.out).resolve() if given.out else repo_root() / "figures" / (name or "all")
+    shown = markdown(table(runs))
+    if notebook:
+        _draw_by_notebook(given, notebook, {"root": str(root), "sweep": name, "out": str(out)}, root)
+        picture = out / "win_rate_vs_budget.png"
+    else:
+        picture = win_rate_vs_budget(runs, out)
+    print(f"\n{shown}\n\nfigure: {_near(picture)} (and .svg)\ntable:  {_near(picture.with_suffix('.csv'))}")
+    print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
+    return 0
+
+
+def _draw_by_notebook(given: argparse.Namespace, notebook: str, parameters: dict[str, Any], root: Path) -> None:
+    from papermill.inspection import inspect_notebook
+
+    from eef.sweep import failure, find_notebook, start_notebook, stop
+
+    path = find_notebook(Path(given.file), notebook)
+    declared = inspect_notebook(str(path))
+    base = f"{root}/notebooks/{parameters['sweep']}__{path.stem}"
+    process = start_notebook(path, base, {key: value for key, value in parameters.items() if key in declared}, root)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        stop([process])
+        raise
+    if code:
+        raise RuntimeError(f"{path.name} failed: {failure(base, code)}\n        ({base}.ipynb)")
+
+
+def _near(path: Path) -> Path:
+    """The path as seen from here, where it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _runs(given: argparse.Namespace) -> int:
+    from eef.runs import load_runs
+
+    root = _root(given)
+    runs = load_runs(root)
+    states = [(row["run_id"], row.get("win_rate"), "finished") for row in runs.to_dict("records")]
+    states += [(name, None, "unfinished") for name in runs.attrs["unfinished"]]
+    wide = max((len(name) for name, _, _ in states), default=3)
+    print(f"{'run':{wide}}  win rate  state")
+    for name, rate, state in sorted(states):
+        shown = f"{100 * rate:6.1f} %" if isinstance(rate, float) and rate == rate else f"{'-':>8}"
+        print(f"{name:{wide}}  {shown}  {state}")
+    print(f"{len(states)} runs in {root}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

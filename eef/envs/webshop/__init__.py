@@ -1,0 +1,250 @@
+"""WebShop as a text environment: the official behaviour without Java, HTML or a web server.
+
+Where the official code crashes or corrupts itself, this one departs from it:
+
+| official behaviour                                               | here                                              |
+|------------------------------------------------------------------|---------------------------------------------------|
+| ``search[<a> x]`` raises TypeError                               | all products with attribute x                     |
+| ``search[<c>]`` raises IndexError                                | no results                                        |
+| ``search[<r>]`` draws from the global generator, anew each page  | 50 products fixed by seed, task and page number   |
+| a keyword that holds a page's name (``search_results``,          | ``< Prev`` always leads back to where the episode |
+| ``item_page``) sends ``< Prev`` to the wrong page or to page 0   | came from                                         |
+| prices and price caps differ in each process                     | drawn from a private generator seeded by ``seed`` |
+| a session past the last goal raises IndexError, a negative one   | ``reset`` raises ValueError, naming the range     |
+| or True counts as an index, others draw a goal                   |                                                   |
+| an asin with small letters crashes when clicked                  | opens                                             |
+| no images, an unreadable price, a missing text: a traceback      | the product is left out, counted and logged       |
+| synthetic goals: a product without an instruction is a KeyError  | it is counted and has no goal                     |
+| sessions are kept for ever                                       | an episode is a value; nothing is kept            |
+| an action that is no string raises TypeError                     | invalid: nothing happens                          |
+
+Stepping on after Buy Now is officially possible (a search starts over) and so it is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eef.envs import Step
+from eef.envs.webshop import catalogue as catalogues
+from eef.envs.webshop import goals as goal_makers
+from eef.envs.webshop.catalogue import Skipped, Triple
+from eef.envs.webshop.nouns import Nouns, Tagger
+from eef.envs.webshop.pages import MODES, render
+from eef.envs.webshop.reward import score
+from eef.envs.webshop.session import Shop, State, advance, clickables
+
+__all__ = ["WebShop"]
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A shop with its hashes, and (for the embedded catalogue) the split that belongs to it."""
+
+    shop: Shop
+    catalogue: str
+    goals: str
+    skipped: Skipped
+    own_split: dict[str, list[int]] | None
+    data: Any  # held, so that the identity of a catalogue in memory stays its own
+
+
+_KEPT_SHOPS = 4
+_shops: dict[tuple[Any, ...], _Built] = {}
+_taggers: dict[int, tuple[Tagger | None, Nouns]] = {}
+
+
+class WebShop:
+    """The shop as a :class:`~eef.envs.TextEnv`: one episode at a time, its ``state`` a small value.
+
+    ``data``: a folder with the official files, ``(products, items_ins_v2, items_human_ins)`` in memory (not to be
+    changed afterwards), or None for the embedded generated catalogue, whose options are ``catalogue``.
+    ``human_goals``: human instructions, or the synthetic ones. ``observation``: ``text`` or ``text_rich``.
+    ``seed``: of the drawn prices and price caps. ``show_attrs``: an Attributes page per product. ``nouns``: what tags
+    title nouns (callable or mapping; default spaCy, else a stand-in, see :mod:`eef.envs.webshop.nouns`).
+    ``num_products``: only the first so many. ``split``: ``auto``, ``official``, ``ratio``, a folder of index files or
+    a dictionary, see :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is its own.
+    ``allow_overlap``: accept goals that train and test share. ``max_steps``: for those who roll out, not enforced.
+
+    Success is a reward of 1. A shop is built once per process and set of options. ValueError for an option out of
+    range, :class:`~eef.envs.EnvError` for files that cannot be used.
+    """
+
+    name = "webshop"
+
+    def __init__(
+        self,
+        data: str | Path | Triple | None = None,
+        human_goals: bool = True,
+        observation: str = "text",
+        seed: int = 0,
+        show_attrs: bool = False,
+        nouns: Tagger | None = None,
+        num_products: int | None = None,
+        split: str | Path | dict[str, Any] = "auto",
+        max_steps: int = 10,
+        catalogue: dict[str, Any] | None = None,
+        allow_overlap: bool = False,
+    ) -> None:
+        if observation not in MODES:
+            raise ValueError(f"observation {observation!r} is not one of {', '.join(map(repr, MODES))}")
+        if num_products is not None and num_products < 1:
+            raise ValueError(f"num_products must be at least 1, not {num_products}")
+        if catalogue is not None and data is not None:
+            raise ValueError("'catalogue' are options of the generated catalogue: leave it out where 'data' is given")
+        built = _build(data, human_goals, seed, num_products, catalogue)
+        rule = built.own_split if split == "auto" and built.own_split is not None else split
+        self.shop, self.skipped = built.shop, built.skipped
+        self.generated = data is None
+        self.observation, self.show_attrs, self.max_steps = observation, show_attrs, max_steps
+        self._split = goal_makers.split_goals(self.shop.goals, rule, allow_overlap)
+        self._nouns = _tagger(nouns)
+        digest = hashlib.sha256(json.dumps(self._split, sort_keys=True).encode()).hexdigest()
+        self._stamp = {
+            "catalogue": built.catalogue,
+            "goals": built.goals,
+            "split": digest,
+            "tagger": self._nouns.name,
+        }
+        self.state: State | None = None
+        self._page = ""
+
+    def tasks(self, split: str) -> list[str]:
+        """Task ids (goal indices as text) of ``train``, ``eval`` or ``test``; ValueError for another name."""
+        if split not in self._split:
+            raise ValueError(f"no split {split!r}: known are train, eval, test")
+        return [str(index) for index in self._split[split]]
+
+    def reset(self, task: str) -> str:
+        """Begin the goal with index ``task``; the search page. ValueError where there is no such goal."""
+        self.state = State(self._goal_index(task))
+        self._page = self._render(self.state)
+        return self._page
+
+    def step(self, action: str) -> Step:
+        """One action. An invalid one gives the same page, reward 0 and ``valid=False``.
+
+        ``info``: ``won``; on a purchase also ``breakdown`` (see :func:`eef.envs.webshop.reward.score`), ``asin`` and
+        ``options``.
+        """
+        state = self._current()
+        after = advance(self.shop, state, action, self.show_attrs)
+        if after is None:
+            return Step(self._page, 0.0, False, False, {"won": False})
+        reward = 0.0
+        info: dict[str, Any] = {"won": False}
+        if after.kind == "done":
+            product, options = self.shop.product(after), dict(after.options)
+            reward, breakdown = score(product, self.shop.goals[after.goal], options.values(), self._nouns)
+            after = after._replace(reward=reward)
+            info = {"won": reward == 1.0, "breakdown": breakdown, "asin": product.asin, "options": options}
+        self.state, self._page = after, self._render(after)
+        return Step(self._page, reward, after.kind == "done", True, info)
+
+    def available_actions(self) -> dict[str, Any]:
+        """``{"has_search_bar": bool, "clickables": [lower-cased texts in page order]}``."""
+        state = self._current()
+        names = list(clickables(self.shop, state, self.show_attrs))
+        return {"has_search_bar": state.kind == "search", "clickables": names}
+
+    def fork(self) -> WebShop:
+        """The same state, independent from here on; the shop is shared and never changes."""
+        twin = object.__new__(WebShop)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def stamp(self) -> dict[str, str]:
+        """Hashes of catalogue (drawn prices included), goals and split, and the name of the tagger."""
+        return dict(self._stamp)
+
+    def goal(self, task: str | None = None) -> dict[str, Any]:
+        """The goal of ``task``, or of the current episode, as a fresh dictionary with the official keys."""
+        index = self._current().goal if task is None else self._goal_index(task)
+        return self.shop.goals[index].as_dict()
+
+    def product(self, asin: str) -> dict[str, Any]:
+        """A product as a fresh dictionary (title, tag, price in dollars, options, ...); ValueError if absent."""
+        found = self.shop.by_asin.get(asin) or self.shop.by_asin.get(asin.upper())
+        if found is None:
+            raise ValueError(f"no product {asin!r} in this catalogue")
+        fields = {name: getattr(found, name) for name in type(found).__slots__}
+        options = {group: list(values) for group, values in found.options}
+        return {**fields, "bullets": list(found.bullets), "attributes": list(found.attributes), "options": options}
+
+    def results(self) -> list[str]:
+        """The asins that the current results page shows, in order; empty on any other page."""
+        return [product.asin for product in self.shop.results(self._current())[0]]
+
+    def _render(self, state: State) -> str:
+        return render(self.shop, state, self.observation, self.show_attrs)
+
+    def _current(self) -> State:
+        if self.state is None:
+            raise RuntimeError("no episode yet: call reset(task) first")
+        return self.state
+
+    def _goal_index(self, task: str) -> int:
+        index = int(task) if str(task).isascii() and str(task).isdigit() else -1
+        if not 0 <= index < len(self.shop.goals):
+            raise ValueError(f"no task {task!r}: tasks are '0' to '{len(self.shop.goals) - 1}'")
+        return index
+
+
+def _build(
+    data: str | Path | Triple | None,
+    human_goals: bool,
+    seed: int,
+    num_products: int | None,
+    options: dict[str, Any] | None,
+) -> _Built:
+    rest = (human_goals, seed, num_products)
+    if data is None:
+        key: tuple[Any, ...] = ("embedded", json.dumps(options or {}, sort_keys=True), *rest)
+    elif isinstance(data, (str, Path)):
+        stats = [(str(path.resolve()), path.stat()) for path in catalogues.files(data, human_goals).values()]
+        key = ("folder", *((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats), *rest)
+    else:
+        key = ("memory", id(data), *rest)
+    built = _shops.pop(key, None) or _make(data, human_goals, seed, num_products, options)
+    _shops[key] = built  # at the end: the one used last
+    while len(_shops) > _KEPT_SHOPS:
+        _shops.pop(next(iter(_shops)))
+    return built
+
+
+def _make(
+    data: str | Path | Triple | None,
+    human_goals: bool,
+    seed: int,
+    num_products: int | None,
+    options: dict[str, Any] | None,
+) -> _Built:
+    own_split: dict[str, list[int]] | None = None
+    if data is None:
+        from eef.envs.webshop.generate import embedded
+
+        data, own_split = embedded(**(options or {}))
+        probed = _shops.pop(("memory", id(data), human_goals, seed, num_products), None)
+        if probed is not None and human_goals and num_products is None:  # it was built to grade its own subtasks
+            return replace(probed, own_split=own_split)
+    loaded = catalogues.load(data, human_goals=human_goals, seed=seed, num_products=num_products)
+    goals, skipped = goal_makers.make(loaded, human_goals)
+    if not human_goals or num_products is not None:
+        own_split = None  # its indices count the human goals of all products
+    shop = Shop(loaded.products, goals, seed)
+    held = None if isinstance(data, (str, Path)) else data
+    return _Built(shop, loaded.hash(), goal_makers.hash_of(goals), loaded.skipped | skipped, own_split, held)
+
+
+def _tagger(tagger: Tagger | None) -> Nouns:
+    """One :class:`Nouns` per tagger and process, so that its titles are tagged once."""
+    kept = _taggers.get(id(tagger))
+    if kept is None or kept[0] is not tagger:
+        if len(_taggers) >= 8:
+            _taggers.clear()
+        kept = _taggers[id(tagger)] = (tagger, Nouns(tagger))
+    return kept[1]

@@ -1,0 +1,235 @@
+"""A generated catalogue in WebShop's official file format: the embedded default, and data of any size for tests.
+
+Products come in families: one type and two attributes, many look-alikes that differ in price, colour and size.
+The search engine ranks a family by its words alone, so how deep the first product lies that also fits the price
+and the options is set by the share of cheap ones and by traps (look-alikes without the wanted option, which only
+their own page shows). That depth is what makes a subtask need Next or a step back.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
+
+# type word -> (category, attribute words that suit it)
+_KINDS: dict[str, tuple[str, str]] = {
+    "shirt": ("fashion", "cotton linen breathable wrinkle-free striped quilted thermal stretchy"),
+    "dress": ("fashion", "pleated floral sleeveless satin washable lined wrapped belted"),
+    "jacket": ("fashion", "waterproof hooded insulated fleece windproof packable reversible suede"),
+    "boots": ("fashion", "leather slip-resistant insulated laced cushioned steel-toed suede vegan"),
+    "sweater": ("fashion", "cashmere ribbed chunky merino cropped washable cabled oversized"),
+    "backpack": ("fashion", "rolltop padded canvas lockable ventilated foldable reflective nylon"),
+    "lamp": ("garden", "dimmable brass rechargeable arched ceramic adjustable rustic cordless"),
+    "rug": ("garden", "woven washable jute shaggy braided non-slip tufted geometric"),
+    "curtain": ("garden", "blackout sheer pleated velvet thermal grommet linen embroidered"),
+    "pillow": ("garden", "memory-foam bamboo cooling down-filled quilted tasseled orthopedic velvet"),
+    "blanket": ("garden", "weighted sherpa knitted heated reversible fringed flannel hypoallergenic"),
+    "shelf": ("garden", "floating walnut foldable stackable iron corner lacquered modular"),
+    "kettle": ("grocery", "gooseneck enameled whistling stovetop copper insulated cordless glass"),
+    "mug": ("grocery", "stoneware insulated stackable hand-painted lidded porcelain speckled double-walled"),
+    "skillet": ("grocery", "cast-iron nonstick ceramic lidded oven-safe copper induction hammered"),
+    "bottle": ("grocery", "leakproof insulated collapsible wide-mouth glass engraved infuser dishwasher-safe"),
+    "headphones": ("electronics", "wireless noise-canceling foldable over-ear sweatproof wired studio lightweight"),
+    "keyboard": ("electronics", "mechanical backlit ergonomic wireless compact silent programmable foldable"),
+    "charger": ("electronics", "magnetic fast portable solar braided dual-port travel foldable"),
+    "speaker": ("electronics", "waterproof portable wooden bass-boosted bluetooth rugged retro mountable"),
+    "tripod": ("electronics", "carbon flexible telescopic lightweight magnetic tabletop heavy-duty fluid-head"),
+    "lotion": ("beauty", "fragrance-free organic hydrating vegan tinted anti-aging soothing whipped"),
+    "shampoo": ("beauty", "sulfate-free herbal clarifying moisturizing vegan volumizing color-safe organic"),
+    "brush": ("beauty", "boar-bristle detangling bamboo vented tapered ionic travel angled"),
+}
+_COLORS = "red blue green black white yellow purple pink gray brown orange beige".split()
+_SIZES = "small medium large petite tall wide".split()
+_EXTRAS = "classic modern everyday premium deluxe signature essential heritage urban coastal alpine vintage".split()
+_TEMPLATES = (
+    "i need a {a} {b} {kind} in {color}, size {size}",
+    "looking for a {kind} that is {a} and {b}, color {color}, size {size}",
+    "find me a {color} {kind} with {a} and {b} in size {size}",
+    "i am looking for a {size} {color} {kind}, {b} and {a}",
+    "show me a {b} {a} {kind}, color {color} and size {size}",
+)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What the generated catalogue and its subtasks are like; the embedded default is ``Shop()``.
+
+    ``cheap`` are the shares of cheap products that a family may draw (fewer: the fitting one lies deeper),
+    ``trap`` the chance that a look-alike lacks one value of each option, ``grades`` the shares of easy, medium
+    and hard subtasks (perfect play needs no, one, more than one navigation move), ``train``, ``eval`` and
+    ``test`` the numbers of subtasks.
+    """
+
+    products: int = 4000
+    seed: int = 0
+    cheap: tuple[float, ...] = (0.6, 0.25, 0.1, 0.06)
+    trap: float = 0.2
+    grades: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    train: int = 500
+    eval: int = 100
+    test: int = 500
+
+
+def generate(shop: Shop | None = None) -> Triple:
+    """``(products, items_ins_v2, items_human_ins)`` as the official JSON files hold them, one goal per product."""
+    shop = shop or Shop()
+    rng = random.Random(f"catalogue {shop.seed}")
+    names = _brands(rng, 160)
+    asins = [f"B{number:09d}" for number in range(shop.products)]
+    rng.shuffle(asins)  # the search engine breaks ties by asin: a family must not lie together
+    products: list[dict[str, Any]] = []
+    attributes: dict[str, Any] = {}
+    instructions: dict[str, Any] = {}
+    while asins:
+        family = _family(rng, shop)
+        for _ in range(min(rng.randint(12, 44), len(asins))):
+            asin = asins.pop()
+            product, own = _product(rng, shop, family, asin, rng.choice(names))
+            products.append(product)
+            attributes[asin] = {"attributes": own}
+            if all(word in own for word in family.pair):
+                instructions[asin] = [_instruction(rng, family, product, own)]
+    return products, attributes, instructions
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Look-alikes: one kind, two attributes, the options to draw from, and how dear they are."""
+
+    kind: str
+    category: str
+    pool: list[str]
+    pair: list[str]
+    colors: list[str]
+    sizes: list[str]
+    cheap: float
+    floor: int
+
+
+def _family(rng: random.Random, shop: Shop) -> _Family:
+    kind = rng.choice(list(_KINDS))
+    category, words = _KINDS[kind]
+    pool = words.split()
+    pair, colors, sizes = rng.sample(pool, 2), rng.sample(_COLORS, 4), rng.sample(_SIZES, 3)
+    return _Family(kind, category, pool, pair, colors, sizes, rng.choice(shop.cheap), rng.randint(8, 30))
+
+
+def _product(
+    rng: random.Random, shop: Shop, family: _Family, asin: str, brand: str
+) -> tuple[dict[str, Any], list[str]]:
+    """A product as ``items_shuffle.json`` holds it, and its attributes."""
+    kind, own = family.kind, list(family.pair)
+    if rng.random() < 0.15:  # a near miss: one attribute is another's
+        own[rng.randrange(2)] = rng.choice([word for word in family.pool if word not in family.pair])
+    price = family.floor + (rng.randint(0, 9) if rng.random() < family.cheap else rng.randint(50, 110)) + 0.99
+    extra = rng.choice(_EXTRAS)
+    words = [*own, extra]
+    rng.shuffle(words)
+    options = {"color": _offered(rng, family.colors, shop.trap), "size": _offered(rng, family.sizes, shop.trap)}
+    stress = " ".join(rng.choices([*own, kind, extra], k=rng.randint(0, 4)))  # uneven word counts, uneven ranks
+    product = {
+        "asin": asin,
+        "name": f"{brand} {' '.join(words)} {kind}".title(),
+        "full_description": f"{extra} {kind} by {brand}. {stress}".strip(),
+        "small_description": [f"{own[0]} and {own[1]}", f"a {extra} {kind}"],
+        "pricing": f"${price:.2f}",
+        "category": family.category,
+        "query": kind,
+        "product_category": f"{family.category.title()} › {kind.title()} › {own[0].title()}",
+        "images": [f"{asin}.jpg"],
+        "customization_options": {
+            group: [{"is_selected": False, "url": None, "value": value, "image": None} for value in values]
+            for group, values in options.items()
+        },
+    }
+    return product, [*own, extra]
+
+
+def _instruction(rng: random.Random, family: _Family, product: dict[str, Any], own: list[str]) -> dict[str, Any]:
+    """A record of ``items_human_ins.json`` that asks for the product, with one value of each option."""
+    a, b = family.pair
+    chosen = {group: rng.choice(values)["value"] for group, values in product["customization_options"].items()}
+    return {
+        "asin": product["asin"],
+        "instruction": rng.choice(_TEMPLATES).format(a=a, b=b, kind=family.kind, **chosen),
+        "attributes": own,
+        "options": [f"{group}: {value}" for group, value in chosen.items()],
+        "instruction_attributes": [a, b],
+        "instruction_options": list(chosen.values()),
+        "worker_id": "generated",
+        "assignment_id": f"{product['asin']}-0",
+    }
+
+
+def _offered(rng: random.Random, values: list[str], trap: float) -> list[str]:
+    lacking = rng.choice(values) if rng.random() < trap else None
+    return [value for value in values if value != lacking]
+
+
+def _brands(rng: random.Random, count: int) -> list[str]:
+    heads, tails = (
+        "nor bel tam ver kol san mar lin dor fen hal wes".split(),
+        "wick ora den ley mont via sted aro".split(),
+    )
+    every = [head + middle + tail for head in heads for middle in ("", "a", "i") for tail in tails]
+    return rng.sample(every, count)
+
+
+def write(shop: Shop, folder: str | Path) -> Path:
+    """The generated catalogue as official files in ``folder``, with ``shop.json`` saying how it was made."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json")
+    for name, content in zip(names, generate(shop), strict=True):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    (folder / "shop.json").write_text(json.dumps(asdict(shop), indent=1), encoding="utf-8")
+    return folder
+
+
+def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
+    """The embedded default: a catalogue and its split, ``{"train" | "eval" | "test": goal indices}``.
+
+    ``options`` are fields of :class:`Shop`. Difficulty is graded by what perfect play needs, never by an expert
+    that errs; ValueError when the catalogue holds too few subtasks of a grade.
+    """
+    from eef.envs.webshop import WebShop
+    from eef.envs.webshop.shopper import play
+
+    try:
+        shop = Shop(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    except TypeError as error:
+        raise TypeError(f"catalogue: {error}; known are {', '.join(Shop.__dataclass_fields__)}") from None
+    triple = generate(shop)
+    count = sum(len(records) for records in triple[2].values())
+    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=40)
+    graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
+    for task in env.tasks("train"):
+        played = play(env, task)
+        if played.won:
+            graded[grade(played.actions)].append(int(task))
+    rng = random.Random(f"split {shop.seed}")
+    split: dict[str, list[int]] = {"train": [], "eval": [], "test": []}
+    for name, share in zip(graded, shop.grades, strict=True):
+        rng.shuffle(graded[name])
+        need = {part: round(share * getattr(shop, part)) for part in split}
+        if sum(need.values()) > len(graded[name]):
+            raise ValueError(
+                f"the generated catalogue has {len(graded[name])} {name} subtasks and {sum(need.values())} are asked for: "
+                "raise 'products', or lower 'train', 'test' or that share of 'grades'"
+            )
+        for part, size in need.items():
+            split[part] += [graded[name].pop() for _ in range(size)]
+    for part in split.values():
+        rng.shuffle(part)
+    return triple, split
+
+
+def grade(actions: list[str]) -> str:
+    """``easy``, ``medium`` or ``hard``: no, one, or more than one Next or Prev in perfect play."""
+    moves = sum(action.lower() in ("click[next >]", "click[< prev]") for action in actions)
+    return ("easy", "medium", "hard")[min(moves, 2)]

@@ -1,0 +1,106 @@
+"""The reward of a purchase: type, attributes, options and price against the goal, as the official ``get_reward``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from rapidfuzz.fuzz import token_set_ratio
+
+from eef.envs.webshop.catalogue import Product
+from eef.envs.webshop.goals import Goal
+from eef.envs.webshop.nouns import Nouns
+
+# The official colour words; the first that occurs anywhere in a value replaces it ("rectangular" becomes "tan").
+_COLOR_WORDS = (
+    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel "
+    "camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry "
+    "cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green "
+    "grey heather indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot "
+    "midnight mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple "
+    "rainbow red rose royal rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan "
+    "taupe teal tiger turquoise violet walnut wheat white wine yellow"
+)
+COLORS = tuple(_COLOR_WORDS.split())
+
+
+@lru_cache(maxsize=1 << 16)
+def _plain(text: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]", " ", text.encode("ascii", "ignore").decode()).lower().strip()
+
+
+@lru_cache(maxsize=1 << 16)
+def alike(one: str, other: str) -> bool:
+    """Whether the token-set ratio of two texts, ASCII letters and digits only, rounds to more than 85 (of 100)."""
+    one, other = _plain(one), _plain(other)
+    return bool(one and other) and round(token_set_ratio(one, other)) > 85
+
+
+def normalize_color(value: str) -> str:
+    """The first colour word that ``value`` contains, else ``value``."""
+    return next((color for color in COLORS if color in value), value)
+
+
+def _wanted(option: str | tuple[str, str]) -> str:
+    """An option of the goal as compared: of a synthetic pair the colour that it names exactly, else as printed."""
+    if isinstance(option, str):
+        return normalize_color(option)
+    return next((color for color in COLORS if color in option), str(option))
+
+
+def _attribute_met(attribute: str, product: Product, texts: tuple[str, ...]) -> bool:
+    return any(alike(own, attribute) for own in product.attributes) or any(attribute in text for text in texts)
+
+
+def score(product: Product, goal: Goal, options: Iterable[str], nouns: Nouns) -> tuple[float, dict[str, Any]]:
+    """``(reward in [0, 1], breakdown)`` of buying ``product`` with the selected option values ``options``.
+
+    The breakdown has the official keys: r_type, r_att, w_att, query_match, category_match, title_score, r_option and
+    w_option (only for a goal with options), r_price, w_price.
+    """
+    kind = _type(product, goal, nouns)
+    texts = product.title.lower(), " ".join(product.bullets).lower(), product.description.lower()
+    attributes = sum(_attribute_met(attribute, product, texts) for attribute in goal.attributes)
+    chosen = [normalize_color(value) for value in options]
+    wanted = [_wanted(option) for option in goal.options]
+    met = sum(any(alike(value, want) for value in chosen) for want in wanted)
+    price = product.price <= goal.price_upper
+    parts = len(goal.attributes) + len(wanted) + 1
+    total = (attributes + met + price) / parts * kind["r_type"]
+    info = {
+        "r_type": kind["r_type"],
+        "r_att": attributes / len(goal.attributes),
+        "w_att": len(goal.attributes) / parts,
+        "query_match": kind["query_match"],
+        "category_match": kind["category_match"],
+        "title_score": kind["title_score"],
+    }
+    if wanted:
+        info |= {"r_option": met / len(wanted), "w_option": len(wanted) / parts}
+    return total, info | {"r_price": price, "w_price": 1 / parts}
+
+
+def _type(product: Product, goal: Goal, nouns: Nouns) -> dict[str, Any]:
+    query_match = product.query == goal.query
+    common = _pieces(product.product_category) & _pieces(goal.product_category)
+    category_match = len(common) >= 2
+    wanted, number = nouns(goal.name)  # officially a noun that occurs twice counts once above, twice below the line
+    title_score = len(nouns(product.title)[0] & wanted) / number if wanted else 0.2
+    r_type = 1.0 if query_match or category_match or title_score > 0.2 else 0.5
+    if title_score < 0.1:  # later rules override: a title in common with nothing loses all, whatever the category
+        r_type = 0.1
+    if title_score == 0.0:
+        r_type = 0.0
+    return {
+        "r_type": r_type,
+        "query_match": query_match,
+        "category_match": category_match,
+        "title_score": title_score,
+    }
+
+
+@lru_cache(maxsize=1 << 15)
+def _pieces(product_category: str) -> frozenset[str]:
+    return frozenset(piece.strip() for piece in product_category.split("\u203a"))

@@ -1,0 +1,157 @@
+"""A scripted shopper: perfect, or one that slips. It stands in for an expert where no model can be asked.
+
+The perfect shopper acts on what a page shows: it searches for the goal's attributes and kind, opens the first row
+not yet seen whose title and price fit, picks the wanted options, buys; it steps back from an item that lacks an
+option and turns the page when no row fits. With ``insight`` (official data, whose attributes titles rarely show)
+it also knows which row would win.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from eef.trajectory import Trajectory, Turn
+
+if TYPE_CHECKING:
+    from eef.envs.webshop import WebShop
+
+
+@dataclass(frozen=True)
+class Slips:
+    """How a shopper errs. Chances per decision, each in [0, 1].
+
+    ``base`` + ``growth`` * (turn number) is the chance of a slip; ``late`` is added on an item page once the
+    shopper has used Next or Prev: it finds the hard item and then spoils the purchase, so that its wins hardly
+    show navigation and its failures do. ``notice`` is the chance to see that an opened item is wrong and step
+    back (a recovery).
+    """
+
+    base: float = 0.0
+    growth: float = 0.0
+    late: float = 0.0
+    notice: float = 1.0
+
+
+@dataclass
+class _Mind:
+    seen: set[str] = field(default_factory=set)
+    chosen: set[str] = field(default_factory=set)
+    navigated: bool = False
+    wrong: bool = False
+
+
+def play(env: WebShop, task: str, slips: Slips | None = None, seed: int = 0, insight: bool = False) -> Trajectory:
+    """One episode of the shopper on ``task``; equal arguments give an equal trajectory. ``env`` is left at its end."""
+    rng = random.Random(f"{seed} {task}")
+    slips = slips or Slips()
+    prompt = page = env.reset(task)
+    goal = env.goal()
+    mind = _Mind()
+    turns: list[Turn] = []
+    reward, won, done = 0.0, False, False
+    while not done and len(turns) < env.max_steps:
+        risk = slips.base + slips.growth * len(turns)
+        action = _decide(env, page, goal, mind, rng, slips, risk, insight)
+        mind.navigated |= action in ("click[next >]", "click[< prev]")
+        step = env.step(action)
+        turns.append(Turn(action, step.observation))
+        page, done, reward, won = step.observation, step.done, step.reward, bool(step.info.get("won"))
+    outcome = "done" if done else "max_steps"
+    return Trajectory(task, prompt, tuple(turns), reward if done else 0.0, won and done, "", outcome)
+
+
+def _decide(
+    env: WebShop, page: str, goal: dict, mind: _Mind, rng: random.Random, slips: Slips, risk: float, insight: bool
+) -> str:
+    available = env.available_actions()
+    clickables: list[str] = available["clickables"]
+    if available["has_search_bar"]:
+        return f"search[{_query(goal, insight)}]"
+    if "next >" in clickables:
+        return _on_results(env, page, goal, mind, rng, risk, insight)
+    if "buy now" in clickables:
+        late = slips.late if mind.navigated else 0.0
+        return _on_item(goal, clickables, mind, rng, slips, risk + late)
+    return "click[< prev]"
+
+
+def _query(goal: dict, insight: bool) -> str:
+    if insight:
+        return re.sub(r",? and price lower than .*$", "", goal["instruction_text"].lower())
+    return " ".join([*goal["attributes"], goal["query"]])
+
+
+def rows(page: str) -> list[tuple[str, str, float]]:
+    """``(asin, title, lowest price in dollars)`` of each row that a result page shows."""
+    parts = page.split(" [SEP] ")
+    return [
+        (parts[i], parts[i + 1], float(re.findall(r"[\d.]+", parts[i + 2])[0]))
+        for i in range(len(parts) - 2)
+        if re.fullmatch(r"[A-Z0-9]{10}", parts[i]) and parts[i + 2].startswith("$")
+    ]
+
+
+def _on_results(
+    env: WebShop, page: str, goal: dict, mind: _Mind, rng: random.Random, risk: float, insight: bool
+) -> str:
+    mind.chosen.clear()
+    mind.wrong = False
+    shown = rows(page)
+    fitting = [row[0] for row in shown if row[0] not in mind.seen and _fits(env, row, goal, insight)]
+    others = [row[0] for row in shown if row[0] not in fitting]
+    if rng.random() < risk:
+        slip = rng.choice(["wrong row", "wrong row", "overlook"])
+        if slip == "wrong row" and others:
+            mind.wrong = True
+            return _open(rng.choice(others), mind)
+        return "click[next >]"
+    if fitting:
+        return _open(fitting[0], mind)
+    return "click[next >]" if shown else "click[back to search]"
+
+
+def _open(asin: str, mind: _Mind) -> str:
+    mind.seen.add(asin)
+    return f"click[{asin.lower()}]"
+
+
+def _fits(env: WebShop, row: tuple[str, str, float], goal: dict, insight: bool) -> bool:
+    asin, title, price = row
+    if insight:
+        twin = env.fork()
+        twin.step(f"click[{asin.lower()}]")
+        for value in goal["goal_options"]:
+            twin.step(f"click[{value.lower()}]")
+        return bool(twin.step("click[buy now]").info["won"])
+    words = title.lower().split()
+    return price <= goal["price_upper"] and all(word in words for word in [*goal["attributes"], goal["query"]])
+
+
+def _on_item(goal: dict, clickables: list[str], mind: _Mind, rng: random.Random, slips: Slips, risk: float) -> str:
+    wanted = [value.lower() for value in goal["goal_options"]]
+    left = [value for value in wanted if value not in mind.chosen]
+    lacking = [value for value in left if value not in clickables]
+    if (mind.wrong or lacking) and rng.random() < slips.notice:
+        return "click[< prev]"
+    values = clickables[clickables.index("buy now") + 1 :]
+    if rng.random() < risk:
+        slip = rng.choice(["hasty", "wrong option", "look"])
+        unwanted = [value for value in values if value not in wanted]
+        if slip == "wrong option" and left and unwanted:
+            mind.chosen.add(left[0])  # believed to be chosen
+            return f"click[{rng.choice(unwanted)}]"
+        if slip == "look":
+            return "click[features]"
+        return "click[buy now]"
+    if left and left[0] in clickables:
+        mind.chosen.add(left[0])
+        return f"click[{left[0]}]"
+    mind.chosen.update(left[:1])
+    rest = [value for value in left[1:] if value in clickables]
+    if rest:
+        mind.chosen.add(rest[0])
+        return f"click[{rest[0]}]"
+    return "click[buy now]"

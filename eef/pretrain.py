@@ -1,0 +1,221 @@
+"""How the small embedded base model is made: its tokenizer, its architecture, and the text that it reads.
+
+The text shows no play: random walks that never buy (what a page looks like after a click), and single pages with
+questions about them (which row holds these words, which prices are under a cap, which words recur, which rows were
+opened). Words are named anew in each conversation (:class:`eef.chat.Aliases`), so there is nothing to memorise.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from eef.chat import DOLLARS, FIRST, OTHER, ROWS, Chat, Dialogue
+from eef.train import Row
+
+if TYPE_CHECKING:
+    from eef.envs.webshop import WebShop
+
+_SPECIAL = ["<pad>", "<unk>", "<obs>", "<act>", "<end>"]
+_PHRASES = [
+    "webshop", "instruction:", "search", "back_to_search", "<_prev", "next_>", "description", "features", "reviews",
+    "attributes", "buy_now", "rating:_n.a.", "page", "price",
+]  # fmt: skip
+_WORDS = (
+    "i a an and am are at be by can color colors find for from give has have in is it looking lower me my need of on "
+    "or price show size sizes than that the to under want which with would like dollars please something"
+).split()
+_ASKED = ["?row", "?under", "?most", "?shared", "?opened", "=", "none", "not"]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<obs> ' if m.role == 'user' else '<act> ' }}{{ m.content }} "
+    "{% if m.role == 'assistant' %}{{ '<end> ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<act> {% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over a few hundred symbols; contents reach it through ``Aliases``."""
+    symbols = [f"i{n}" for n in range(FIRST)] + [f"o{n}" for n in range(OTHER)]
+    symbols += [f"r{n}" for n in range(1, ROWS + 1)] + [f"${n}" for n in range(DOLLARS + 1)] + ["$more"]
+    words = [*_SPECIAL, "search[", "click[", "]", *_PHRASES, *_WORDS, *_ASKED, *map(str, range(61)), *symbols]
+    vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<end>", bos_token="<obs>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer: Any, width: int, layers: int, heads: int, context: int = 2048) -> LlamaForCausalLM:
+    """A Llama of the given size, freshly initialised."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width * 8 // 3 // 16 * 16,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def documents(env: WebShop, chat: Chat, count: int, seed: int, split: str = "train") -> list[Row]:
+    """``count`` documents from pages of ``env``: a third walks with all tokens learnt, else questions on one page."""
+    rng = random.Random(f"documents {seed}")
+    tasks = env.tasks(split)
+    return [_document(env, chat, rng.choice(tasks), rng, walk=index % 3 == 0) for index in range(count)]
+
+
+def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: bool) -> Row:
+    talk = chat.begin()
+    page = env.reset(task)
+    ids = talk.hear(page)
+    mask = [walk] * len(ids)
+    opened: list[str] = []
+    steps = rng.randint(2, 6) if walk else rng.choice([1, 1, 2, 2, 3])
+    for step in range(steps):
+        action = _wander(env, page, rng, step)
+        said = talk.say(action)
+        assert talk.aliases is not None
+        if row := re.search(r"\[ (r\d+) \]", talk.aliases.read_action(action)):
+            opened.append(row[1])
+        elif action not in ("click[< prev]", "click[features]", "click[description]", "click[reviews]"):
+            opened = []
+        page = env.step(action).observation
+        heard = talk.hear(page)
+        ids += said + heard
+        mask += [walk] * (len(said) + len(heard))
+    asked, learnt = _questions(chat, talk, page, opened, rng, rng.randint(3, 6) if walk else 24)
+    return Row(tuple(ids + asked), tuple(mask + learnt))
+
+
+def _wander(env: WebShop, page: str, rng: random.Random, step: int) -> str:
+    """A random valid action that never buys; the first one searches for some words of the instruction."""
+    available = env.available_actions()
+    if available["has_search_bar"]:
+        words = re.findall(r"[\w'-]+", page.split("Instruction: [SEP] ")[-1].split(", and price")[0].lower())
+        words = [word for word in words if word not in _WORDS or rng.random() < 0.05]
+        picked = sorted(rng.sample(range(len(words)), min(len(words), rng.randint(1, 4))))
+        return f"search[{' '.join(words[place] for place in picked)}]"
+    clickables = [name for name in available["clickables"] if name not in ("buy now", "back to search")]
+    moves = [name for name in clickables if name in ("next >", "< prev")]
+    return f"click[{rng.choice(moves if moves and rng.random() < 0.35 else clickables)}]"
+
+
+def _questions(
+    chat: Chat, talk: Dialogue, page: str, opened: list[str], rng: random.Random, count: int
+) -> tuple[list[int], list[bool]]:
+    """Questions on the page in view, in its symbols, and their answers, which alone carry loss."""
+    assert talk.aliases is not None
+    symbols = talk.aliases.copy().read(page).split()
+    head, listed = _parse(symbols)
+    words = [symbol for symbol in head if symbol[0] == "i" and symbol[1:].isdigit()]
+    caps = [int(symbol[1:]) for symbol in head if symbol[0] == "$" and symbol[1:].isdigit()]
+    ids: list[int] = []
+    mask: list[bool] = []
+    for _ in range(count):
+        question, answer = _question(words, caps, symbols, head, listed, opened, rng)
+        for part, learn in ((question, False), (answer, True)):
+            new = chat.tokenizer(" ".join(part), add_special_tokens=False)["input_ids"]
+            ids += new
+            mask += [learn] * len(new)
+    return ids, mask
+
+
+def _parse(symbols: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The instruction's symbols, and for each listed row its title and price symbols."""
+    starts = [place for place, symbol in enumerate(symbols) if re.fullmatch(r"r\d+", symbol)]
+    first = symbols.index("back_to_search") if "back_to_search" in symbols else len(symbols)
+    rows = {
+        symbols[start]: symbols[start + 1 : stop]
+        for start, stop in zip(starts, [*starts, len(symbols)][1:], strict=True)
+    }
+    return symbols[:first], rows
+
+
+def _question(
+    words: list[str],
+    caps: list[int],
+    symbols: list[str],
+    head: list[str],
+    listed: dict[str, list[str]],
+    opened: list[str],
+    rng: random.Random,
+) -> tuple[list[str], list[str]]:
+    kind = rng.choice(["?row", "?row", "?row", "?under", "?most", "?opened", "?shared"]) if listed else "?shared"
+    if kind == "?shared":
+        rest = symbols[len(head) :]
+        return ["?shared", "="], [word for word in words if word in rest] or ["none"]
+    if kind == "?opened":
+        return ["?opened", "="], sorted(set(opened), key=lambda row: int(row[1:])) or ["none"]
+    dollars = {
+        row: int(price[0][1:])
+        for row, title in listed.items()
+        if (price := [s for s in title if s[0] == "$" and s[1:].isdigit()])
+    }
+    if kind == "?under" and caps:
+        return ["?under", "="], [row for row in listed if dollars.get(row, 999) <= caps[0]] or ["none"]
+    shared = {row: len(set(title) & set(words)) for row, title in listed.items()}
+    if kind == "?most" or not words:
+        return ["?most", "="], [max(listed, key=lambda row: shared[row])]
+    rows = list(listed)
+    about = listed[rng.choice(rows)]
+    asked = [symbol for symbol in about if symbol[0] in "io"]
+    if rng.random() < 0.6:  # words of the instruction that the page holds, as far as it does
+        asked = [symbol for symbol in words if any(symbol in title for title in listed.values())] or words
+    asked = rng.sample(asked, min(len(asked), rng.randint(1, 3)))
+    fits = [row for row in rows if all(symbol in listed[row] for symbol in asked)]
+    query = ["?row", *asked]
+    if rng.random() < 0.6:
+        cap = caps[0] if caps and rng.random() < 0.5 else rng.randrange(10, 130, 10)
+        query.append(f"${cap}")
+        fits = [row for row in fits if dollars.get(row, 999) <= cap]
+    if fits and rng.random() < 0.4:
+        barred = (
+            rng.sample(rows, min(len(rows), rng.randint(1, 3))) if rng.random() < 0.4 else fits[: rng.randint(1, 2)]
+        )
+        query += ["not", *barred]
+        fits = [row for row in fits if row not in barred]
+    return [*query, "="], fits[:1] or ["none"]
+
+
+@torch.inference_mode()
+def accuracy(model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
+    """Share of questions whose whole answer is the likeliest token at each place, by kind of question."""
+    kinds = {tokenizer.convert_tokens_to_ids(kind): kind for kind in _ASKED if kind[0] == "?"}
+    right: dict[str, list[bool]] = {}
+    for row in rows:
+        guessed = model(input_ids=torch.tensor([row.ids])).logits[0].argmax(-1).tolist()
+        kind, answering = "", False
+        for place, token in enumerate(row.ids):
+            if token in kinds:
+                kind, answering = kinds[token], False
+            elif kind and row.mask[place] and not answering:
+                right.setdefault(kind, []).append(guessed[place - 1] == token)
+                answering = True
+            elif kind and row.mask[place]:
+                right[kind][-1] &= guessed[place - 1] == token
+    return {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
+
+
+def save(model: Any, tokenizer: Any, folder: str | Path, options: dict[str, Any]) -> Path:
+    """Model, tokenizer and ``chat.json`` as :meth:`eef.policy.Policy.load` reads them."""
+    folder = Path(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat.json").write_text(json.dumps(options), encoding="utf-8")
+    return folder

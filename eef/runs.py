@@ -1,0 +1,437 @@
+"""What a run leaves behind: a folder per run, content-addressed stages that runs share, and W&B as a mirror.
+
+``root/{run_id}/`` holds ``config.json``, ``stamp.json``, ``metrics.jsonl``, ``result.json``, ``timing.json`` and a
+link to each stage; ``root/stages/{name}-{hash}/`` holds the stages. The folder is the record: figures read it alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+PACKAGE = Path(__file__).resolve().parent
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_CLOCK = re.compile(r"(^|_)(seconds|time)$")
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be written or read; the message says where and what to do."""
+
+
+def repo_root() -> Path:
+    """The checkout that the package lies in, or the current folder where it is installed as a wheel."""
+    return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
+
+
+def default_root() -> Path:
+    """``EEF_ROOT`` (sweeps set it), else ``experiments/runs`` of the checkout."""
+    return Path(os.environ.get("EEF_ROOT") or repo_root() / "experiments" / "runs").resolve()
+
+
+def plain(value: Any) -> Any:
+    """The same value in JSON's own types: numpy scalars and paths unwrapped, NaN as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if type(value).__module__ == "numpy":
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be kept as JSON: give numbers, strings, lists or dicts")
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """First hex digits of the SHA-256 of canonical JSON: the same for equal content in any order of keys."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def code_hash(*names: str) -> str:
+    """Hash of the package's files (code and shipped data), or of the named ones alone (``"train.py"``)."""
+    found = [PACKAGE / name for name in names] or [p for p in PACKAGE.rglob("*") if p.is_file()]
+    kept = sorted(path for path in found if "__pycache__" not in path.parts and not path.name.startswith("."))
+    return digest({str(path.relative_to(PACKAGE)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept})
+
+
+@contextmanager
+def disk_errors(where: Path, codes: tuple[int, ...] = _FULL + _BARRED) -> Iterator[None]:
+    """Turn the disk's own troubles into one clear message; other errors pass as they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
+        at = error.filename or where
+        if error.errno in _FULL:
+            raise RunError(
+                f"the disk is full at {at}: free some space and start again (finished stages are kept)"
+            ) from error
+        hint = "choose another folder with --root or the variable EEF_ROOT"
+        raise RunError(f"cannot write at {at} ({error.strerror}): {hint}") from error
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, path)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write sorted, indented JSON whole or not at all."""
+    return write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a torn file is a :class:`RunError` that names it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: start the run again to have it written anew") from None
+    except ValueError as error:
+        raise RunError(
+            f"{path}: the file is torn or no JSON ({error}); delete it and start the run again, "
+            "its finished stages are reused"
+        ) from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: a JSON object was expected, not {type(value).__name__}")
+    return value
+
+
+def log_metrics(path: Path, rows: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
+    """Append one row, or many, to ``metrics.jsonl`` in a stage's folder."""
+    many = [rows] if isinstance(rows, Mapping) else rows
+    with disk_errors(path), open(path / "metrics.jsonl", "a", encoding="utf-8") as out:
+        out.writelines(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in many)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise RunError(f"{path}, line {number}: the line is torn or no JSON; delete the line") from None
+    return rows
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("eef", "torch", "transformers", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def stamp(env_stamp: Mapping[str, Any], chat_hash: str) -> dict[str, Any]:
+    """Where a run came from: commit, versions, machine, and the hashes that decide which runs may be compared."""
+    top = _git("rev-parse", "--show-toplevel")
+    ours = top is not None and Path(top).resolve() == PACKAGE.parent  # not some other repository around a venv
+    changes = _git("status", "--porcelain") if ours else None
+    torch = sys.modules.get("torch")  # a stamp is no reason to import it
+    return {
+        "commit": (_git("rev-parse", "HEAD") if ours else None) or "unknown",
+        "dirty": None if changes is None else bool(changes),
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
+        "hashes": {**plain(env_stamp), "chat": chat_hash},
+    }
+
+
+@dataclass
+class Run:
+    """One method, environment and seed under one configuration; :meth:`open` makes or finds its folder."""
+
+    root: Path
+    env: str
+    method: str
+    seed: int
+    config: dict[str, Any]
+    stamp: dict[str, Any]
+    tags: tuple[str, ...] = ()
+    group: str = ""
+    stages: dict[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, root: str | Path | None, env: str, method: str, seed: int, config: Mapping[str, Any],
+        stamp: Mapping[str, Any], tags: Iterable[str] = (), group: str | None = None,
+    ) -> Run:  # fmt: skip
+        """Make or find the run's folder. ``root`` None means :func:`default_root`; ``group`` is the sweep's name."""
+        where = Path(root).resolve() if root else default_root()
+        named = os.environ.get("EEF_SWEEP", "") if group is None else group
+        run = cls(where, env, method, int(seed), plain(config), plain(stamp), tuple(tags), named)
+        about = {"run_id": run.run_id, "env": env, "method": method, "seed": run.seed}
+        write_json(run.folder / "config.json", {**about, "group": named, "tags": run.tags, "config": run.config})
+        write_json(run.folder / "stamp.json", run.stamp)
+        with disk_errors(where):
+            (where / "stages").mkdir(exist_ok=True)
+            _remove_stale(where / "stages")
+            if ids := os.environ.get("EEF_RUN_IDS"):  # how a sweep learns which runs a point made
+                with open(ids, "a", encoding="utf-8") as out:
+                    out.write(run.run_id + "\n")
+        return run
+
+    @property
+    def run_id(self) -> str:
+        """Deterministic, so that starting again finds the same folder."""
+        hashed = digest([self.config, self.stamp.get("hashes", {})], 8)
+        return f"{_safe(self.env)}__{_safe(self.method)}__s{self.seed}__{hashed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.run_id
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "result.json").is_file()
+
+    def stage(self, name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        """The folder of a stage, made by ``make(folder)`` unless a run with the same name and key made it before.
+
+        ``key`` holds all that the stage's content depends on (with :func:`code_hash` where code matters). The folder
+        appears whole or not at all; of several processes one makes it and the others wait.
+        """
+        if _safe(name) != name or not name or "." in name:
+            raise ValueError(f"stage name {name!r}: letters, digits, - and _ alone")
+        label = f"{name}-{digest(key)}"
+        stages = self.root / "stages"
+        final = stages / label
+        made = False
+        if not _whole(final):
+            with _lock(stages / f".{label}.lock", f"[{name}] waits for another process that makes {label}"):
+                if made := not _whole(final):
+                    self._make(name, key, final, make)
+        if not made:
+            print(f"[{name}] reused ({label})", flush=True)
+        link = self.folder / name
+        with disk_errors(link):
+            beside = self.folder / f".{name}.{os.getpid()}"
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(Path("..") / "stages" / label)
+            os.replace(beside, link)
+        self.stages[name] = final
+        return final
+
+    def _make(self, name: str, key: Mapping[str, Any], final: Path, make: Callable[[Path], None]) -> None:
+        """Make a stage beside its place, then rename; the caller holds the stage's lock."""
+        for stale in final.parent.glob(f".{final.name}.[0-9]*"):  # we hold the lock, so its maker is dead
+            shutil.rmtree(stale, ignore_errors=True)
+        beside = final.parent / f".{final.name}.{os.getpid()}"
+        print(f"[{name}] starts ({final.name})", flush=True)
+        with disk_errors(final):
+            beside.mkdir()
+        start = time.perf_counter()
+        try:
+            with disk_errors(final, _FULL):  # of make's own errors only a full disk is ours to explain
+                make(beside)
+            seconds = round(time.perf_counter() - start, 3)
+            made = {"versions": _versions(), "commit": self.stamp.get("commit", "unknown")}
+            write_json(beside / "stage.json", {"name": name, "key": plain(key), "seconds": seconds, **made})
+            with disk_errors(final):
+                if final.exists():  # a copy without stage.json is no stage
+                    shutil.rmtree(final)
+                os.rename(beside, final)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        print(f"[{name}] made in {seconds:.1f} s", flush=True)
+
+    def seconds(self) -> float:
+        """What the run's stages took when they were made, by this run or another."""
+        return round(sum(read_json(path / "stage.json")["seconds"] for path in self.stages.values()), 3)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The stages' rows in order of the stages; made from whole stages, so resuming never doubles a line."""
+        return [{"stage": name, **row} for name, at in self.stages.items() for row in _read_rows(at / "metrics.jsonl")]
+
+    def finish(self, result: Mapping[str, Any], wandb: str = "offline") -> Path:
+        """Write metrics and result, then mirror them to W&B; returns the path of ``result.json``.
+
+        Keys that end in ``seconds`` or ``time`` go to ``timing.json``: equal runs have equal results, byte for byte.
+        """
+        kept = {key: value for key, value in plain(result).items() if not _CLOCK.search(key)}
+        clock = {key: value for key, value in plain(result).items() if _CLOCK.search(key)}
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.metrics]
+        write_text(self.folder / "metrics.jsonl", "".join(lines))
+        path = write_json(self.folder / "result.json", kept)
+        timing = {
+            **clock,
+            "seconds": self.seconds(),
+            "stages": {name: read_json(at / "stage.json")["seconds"] for name, at in self.stages.items()},
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "wandb": wandb_mirror(self, wandb),
+        }
+        write_json(self.folder / "timing.json", timing)
+        return path
+
+
+@contextmanager
+def _lock(path: Path, waits: str) -> Iterator[None]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(waits, flush=True)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+def _whole(stage: Path) -> bool:
+    return (stage / "stage.json").is_file()
+
+
+def _remove_stale(stages: Path) -> None:
+    """Remove what killed processes left half made. A free lock proves the death, on whatever machine it was."""
+    for beside in stages.glob(".*-*.[0-9]*"):
+        try:
+            with FileLock(stages / f"{beside.stem}.lock", timeout=0):
+                shutil.rmtree(beside, ignore_errors=True)
+        except Timeout:
+            continue
+
+
+def load_runs(root: str | Path, run_ids: Iterable[str] | None = None) -> pd.DataFrame:
+    """One row per finished run: run_id, env, seed, the result's fields, label, config, hashes, folder.
+
+    ``frame.attrs["unfinished"]`` names the runs that have a folder and no result. ``run_ids`` limits to those.
+    """
+    wanted = None if run_ids is None else set(run_ids)
+    rows, unfinished = [], []
+    for folder in sorted(path.parent for path in Path(root).glob("*__*/config.json")):
+        if wanted is not None and folder.name not in wanted:
+            continue
+        if not (folder / "result.json").exists():
+            unfinished.append(folder.name)
+            continue
+        about, result = read_json(folder / "config.json"), read_json(folder / "result.json")
+        named = {"run_id": folder.name, **{key: about.get(key) for key in ("env", "method", "seed")}}
+        hashes = read_json(folder / "stamp.json").get("hashes", {})
+        more = {"label": about.get("method"), "config": about.get("config"), "hashes": hashes, "folder": str(folder)}
+        rows.append({**named, **result, **more})
+    frame = pd.DataFrame(rows)
+    frame.attrs["unfinished"] = unfinished + sorted((wanted or set()) - {r["run_id"] for r in rows} - set(unfinished))
+    return frame
+
+
+def wandb_mirror(run: Run, mode: str = "offline") -> dict[str, Any]:
+    """Mirror a finished run to W&B; ``WANDB_MODE`` goes before ``mode``. Returns what became of it, for timing.json.
+
+    It runs in a process of its own, without a terminal and within a time limit: W&B can neither ask, hang nor fail a
+    run. What goes wrong is one printed line and a field in the answer.
+    """
+    wanted = os.environ.get("WANDB_MODE") or mode
+    state: dict[str, Any] = {"mode": wanted, "content": digest([run.config, read_json(run.folder / "result.json")])}
+    before = run.folder / "timing.json"
+    if before.exists() and {**state, "error": None}.items() <= (read_json(before).get("wandb") or {}).items():
+        return read_json(before)["wandb"]
+    error = None if wanted in ("offline", "online", "disabled") else f"W&B mode {wanted!r} is unknown: offline is used"
+    mode = wanted if error is None else "offline"
+    if mode != "disabled":
+        failed = _mirror_apart(run.folder, mode)
+        if failed and mode == "online":
+            mode, error = "offline", failed
+            failed = _mirror_apart(run.folder, mode)
+        error = "; ".join(filter(None, (error, failed))) or None
+    if error:
+        print(f"warning: W&B {wanted} -> {mode}: {error}; the record in {run.folder.name} is complete", flush=True)
+    return {**state, "used": mode, "error": error}
+
+
+def _mirror_apart(folder: Path, mode: str) -> str | None:
+    shutil.rmtree(folder / "wandb", ignore_errors=True)  # a mirror that was cut off
+    call = "import sys; from eef.runs import mirror_folder; mirror_folder(sys.argv[1], sys.argv[2])"
+    words = [sys.executable, "-c", call, str(folder), mode]
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{type(error).__name__}: {str(error)[-200:]}"
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+    return None if done.returncode == 0 else f"exit {done.returncode}: {lines[-1][:200]}"
+
+
+def mirror_folder(folder: str | Path, mode: str) -> None:
+    """Write one run folder to W&B: config, metrics per stage and step, the result as summary."""
+    import wandb  # 2.5 s, so only here
+
+    at = Path(folder)
+    about, result = read_json(at / "config.json"), read_json(at / "result.json")
+    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True)
+    quiet.init_timeout, quiet.finish_timeout = 30, 90
+    tags = [about["env"], about["method"], f"seed-{about['seed']}", *about["tags"]]
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "eef"),
+        id=about["run_id"],
+        name=about["run_id"],
+        group=about["group"] or None,
+        job_type=about["method"],
+        tags=[tag[:64] for tag in dict.fromkeys(tags)],
+        config={**about["config"], "stamp": read_json(at / "stamp.json")},
+        dir=str(at),
+        mode=mode,  # type: ignore[arg-type]
+        resume="allow" if mode == "online" else None,
+        settings=quiet,
+    )
+    seen: set[str] = set()
+    for row in _read_rows(at / "metrics.jsonl"):
+        stage = row.pop("stage")
+        if stage not in seen and "step" in row:
+            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        seen.add(stage)
+        run.log({f"{stage}/{key}": value for key, value in row.items() if value is not None})
+    run.summary.update(result)
+    run.finish()

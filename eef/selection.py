@@ -1,0 +1,159 @@
+"""What to learn from an expert's trajectory: the selection step of EEF (section 4 of the paper, Figure 1).
+
+The policy was simulated from some states s_i of one expert trajectory, each simulation won or lost. The steps, in the
+order of the paper's algorithm: :func:`cut_points`, :func:`segments`, :func:`important_states`, :func:`solution`,
+:func:`select`. All of them are pure: the same outcomes give the same examples, in whatever order they came in.
+
+``outcomes`` maps the index i of a simulated state s_i to the winning simulation from it, or to None where it lost. A
+state whose simulation broke (an infrastructure error) is left out: it tells neither way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from eef.trajectory import Trajectory
+
+Outcomes = Mapping[int, Trajectory | None]
+Kind = Literal["beneficial", "harmful", "neutral"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The expert's actions a_start ... a_(stop-1) between two neighbouring simulated states, and what they did."""
+
+    start: int
+    stop: int
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Example:
+    """A winning trajectory to train on; ``learn_from`` is the first turn that carries loss, all before is context."""
+
+    trajectory: Trajectory
+    learn_from: int
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """Per turn of the trajectory, whether its action carries loss (m in section 3 of the paper)."""
+        return tuple(i >= self.learn_from and turn.learn for i, turn in enumerate(self.trajectory.turns))
+
+
+def cut_points(n: int, m: int) -> list[int]:
+    """The states l, 2l, ..., ml of an expert trajectory of ``n`` turns to simulate from (section 4.1).
+
+    l = floor(n / (m + 1)), but at least 1: a trajectory too short for ``m`` states gives all that it has after s0.
+    s0 itself is not among them. ValueError for ``m`` < 1.
+    """
+    if m < 1:
+        raise ValueError(f"M must be at least 1: with M = {m} no expert state is simulated")
+    length = max(1, n // (m + 1))
+    return [j * length for j in range(1, m + 1) if j * length < n]
+
+
+def segments(expert: Trajectory, outcomes: Outcomes) -> list[Segment]:
+    """The expert's actions cut at the simulated states, each piece by its effect (Figure 1).
+
+    ``beneficial`` leads from a lost state to a won one, ``harmful`` from a won one to a lost one, ``neutral`` neither.
+    The last piece ends with the trajectory, which counts as lost unless the expert won. Actions before the first
+    simulated state are in no segment: nothing is known of where they set out from.
+    """
+    won = {index: outcomes[index] is not None for index in sorted(outcomes)}
+    won.setdefault(len(expert), expert.won)
+    kinds: dict[tuple[bool, bool], Kind] = {(False, True): "beneficial", (True, False): "harmful"}
+    ends = list(won.items())
+    return [
+        Segment(start, stop, kinds.get((before, after), "neutral")) for (start, before), (stop, after) in pairwise(ends)
+    ]
+
+
+def important_states(expert: Trajectory, outcomes: Outcomes, recovery: bool = True) -> list[int]:
+    """Indices of the states worth a solution: s0, and each lost state behind a harmful segment (it needs recovery).
+
+    s0 is left out where it was not simulated; ``recovery=False`` leaves s0 alone.
+    """
+    states = [0] if 0 in outcomes else []
+    if recovery:
+        states += [part.stop for part in segments(expert, outcomes) if part.kind == "harmful" and part.stop in outcomes]
+    return states
+
+
+def solution(outcomes: Outcomes, state: int) -> int | None:
+    """Index of the simulated state whose win solves ``state``: itself, else the nearest later one; None without any.
+
+    The expert's actions from ``state`` to it are beneficial, and never harmful: every state between them lost.
+    """
+    return min((index for index, win in outcomes.items() if index >= state and win is not None), default=None)
+
+
+def select(
+    expert: Trajectory,
+    outcomes: Outcomes,
+    mask_harmful: bool = True,
+    recovery: bool = True,
+    one_per_state: bool = True,
+) -> list[Example]:
+    """The training examples of one expert trajectory: one solution for each important state (section 4.2).
+
+    ``outcomes`` is described at the top of the module. Winning simulations are whole: they begin with the expert's
+    first i turns (``prefix == i``). In the example for s_i all before s_i is context; harmful expert actions never
+    carry loss. An important state that has no solution gives no example. Examples come sorted by ``learn_from``, and
+    no two share a trajectory.
+
+    Ablations, each a change of one rule:
+
+    * ``mask_harmful=False``: the same trajectories, but all of each carries loss (``learn_from`` is 0), the expert's
+      harmful actions too. Turns with ``learn=False`` stay barred.
+    * ``recovery=False``: s0 is the only important state.
+    * ``one_per_state=False``: every winning simulation gives one example. It carries loss from the important state
+      that it solves, beneficial expert actions included; a win that solves none carries loss from its own state.
+
+    ValueError for a state that the expert does not have, and for a win that is not won or not the expert's
+    continuation.
+    """
+    _check(expert, outcomes)
+    begins: dict[int, int] = {}  # state that won -> first turn with loss
+    for state in important_states(expert, outcomes, recovery):
+        solved_by = solution(outcomes, state)
+        if solved_by is not None:
+            begins[solved_by] = state  # a win lies between two important states, so no entry is overwritten
+    wins = {index: win for index, win in outcomes.items() if win is not None}
+    if not one_per_state:
+        begins = {index: begins.get(index, index) for index in wins}
+    return [Example(wins[index], begins[index] if mask_harmful else 0) for index in sorted(begins)]
+
+
+def count(examples: Iterable[Example]) -> dict[str, int]:
+    """Size of a selection: examples, those from states after s0, their turns, and turns with loss (expert's apart)."""
+    examples = list(examples)
+    return {
+        "examples": len(examples),
+        "later_examples": sum(example.learn_from > 0 for example in examples),
+        "turns": sum(len(example.trajectory) for example in examples),
+        "loss_turns": sum(sum(example.mask) for example in examples),
+        "expert_loss_turns": sum(sum(example.mask[: example.trajectory.prefix]) for example in examples),
+    }
+
+
+def _check(expert: Trajectory, outcomes: Outcomes) -> None:
+    """Outcomes that would silently put loss on the wrong actions are refused."""
+    last = max(len(expert) - 1, 0)
+    for index, win in sorted(outcomes.items()):
+        where = f"task {expert.task}, outcome at s_{index}"
+        if not 0 <= index <= last:
+            raise ValueError(f"{where}: an expert trajectory of {len(expert)} turns has simulated states 0 to {last}")
+        if win is None:
+            continue
+        if not win.won:
+            raise ValueError(f"{where}: the simulation is given as a win but is not won; a loss is None")
+        if win.task != expert.task:
+            raise ValueError(f"{where}: the simulation is of another task ({win.task})")
+        if win.prefix != index:
+            raise ValueError(f"{where}: its first {index} turns must be the expert's, but its prefix is {win.prefix}")
+        if win.turns[:index] != expert.turns[:index]:
+            differs = next((i for i in range(min(index, len(win))) if win.turns[i] != expert.turns[i]), len(win))
+            raise ValueError(f"{where}: the simulation does not begin with the expert's turns (turn {differs} differs)")

@@ -1,0 +1,425 @@
+"""Sweeps: a YAML file names a notebook and its points; each point is one papermill execution in its own process.
+
+``experiments/*.yaml`` is data: ``name``, ``notebook``, ``parameters`` (fixed), ``seeds``, ``points`` (a list of
+parameter sets), ``grid`` (parameter: list of values, as a product) and ``figure``. What is finished is skipped, so the
+same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import difflib
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from eef.runs import code_hash, default_root, digest, disk_errors, plain, read_json, repo_root, write_json
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
+_KINDS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list,)}
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child must not load libraries
+
+
+class SweepError(ValueError):
+    """A sweep that cannot start; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A sweep file, read and checked."""
+
+    name: str
+    file: Path
+    notebook: Path
+    parameters: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    points: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    figure: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def varying(self) -> list[str]:
+        """The parameters that points and grid set, in order of appearance."""
+        return list(dict.fromkeys([*itertools.chain.from_iterable(self.points), *self.grid]))
+
+
+@dataclass
+class Point:
+    """One execution of the notebook. ``mark`` is the file that says it is finished, ``base`` how its outputs start."""
+
+    label: str
+    parameters: dict[str, Any]
+    mark: Path
+    base: str
+    state: str = "waits"
+    start: float = 0.0
+    seconds: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
+
+
+def read_spec(path: str | Path) -> Spec:
+    """Read a sweep file; anything amiss is a :class:`SweepError`."""
+    file = Path(path)
+    if not file.is_file():
+        raise SweepError(f"no sweep file at {file}")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SweepError(f"{file} is no YAML: {error}") from None
+    if not isinstance(raw, dict) or "notebook" not in raw:
+        raise SweepError(f"{file}: a sweep needs at least 'notebook'")
+    kinds = {"parameters": dict, "seeds": list, "points": list, "grid": dict, "figure": dict}
+    for key, value in raw.items():
+        if key not in (*kinds, "name", "notebook"):
+            raise SweepError(f"{file}: unknown key {key!r}{_closest(key, [*kinds, 'name', 'notebook'])}")
+        if key in kinds and not isinstance(value, kinds[key]):
+            raise SweepError(f"{file}: {key!r} must be a {kinds[key].__name__}, not {value!r}")
+    raw["points"] = raw.get("points") or [{}]
+    if not all(isinstance(point, dict) for point in raw["points"]):
+        raise SweepError(f"{file}: each of 'points' is a set of parameters, such as {{method: rft, n: 4}}")
+    if bad := [key for key, values in raw.get("grid", {}).items() if not isinstance(values, list)]:
+        raise SweepError(f"{file}: grid: {bad[0]!r} needs a list of values")
+    name = str(raw.pop("name", file.stem))
+    if not re.fullmatch(r"[\w-]+", name):
+        raise SweepError(f"{file}: the name {name!r} becomes a folder: letters, digits, - and _ alone")
+    return Spec(name, file, find_notebook(file, raw.pop("notebook")), **raw)
+
+
+def find_notebook(file: Path, notebook: str) -> Path:
+    """A notebook's path is relative to the sweep file, the checkout or the current folder."""
+    tried = [base / notebook for base in (file.parent, repo_root(), Path.cwd())]
+    for path in tried:
+        if path.is_file():
+            return path.resolve()
+    raise SweepError(f"{file}: no notebook {notebook} (tried {', '.join(map(str, dict.fromkeys(tried)))})")
+
+
+def expand(spec: Spec, overrides: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The parameters of each point, seeds innermost: points that share a stage do not all wait for one.
+
+    ``overrides`` change fixed parameters; ``seed`` or ``seeds`` among them change the seeds.
+    """
+    given = dict(overrides or {})
+    seeds = given.pop("seeds", given.pop("seed", spec.seeds))
+    seeds = seeds if isinstance(seeds, list) else [seeds]
+    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise SweepError(f"seeds are whole numbers, at least one, not {seeds!r}")
+    for key in given:
+        if key in spec.varying:
+            raise SweepError(f"{key!r} is set by the points of {spec.file}: pick points with --only, or edit the file")
+    products = list(itertools.product(*spec.grid.values()))
+    expanded = [
+        {**spec.parameters, **given, **point, **dict(zip(spec.grid, values, strict=True)), "seed": seed}
+        for point in spec.points
+        for values in products
+        for seed in seeds
+    ]
+    if not expanded:
+        raise SweepError(f"{spec.file}: an empty list in 'grid' leaves no points")
+    if len({digest(point) for point in expanded}) < len(expanded):
+        raise SweepError(f"{spec.file}: the same point twice (in 'points', 'grid' or 'seeds')")
+    return expanded
+
+
+def label(spec: Spec, parameters: Mapping[str, Any]) -> str:
+    """A short name for people, such as ``rft-n4-s0``."""
+    parts = [
+        str(parameters[key]) if key == "method" else f"{key}{parameters[key]}"
+        for key in spec.varying
+        if key in parameters
+    ]
+    return re.sub(r"[^\w.=-]+", "_", "-".join([*parts, f"s{parameters['seed']}"]))
+
+
+def check(spec: Spec, points: list[dict[str, Any]]) -> None:
+    """Every parameter must be in the notebook's ``parameters`` cell, with a value of its default's kind.
+
+    A comment ``# one of: a, b`` beside a parameter there limits its values.
+    """
+    from papermill.inspection import inspect_notebook  # 1 s
+
+    declared = inspect_notebook(str(spec.notebook))
+    if not declared:
+        raise SweepError(f"{spec.notebook}: no cell tagged 'parameters', or an empty one")
+    for key, value in dict.fromkeys((k, json.dumps(plain(v))) for point in points for k, v in point.items()):
+        if key not in declared:
+            known = ", ".join(sorted(declared))
+            hint = _closest(key, list(declared))
+            raise SweepError(f"unknown parameter {key!r}{hint}; {spec.notebook.name} declares {known}")
+        _check_value(key, json.loads(value), declared[key])
+
+
+def _check_value(key: str, value: Any, declared: Mapping[str, str]) -> None:
+    if choices := re.search(r"one of:?\s*([^;]+)", declared["help"]):
+        known = [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))]
+        if str(value) not in known:
+            raise SweepError(f"unknown {key} {value!r}{_closest(str(value), known)}; known: {', '.join(known)}")
+    try:
+        kind = type(ast.literal_eval(declared["default"]))
+    except (ValueError, SyntaxError):
+        return
+    fits = _KINDS.get(kind, (object,))
+    if value is not None and (not isinstance(value, fits) or (isinstance(value, bool) and kind in (int, float))):
+        raise SweepError(f"parameter {key!r} is {kind.__name__} in the notebook, not {value!r}")
+
+
+def _closest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
+    """The sweep's name; with overrides also four digits of their hash, so that results lie side by side."""
+    return f"{spec.name}-{digest(overrides, 4)}" if overrides else spec.name
+
+
+def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Point]:
+    """The checked points, each with its state. A mark covers notebook, parameters, code, and files named by them."""
+    points = expand(spec, overrides)
+    check(spec, points)
+    cells = json.loads(spec.notebook.read_text(encoding="utf-8"))["cells"]
+    source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code, seen = code_hash(), {}
+    planned = []
+    for parameters in points:
+        for value in parameters.values():
+            if isinstance(value, str) and value not in seen:
+                seen[value] = _files(value)
+        hashed = digest([source, parameters, code, {k: seen[v] for k, v in parameters.items() if isinstance(v, str)}])
+        name = label(spec, parameters)
+        base = f"{root}/notebooks/{spec.name}__{name}__{hashed[:8]}"
+        point = Point(name, parameters, root / "sweeps" / spec.name / f"{hashed}.json", base)
+        if point.mark.is_file() and all((root / run / "result.json").is_file() for run in _run_ids(point)):
+            point.state = "finished"
+        planned.append(point)
+    return planned
+
+
+def _files(value: str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times below a path, so that changed data are not taken for finished."""
+    at = Path(value)
+    found = [p for p in [at, *at.rglob("*")] if p.is_file()] if value and at.exists() else []
+    return sorted((str(p.relative_to(at)), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+
+
+def _run_ids(point: Point) -> list[str]:
+    return list(read_json(point.mark)["run_ids"]) if point.mark.is_file() else []
+
+
+def sweep(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    jobs: int = 2,
+    dry_run: bool = False,
+    only: str | None = None,
+    root: str | Path | None = None,
+) -> int:
+    """Execute the points that are not finished, ``jobs`` at a time. 0: all well, 1: points failed, 130: interrupted."""
+    spec = read_spec(path)
+    where = Path(root).resolve() if root else default_root()
+    if jobs < 1:
+        raise SweepError(f"--jobs must be at least 1, not {jobs}")
+    points = plan(spec, overrides, where)
+    chosen = [point for point in points if not only or only in point.label]
+    if not chosen:
+        raise SweepError(f"no point's name contains {only!r}; points: {', '.join(p.label for p in points)}")
+    todo = [point for point in chosen if point.state != "finished"]
+    named = sweep_label(spec, overrides)
+    print(f"sweep {named}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {where}")
+    if dry_run:
+        for point in chosen:
+            print(f"  {point.state:9} {point.label}  {json.dumps(point.parameters)}")
+        return 0
+    with _alone(where):
+        try:
+            _work(spec, named, todo, jobs, where)
+            code = int(any(point.state == "failed" for point in chosen))
+        except KeyboardInterrupt:
+            print("interrupted: the children are ended; the same command goes on from here", flush=True)
+            code = 130
+        good = [point for point in points if point.state in ("finished", "done")]
+        missing = [point.label for point in points if point not in good]
+        runs = [run for point in good for run in _run_ids(point)]
+        again = repeat_command(path, overrides, root)
+        write_json(where / "sweeps" / f"{named}.json", {"run_ids": runs, "missing": missing, "command": again})
+    print("\n".join(_lines(chosen, where)))
+    print(f"again: {again}", flush=True)
+    return code
+
+
+def repeat_command(path: str | Path, overrides: Mapping[str, Any] | None, root: str | Path | None) -> str:
+    """The command line that repeats a sweep."""
+    words = ["eef", "sweep", str(path)]
+    for key, value in (overrides or {}).items():
+        bare = isinstance(value, str) and yaml.safe_load(value) == value  # "1" as text must stay text
+        words += ["-p", f"{key}={value if bare else json.dumps(value)}"]
+    return shlex.join(words + (["--root", str(root)] if root else []))
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the root against a second sweep, and take SIGTERM as an interrupt, so that children are ended on either."""
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".sweep.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise SweepError(f"another sweep is at work in {root}: wait for it, or choose another --root") from None
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    try:
+        yield
+    finally:
+        lock.release()
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def start_notebook(
+    notebook: Path, base: str, parameters: Mapping[str, Any], root: Path, **env: str
+) -> subprocess.Popen[bytes]:
+    """Start papermill on a notebook; ``base`` plus .ipynb is the executed copy, plus .log what the notebook printed."""
+    Path(base).parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{base}.yaml").write_text(yaml.safe_dump(plain(parameters), sort_keys=True), encoding="utf-8")
+    words = [sys.executable, "-m", "papermill", str(notebook), f"{base}.ipynb", "-f", f"{base}.yaml", "-k", "python3"]
+    words += ["--no-progress-bar", "--log-level", "WARNING", "--stdout-file", "-", "--stderr-file", "-"]
+    own = {"EEF_ROOT": str(root), "IPYTHONDIR": str(root / ".ipython"), "JUPYTER_PREFER_ENV_PATH": "1"}
+    fixed = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **dict.fromkeys(_THREADS, "1")}
+    with open(f"{base}.log", "wb") as log:
+        return subprocess.Popen(
+            words,
+            env={**os.environ, **fixed, **own, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _end_with_parent() -> None:
+    """On Linux a child is ended when its parent is killed outright, so that a restart does not meet its orphans."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _work(spec: Spec, named: str, todo: list[Point], jobs: int, root: Path) -> None:
+    """Run the points; a failed one does not stop the others."""
+    waiting, running, begun = list(todo), list[Point](), time.monotonic()
+    tty, told = sys.stdout.isatty(), begun
+    bar = tqdm(total=len(todo), unit="point", dynamic_ncols=True, file=sys.stdout, disable=not tty)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                point = waiting.pop(0)
+                running.append(point)
+                point.start = time.monotonic()
+                Path(f"{point.base}.runs").unlink(missing_ok=True)
+                env = {"EEF_SWEEP": named, "EEF_RUN_IDS": f"{point.base}.runs"}
+                point.process = start_notebook(spec.notebook, point.base, point.parameters, root, **env)
+                tqdm.write(f"start   {point.label}  (log: {point.base}.log)")
+            time.sleep(0.2)
+            for point in [point for point in running if point.process and point.process.poll() is not None]:
+                running.remove(point)
+                text = _end(point, root)
+                over = len(todo) - len(waiting) - len(running)
+                left = (time.monotonic() - begun) / over * (len(todo) - over)
+                tqdm.write(f"{text}  [{over} of {len(todo)}, about {left:.0f} s left]")
+                bar.update()
+            if running and time.monotonic() - told > (1 if tty else 30):
+                told, doing = time.monotonic(), "; ".join(f"{point.label}: {_doing(point)}" for point in running)
+                bar.set_postfix_str(doing) if tty else print(f"        {doing}", flush=True)
+    finally:
+        stop([point.process for point in running if point.process])
+        bar.close()
+
+
+def _end(point: Point, root: Path) -> str:
+    """Mark a finished point, or say why it failed."""
+    runs, code = Path(f"{point.base}.runs"), point.process.returncode if point.process else 1
+    made = list(dict.fromkeys(runs.read_text().split())) if runs.exists() else []
+    open_ends = [run for run in made if not (root / run / "result.json").is_file()]
+    point.seconds = round(time.monotonic() - point.start, 1)
+    if code == 0 and not open_ends:
+        point.state = "done"
+        write_json(point.mark, {"label": point.label, "parameters": point.parameters, "run_ids": made})
+        return f"done    {point.label} in {point.seconds:.0f} s"
+    point.state = "failed"
+    why = failure(point.base, code) if code else f"the notebook ended without finishing {', '.join(open_ends)}"
+    return f"FAILED  {point.label}: {why}\n        ({point.base}.ipynb)"
+
+
+def failure(base: str, code: int) -> str:
+    """The end of the traceback in an executed notebook; without one, the end of its log."""
+    try:
+        cells = json.loads(Path(f"{base}.ipynb").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):
+        cells = []
+    errors = [out for cell in cells for out in cell.get("outputs", []) if out["output_type"] == "error"]
+    if errors:
+        text = "\n".join(errors[0]["traceback"])
+    else:
+        text = Path(f"{base}.log").read_text(encoding="utf-8", errors="replace")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()[-15:]
+    killed = f"ended by signal {-code} (out of memory?)" if code < 0 else f"exit {code}"
+    return "\n        ".join([killed, *lines])
+
+
+def _doing(point: Point) -> str:
+    """The last line that a point printed."""
+    text = Path(f"{point.base}.log").read_bytes()[-2000:].decode(errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip() and "IPKernelApp" not in line]
+    return lines[-1][:60] if lines else "starts"
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End processes and all their descendants: kernels live in sessions of their own."""
+    import psutil
+
+    family = []
+    for process in processes:
+        try:
+            family += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    for process in processes:
+        process.terminate()
+    for left in psutil.wait_procs(family, timeout=5)[1]:
+        try:
+            left.kill()
+        except psutil.NoSuchProcess:
+            continue
+    for process in processes:
+        process.wait()
+
+
+def _lines(points: list[Point], root: Path) -> Iterator[str]:
+    """The closing table: point, state, seconds, win rate, run."""
+    wide = max(len(point.label) for point in points)
+    yield f"{'point':{wide}}  state     seconds  win rate  run"
+    for point in points:
+        runs = _run_ids(point) if point.state in ("done", "finished") else []
+        rates = [read_json(root / run / "result.json").get("win_rate") for run in runs]
+        rate = f"{100 * rates[0]:6.1f} %" if rates and isinstance(rates[0], (int, float)) else "       -"
+        seconds = f"{point.seconds:7.0f}" if point.seconds else "      -"
+        yield f"{point.label:{wide}}  {point.state:8}  {seconds}  {rate}  {' '.join(runs)}"

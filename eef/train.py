@@ -1,0 +1,167 @@
+"""Supervised fine-tuning on selected turns; the loss is -sum m_l log pi(t_l | t_<l) (paper, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+if TYPE_CHECKING:
+    from eef.policy import Policy
+    from eef.selection import Example
+
+IGNORE = -100  # the label that transformers leaves out of the loss
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation: token ids and, for each, whether it carries loss."""
+
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+
+
+class _Rows(Dataset):
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        return {"input_ids": row.ids, "mask": row.mask, "length": len(row.ids)}
+
+
+def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+    """Rows padded on the right: ``input_ids``, ``attention_mask``, ``labels``, each (rows, longest)."""
+    longest = max(len(item["input_ids"]) for item in items)
+    ids = torch.full((len(items), longest), pad)
+    labels = torch.full((len(items), longest), IGNORE)
+    attention = torch.zeros((len(items), longest), dtype=torch.long)
+    for place, item in enumerate(items):
+        row, size = torch.tensor(item["input_ids"]), len(item["input_ids"])
+        ids[place, :size] = row
+        attention[place, :size] = 1
+        labels[place, :size] = torch.where(torch.tensor(item["mask"]), row, IGNORE)
+    return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+
+
+class _Watch(TrainerCallback):
+    def __init__(self, told: Callable[[int, int, dict[str, float]], None] | None) -> None:
+        self.told = told
+        self.losses: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append({"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"]})
+            if not math.isfinite(logs["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate"
+                )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.told:
+            self.told(state.global_step, state.max_steps, self.losses[-1] if self.losses else {})
+
+
+def fit(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    pad: int,
+    folder: str | Path,
+    epochs: float,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    accumulate: int = 1,
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    optimizer: str = "adamw_torch",
+    checkpointing: bool = False,
+    told: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train ``model`` in place on ``rows`` and return the logged losses (step, epoch, mean loss per learnt token).
+
+    Batches are of similar length. Equal arguments give equal weights on CPU at an equal number of threads.
+    ``told(step, steps, last loss)`` is called after each step. ValueError where no token carries loss.
+    """
+    if not any(any(row.mask[1:]) for row in rows):
+        raise ValueError(f"no token carries loss in {len(rows)} training examples: check the selection and the masks")
+    steps = max(1, math.ceil(len(rows) / (batch_size * accumulate))) * epochs
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=epochs,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(warmup * steps),
+        weight_decay=weight_decay,
+        optim=optimizer,
+        gradient_checkpointing=checkpointing,
+        logging_steps=max(1, int(steps // 50)),
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+    )
+    watch = _Watch(told)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(rows),
+        data_collator=lambda items: collate(items, pad),
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    model.eval()
+    return watch.losses
+
+
+def rows_of(policy: Policy, examples: Sequence[Example]) -> tuple[list[Row], int]:
+    """Examples as training rows, and how many were dropped because they exceed the policy's context."""
+    rows, dropped = [], 0
+    for example in examples:
+        ids, mask = policy.chat.render(example.trajectory, example.mask)
+        if len(ids) > policy.context:
+            dropped += 1
+        elif any(mask):
+            rows.append(Row(tuple(ids), tuple(mask)))
+    return rows, dropped
+
+
+def sft(policy: Policy, examples: Sequence[Example], folder: str | Path, **settings: Any) -> dict[str, Any]:
+    """Fine-tune the adapter of ``policy`` on ``examples`` and save it in ``folder``.
+
+    ``settings`` are those of :func:`fit`. Returns examples, dropped, tokens (per epoch), learnt tokens and losses.
+    ValueError where there is nothing to learn from.
+    """
+    if not examples:
+        raise ValueError("there is no training example: the expert has no win and no simulation won")
+    rows, dropped = rows_of(policy, examples)
+    if dropped == len(examples):
+        raise ValueError(f"all {dropped} examples exceed the context of {policy.context} tokens")
+    losses = fit(policy.model, rows, pad=policy.pad, folder=folder, **settings)
+    policy.save_adapter(folder)
+    return {
+        "examples": len(rows),
+        "dropped": dropped,
+        "tokens": sum(len(row.ids) for row in rows),
+        "learnt_tokens": sum(sum(row.mask) for row in rows),
+        "losses": losses,
+    }

@@ -1,0 +1,54 @@
+"""Small parts that the tests share: a tiny policy with random weights, a tiny generated shop, real data if present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from eef.chat import Chat
+from eef.envs.webshop import WebShop
+from eef.policy import Policy
+from eef.pretrain import make_model, make_tokenizer
+
+settings.register_profile("eef", deadline=None)  # shared machines are noisy
+settings.load_profile("eef")
+torch.set_num_threads(1)
+
+SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}
+
+
+@pytest.fixture(scope="session")
+def shop() -> WebShop:
+    """A generated shop of 20 training and 20 test subtasks."""
+    return WebShop(catalogue=SMALL, max_steps=15)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def chat(tokenizer) -> Chat:
+    return Chat.of(tokenizer, aliases=True)
+
+
+@pytest.fixture
+def policy(tokenizer, chat) -> Policy:
+    """Random weights, decoding limited to valid actions: a policy that acts, badly."""
+    torch.manual_seed(0)
+    model = make_model(tokenizer, width=32, layers=2, heads=2).eval()
+    return Policy(model, tokenizer, chat, "random", context=2048, limited=True, max_new_tokens=16)
+
+
+@pytest.fixture(scope="session")
+def real_webshop() -> Path:
+    """The folder with official-format data and golden records; skips where it is missing."""
+    folder = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[2] / "shared" / "webshop")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no official-format catalogue at {folder}: set EEF_WEBSHOP_DATA")
+    return folder

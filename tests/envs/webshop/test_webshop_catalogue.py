@@ -1,0 +1,175 @@
+"""Loading, prices, goals and splits; every flaw of a file named or counted."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from webshop_tiny import product, record
+
+from eef.envs import EnvError
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.catalogue import load
+from eef.envs.webshop.goals import make, split_goals
+
+
+def write(
+    folder: Path, triple: Any, names: tuple[str, ...] = ("items_shuffle", "items_ins_v2", "items_human_ins")
+) -> Path:
+    for name, content in zip(names, triple, strict=True):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def test_prices_and_caps_come_from_one_private_stream(triple: Any) -> None:
+    random.seed(5)
+    before = random.getstate()
+    catalogue = load(triple, seed=3)
+    goals, skipped = make(catalogue)
+    assert random.getstate() == before
+    rng = random.Random(3)
+    prices = {p.asin: p.price for p in catalogue.products}
+    assert prices["B000000002"] == rng.uniform(10.71, 18.34)
+    assert (prices["B000000001"], prices["B000000004"], prices["B000000010"]) == (20.0, 100.0, 1200.5)
+    assert {p.asin: p.tag for p in catalogue.products}["B000000002"] == "$10.71 to $18.34"
+    cap = max(rng.sample([30.0, 40.0, 50.0, 60.0], 2))
+    goal = next(goal for goal in goals if goal.instruction_text.startswith("i want"))
+    assert goal.instruction_text == f"i want a soft red shirt, and price lower than {cap:.2f} dollars"
+    dear = next(goal for goal in goals if goal.asin == "B000000010")
+    assert dear.price_upper == 1000000 and "price lower" not in dear.instruction_text
+    assert skipped == {"goal without attributes": ["B000000001"]}
+
+
+def test_a_folder_and_memory_are_the_same(tmp_path: Path, triple: Any) -> None:
+    stamps = [WebShop(data=data, split="ratio").stamp() for data in (write(tmp_path, triple), triple)]
+    assert stamps[0] == stamps[1]
+
+
+def test_file_names(tmp_path: Path, triple: Any) -> None:
+    with pytest.raises(EnvError, match="no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(EnvError, match=r"no items_shuffle\*.json and no products.json"):
+        load(tmp_path)
+    write(tmp_path, triple, ("products", "items_ins_v2", "other"))
+    with pytest.raises(EnvError, match=r"items_human_ins.json is missing"):
+        load(tmp_path)
+    assert len(load(tmp_path, human_goals=False).products) == 14
+    write(tmp_path, (triple[0][:2], triple[1], triple[2]), ("items_shuffle_2", "items_ins_v2_2", "items_human_ins"))
+    assert len(load(tmp_path).products) == 14
+    (tmp_path / "products.json").unlink()
+    assert len(load(tmp_path).products) == 2
+    assert len(load(tmp_path, num_products=1).products) == 1
+
+
+def test_a_torn_file_is_named(tmp_path: Path, triple: Any) -> None:
+    path = write(tmp_path, triple) / "items_shuffle.json"
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(EnvError, match=r"items_shuffle.json is torn or no JSON"):
+        WebShop(data=tmp_path)
+    path.write_text("{}")
+    with pytest.raises(EnvError, match="a JSON list was expected"):
+        WebShop(data=tmp_path)
+
+
+def test_flawed_products_are_left_out_and_counted(triple: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rows, attributes, instructions = triple
+    rows = [
+        *rows,
+        product("B000000001", "again"),
+        product("B1", "no images", images=[]),
+        product("B2", "odd price", pricing="call us"),
+        product("B3", "odd price", pricing="$1.2.3"),
+        product("B12345678901", "too long"),
+        product("nan", "nan"),
+        {"asin": "B4", "name": "bare"},
+        product("B5", "no bullets", small_description=None),
+    ]
+    env = WebShop(data=(rows, attributes, instructions | {"B6": [record("gone", ["x"], [])]}), split="ratio")
+    assert len(env.shop.products) == 14
+    assert env.skipped == {
+        "duplicate asin": ["B000000001"],
+        "no image": ["B1"],
+        "unreadable price": ["B2", "B3"],
+        "odd asin": ["B12345678901", "nan"],
+        "without a text 'full_description'": ["B4"],
+        "without a text or list 'small_description'": ["B5"],
+        "goal for an absent asin": ["B6"],
+        "goal without attributes": ["B000000001"],
+    }
+    assert "2 unreadable price (B2, B3)" in caplog.text and "1 goal for an absent asin (B6)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[0].append({"name": "x"}), "row 14: a product needs an 'asin'"),
+        (lambda t: t[0].append(product("B7", "x", customization_options={"a": [{"v": 1}]})), "product B7: a field"),
+        (lambda t: t[2].update(B000000001=[{"instruction": "x"}]), "asin B000000001, record 0"),
+        (lambda t: t[2].update(B000000001=[record("x", ["a"], [None])]), "asin B000000001, record 0"),  # type: ignore[list-item]
+        (lambda t: t[2].clear(), "no product has a human instruction"),
+        (lambda t: t[0].clear(), "holds no product"),
+    ],
+)
+def test_other_flaws_are_named(triple: Any, change: Any, words: str) -> None:
+    change(triple)
+    with pytest.raises(EnvError, match=words):
+        WebShop(data=triple, split="ratio")
+
+
+def test_synthetic_goals(triple: Any) -> None:
+    rows, attributes, _ = triple
+    attributes["B000000001"] |= {"instruction": "a shirt.", "instruction_attributes": ["soft", "cotton"]}
+    attributes["B000000002"] |= {"instruction": "another", "instruction_attributes": ["soft"]}
+    goals, skipped = make(load((rows, attributes, {}), human_goals=False), human=False)
+    assert len(goals) == 4 and len(skipped["no synthetic instruction"]) == 12
+    goal = next(goal for goal in goals if goal.asin == "B000000001" and ("color", "red") in goal.options)
+    assert goal.instruction_text.startswith("a shirt. with color: red, and size: small, and price lower than ")
+    assert goal.as_dict()["goal_options"] == {"color": "red", "size": "small"}
+    assert goal.weight == (1 / 4 + 1 / 2) / 2
+    env = WebShop(data=(rows, attributes, {}), human_goals=False, split="ratio")
+    index = next(i for i, goal in enumerate(env.shop.goals) if goal.options == (("color", "red"), ("size", "small")))
+    env.reset(str(index))
+    for action in ("search[red cotton shirt]", f"click[{env.shop.goals[index].asin}]", "click[red]", "click[small]"):
+        env.step(action)
+    assert env.step("click[buy now]").info["breakdown"]["r_option"] == 1.0
+
+
+def test_splits(tmp_path: Path, triple: Any) -> None:
+    goals, _ = make(load(triple))
+    ratio = split_goals(goals, "ratio")
+    assert sorted(index for part in ratio.values() for index in part) == list(range(7))
+    products = {part: {goals[index].asin for index in indices} for part, indices in ratio.items()}
+    assert not products["train"] & products["test"] and split_goals(goals, "auto") == ratio
+    assert split_goals(goals * 300, "auto", allow_overlap=True)["test"] == tuple(range(500))
+    with pytest.raises(ValueError, match="leaves train and eval empty"):
+        split_goals(goals, "official")
+    with pytest.raises(ValueError, match=r"1 of 2 train indices \(such as 7\) are not among the 7 goals"):
+        split_goals(goals, {"train": [0, 7]})
+    with pytest.raises(ValueError, match="unknown part"):
+        split_goals(goals, {"dev": [0]})
+    for odd in (["0"], [True], 3, None):
+        with pytest.raises(ValueError, match="must be a list of goal indices"):
+            split_goals(goals, {"train": odd})
+    with pytest.raises(ValueError, match="neither a folder"):
+        split_goals(goals, "offical")
+    with pytest.raises(ValueError, match=r"webshop_train_indices.json is missing"):
+        split_goals(goals, tmp_path)
+    (tmp_path / "webshop_train_indices.json").write_text("[0, 1, 1]")
+    (tmp_path / "webshop_test_indices.json").write_text("[2, 3]")
+    assert split_goals(goals, tmp_path) == {"train": (0, 1), "eval": (), "test": (2, 3)}
+    (tmp_path / "webshop_test_indices.json").write_text("[2, ")
+    with pytest.raises(ValueError, match="torn"):
+        split_goals(goals, str(tmp_path))
+
+
+def test_goals_shared_by_content_are_refused(triple: Any) -> None:
+    triple[2]["B000000004"] *= 2  # the same record twice: other indices, maybe another price cap, the same task
+    goals, _ = make(load(triple))
+    one, two = (index for index, goal in enumerate(goals) if goal.asin == "B000000004")
+    with pytest.raises(ValueError, match="share 1 of 1 test goals by content"):
+        WebShop(data=triple, split={"train": [one], "test": [two]})
+    env = WebShop(data=triple, split={"train": [one], "test": [two]}, allow_overlap=True)
+    assert (env.tasks("train"), env.tasks("eval"), env.tasks("test")) == ([str(one)], [], [str(two)])

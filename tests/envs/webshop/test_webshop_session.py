@@ -1,0 +1,234 @@
+"""The environment protocol on a tiny catalogue: moves, forks, and whatever an agent may utter."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eef.envs import ReplayDivergence, make_env, restore
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.session import parse
+
+SPLIT = {"train": [0, 1, 2, 3], "eval": [4], "test": [5, 6]}
+LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def env(triple: Any) -> WebShop:
+    made = WebShop(data=triple, split=SPLIT)
+    made.reset("0")
+    return made
+
+
+def task_of(env: WebShop, asin: str, options: int) -> str:
+    goals = enumerate(env.shop.goals)
+    return next(str(i) for i, goal in goals if goal.asin == asin and len(goal.options) == options)
+
+
+def test_a_perfect_episode(env: WebShop) -> None:
+    page = env.reset(task_of(env, "B000000001", 1))
+    assert page.startswith("WebShop [SEP] Instruction: [SEP] i want a soft red shirt, and price lower than ")
+    assert env.available_actions() == {"has_search_bar": True, "clickables": ["search"]}
+    assert env.step("search[Red Cotton shirt]").valid
+    assert env.results()[0] == "B000000001"
+    item = env.step("click[b000000001]").observation
+    assert "[SEP] color [SEP] red [SEP] navy | white [SEP] size [SEP] small [SEP]" in item
+    assert env.step("click[red]").observation == item  # the text mode hides what is selected
+    bought = env.step("click[Buy Now]")
+    assert bought.done and bought.reward == 1.0 and bought.info["won"] is True
+    assert bought.info["options"] == {"color": "red"} and bought.info["asin"] == "B000000001"
+    assert bought.info["breakdown"]["r_option"] == 1.0
+    assert not env.step("click[buy now]").valid
+    assert env.step("search[lamp]").valid  # officially a search starts over
+
+
+def test_a_wrong_purchase_does_not_win(env: WebShop) -> None:
+    env.reset(task_of(env, "B000000001", 1))
+    env.step("search[garden lamp]")
+    env.step(f"click[{env.results()[0]}]")
+    step = env.step("click[buy now]")
+    assert step.done and step.reward < 1 and step.info["won"] is False
+
+
+def test_pages_back_and_forth(env: WebShop) -> None:
+    first = env.step("search[shirt sock]").observation
+    assert "Page 1 (Total results: 13)" in first and "< Prev" not in first
+    second = env.step("click[next >]").observation
+    assert "Page 2" in second and len(env.results()) == 3
+    assert env.step("click[next >]").observation.endswith("Page 3 (Total results: 13) [SEP] < Prev [SEP] Next >")
+    assert env.step("click[< Prev]").observation == second
+    asin = env.results()[0]
+    item = env.step(f"click[{asin}]").observation
+    assert env.step("click[features]").observation.endswith("< Prev [SEP] soft [SEP] machine wash")
+    assert env.step("click[reviews]").valid is False
+    assert env.step("click[< prev]").observation == item
+    assert env.step("click[< prev]").observation == second
+    assert env.step("click[back to search]").observation.startswith("WebShop")
+    assert env.state is not None and env.state.visited == frozenset()
+
+
+def test_rich_pages_show_what_was_clicked(triple: Any) -> None:
+    env = WebShop(data=triple, split=SPLIT, observation="text_rich", show_attrs=True)
+    env.reset("0")
+    env.step("search[odd linen shirt]")
+    env.step("click[b000000003]")
+    page = env.step("click[both]").observation  # a value of two groups sets the last
+    assert env.state is not None and env.state.options == (("fit", "both"),)
+    assert page.startswith("You have clicked both.\nYou have clicked both.\nInstruction:\n")
+    assert "  [clicked button] both [clicked button_]\n" in page and "  [button] a [button_]\n" in page
+    page = env.step("click[it's <b>]").observation
+    assert page.startswith("You have clicked it's <b>.\nInstruction:")
+    assert env.step("click[attributes]").observation.endswith(
+        "\n soft\n cotton\nfashion\nshirts\nClothing › Men › Shirts\n"
+    )
+    env.step("click[< prev]")
+    assert env.step("click[features]").observation.endswith("[button] < Prev [button_]\n \n")
+    env.step("click[< prev]")
+    assert 'options\n{"fit": "it\\u0027s \\u003cb\\u003e"}\n' in env.step("click[buy now]").observation
+    env.step("search[odd linen shirt]")
+    assert "\n\n[clicked button] B000000003 [clicked button_]\n" in env.step("search[odd linen shirt]").observation
+
+
+@pytest.mark.parametrize(
+    ("action", "parsed"),
+    [
+        ("search[a b]", ("search", "a b")),
+        ("click[Buy Now] and more", ("click", "buy now")),
+        ("search[x]y]", ("search", "x]y")),
+        ("search[a[b]c]", None),
+        ("search[]", None),
+        ("click[[back]", None),
+        ("Search[x]", None),
+        (" search[x]", None),
+        ("Action: search[x]", None),
+        ("search[x\ny]", None),
+        ("search[x]\n", ("search", "x")),
+        ("\nsearch[x]", None),
+        ("[x]", None),
+        ("]", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_grammar(action: Any, parsed: Any) -> None:
+    assert parse(action) == parsed
+
+
+@pytest.mark.parametrize("action", ["", "buy", "click[search]", "click[nothing]", "click[", "search[]", "\n", None, 7])
+def test_what_is_not_understood_changes_nothing(env: WebShop, action: Any) -> None:
+    page, state = env.step("search[shirt]").observation, env.state
+    step = env.step(action)
+    assert (step.observation, step.reward, step.done, step.valid, step.info) == (
+        page,
+        0.0,
+        False,
+        False,
+        {"won": False},
+    )
+    assert env.state == state
+
+
+WORDS = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(
+        ["<r>", "<c>", "<q>", "<a>", "<c> fashion", "<q> socks", "buy now", "< prev", "next >", "both", "red"]
+    ),
+)
+ACTIONS = st.one_of(
+    st.text(max_size=40),
+    st.builds("{}[{}]".format, st.sampled_from(["search", "click", "Click", ""]), WORDS),
+    st.integers(min_value=0, max_value=40),  # stands for one of the actions that are possible
+)
+
+
+def act(env: WebShop, action: str | int) -> Any:
+    if isinstance(action, int):
+        possible = [f"click[{text}]" for text in env.available_actions()["clickables"]] or ["search[shirt]"]
+        action = possible[action % len(possible)]
+    return env.step(action)
+
+
+@LIGHT
+@given(st.lists(ACTIONS, max_size=25), st.sampled_from(["text", "text_rich"]))
+def test_no_action_breaks_it(triple: Any, actions: list[str | int], mode: str) -> None:
+    env = WebShop(data=triple, split=SPLIT, observation=mode)
+    env.reset("2")
+    seen = [act(env, action) for action in actions]
+    assert all(0 <= step.reward <= 1 and isinstance(step.observation, str) and "won" in step.info for step in seen)
+    env.reset("2")
+    assert [act(env, action) for action in actions] == seen
+
+
+def test_thousands_of_actions_leave_nothing_behind(env: WebShop) -> None:
+    rng = random.Random(0)
+    for _ in range(10_000):
+        env.step(rng.choice(["search[", "click[", ""]) + "".join(rng.choices("[]< >abcrshirt\n", k=rng.randint(0, 12))))
+        act(env, rng.randrange(40))
+    assert len(env.shop._found) <= 4096
+    env.step("search[" + "[" * 200_000)
+    assert env.step("search[" + "_" * 200_000 + "]").valid
+
+
+def test_forks_are_independent(triple: Any) -> None:
+    env = WebShop(data=triple, split=SPLIT)
+    rng = random.Random(1)
+    lone: list[tuple[WebShop, list[int], str]] = []
+    for number in range(500):
+        moves = [rng.randrange(40) for _ in range(6)]
+        env.reset(str(number % 7))
+        page = ""
+        for move in moves:
+            page = act(env, move).observation
+        lone.append((env, moves, page))
+    twins = []
+    for number in range(500):
+        env.reset(str(number % 7))
+        twins.append(env.fork())
+    pages = [""] * 500
+    for place in range(6):
+        for number in rng.sample(range(500), 500):
+            pages[number] = act(twins[number], lone[number][1][place]).observation
+    assert pages == [page for _, _, page in lone]
+    assert env.state is not None and env.state.kind == "search"
+
+
+def test_replay_restores_and_names_what_diverges(env: WebShop) -> None:
+    actions = ["search[shirt]", "click[b000000001]", "click[red]"]
+    pages = [env.reset("1"), *(env.step(action).observation for action in actions)]
+    assert restore(env, "1", actions, pages) == pages[-1]
+    with pytest.raises(ReplayDivergence, match="task 1, state 2"):
+        restore(env, "1", actions, [*pages[:2], "another", pages[3]])
+
+
+def test_make_env_shares_what_it_built(triple: Any) -> None:
+    one = make_env("webshop", data=triple, split=SPLIT)
+    two = make_env("webshop", data=triple, split=SPLIT, observation="text_rich")
+    assert isinstance(one, WebShop) and isinstance(two, WebShop) and one.shop is two.shop
+    assert one.stamp() == two.stamp() and set(one.stamp()) == {"catalogue", "goals", "split", "tagger"}
+
+
+def test_errors_are_clear(env: WebShop, triple: Any) -> None:
+    for task in ("7", "-1", "x", "²", ""):
+        with pytest.raises(ValueError, match="tasks are '0' to '6'"):
+            env.reset(task)
+    with pytest.raises(ValueError, match="known are train, eval, test"):
+        env.tasks("dev")
+    with pytest.raises(ValueError, match="no product 'B9'"):
+        env.product("B9")
+    with pytest.raises(RuntimeError, match="reset"):
+        WebShop(data=triple, split=SPLIT).step("search[x]")
+    with pytest.raises(ValueError, match="'text', 'text_rich'"):
+        WebShop(data=triple, observation="html")
+    with pytest.raises(ValueError, match="leave it out"):
+        WebShop(data=triple, catalogue={"products": 10})
+
+
+def test_what_it_hands_out_is_a_copy(env: WebShop) -> None:
+    env.goal()["attributes"].append("x")
+    env.product("b000000001")["options"]["color"].append("x")
+    assert "x" not in env.goal()["attributes"] and "x" not in env.product("B000000001")["options"]["color"]
+    assert env.product("B000000001")["options"] == {"color": ["red", "navy | white"], "size": ["small"]}

@@ -1,0 +1,117 @@
+"""The command line: answers at once, explains mistakes, and goes from a sweep file to a figure."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from eef.cli import main, parse_overrides
+from eef.runs import Run
+
+BODY = """\
+from eef.runs import Run
+run = Run.open(None, "webshop", f"{method}-n{n}", seed, {"n": n}, {"hashes": {"catalogue": "c"}})
+rate = 0.25 + n / 100
+run.finish({"method": method, "n": n, "m": None, "experts": "strong", "seed": seed, "episodes": 100 * n,
+            "env_steps": n, "tokens": n, "win_rate": rate, "win_low": rate - 0.1, "win_high": rate + 0.1,
+            "mean_reward": rate, "n_test": 50, "errors": 0})
+"""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("EEF_DEBUG", raising=False)
+
+
+def write(folder: Path) -> Path:
+    cells = [nbformat.v4.new_code_cell('method = "rft"\nn = 1\nseed = 0'), nbformat.v4.new_code_cell(BODY)]
+    cells[0].metadata.tags = ["parameters"]
+    book = nbformat.v4.new_notebook(cells=cells)
+    book.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(book, folder / "tiny.ipynb")
+    spec = {"name": "demo", "notebook": "tiny.ipynb", "seeds": [0], "points": [{"n": 1}, {"n": 4}]}
+    (folder / "demo.yaml").write_text(yaml.safe_dump(spec))
+    return folder / "demo.yaml"
+
+
+def test_help_is_fast_to_import() -> None:
+    code = "import sys, eef.cli; sys.exit(bool({'torch', 'wandb', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_override_values_are_yaml() -> None:
+    words = ["n=4", "lr=1e-4", "data=a/b", "seeds=[0, 1]", "name=", "flag=true", "text=x=y", "version='1'"]
+    assert parse_overrides(words) == {
+        "n": 4, "lr": 1e-4, "data": "a/b", "seeds": [0, 1], "name": None, "flag": True, "text": "x=y", "version": "1",
+    }  # fmt: skip
+    for bad in ("n", "=3", "a b=3", "n=[1"):
+        with pytest.raises(ValueError, match="-p "):
+            parse_overrides([bad])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sweep", "none.yaml"], "no sweep file at none.yaml"),
+        (["sweep", "{file}", "-p", "nn=2"], "unknown parameter 'nn'"),
+        (["sweep", "{file}", "-p", "nn"], "write key=value"),
+        (["sweep", "{file}", "--jobs", "0"], "--jobs must be at least 1"),
+        (["sweep", "{file}", "--only", "zzz"], "no point's name contains 'zzz'"),
+        (["figures"], "no finished runs"),
+        (["figures", "--sweep", "demo"], "no sweep 'demo'"),
+    ],
+)
+def test_mistakes_are_one_message(
+    tmp_path: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [word.format(file=write(tmp_path)) for word in words] + ["--root", str(tmp_path / "runs")]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+    monkeypatch.setenv("EEF_DEBUG", "1")
+    with pytest.raises((ValueError, RuntimeError)):
+        main(argv)
+
+
+def test_unwritable_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["sweep", str(write(tmp_path)), "--root", str(tmp_path / "file" / "runs")]) == 2
+    assert "cannot write at" in capsys.readouterr().err
+
+
+def test_runs_lists_finished_unfinished_and_torn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = Run.open(tmp_path, "webshop", "rft-n4", 0, {}, {})
+    half = Run.open(tmp_path, "webshop", "eef-m5", 0, {}, {})
+    done.finish({"win_rate": 0.5})
+    assert main(["runs", "--root", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(done.run_id in line and "50.0 %" in line and "finished" in line for line in lines)
+    assert any(half.run_id in line and "unfinished" in line for line in lines)
+    (done.folder / "result.json").write_text("{")
+    assert main(["runs", "--root", str(tmp_path)]) == 2
+    assert "result.json: the file is torn" in capsys.readouterr().err
+
+
+def test_from_sweep_file_to_figure_and_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eef.sweep.code_hash", lambda: "as it was")  # an edit while tests run would start all anew
+    root, out = tmp_path / "runs", tmp_path / "figure"
+    words = ["sweep", str(write(tmp_path)), "--root", str(root), "--out", str(out)]
+    assert main([*words, "--only", "n1"]) == 0
+    assert "1 points of demo are not finished: n4-s0" in capsys.readouterr().out and not out.exists()
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 points of tiny.ipynb, 1 to do" in said and "| rft" in said and f"again:  eef sweep {words[1]}" in said
+    kept = (out / "win_rate_vs_budget.csv").read_bytes()
+    assert kept.count(b"\n") == 3 and (out / "win_rate_vs_budget.png").is_file()
+    assert main(["figures", "--root", str(root), "--sweep", "demo", "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "win_rate_vs_budget.csv").read_bytes() == kept
+    assert os.listdir(root / "sweeps" / "demo")

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eef.policy import Actor, Limits, Policy
+from eef.pretrain import make_model, save
+
+DRAW = {slot: (lambda: 0.0) for slot in range(16)}
+
+
+def uncached(policy: Policy, history: list[int]) -> list[int]:
+    """Greedy, one conversation at a time, everything read anew for each token."""
+    said: list[int] = []
+    end = list(policy.chat.end)
+    while said[-len(end) :] != end:
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([history + said])).logits[0, -1]
+        said.append(int(logits.argmax()))
+        if len(said) == policy.max_new_tokens and said[-len(end) :] != end:
+            said += end
+    return said
+
+
+@given(data=st.data())
+@settings(max_examples=25)
+def test_greedy_utterances_equal_uncached_decoding(data: st.DataObject, tokenizer, chat) -> None:
+    torch.manual_seed(1)
+    policy = Policy(make_model(tokenizer, 32, 2, 2).eval(), tokenizer, chat, "random", 2048, False, 6)
+    numbers = st.integers(5, len(tokenizer) - 1)
+    shared = data.draw(st.lists(numbers, min_size=0, max_size=40))
+    slots = data.draw(st.integers(1, 5))
+    history = {slot: shared + data.draw(st.lists(numbers, min_size=2, max_size=40)) for slot in range(slots)}
+    actor = Actor(policy, slots)
+    actor.open({slot: list(ids) for slot, ids in history.items()})
+    for turn in range(3):
+        said = actor.act(list(history), DRAW, temperature=0.0)
+        for slot in list(history):
+            assert said[slot] == uncached(policy, history[slot])
+            history[slot] += said[slot]
+        for slot in list(history):
+            new = data.draw(st.lists(numbers, min_size=1, max_size=30))
+            if turn == 1 and slot == 0:  # a finished conversation is replaced by one that begins like another
+                history[slot] = history[slots - 1][:20] + new
+                actor.open({slot: list(history[slot])})
+            else:
+                actor.hear(slot, new)
+                history[slot] += new
+
+
+def test_a_common_beginning_is_read_once(policy: Policy) -> None:
+    rng = np.random.default_rng(0)
+    prefix = [int(token) for token in rng.integers(5, 600, size=200)]
+    actor = Actor(policy, 6)
+    prompts = {slot: prefix[: 100 + 20 * slot] for slot in range(6)}
+    actor.open({slot: list(ids) for slot, ids in prompts.items()})
+    policy.limited = False
+    actor.act(list(prompts), DRAW, 0.0)
+    spoken = actor.read_tokens - len(prefix)
+    assert spoken < 6 * (policy.max_new_tokens + 2), "six beginnings of one text cost as much as one"
+
+
+def talk_on_results(policy: Policy):
+    talk = policy.chat.begin()
+    prompt = talk.hear("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")
+    talk.hear(
+        "Back to Search [SEP] Next > [SEP] B000000001 [SEP] Red Shirt [SEP] $9.0 [SEP] B000000002 [SEP] Hat [SEP] $8.0"
+    )
+    return talk, prompt
+
+
+def test_limits_are_the_available_actions_and_nothing_else(policy: Policy) -> None:
+    talk, prompt = talk_on_results(policy)
+    names = ["back to search", "next >", "b000000001", "b000000002"]
+    limits = Limits.of(talk, {"has_search_bar": False, "clickables": names}, prompt)
+    found: list[str] = []
+
+    def walk(said: list[int]) -> None:
+        allowed = limits.allowed(said)
+        for token in allowed:
+            walk([*said, token])
+        if not allowed:
+            found.append(talk.spoken(said))
+
+    walk([])
+    assert sorted(found) == sorted(f"click[{name}]" for name in names)
+
+
+def test_limits_leave_search_words_to_the_prompt(policy: Policy) -> None:
+    talk, prompt = talk_on_results(policy)
+    limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, prompt)
+    opening = talk.say("search[red]")[:1]
+    assert limits.allowed([]) == opening
+    words = limits.allowed(opening)
+    assert talk.say("search[red]")[1] in words and limits.closing[0] not in words  # no empty search
+    said = [*opening, *[words[0]] * limits.longest]
+    assert limits.allowed(said) == [limits.closing[0]]  # no endless one
+    assert limits.allowed([*said, *limits.closing]) == []
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_limited_decoding_says_only_what_is_allowed(seed: int, tokenizer, chat) -> None:
+    torch.manual_seed(0)
+    policy = Policy(make_model(tokenizer, 32, 1, 2).eval(), tokenizer, chat, "random", 512, True)
+    talk, prompt = talk_on_results(policy)
+    names = ["back to search", "b000000001", "b000000002"]
+    actor = Actor(policy, 1)
+    actor.open({0: prompt})
+    rng = np.random.default_rng(seed)
+    limits = Limits.of(talk, {"has_search_bar": True, "clickables": names}, prompt)
+    said = talk.spoken(actor.act([0], {0: rng.random}, 1.0, {0: limits})[0])
+    assert said in {f"click[{name}]" for name in names} or (said.startswith("search[") and said.endswith("]"))
+
+
+def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "limited": True})
+    loaded = Policy.load(str(base))
+    assert loaded.limited and loaded.chat.aliases and loaded.chat.hash == policy.chat.hash
+    loaded.new_adapter(seed=3, r=4, alpha=8)
+    for name, weight in loaded.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    loaded.save_adapter(tmp_path / "adapter")
+    again = Policy.load(str(base), tmp_path / "adapter")
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(again.model(input_ids=ids).logits, loaded.model.eval()(input_ids=ids).logits)
+        assert not torch.equal(again.model(input_ids=ids).logits, policy.model(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="has an adapter already"):
+        loaded.new_adapter(seed=0)
+
+
+def test_adapters_of_one_seed_are_equal(policy: Policy, tmp_path) -> None:
+    base = str(save(policy.model, policy.tokenizer, tmp_path, {"aliases": True}))
+    weights = []
+    for seed in (1, 1, 2):
+        loaded = Policy.load(base)
+        loaded.new_adapter(seed)
+        weights.append(torch.cat([w.flatten() for name, w in loaded.model.named_parameters() if "lora_A" in name]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_an_unknown_model_or_quantisation_is_named(tmp_path) -> None:
+    with pytest.raises(OSError, match="no model"):
+        Policy.load(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="nf4"):
+        Policy.load(quantize="int3")

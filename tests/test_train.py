@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eef.experts import demonstrations
+from eef.policy import Policy
+from eef.pretrain import save
+from eef.selection import Example
+from eef.train import IGNORE, Row, collate, fit, rows_of, sft
+from eef.trajectory import Trajectory, Turn, without_loss
+
+SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
+
+
+@pytest.fixture
+def trainable(policy: Policy, tmp_path) -> Policy:
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "limited": True})
+    loaded = Policy.load(str(base))
+    loaded.new_adapter(seed=0, r=4, alpha=8)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def examples(shop) -> list[Example]:
+    return [Example(t, 0) for t in demonstrations(shop, shop.tasks("train")) if t.won]
+
+
+def test_labels_are_the_masked_tokens_and_padding_is_ignored() -> None:
+    rows = [Row((5, 6, 7), (False, True, True)), Row((8, 9), (False, True))]
+    batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in rows], pad=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 6, 7], [IGNORE, 9, IGNORE]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_the_loss_is_the_mean_of_the_learnt_tokens_alone(policy: Policy, examples) -> None:
+    rows, _ = rows_of(policy, [Example(examples[0].trajectory, 2)])
+    batch = collate([{"input_ids": rows[0].ids, "mask": rows[0].mask}], pad=policy.pad)
+    with torch.no_grad():
+        output = policy.model(**batch)
+        logs = output.logits[0].log_softmax(-1)
+    wanted = [
+        -logs[place - 1, token] for place, (token, m) in enumerate(zip(rows[0].ids, rows[0].mask, strict=True)) if m
+    ]
+    assert torch.isclose(output.loss, torch.stack(wanted).mean(), atol=1e-6)
+    spoken = policy.tokenizer.decode([t for t, m in zip(rows[0].ids, rows[0].mask, strict=True) if m])
+    assert spoken.count("<end>") == len(examples[0].trajectory) - 2
+
+
+def test_training_lowers_the_loss_moves_the_adapter_alone_and_repeats_exactly(
+    policy: Policy, examples, tmp_path
+) -> None:
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "limited": True})
+    weights, losses = [], []
+    for name in ("a", "b"):
+        loaded = Policy.load(str(base))
+        loaded.new_adapter(seed=0, r=4, alpha=8)
+        before = {n: w.clone() for n, w in loaded.model.named_parameters() if "lora" not in n}
+        report = sft(loaded, examples, tmp_path / name, **{**SETTINGS, "epochs": 6})
+        assert all(torch.equal(w, before[n]) for n, w in loaded.model.named_parameters() if "lora" not in n)
+        weights.append((tmp_path / name / "adapter_model.safetensors").read_bytes())
+        losses = report["losses"]
+        assert report["examples"] == len(examples) and report["dropped"] == 0
+        assert report["learnt_tokens"] < report["tokens"]
+    assert weights[0] == weights[1]
+    assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
+
+
+def test_accumulated_batches_train_like_whole_ones(policy: Policy, tmp_path, examples) -> None:
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True})
+    weights = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        loaded = Policy.load(str(base))
+        loaded.new_adapter(seed=0, r=4, alpha=8)
+        rows, _ = rows_of(loaded, examples[:8])
+        fit(
+            loaded.model,
+            rows,
+            pad=0,
+            folder=tmp_path,
+            epochs=1,
+            lr=1e-3,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            seed=0,
+        )
+        weights.append(torch.cat([w.flatten() for n, w in loaded.model.named_parameters() if "lora_B" in n]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+
+
+def test_nothing_to_learn_is_an_error(trainable: Policy, examples, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no training example"):
+        sft(trainable, [], tmp_path, **SETTINGS)
+    barred = Example(without_loss(examples[0].trajectory, range(99)), 0)
+    with pytest.raises(ValueError, match="no token carries loss"):
+        sft(trainable, [barred], tmp_path, **SETTINGS)
+
+
+def test_examples_beyond_the_context_are_dropped_and_counted(trainable: Policy, examples, tmp_path) -> None:
+    long = Trajectory("0", "word " * 3000, (Turn("click[buy now]", ""),), 1.0, True)
+    report = sft(trainable, [*examples[:3], Example(long, 0)], tmp_path, **SETTINGS)
+    assert report["dropped"] == 1 and report["examples"] == 3
+    with pytest.raises(ValueError, match="all 1 examples exceed the context"):
+        sft(trainable, [Example(long, 0)], tmp_path, **SETTINGS)

@@ -1,0 +1,221 @@
+"""Trajectory files: what is written comes back, and what is torn says where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eef.trajectory import (
+    Trajectory,
+    TrajectoryError,
+    Turn,
+    frame,
+    from_dict,
+    from_sharegpt,
+    load,
+    save,
+    to_dict,
+    without_loss,
+)
+
+settings.register_profile("busy", deadline=None)  # a busy machine is no failure
+settings.load_profile("busy")
+
+TURNS = st.builds(Turn, action=st.text(), observation=st.text(), reply=st.text(), learn=st.booleans())
+TRAJECTORIES = st.builds(
+    Trajectory,
+    task=st.text(),
+    prompt=st.text(),
+    turns=st.lists(TURNS, max_size=4).map(tuple),
+    reward=st.floats(0, 1),
+    won=st.booleans(),
+    source=st.text(),
+    outcome=st.sampled_from(["done", "max_steps", "env_error", "context_overflow"]),
+    prefix=st.integers(0, 4),
+    info=st.dictionaries(st.text(), st.none() | st.integers() | st.text(), max_size=2),
+)
+SMALL = Trajectory(
+    "7", "Instruction: [SEP] café", (Turn("search[ü\u2028x]", "page\n[SEP] 1", learn=False), Turn("click[b]", "é"))
+)
+
+
+# Files
+
+
+@given(st.lists(TRAJECTORIES, max_size=4))
+@settings(max_examples=50)
+def test_a_saved_file_loads_the_same(tmp_path_factory: pytest.TempPathFactory, trajectories: list[Trajectory]) -> None:
+    path = tmp_path_factory.mktemp("files") / "deep" / "t.jsonl"
+    assert load(save(trajectories, path)) == trajectories
+
+
+@given(TRAJECTORIES)
+def test_dicts_round_trip_through_json(trajectory: Trajectory) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(trajectory)))) == trajectory
+
+
+def test_a_file_torn_at_any_byte_says_where(tmp_path: Path) -> None:
+    path = save([SMALL, SMALL], tmp_path / "t.jsonl")
+    whole = path.read_bytes()
+    last = whole.index(b"\n") + 1
+    for cut in range(last + 1, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(TrajectoryError, match="t.jsonl, line 2: the line is torn"):
+            load(path)
+    path.write_bytes(whole[:last])  # between lines nothing is torn
+    assert load(path) == [SMALL]
+    path.write_bytes(whole[:-1])  # the newline alone is lost
+    assert load(path) == [SMALL, SMALL]
+
+
+def test_a_torn_list_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    whole = json.dumps([to_dict(SMALL)], ensure_ascii=False).encode()
+    for cut in range(1, len(whole)):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(TrajectoryError, match="t.json: the file is torn"):
+            load(path)
+
+
+def test_a_killed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = save([SMALL], tmp_path / "t.jsonl")
+
+    def dying() -> Iterator[Trajectory]:
+        yield SMALL
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save(dying(), path)
+    assert load(path) == [SMALL]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no trajectory file at .*absent.jsonl"):
+        load(tmp_path / "absent.jsonl")
+
+
+def test_an_empty_file_holds_nothing(tmp_path: Path) -> None:
+    assert load(save([], tmp_path / "t.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (5, "a JSON object was expected, not int"),
+        ({}, "'turns' is missing"),
+        ({"task": "1", "turns": []}, "missing .* 'prompt'"),
+        ({"task": "1", "prompt": "p", "turns": [], "gold": 1}, "unexpected keyword argument 'gold'"),
+        ({"task": 1, "prompt": "p", "turns": []}, "must be strings"),
+        ({"task": "1", "prompt": "p", "turns": [{"action": "a"}]}, "missing .* 'observation'"),
+        ({"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": None}]}, "turn 0: .* must be strings"),
+        ({"task": "1", "prompt": "p", "turns": [], "reward": "1"}, "'reward' must be a number"),
+        ({"task": "1", "prompt": "p", "turns": [], "won": 1}, "'won' must be true or false"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, row: object, message: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(to_dict(SMALL)) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(TrajectoryError, match=rf"t.jsonl, line 2: .*{message}"):
+        load(path)
+
+
+# ETO's conversations
+
+
+def eto_row(**changes: object) -> dict:
+    conversations = [
+        {"from": "human", "value": "You are shopping on the web. ...", "loss": None},
+        {"from": "gpt", "value": "OK", "loss": False},
+        {"from": "human", "value": "WebShop [SEP] Instruction: [SEP] a blue cup [SEP] Search", "loss": None},
+        {"from": "gpt", "value": "Thought: I think I should search.\nAction: search[blue cup]", "loss": True},
+        {"from": "human", "value": "Observation:\nBack to Search [SEP] Page 1 [SEP] B01 [SEP] $5", "loss": None},
+        {"from": "gpt", "value": "Thought: I look at it.\nAction: click[B01]", "loss": False},
+        {"from": "human", "value": "Observation:\nBuy Now", "loss": None},
+        {"from": "gpt", "value": "Thought: It fits.\nAction: click[Buy Now]", "loss": True},
+    ]
+    return {"id": "webshop_42", "conversations": conversations, "reward": 1.0, **changes}
+
+
+def test_an_eto_conversation_becomes_turns() -> None:
+    got = from_sharegpt(eto_row())
+    assert (got.task, got.reward, got.won, got.info) == ("42", 1.0, True, {"id": "webshop_42"})
+    assert got.prompt == "WebShop [SEP] Instruction: [SEP] a blue cup [SEP] Search"
+    assert got.actions == ["search[blue cup]", "click[B01]", "click[Buy Now]"]
+    assert [turn.learn for turn in got.turns] == [True, False, True]
+    assert got.turns[0].said == "Thought: I think I should search.\nAction: search[blue cup]"
+    assert got.state(1) == "Back to Search [SEP] Page 1 [SEP] B01 [SEP] $5"
+    assert got.state(3) == ""  # the episode ended there
+
+
+def test_a_purchase_below_full_reward_is_not_won() -> None:
+    assert not from_sharegpt(eto_row(reward=0.75, success=True)).won
+
+
+def test_eto_files_load_as_list_and_as_lines(tmp_path: Path) -> None:
+    rows = [eto_row(), eto_row(id="webshop_43", reward=0.5)]
+    as_list, as_lines = tmp_path / "a.json", tmp_path / "b.jsonl"
+    as_list.write_text(json.dumps(rows, indent=1))
+    as_lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load(as_list) == load(as_lines) == [from_sharegpt(row) for row in rows]
+
+
+def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
+    conversations = [{"from": "human", "value": "s0"}, {"from": "gpt", "value": "click[Buy Now]"}]
+    got = from_sharegpt({"id": 3, "conversations": conversations})
+    assert (got.task, got.prompt, got.won) == ("3", "s0", False)
+    assert got.turns == (Turn("click[Buy Now]", ""),)
+    assert got.turns[0].said == "click[Buy Now]"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (eto_row(conversations=[{"from": "human"}]), "needs 'from' and 'value'"),
+        (eto_row(conversations=[]), "no human message"),
+        (eto_row(conversations=eto_row()["conversations"][:2]), "no human message"),
+        (eto_row(conversations=[eto_row()["conversations"][2]] * 2), "not from 'gpt'"),
+        (eto_row(conversations=[*eto_row()["conversations"][2:4], eto_row()["conversations"][3]]), "not from 'human'"),
+        (eto_row(reward=None), "'reward' must be a number"),
+    ],
+)
+def test_a_wrong_conversation_is_named(tmp_path: Path, row: dict, message: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([eto_row(), row]))
+    with pytest.raises(TrajectoryError, match=f"t.json, item 1: .*{message}"):
+        load(path)
+
+
+# Views
+
+
+def test_frame_has_a_row_per_turn() -> None:
+    got = frame([SMALL, Trajectory("8", "s0", (Turn("a", "o"), Turn("b", "p")), 1.0, True, "policy", prefix=1)])
+    assert got["task"].tolist() == ["7", "7", "8", "8"]
+    assert got["turn"].tolist() == [0, 1, 0, 1]
+    assert got["learn"].tolist() == [False, True, True, True]
+    assert got["given"].tolist() == [False, False, True, False]
+    assert list(frame([]).columns) == list(got.columns)
+
+
+def test_states_are_prompt_and_observations() -> None:
+    assert [SMALL.state(i) for i in range(3)] == [SMALL.prompt, "page\n[SEP] 1", "é"]
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match="task 7"):
+            SMALL.state(index)
+
+
+def test_an_error_is_neither_win_nor_failure() -> None:
+    assert Trajectory("7", "s0", (), outcome="max_steps").failed
+    assert not Trajectory("7", "s0", (), outcome="env_error").failed
+    assert not Trajectory("7", "s0", (), won=True).failed
+
+
+def test_without_loss_bars_and_never_frees() -> None:
+    assert [turn.learn for turn in without_loss(SMALL, [1]).turns] == [False, False]
+    assert without_loss(SMALL, []) == SMALL
