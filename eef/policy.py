@@ -8,6 +8,7 @@ padding, a finished one is replaced at once, and conversations that begin alike 
 from __future__ import annotations
 
 import importlib.resources
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.utils.logging import disable_progress_bar
 
 from eef.chat import Chat, Dialogue, load_options
 
 EMBEDDED = "embedded"
+disable_progress_bar()  # one line per weight file says nothing to who waits for episodes
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a missing CPU kernel on every import
 
 
 @dataclass
@@ -80,7 +84,7 @@ class Policy:
         if quantize:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         elif torch.cuda.is_available():
-            base.to("cuda")
+            base.to("cuda")  # type: ignore[arg-type]
         options = load_options(folder)
         words = options.get("instructions", "") if instructions is None else instructions
         chat = Chat.of(tokenizer, words, bool(options.get("aliases", False)))

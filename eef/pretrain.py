@@ -85,29 +85,35 @@ def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: boo
     page = env.reset(task)
     ids = talk.hear(page)
     mask = [walk] * len(ids)
-    opened: list[str] = []
-    steps = rng.randint(2, 6) if walk else rng.choice([1, 1, 2, 2, 3])
-    for step in range(steps):
-        action = _wander(env, page, rng, step)
+    opened: dict[str, list[str]] = {}  # number of the results page -> rows opened there since the last search
+    for _ in range(rng.randint(2, 6) if walk else rng.choice([1, 1, 2, 2, 3])):
+        action = _wander(env, page, rng)
         said = talk.say(action)
-        assert talk.aliases is not None
-        if row := re.search(r"\[ (r\d+) \]", talk.aliases.read_action(action)):
-            opened.append(row[1])
-        elif action not in ("click[< prev]", "click[features]", "click[description]", "click[reviews]"):
-            opened = []
+        row = re.search(r"r\d+(?= \])", chat.tokenizer.decode(said))
+        if row:
+            opened.setdefault(_page_number(page), []).append(row[0])
+        elif action.startswith("search"):
+            opened = {}
         page = env.step(action).observation
         heard = talk.hear(page)
         ids += said + heard
         mask += [walk] * (len(said) + len(heard))
-    asked, learnt = _questions(chat, talk, page, opened, rng, rng.randint(3, 6) if walk else 24)
+    here = opened.get(_page_number(page), [])
+    asked, learnt = _questions(chat, talk, page, here, rng, rng.randint(3, 6) if walk else 24)
     return Row(tuple(ids + asked), tuple(mask + learnt))
 
 
-def _wander(env: WebShop, page: str, rng: random.Random, step: int) -> str:
+def _page_number(page: str) -> str:
+    """The number of a results page, empty on any other page."""
+    found = re.search(r"Page (\d+) \(Total", page)
+    return found[1] if found else ""
+
+
+def _wander(env: WebShop, page: str, rng: random.Random) -> str:
     """A random valid action that never buys; the first one searches for some words of the instruction."""
     available = env.available_actions()
     if available["has_search_bar"]:
-        words = re.findall(r"[\w'-]+", page.split("Instruction: [SEP] ")[-1].split(", and price")[0].lower())
+        words = re.findall(r"[\w'-]+", page.split(" [SEP] ")[2].split(", and price")[0].lower())
         words = [word for word in words if word not in _WORDS or rng.random() < 0.05]
         picked = sorted(rng.sample(range(len(words)), min(len(words), rng.randint(1, 4))))
         return f"search[{' '.join(words[place] for place in picked)}]"

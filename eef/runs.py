@@ -72,8 +72,9 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def code_hash(*names: str) -> str:
-    """Hash of the package's files (code and shipped data), or of the named ones alone (``"train.py"``)."""
-    found = [PACKAGE / name for name in names] or [p for p in PACKAGE.rglob("*") if p.is_file()]
+    """Hash of the package's files (code and shipped data), or of the named files and folders (``"train.py"``)."""
+    places = [PACKAGE / name for name in names] or [PACKAGE]
+    found = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
     kept = sorted(path for path in found if "__pycache__" not in path.parts and not path.name.startswith("."))
     return digest({str(path.relative_to(PACKAGE)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept})
 

@@ -60,23 +60,28 @@ class Shop:
     """What the generated catalogue and its subtasks are like; the embedded default is ``Shop()``.
 
     ``cheap`` are the shares of cheap products that a family may draw (fewer: the fitting one lies deeper),
+    ``buried`` the share of families whose dear products advertise and so rank before the cheap ones, ``dear_goals``
+    the share of dear products that a goal asks for (every cheap one is asked for),
     ``trap`` the chance that a look-alike lacks one value of each option, ``grades`` the shares of easy, medium
-    and hard subtasks (perfect play needs no, one, more than one navigation move), ``train``, ``eval`` and
-    ``test`` the numbers of subtasks.
+    and hard subtasks (perfect play needs no, up to two, more navigation moves), ``steps`` the most that it may
+    take, ``train``, ``eval`` and ``test`` the numbers of subtasks.
     """
 
-    products: int = 4000
+    products: int = 6000
     seed: int = 0
-    cheap: tuple[float, ...] = (0.6, 0.25, 0.1, 0.06)
+    cheap: tuple[float, ...] = (0.4, 0.2, 0.1)
+    buried: float = 0.7
+    dear_goals: float = 0.1
     trap: float = 0.2
     grades: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    steps: int = 15
     train: int = 500
     eval: int = 100
     test: int = 500
 
 
 def generate(shop: Shop | None = None) -> Triple:
-    """``(products, items_ins_v2, items_human_ins)`` as the official JSON files hold them, one goal per product."""
+    """``(products, items_ins_v2, items_human_ins)`` as the official JSON files hold them, at most a goal each."""
     shop = shop or Shop()
     rng = random.Random(f"catalogue {shop.seed}")
     names = _brands(rng, 160)
@@ -89,10 +94,12 @@ def generate(shop: Shop | None = None) -> Triple:
         family = _family(rng, shop)
         for _ in range(min(rng.randint(12, 44), len(asins))):
             asin = asins.pop()
-            product, own = _product(rng, shop, family, asin, rng.choice(names))
+            cheap = rng.random() < family.cheap
+            product, own = _product(rng, shop, family, asin, rng.choice(names), cheap)
             products.append(product)
             attributes[asin] = {"attributes": own}
-            if all(word in own for word in family.pair):
+            wanted = cheap or rng.random() < shop.dear_goals
+            if wanted and all(word in own for word in family.pair):
                 instructions[asin] = [_instruction(rng, family, product, own)]
     return products, attributes, instructions
 
@@ -109,6 +116,7 @@ class _Family:
     sizes: list[str]
     cheap: float
     floor: int
+    buried: bool
 
 
 def _family(rng: random.Random, shop: Shop) -> _Family:
@@ -116,22 +124,33 @@ def _family(rng: random.Random, shop: Shop) -> _Family:
     category, words = _KINDS[kind]
     pool = words.split()
     pair, colors, sizes = rng.sample(pool, 2), rng.sample(_COLORS, 4), rng.sample(_SIZES, 3)
-    return _Family(kind, category, pool, pair, colors, sizes, rng.choice(shop.cheap), rng.randint(8, 30))
+    return _Family(
+        kind,
+        category,
+        pool,
+        pair,
+        colors,
+        sizes,
+        rng.choice(shop.cheap),
+        rng.randint(8, 30),
+        rng.random() < shop.buried,
+    )
 
 
 def _product(
-    rng: random.Random, shop: Shop, family: _Family, asin: str, brand: str
+    rng: random.Random, shop: Shop, family: _Family, asin: str, brand: str, cheap: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """A product as ``items_shuffle.json`` holds it, and its attributes."""
     kind, own = family.kind, list(family.pair)
     if rng.random() < 0.15:  # a near miss: one attribute is another's
         own[rng.randrange(2)] = rng.choice([word for word in family.pool if word not in family.pair])
-    price = family.floor + (rng.randint(0, 9) if rng.random() < family.cheap else rng.randint(50, 110)) + 0.99
+    price = family.floor + (rng.randint(0, 9) if cheap else rng.randint(50, 110)) + 0.99
     extra = rng.choice(_EXTRAS)
     words = [*own, extra]
     rng.shuffle(words)
     options = {"color": _offered(rng, family.colors, shop.trap), "size": _offered(rng, family.sizes, shop.trap)}
-    stress = " ".join(rng.choices([*own, kind, extra], k=rng.randint(0, 4)))  # uneven word counts, uneven ranks
+    loud = rng.randint(2, 5) if family.buried and not cheap else rng.randint(0, 4) * (not family.buried)
+    stress = " ".join(rng.choices([*own, kind], k=loud))  # uneven word counts, uneven ranks
     product = {
         "asin": asin,
         "name": f"{brand} {' '.join(words)} {kind}".title(),
@@ -201,12 +220,13 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
     from eef.envs.webshop.shopper import play
 
     try:
-        shop = Shop(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        shop = Shop(**given)
     except TypeError as error:
         raise TypeError(f"catalogue: {error}; known are {', '.join(Shop.__dataclass_fields__)}") from None
     triple = generate(shop)
     count = sum(len(records) for records in triple[2].values())
-    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=40)
+    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=shop.steps)
     graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
     for task in env.tasks("train"):
         played = play(env, task)
@@ -214,22 +234,32 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
             graded[grade(played.actions)].append(int(task))
     rng = random.Random(f"split {shop.seed}")
     split: dict[str, list[int]] = {"train": [], "eval": [], "test": []}
-    for name, share in zip(graded, shop.grades, strict=True):
-        rng.shuffle(graded[name])
-        need = {part: round(share * getattr(shop, part)) for part in split}
-        if sum(need.values()) > len(graded[name]):
+    sizes = {part: _sizes(getattr(shop, part), shop.grades) for part in split}
+    for place, (name, pool) in enumerate(graded.items()):
+        rng.shuffle(pool)
+        asked = sum(size[place] for size in sizes.values())
+        if asked > len(pool):
             raise ValueError(
-                f"the generated catalogue has {len(graded[name])} {name} subtasks and {sum(need.values())} are asked for: "
-                "raise 'products', or lower 'train', 'test' or that share of 'grades'"
+                f"the generated catalogue has {len(pool)} {name} subtasks and {asked} are asked for: "
+                "raise 'products', or lower 'train', 'eval', 'test' or that share of 'grades'"
             )
-        for part, size in need.items():
-            split[part] += [graded[name].pop() for _ in range(size)]
-    for part in split.values():
-        rng.shuffle(part)
+        for part, size in sizes.items():
+            split[part] += [pool.pop() for _ in range(size[place])]
+    for indices in split.values():
+        rng.shuffle(indices)
     return triple, split
 
 
+def _sizes(count: int, shares: tuple[float, ...]) -> list[int]:
+    """How many of ``count`` subtasks each grade gets; rounding is made good where the share is largest."""
+    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"'grades' must be three shares (easy, medium, hard) that sum to 1, not {list(shares)}")
+    sizes = [round(share * count) for share in shares]
+    sizes[shares.index(max(shares))] += count - sum(sizes)
+    return sizes
+
+
 def grade(actions: list[str]) -> str:
-    """``easy``, ``medium`` or ``hard``: no, one, or more than one Next or Prev in perfect play."""
+    """``easy``, ``medium`` or ``hard``: no, one or two, more moves by Next or Prev in perfect play."""
     moves = sum(action.lower() in ("click[next >]", "click[< prev]") for action in actions)
-    return ("easy", "medium", "hard")[min(moves, 2)]
+    return "easy" if moves == 0 else "medium" if moves <= 2 else "hard"

@@ -1,0 +1,190 @@
+"""The generated catalogue: repeatable, in the official format, and split by what perfect play needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.generate import Shop, Triple, embedded, generate, grade, write
+from eef.envs.webshop.shopper import play
+
+SMALL = Shop(products=700)
+ASKED: dict[str, Any] = {
+    "products": 700,
+    "seed": 0,
+    "train": 12,
+    "eval": 4,
+    "test": 8,
+    "grades": [0.5, 0.25, 0.25],
+}
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Triple, dict[str, list[int]]]:
+    return embedded(**ASKED)
+
+
+@pytest.fixture(scope="module")
+def default() -> WebShop:
+    return WebShop(max_steps=40)
+
+
+def digest(triple: Triple) -> str:
+    return hashlib.sha256(json.dumps(triple).encode()).hexdigest()
+
+
+def everything(triple: Triple) -> WebShop:
+    """A shop whose training tasks are all goals."""
+    count = sum(len(records) for records in triple[2].values())
+    return WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=40)
+
+
+def test_equal_shops_give_equal_bytes_and_other_seeds_other_bytes() -> None:
+    assert digest(generate(SMALL)) == digest(generate(SMALL))
+    assert digest(generate(SMALL)) != digest(generate(replace(SMALL, seed=4)))
+
+
+def test_the_split_is_repeatable(made: tuple[Triple, dict[str, list[int]]]) -> None:
+    again = embedded(**ASKED)
+    assert digest(again[0]) == digest(made[0]) and again[1] == made[1]
+
+
+def test_official_files_hold_the_catalogue_that_is_in_memory(tmp_path: Path) -> None:
+    folder = write(SMALL, tmp_path / "shop")
+    stored, held = (everything_stamp(data) for data in (folder, generate(SMALL)))
+    assert stored == held
+    assert {path.name for path in folder.iterdir()} == {
+        "items_shuffle.json",
+        "items_ins_v2.json",
+        "items_human_ins.json",
+        "shop.json",
+    }
+    assert json.loads((folder / "shop.json").read_text()) == json.loads(json.dumps(asdict(SMALL)))
+
+
+def everything_stamp(data: Path | Triple) -> dict[str, str]:
+    shop = WebShop(data=data, split={"train": [0], "eval": [], "test": []})
+    assert shop.skipped == {}
+    return shop.stamp()
+
+
+def test_options_make_the_shop_that_they_describe(made: tuple[Triple, dict[str, list[int]]]) -> None:
+    shop = WebShop(catalogue=ASKED)
+    triple, split = made
+    assert len(shop.shop.products) == len(triple[0]) == 700
+    assert {part: shop.tasks(part) for part in split} == {part: list(map(str, split[part])) for part in split}
+    assert shop.stamp()["catalogue"] == everything(triple).stamp()["catalogue"]
+
+
+def test_sizes_and_grades_are_as_asked(made: tuple[Triple, dict[str, list[int]]]) -> None:
+    triple, split = made
+    shop = everything(triple)
+    assert {part: len(indices) for part, indices in split.items()} == {"train": 12, "eval": 4, "test": 8}
+    for indices in split.values():
+        found = Counter(grade(play(shop, str(index)).actions) for index in indices)
+        assert found == {
+            "easy": len(indices) // 2,
+            "medium": len(indices) // 4,
+            "hard": len(indices) // 4,
+        }
+
+
+def test_odd_numbers_are_shared_out_whole() -> None:
+    split = embedded(products=500, train=3, eval=1, test=7, grades=[0.5, 0.3, 0.2])[1]
+    assert {part: len(indices) for part, indices in split.items()} == {"train": 3, "eval": 1, "test": 7}
+
+
+def test_only_goals_that_perfect_play_wins_are_taken(made: tuple[Triple, dict[str, list[int]]]) -> None:
+    triple, split = made
+    shop = everything(triple)
+    won = {int(task) for task in shop.tasks("train") if play(shop, task).won}
+    assert set().union(*split.values()) <= won
+    assert len(won) > 0.8 * len(shop.shop.goals)
+
+
+def test_parts_share_neither_content_nor_product(default: WebShop) -> None:
+    for what in ("content", "asin"):
+        parts = [
+            {getattr(default.shop.goals[int(task)], what) for task in default.tasks(part)}
+            for part in ("train", "eval", "test")
+        ]
+        assert len(set().union(*parts)) == sum(map(len, parts)) == 1100
+
+
+def test_perfect_play_wins_the_embedded_default(default: WebShop) -> None:
+    grades = {}
+    for part in ("train", "test"):
+        played = [play(default, task) for task in default.tasks(part)]
+        assert all(item.won for item in played)
+        grades[part] = Counter(grade(item.actions) for item in played)
+    assert grades == {part: {"easy": 200, "medium": 200, "hard": 100} for part in ("train", "test")}
+
+
+def test_no_family_lies_together_by_asin() -> None:
+    """Neighbours by asin (how the search engine breaks ties) are no more alike than any two products."""
+    products, attributes, _ = generate(SMALL)
+
+    def alike(rows: list[dict[str, Any]]) -> float:
+        kinds = [(row["query"], frozenset(attributes[row["asin"]]["attributes"][:2])) for row in rows]
+        return sum(a == b for a, b in pairwise(kinds)) / len(kinds)
+
+    assert alike(products) > 0.5  # families are written one after the other
+    assert alike(sorted(products, key=lambda row: row["asin"])) < 0.1
+
+
+def test_every_goal_fits_its_own_product() -> None:
+    products, attributes, instructions = generate(SMALL)
+    by_asin = {product["asin"]: product for product in products}
+    for asin, (record,) in instructions.items():
+        options = by_asin[asin]["customization_options"]
+        offered = {row["value"] for values in options.values() for row in values}
+        assert set(record["instruction_options"]) <= offered
+        assert set(record["instruction_attributes"]) <= set(attributes[asin]["attributes"])
+        wanted = [*record["instruction_attributes"], *record["instruction_options"], by_asin[asin]["query"]]
+        assert all(word in record["instruction"] for word in wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"products": 60, "train": 40}, r"has \d+ easy subtasks and \d+ are asked for: raise 'products'"),
+        (
+            {"products": 300, "train": 60, "eval": 0, "test": 0, "grades": [0.0, 0.0, 1.0]},
+            r"has \d+ hard subtasks and 60",
+        ),
+        ({"products": 60, "grades": [0.5, 0.5]}, "three shares .* that sum to 1"),
+        ({"products": 60, "grades": [0.5, 0.5, 0.5]}, "three shares .* that sum to 1"),
+        ({"products": 60, "grades": [1.2, -0.2, 0.0]}, "three shares .* that sum to 1"),
+    ],
+)
+def test_what_cannot_be_made_is_a_value_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        embedded(**options)
+
+
+def test_an_unknown_option_is_named_beside_the_known_ones() -> None:
+    with pytest.raises(
+        TypeError, match=r"'prodcuts'.*known are products, seed, cheap, .*trap, grades, .*train, eval, test"
+    ):
+        WebShop(catalogue={"prodcuts": 10})
+
+
+@pytest.mark.parametrize(
+    ("actions", "name"),
+    [
+        (["search[a]", "click[b000000001]", "click[buy now]"], "easy"),
+        (["search[a]", "click[Next >]", "click[b000000001]", "click[buy now]"], "medium"),
+        (["search[a]", "click[next >]", "click[b000000001]", "click[< Prev]", "click[buy now]"], "medium"),
+        (["search[a]", *["click[next >]"] * 5], "hard"),
+    ],
+)
+def test_grades_count_pages_turned_and_steps_back(actions: list[str], name: str) -> None:
+    assert grade(actions) == name

@@ -1,0 +1,138 @@
+"""Where expert trajectories come from: the stand-ins' strength, files in both formats, clear messages."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from eef.envs import TextEnv
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.generate import Shop, generate
+from eef.envs.webshop.shopper import play
+from eef.experts import collect, demonstrations, difficulty
+from eef.trajectory import Trajectory, TrajectoryError, save
+
+
+def rate(trajectories: list[Trajectory]) -> float:
+    return sum(item.won for item in trajectories) / len(trajectories)
+
+
+@pytest.fixture(scope="module")
+def default() -> WebShop:
+    """The embedded default, as the main job uses it."""
+    return WebShop(max_steps=15)
+
+
+@pytest.fixture
+def tasks(shop: WebShop) -> list[str]:
+    return shop.tasks("train")
+
+
+@pytest.fixture
+def file(shop: WebShop, tasks: list[str], tmp_path: Path) -> Path:
+    """Our JSON Lines: two training subtasks and one test subtask."""
+    played = [play(shop, task) for task in (*tasks[:2], shop.tasks("test")[0])]
+    return save(played, tmp_path / "mine.jsonl")
+
+
+def conversation(played: Trajectory) -> dict[str, Any]:
+    """A trajectory as ETO publishes it."""
+    messages = [
+        {"from": "human", "value": "You are web shopping."},
+        {"from": "gpt", "value": "OK"},
+        {"from": "human", "value": played.prompt},
+    ]
+    for turn in played.turns:
+        messages.append({"from": "gpt", "value": f"Thought: on we go.\nAction: {turn.action}"})
+        messages.append({"from": "human", "value": f"Observation: {turn.observation}"})
+    return {"id": f"webshop_{played.task}", "conversations": messages, "reward": played.reward}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_stand_ins_are_as_strong_as_they_say(default: WebShop, seed: int) -> None:
+    subtasks = default.tasks("train")
+    strong, weak = (collect(default, name, subtasks, seed) for name in ("strong", "weak"))
+    assert len(strong) == len(weak) == 500
+    assert 0.30 <= rate(strong) <= 0.42
+    assert rate(weak) <= rate(strong) - 0.05
+    assert all(item.won or item.failed for item in strong + weak)
+
+
+def test_demonstrations_are_nearly_always_wins(default: WebShop) -> None:
+    told: list[int] = []
+    played = demonstrations(default, default.tasks("train")[:100], told.append)
+    assert rate(played) >= 0.9 and {item.source for item in played} == {"perfect"} and sum(told) == 100
+
+
+def test_collecting_is_seeded_and_leaves_the_environment_alone(shop: WebShop, tasks: list[str]) -> None:
+    before = shop.reset(tasks[3])
+    first = collect(shop, "strong", tasks, 0)
+    assert first == collect(shop, "strong", tasks, 0) != collect(shop, "strong", tasks, 1)
+    assert [item.task for item in first] == tasks and {item.source for item in first} == {"strong"}
+    assert shop.state is not None and shop.step("click[nothing]").observation == before
+
+
+def test_stand_ins_and_files_are_joined_in_order(shop: WebShop, tasks: list[str], file: Path) -> None:
+    told: list[int] = []
+    found = collect(shop, f"strong+weak+{file}", tasks, 0, told.append)
+    assert Counter(item.source for item in found) == {"strong": 20, "weak": 20, "mine": 2}
+    assert [item.source for item in found[::20]] == ["strong", "weak", "mine"]
+    assert sum(told) == 40
+    assert found[:20] == collect(shop, "strong", tasks, 0)
+
+
+def test_a_file_keeps_its_sources_and_loses_other_subtasks(shop: WebShop, tasks: list[str], tmp_path: Path) -> None:
+    ours, other = play(shop, tasks[0]), play(shop, shop.tasks("test")[0])
+    path = save([replace(ours, source="gpt-4"), other, ours], tmp_path / "mine.jsonl")
+    assert collect(shop, str(path), tasks, 0) == [replace(ours, source="gpt-4"), replace(ours, source="mine")]
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
+def test_a_file_in_the_format_of_eto(shop: WebShop, tasks: list[str], tmp_path: Path, lines: bool) -> None:
+    played = [play(shop, task) for task in tasks[:3]]
+    rows = [conversation(item) for item in played]
+    path = tmp_path / "eto.json"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+    found = collect(shop, str(path), tasks, 0)
+    assert [(item.task, item.prompt, item.actions, item.won) for item in found] == [
+        (item.task, item.prompt, item.actions, item.won) for item in played
+    ]
+    assert {item.source for item in found} == {"eto"}
+    assert found[0].turns[0].reply.startswith("Thought:")
+
+
+def test_a_file_whose_subtasks_are_all_elsewhere(shop: WebShop, file: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine.jsonl: none of its 3 trajectories is on one of the 1 training"):
+        collect(shop, str(file), [shop.tasks("train")[5]], 0)
+
+
+def test_a_torn_file_names_its_line(shop: WebShop, tasks: list[str], file: Path) -> None:
+    file.write_text(file.read_text()[:-40])
+    with pytest.raises(TrajectoryError, match=r"mine.jsonl, line 3: .*torn"):
+        collect(shop, str(file), tasks, 0)
+
+
+@pytest.mark.parametrize("names", ["gpt-5", "strong+gpt-5", "nowhere/mine.jsonl"])
+def test_an_unknown_expert_is_named_beside_the_known_ones(shop: WebShop, tasks: list[str], names: str) -> None:
+    with pytest.raises(ValueError, match=r"'(gpt-5|nowhere/mine.jsonl)' is neither a stand-in \(strong, weak\) nor a"):
+        collect(shop, names, tasks[:1], 0)
+
+
+def test_stand_ins_play_webshop_only() -> None:
+    other = cast(TextEnv, SimpleNamespace(name="scienceworld"))
+    with pytest.raises(ValueError, match="plays WebShop only: give a trajectory file for scienceworld"):
+        collect(other, "strong", ["0"], 0)
+
+
+def test_difficulty_of_a_generated_shop_only(shop: WebShop) -> None:
+    found = difficulty(shop, shop.tasks("test"))
+    assert found is not None and list(found) == shop.tasks("test")
+    assert Counter(found.values()) == {"easy": 10, "medium": 6, "hard": 4}
+    given = WebShop(data=generate(Shop(products=60)), split={"train": [0], "eval": [], "test": []})
+    assert difficulty(given, ["0"]) is None

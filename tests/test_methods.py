@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from eef import trajectory
+from eef.methods import METHODS, Settings, _merge, experiment, wins
+from eef.pretrain import make_model, save
+from eef.runs import RunError, load_runs
+from eef.selection import Example, select
+from eef.trajectory import Trajectory, Turn
+
+
+def made(task: str, actions: str, won: bool = True, prefix: int = 0) -> Trajectory:
+    turns = tuple(Turn(action, f"after {action}") for action in actions)
+    return Trajectory(task, "s0", turns, float(won), won, "policy", prefix=prefix)
+
+
+@pytest.fixture(scope="session")
+def base(tokenizer, tmp_path_factory) -> str:
+    """A small base model with random weights, as a folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    return str(save(make_model(tokenizer, 32, 2, 2), tokenizer, folder, {"aliases": True, "limited": True}))
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def run(shop, base: str, root: Path):
+    def start(method: str, **changes):
+        options = changes.pop("options", {})
+        where = changes.pop("root", root)
+        settings = Settings(model=base, epochs=2, lora_r=4, lora_alpha=8, **changes)
+        return experiment(method, shop, settings, 0, options=options, root=where, wandb="disabled")
+
+    return start
+
+
+def stages(root: Path, run_id: str) -> dict[str, str]:
+    return {path.name: path.resolve().name for path in (root / run_id).iterdir() if path.is_symlink()}
+
+
+def test_every_method_runs_and_counts_its_budget(run, shop, root: Path) -> None:
+    rows = {
+        "sft_pos": run("sft_pos"),
+        "ceiling": run("ceiling"),
+        "rft1": run("rft", options={"n": 1}),
+        "rft2": run("rft", options={"n": 2}),
+        "eef": run("eef", options={"m": 2}),
+    }
+    tasks = len(shop.tasks("train"))
+    assert {name: row["episodes"] for name, row in rows.items() if name != "eef"} == {
+        "sft_pos": 0,
+        "ceiling": 0,
+        "rft1": tasks,
+        "rft2": 2 * tasks,
+    }
+    experts = trajectory.load(root / rows["eef"]["run_id"] / "experts" / "trajectories.jsonl")
+    failures = sum(t.failed for t in experts)
+    assert tasks < rows["eef"]["episodes"] <= tasks + 2 * failures
+    assert all(0 <= row["win_rate"] <= 1 and row["n_test"] == len(shop.tasks("test")) for row in rows.values())
+    assert all(row["errors"] == 0 for row in rows.values())
+    shared = [stages(root, rows[name]["run_id"]) for name in ("rft1", "rft2", "eef")]
+    assert len({stage["bc"] for stage in shared}) == 1, "behaviour cloning is made once"
+    assert len({stage["s0-0-0"] for stage in shared}) == 1, "so is the first simulation of s0"
+    assert len(load_runs(root)) == 5
+
+
+def test_a_second_start_reuses_every_stage_and_gives_the_same_row(run, root: Path, tmp_path: Path, capsys) -> None:
+    first = run("eef", options={"m": 1})
+    capsys.readouterr()
+    again = run("eef", options={"m": 1})
+    assert "starts" not in capsys.readouterr().out
+    assert first == again
+    elsewhere = run("eef", options={"m": 1}, root=tmp_path)
+    strip = {"seconds"}
+    assert {k: v for k, v in first.items() if k not in strip} == {k: v for k, v in elsewhere.items() if k not in strip}
+    one = (root / first["run_id"] / "result.json").read_bytes()
+    assert one == (tmp_path / first["run_id"] / "result.json").read_bytes()
+
+
+def test_examples_of_eef_never_learn_harmful_actions(run, root: Path) -> None:
+    row = run("eef", options={"m": 3})
+    folder = root / row["run_id"] / "sft-0"
+    kept = trajectory.load(folder / "examples.jsonl")
+    begins = json.loads((folder / "learn_from.json").read_text())["learn_from"]
+    assert len(kept) == len(begins) and all(t.won for t in kept)
+    assert all(0 <= begin < len(t) for t, begin in zip(kept, begins, strict=True))
+
+
+def test_iterations_go_on_from_base_or_from_the_last_adapter(run, root: Path) -> None:
+    keys = []
+    for restart in ("base", "last"):
+        row = run("rft", options={"n": 1}, iterations=2, restart=restart)
+        stage = json.loads((root / row["run_id"] / "sft-1" / "stage.json").read_text())
+        keys.append(stage["key"]["start"])
+        assert row["episodes"] == 40
+    assert keys[0] is None and keys[1].startswith("sft-0")
+
+
+def test_a_trajectory_file_takes_the_place_of_the_stand_in(run, shop, root: Path, tmp_path: Path) -> None:
+    experts = trajectory.load(root / run("sft_pos")["run_id"] / "experts" / "trajectories.jsonl")
+    path = trajectory.save(experts, tmp_path / "mine.jsonl")
+    row = run("eef", options={"m": 1}, experts=str(path))
+    assert row["experts"] == str(path) and row["episodes"] > 20
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("efe", {}, "unknown method 'efe': known are sft_pos, rft, eef, ceiling"),
+        ("eef", {"m": 0}, "M must be a whole number of at least 1, not 0"),
+        ("rft", {"n": 0}, "N must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_a_wrong_method_or_number_is_named(run, method: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(method, options=options)
+
+
+def test_an_option_that_the_method_lacks_is_named(run) -> None:
+    with pytest.raises(TypeError, match="'n'"):
+        run("eef", options={"n": 2})
+
+
+def test_experts_without_a_failure_or_without_a_win_are_named(run, shop, root: Path, tmp_path: Path) -> None:
+    experts = trajectory.load(root / run("sft_pos")["run_id"] / "experts" / "trajectories.jsonl")
+    won = trajectory.save((t for t in experts if t.won), tmp_path / "won.jsonl")
+    lost = trajectory.save((t for t in experts if t.failed), tmp_path / "lost.jsonl")
+    with pytest.raises(ValueError, match="EEF needs expert failures and every expert trajectory won"):
+        run("eef", options={"m": 1}, experts=str(won))
+    with pytest.raises(ValueError, match=r"none of the \d+ expert trajectories won"):
+        run("sft_pos", experts=str(lost))
+    torn = tmp_path / "torn.jsonl"
+    torn.write_bytes(lost.read_bytes()[:-30])
+    with pytest.raises(trajectory.TrajectoryError, match=r"torn.jsonl, line \d+: the line is torn"):
+        run("sft_pos", experts=str(torn))
+
+
+def test_wins_are_distinct_and_merge_keeps_one_solution_per_state() -> None:
+    found = wins([made("1", "ab"), made("1", "ab"), made("1", "c"), made("2", "ab", won=False)])
+    assert [e.trajectory.actions for e in found] == [["a", "b"], ["c"]]
+    positives = wins([made("1", "ab")])
+    merged = _merge(positives, [Example(made("1", "ab"), 0), Example(made("2", "cd"), 0), Example(made("2", "ce"), 0)])
+    assert [e.trajectory.actions for e in merged] == [["a", "b"], ["c", "d"]]
+
+
+def test_the_unmasked_ablation_keeps_both_examples_of_figure_1() -> None:
+    expert = made("1", "abcdefgh", won=False)
+    outcomes = {
+        0: None,
+        2: replace(made("1", "abX", prefix=2), turns=(*expert.turns[:2], Turn("X", "x"))),
+        4: None,
+        6: replace(made("1", "abcdefY", prefix=6), turns=(*expert.turns[:6], Turn("Y", "y"))),
+    }
+    for masked in (True, False):
+        merged = _merge([], select(expert, outcomes, mask_harmful=masked), one_per_state=masked)
+        assert len(merged) == 2
+        harmful = [any(e.mask[i] for e in merged if e.trajectory.prefix > i) for i in (2, 3)]
+        assert harmful == [not masked] * 2
+
+
+def test_the_methods_of_this_package_are_named() -> None:
+    assert set(METHODS) == {"sft_pos", "rft", "eef", "ceiling"}
+    assert issubclass(RunError, RuntimeError)
