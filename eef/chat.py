@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +34,36 @@ class Aliases:
     """The symbols of one conversation: words and listed products to short names and back.
 
     ``i0, i1, ...`` are words of the prompt, ``o0, o1, ...`` later words (a ring: the oldest name is given away),
-    ``r1 ... r10`` the products that the last result page lists, ``$n`` a price rounded up to whole dollars. Equal
-    texts read in equal order get equal symbols, so training and acting agree.
+    ``r1 ... r10`` the products that the last result page lists, ``$n`` a price rounded up to whole dollars, ``ditto``
+    a long passage of the prompt that a page repeats. Equal texts read in equal order get equal symbols, so training
+    and acting agree.
     """
 
     vocabulary: frozenset[str]
     words: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
+    told: frozenset[str] = frozenset()
     first: int = 0
     other: int = 0
 
     def copy(self) -> Aliases:
-        return Aliases(self.vocabulary, dict(self.words), dict(self.names), dict(self.rows), self.first, self.other)
+        return replace(self, words=dict(self.words), names=dict(self.names), rows=dict(self.rows))
 
     def read(self, text: str, prompt: bool = False) -> str:
         """An observation as symbols separated by spaces; new words are given names."""
         out: list[str] = []
         segments = text.split(" [SEP] ")
+        if prompt:
+            self.told = frozenset(segment for segment in segments if segment.count(" ") >= 6)
         listed = [segment for segment in segments if _LISTED.fullmatch(segment)]
         if listed:
             self.rows = {asin.lower(): f"r{place}" for place, asin in enumerate(listed[:ROWS], start=1)}
         for segment in segments:
             phrase = segment.strip().lower().replace(" ", "_")
-            if phrase.startswith("page_"):
+            if segment in self.told and not prompt:
+                out.append("ditto")
+            elif phrase.startswith("page_"):
                 out += phrase.split("_")[:2]
             elif segment.lower() in self.rows and _LISTED.fullmatch(segment):
                 out.append(self.rows[segment.lower()])

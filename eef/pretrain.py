@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eef.chat import DOLLARS, FIRST, OTHER, ROWS, Chat, Dialogue
+from eef.chat import DOLLARS, FIRST, OTHER, ROWS, Aliases, Chat, Dialogue
 from eef.train import Row
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SPECIAL = ["<pad>", "<unk>", "<obs>", "<act>", "<end>"]
 _PHRASES = [
     "webshop", "instruction:", "search", "back_to_search", "<_prev", "next_>", "description", "features", "reviews",
-    "attributes", "buy_now", "rating:_n.a.", "page", "price",
+    "attributes", "buy_now", "rating:_n.a.", "page", "price", "ditto",
 ]  # fmt: skip
 _WORDS = (
     "i a an and am are at be by can color colors find for from give has have in is it looking lower me my need of on "
@@ -83,6 +83,7 @@ def documents(env: WebShop, chat: Chat, count: int, seed: int, split: str = "tra
 def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: bool) -> Row:
     talk = chat.begin()
     page = env.reset(task)
+    told = Aliases(frozenset(chat.tokenizer.get_vocab())).read(page, prompt=True).split()
     ids = talk.hear(page)
     mask = [walk] * len(ids)
     opened: dict[str, list[str]] = {}  # number of the results page -> rows opened there since the last search
@@ -99,7 +100,7 @@ def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: boo
         ids += said + heard
         mask += [walk] * (len(said) + len(heard))
     here = opened.get(_page_number(page), [])
-    asked, learnt = _questions(chat, talk, page, here, rng, rng.randint(3, 6) if walk else 24)
+    asked, learnt = _questions(chat, talk, told, page, here, rng, rng.randint(3, 6) if walk else 24)
     return Row(tuple(ids + asked), tuple(mask + learnt))
 
 
@@ -123,17 +124,17 @@ def _wander(env: WebShop, page: str, rng: random.Random) -> str:
 
 
 def _questions(
-    chat: Chat, talk: Dialogue, page: str, opened: list[str], rng: random.Random, count: int
+    chat: Chat, talk: Dialogue, told: list[str], page: str, opened: list[str], rng: random.Random, count: int
 ) -> tuple[list[int], list[bool]]:
     """Questions on the page in view, in its symbols, and their answers, which alone carry loss."""
     assert talk.aliases is not None
     symbols = talk.aliases.copy().read(page).split()
     head, listed = _parse(symbols)
-    words = [symbol for symbol in head if symbol[0] == "i" and symbol[1:].isdigit()]
-    caps = [int(symbol[1:]) for symbol in head if symbol[0] == "$" and symbol[1:].isdigit()]
+    words = [symbol for symbol in told if symbol[0] == "i" and symbol[1:].isdigit()]
+    caps = [int(symbol[1:]) for symbol in told if symbol[0] == "$" and symbol[1:].isdigit()]
     ids: list[int] = []
     mask: list[bool] = []
-    for _ in range(count):
+    for _ in range(count if listed else 2):
         question, answer = _question(words, caps, symbols, head, listed, opened, rng)
         for part, learn in ((question, False), (answer, True)):
             new = chat.tokenizer(" ".join(part), add_special_tokens=False)["input_ids"]

@@ -107,6 +107,14 @@ def test_aliases_name_the_prompts_words_first_and_rows_by_place() -> None:
     assert "b000000001" not in aliases.rows  # a new page, new rows
 
 
+def test_what_the_prompt_told_at_length_is_not_read_again() -> None:
+    aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
+    wish = "i need a red shirt, and price lower than 40.00 dollars"
+    assert "ditto" not in aliases.read(f"Instruction: [SEP] {wish} [SEP] Search", prompt=True)
+    assert aliases.read(f"Instruction: [SEP] {wish} [SEP] < Prev") == "instruction: ditto <_prev"
+    assert aliases.copy().read(wish) == "ditto"
+
+
 def test_aliases_forget_the_oldest_of_too_many_words() -> None:
     aliases = Aliases(frozenset())
     aliases.read(" ".join(f"word{n}" for n in range(300)))

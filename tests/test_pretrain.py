@@ -56,7 +56,8 @@ class Reading:
     def __init__(self, before: list[str]) -> None:
         text = " ".join(before)
         page = text.rsplit("<obs> ", 1)[1].removesuffix(" <act>").removesuffix("<act>").strip()
-        head, self.rest = page.split(" back_to_search", 1)
+        self.rest = page.split(" back_to_search", 1)[1]
+        head = text.split(" search <act>", 1)[0]
         self.wanted = re.findall(r"\bi\d+\b", head)
         caps = re.findall(r"\$(\d+) dollars", head)
         self.cap = int(caps[0]) if caps else None

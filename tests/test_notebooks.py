@@ -1,0 +1,71 @@
+"""The notebooks as sweeps and people run them: thin, stripped, and executed whole on small parameters."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+
+from eef.cli import main
+from eef.policy import embedded_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SMALL = "{products: 1200, train: 20, eval: 0, test: 20, grades: [0.5, 0.3, 0.2]}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stripped_and_thin(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert "papermill" not in notebook.metadata
+    trees = [ast.parse(cell.source) for cell in code]
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+    assert not any(isinstance(node, kinds) for tree in trees for node in ast.walk(tree))
+    given = [tree for cell, tree in zip(code, trees, strict=True) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(given) == 1
+    for line in given[0].body:
+        assert isinstance(line, ast.Assign)
+        ast.literal_eval(line.value)  # literals only
+
+
+def test_the_main_job_from_sweep_to_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`eef sweep experiments/demo.yaml`, small: every arm, the figure, and the same table from a second start."""
+    words = ["sweep", str(ROOT / "experiments" / "demo.yaml"), "--root", str(tmp_path / "runs")]
+    words += ["--out", str(tmp_path / "figure"), "-p", f"catalogue={SMALL}", "-p", "epochs=2", "-p", "wandb=disabled"]
+    words += ["-p", "train_tasks=0", "-p", "test_tasks=0"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "again:" in printed and "win_rate_vs_budget.png" in printed
+    table = tmp_path / "figure" / "win_rate_vs_budget.csv"
+    first = table.read_bytes()
+    frame = pd.read_csv(table)
+    assert set(frame["method"]) == {"sft_pos", "ceiling", "rft", "eef"}
+    assert frame.loc[frame["method"].isin(["sft_pos", "ceiling"]), "episodes"].eq(0).all()
+    assert frame.set_index("n").loc[6, "episodes"] == 120
+    assert frame["win_rate"].between(0, 1).all() and frame["errors"].eq(0).all()
+    for kind in ("png", "svg"):
+        assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
+    assert main(words) == 0  # all is there: only the figure is drawn again
+    assert table.read_bytes() == first
+
+
+def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> None:
+    small = {"documents_train": 24, "documents_held": 6, "width": 32, "layers": 1, "heads": 2, "out": str(tmp_path)}
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / "base_model.ipynb"), None, small, kernel_name="python3", progress_bar=False
+    )
+    assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": True, "limited": True}
+    assert (tmp_path / "model.safetensors").stat().st_size > 0
+
+
+def test_the_shipped_base_model_is_small_and_has_a_card() -> None:
+    folder = embedded_folder()
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
+    assert "random walks" in (folder / "README.md").read_text(encoding="utf-8")
