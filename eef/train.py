@@ -81,7 +81,7 @@ def fit(
     lr: float,
     batch_size: int,
     seed: int,
-    accumulate: int = 1,
+    micro: int | None = None,
     warmup: float = 0.05,
     weight_decay: float = 0.0,
     optimizer: str = "adamw_torch",
@@ -90,16 +90,21 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train ``model`` in place on ``rows`` and return the logged losses (step, epoch, mean loss per learnt token).
 
-    Batches are of similar length. Equal arguments give equal weights on CPU at an equal number of threads.
+    An update takes ``batch_size`` rows of similar length, ``micro`` at a time (default: 2 on CPU, where small pieces
+    stay in the cache and are over twice as fast, else all; the gradient is the same). Equal arguments give equal weights on CPU at an equal number of threads.
     ``told(step, steps, last loss)`` is called after each step. ValueError where no token carries loss.
     """
     if not any(any(row.mask[1:]) for row in rows):
         raise ValueError(f"no token carries loss in {len(rows)} training examples: check the selection and the masks")
-    steps = max(1, math.ceil(len(rows) / (batch_size * accumulate))) * epochs
+    on_gpu = torch.cuda.is_available()
+    micro = min(batch_size, micro or (batch_size if on_gpu else 2))
+    if batch_size % micro:
+        raise ValueError(f"batch_size {batch_size} is no multiple of micro {micro}")
+    steps = max(1, math.ceil(len(rows) / batch_size)) * epochs
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulate,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch_size // micro,
         num_train_epochs=epochs,
         learning_rate=lr,
         lr_scheduler_type="cosine",
@@ -115,7 +120,7 @@ def fit(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not on_gpu,
         seed=seed,
         data_seed=seed,
     )

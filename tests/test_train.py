@@ -70,7 +70,7 @@ def test_training_lowers_the_loss_moves_the_adapter_alone_and_repeats_exactly(
 def test_accumulated_batches_train_like_whole_ones(policy: Policy, tmp_path, examples) -> None:
     base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True})
     weights = []
-    for batch_size, accumulate in ((8, 1), (4, 2)):
+    for micro in (8, 2):
         loaded = Policy.load(str(base))
         loaded.new_adapter(seed=0, r=4, alpha=8)
         rows, _ = rows_of(loaded, examples[:8])
