@@ -91,7 +91,8 @@ def fit(
     """Train ``model`` in place on ``rows`` and return the logged losses (step, epoch, mean loss per learnt token).
 
     An update takes ``batch_size`` rows of similar length, ``micro`` at a time (default: 2 on CPU, where small pieces
-    stay in the cache and are over twice as fast, else all; the gradient is the same). Equal arguments give equal weights on CPU at an equal number of threads.
+    stay in the cache and are over twice as fast, else all); the gradient is the same. Equal arguments give equal
+    weights on CPU at an equal number of threads.
     ``told(step, steps, last loss)`` is called after each step. ValueError where no token carries loss.
     """
     if not any(any(row.mask[1:]) for row in rows):

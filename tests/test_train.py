@@ -81,8 +81,8 @@ def test_accumulated_batches_train_like_whole_ones(policy: Policy, tmp_path, exa
             folder=tmp_path,
             epochs=1,
             lr=1e-3,
-            batch_size=batch_size,
-            accumulate=accumulate,
+            batch_size=8,
+            micro=micro,
             seed=0,
         )
         weights.append(torch.cat([w.flatten() for n, w in loaded.model.named_parameters() if "lora_B" in n]))
