@@ -50,7 +50,7 @@ class Policy:
         adapter: str | Path | None = None,
         *,
         quantize: str | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         trainable: bool = False,
         limited: bool | None = None,
         instructions: str | None = None,
@@ -59,15 +59,18 @@ class Policy:
     ) -> Policy:
         """A base model by name (``embedded``, a folder, or a hub name), with the adapter saved in a folder.
 
-        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``limited`` defaults to what the model's
-        ``chat.json`` says, else False. ValueError for an unknown quantisation, OSError for an unknown model.
+        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a
+        name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False.
+        ValueError for an unknown quantisation, OSError for an unknown model.
         """
         if quantize not in (None, "nf4"):
             raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
         folder = str(embedded_folder()) if model == EMBEDDED else model
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            compute = getattr(torch, dtype)
+            compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+            if dtype != "auto":
+                compute = getattr(torch, dtype)
             quantization = (
                 BitsAndBytesConfig(
                     load_in_4bit=True,
@@ -78,10 +81,15 @@ class Policy:
                 if quantize
                 else None
             )
-            base = AutoModelForCausalLM.from_pretrained(folder, dtype=compute, quantization_config=quantization)
+            base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization)
         except OSError as error:
             raise OSError(f"no model {model!r}: give a folder, a hub name, or '{EMBEDDED}' ({error})") from None
         if quantize:
+            for module in base.modules():
+                if hasattr(
+                    module, "support_avx512bf16_for_cpu"
+                ):  # it repacks in eval() and never back: wrong gradients
+                    setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         elif torch.cuda.is_available():
             base.to("cuda")  # type: ignore[arg-type]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -35,11 +39,17 @@ def test_notebooks_are_stripped_and_thin(path: Path) -> None:
         ast.literal_eval(line.value)  # literals only
 
 
+def small_demo(folder: Path) -> list[str]:
+    """The words of `eef` that run the demo's seven arms on a small shop, all under ``folder``."""
+    words = ["sweep", str(ROOT / "experiments" / "demo.yaml"), "--root", str(folder / "runs")]
+    for change in (f"catalogue={SMALL}", "epochs=2", "wandb=disabled", "train_tasks=0", "test_tasks=0"):
+        words += ["-p", change]
+    return [*words, "--out", str(folder / "figure")]
+
+
 def test_the_main_job_from_sweep_to_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`eef sweep experiments/demo.yaml`, small: every arm, the figure, and the same table from a second start."""
-    words = ["sweep", str(ROOT / "experiments" / "demo.yaml"), "--root", str(tmp_path / "runs")]
-    words += ["--out", str(tmp_path / "figure"), "-p", f"catalogue={SMALL}", "-p", "epochs=2", "-p", "wandb=disabled"]
-    words += ["-p", "train_tasks=0", "-p", "test_tasks=0"]
+    words = small_demo(tmp_path)
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "again:" in printed and "win_rate_vs_budget.png" in printed
@@ -54,6 +64,22 @@ def test_the_main_job_from_sweep_to_figure(tmp_path: Path, capsys: pytest.Captur
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
     assert main(words) == 0  # all is there: only the figure is drawn again
     assert table.read_bytes() == first
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path: Path) -> None:
+    """Twice from nothing with one seed, the second time killed outright at three moments: the same bytes."""
+    assert main(small_demo(tmp_path / "whole")) == 0
+    again = small_demo(tmp_path / "killed")
+    for moment in random.Random(0).sample(range(8, 40), 3):
+        process = subprocess.Popen([sys.executable, "-m", "eef.cli", *again])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moment)
+        process.kill()
+        process.wait()
+    assert main(again) == 0
+    tables = [tmp_path / name / "figure" / "win_rate_vs_budget.csv" for name in ("whole", "killed")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
 def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> None:

@@ -6,8 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eef.experts import demonstrations
 from eef.policy import Actor, Limits, Policy
 from eef.pretrain import make_model, save
+from eef.rollout import Start, simulate
+from eef.selection import Example
+from eef.train import sft
 
 DRAW = {slot: (lambda: 0.0) for slot in range(16)}
 
@@ -132,6 +136,19 @@ def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
         assert not torch.equal(again.model(input_ids=ids).logits, policy.model(input_ids=ids).logits)
     with pytest.raises(ValueError, match="has an adapter already"):
         loaded.new_adapter(seed=0)
+
+
+def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> None:
+    torch.manual_seed(0)
+    base = str(save(make_model(tokenizer, 64, 1, 2), tokenizer, tmp_path / "base", {"aliases": True, "limited": True}))
+    policy = Policy.load(base, quantize="nf4")
+    policy.new_adapter(seed=0, r=4, alpha=8)
+    examples = [Example(t, 0) for t in demonstrations(shop, shop.tasks("train")[:8])]
+    report = sft(policy, examples, tmp_path / "adapter", epochs=6, lr=1e-2, batch_size=4, seed=0)
+    assert report["losses"][-1]["loss"] < report["losses"][0]["loss"]
+    again = Policy.load(base, tmp_path / "adapter", quantize="nf4")
+    played = simulate(again, shop, [Start(task) for task in shop.tasks("test")[:4]])
+    assert all(t.outcome in ("done", "max_steps") for t in played)
 
 
 def test_adapters_of_one_seed_are_equal(policy: Policy, tmp_path) -> None:
