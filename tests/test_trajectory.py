@@ -36,7 +36,7 @@ TRAJECTORIES = st.builds(
     won=st.booleans(),
     source=st.text(),
     outcome=st.sampled_from(["done", "max_steps", "env_error", "context_overflow"]),
-    prefix=st.integers(0, 4),
+    prefix=st.just(0),
     info=st.dictionaries(st.text(), st.none() | st.integers() | st.text(), max_size=2),
 )
 SMALL = Trajectory(
@@ -115,6 +115,12 @@ def test_an_empty_file_holds_nothing(tmp_path: Path) -> None:
         ({"task": "1", "prompt": "p", "turns": [{"action": "a"}]}, "missing .* 'observation'"),
         ({"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": None}]}, "turn 0: .* must be strings"),
         ({"task": "1", "prompt": "p", "turns": [], "reward": "1"}, "'reward' must be a number"),
+        ({"task": "1", "prompt": "p", "turns": [], "reward": 100}, "'reward' must lie in"),
+        ({"task": "1", "prompt": "p", "turns": [], "prefix": 1}, "'prefix' must be a number of turns, 0 to 0"),
+        (
+            {"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": "o", "learn": "no"}]},
+            "'learn' must be",
+        ),
         ({"task": "1", "prompt": "p", "turns": [], "won": 1}, "'won' must be true or false"),
     ],
 )
@@ -167,7 +173,7 @@ def test_eto_files_load_as_list_and_as_lines(tmp_path: Path) -> None:
 
 def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
     conversations = [{"from": "human", "value": "s0"}, {"from": "gpt", "value": "click[Buy Now]"}]
-    got = from_sharegpt({"id": 3, "conversations": conversations})
+    got = from_sharegpt({"id": 3, "conversations": conversations, "reward": 0.5})
     assert (got.task, got.prompt, got.won) == ("3", "s0", False)
     assert got.turns == (Turn("click[Buy Now]", ""),)
     assert got.turns[0].said == "click[Buy Now]"
@@ -182,6 +188,7 @@ def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
         (eto_row(conversations=[eto_row()["conversations"][2]] * 2), "not from 'gpt'"),
         (eto_row(conversations=[*eto_row()["conversations"][2:4], eto_row()["conversations"][3]]), "not from 'human'"),
         (eto_row(reward=None), "'reward' must be a number"),
+        ({k: v for k, v in eto_row(success=True).items() if k != "reward"}, "has no 'reward'"),
     ],
 )
 def test_a_wrong_conversation_is_named(tmp_path: Path, row: dict, message: str) -> None:
