@@ -7,6 +7,7 @@ adapter that it trained and the simulations that it spent. All arms train for th
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from eef import evaluate, trajectory
 from eef.envs import TextEnv
 from eef.experts import collect, demonstrations, difficulty
-from eef.policy import Policy, embedded_folder
+from eef.policy import Policy, embedded_folder, load_chat
 from eef.rollout import Start, simulate
 from eef.runs import Run, code_hash, digest, log_metrics, read_json, stamp, write_json
 from eef.selection import Example, cut_points, select
@@ -248,7 +249,6 @@ def ceiling(lab: Lab) -> Path:
 
 def rft(lab: Lab, n: int = 1) -> Path:
     """Rejection sampling fine-tuning: ``n`` simulations from each s0 per iteration, SFT on all wins so far."""
-    _at_least_one("n", n)
     adapter, found = sft_pos(lab), []
     for iteration in range(lab.settings.iterations):
         for sample in range(n):
@@ -265,7 +265,6 @@ def eef(lab: Lab, m: int = 5, mask_harmful: bool = True, recovery: bool = True, 
 
     Our choice: a state counts as won once any iteration's simulation from it has won.
     """
-    _at_least_one("m", m)
     failures = [expert for expert in lab.experts() if expert.failed]
     if not failures:
         raise ValueError("EEF needs expert failures and every expert trajectory won: give weaker experts, or use rft")
@@ -346,19 +345,25 @@ def experiment(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
-    torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
+    if settings.restart not in ("base", "last"):
+        raise ValueError(f"restart={settings.restart!r}: known are 'base' and 'last'")
     options = options or {}
+    inspect.signature(METHODS[method]).bind(None, **options)
+    for name in {"n", "m"} & options.keys():
+        _at_least_one(name, options[name])
+    torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
-    chat_hash = Policy.load(settings.model, quantize=settings.quantize).chat.hash
+    chat_hash = load_chat(settings.model).hash
     hashes = {**env.stamp(), "test": digest(test), "policy": model_hash(settings.model)}
     about = {**asdict(settings), **(config or {}), "method": method, **options, "train": len(tasks), "test": len(test)}
-    label = "-".join([method, *(f"{name[0]}{value}" for name, value in options.items())])
+    variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
+    label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
     label += f"-{settings.experts.replace('/', '_')}" if settings.experts != "strong" else ""
     run = Run.open(root, env.name, label, seed, about, stamp(hashes, chat_hash))
     lab = Lab(run, env, settings, seed, tasks, test)
     adapter = METHODS[method](lab, **options)
     result = {
-        "method": method,
+        "method": method + variant,
         "m": options.get("m"),
         "n": options.get("n"),
         "experts": "perfect" if method == "ceiling" else settings.experts,

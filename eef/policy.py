@@ -66,8 +66,8 @@ class Policy:
         if quantize not in (None, "nf4"):
             raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
         folder = str(embedded_folder()) if model == EMBEDDED else model
+        chat = load_chat(model, instructions)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
             compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
             if dtype != "auto":
                 compute = getattr(torch, dtype)
@@ -83,7 +83,7 @@ class Policy:
             )
             base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization)
         except OSError as error:
-            raise OSError(f"no model {model!r}: give a folder, a hub name, or '{EMBEDDED}' ({error})") from None
+            raise _no_model(model, error) from None
         if quantize:
             for module in base.modules():
                 if hasattr(
@@ -94,11 +94,9 @@ class Policy:
         elif torch.cuda.is_available():
             base.to("cuda")  # type: ignore[arg-type]
         options = load_options(folder)
-        words = options.get("instructions", "") if instructions is None else instructions
-        chat = Chat.of(tokenizer, words, bool(options.get("aliases", False)))
         policy = cls(
             model=base,
-            tokenizer=tokenizer,
+            tokenizer=chat.tokenizer,
             chat=chat,
             name=model,
             context=context or int(base.config.max_position_embeddings),
@@ -128,6 +126,22 @@ class Policy:
     def pad(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+
+def load_chat(model: str = EMBEDDED, instructions: str | None = None) -> Chat:
+    """The scaffold of a model by name, without its weights; ``instructions`` default to its ``chat.json``."""
+    folder = str(embedded_folder()) if model == EMBEDDED else model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise _no_model(model, error) from None
+    options = load_options(folder)
+    words = options.get("instructions", "") if instructions is None else instructions
+    return Chat.of(tokenizer, words, bool(options.get("aliases", False)))
+
+
+def _no_model(name: str, error: OSError) -> OSError:
+    return OSError(f"no model {name!r}: give a folder, a hub name, or '{EMBEDDED}' ({error})")
 
 
 def embedded_folder() -> Path:
