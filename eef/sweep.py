@@ -370,19 +370,21 @@ def _end(point: Point, root: Path) -> str:
 
 
 def failure(base: str, code: int) -> str:
-    """The end of the traceback in an executed notebook; without one, the end of its log."""
+    """The error of an executed notebook and the end of its traceback; without one, the end of its log."""
     try:
         cells = json.loads(Path(f"{base}.ipynb").read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError):
         cells = []
     errors = [out for cell in cells for out in cell.get("outputs", []) if out["output_type"] == "error"]
+    message = ""
     if errors:
         text = "\n".join(errors[0]["traceback"])
+        message = f"{errors[0]['ename']}: {errors[0]['evalue']}"
     else:
         text = Path(f"{base}.log").read_text(encoding="utf-8", errors="replace")
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()[-15:]
     killed = f"ended by signal {-code} (out of memory?)" if code < 0 else f"exit {code}"
-    return "\n        ".join([killed, *lines])
+    return "\n        ".join([message or killed, *lines])
 
 
 def _doing(point: Point) -> str:

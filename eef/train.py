@@ -85,7 +85,6 @@ def fit(
     warmup: float = 0.05,
     weight_decay: float = 0.0,
     optimizer: str = "adamw_torch",
-    checkpointing: bool = False,
     told: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place on ``rows`` and return the logged losses (step, epoch, mean loss per learnt token).
@@ -112,7 +111,6 @@ def fit(
         warmup_steps=int(warmup * steps),
         weight_decay=weight_decay,
         optim=optimizer,
-        gradient_checkpointing=checkpointing,
         logging_steps=max(1, int(steps // 50)),
         train_sampling_strategy="group_by_length",
         length_column_name="length",
