@@ -21,11 +21,11 @@ from typing import Any
 
 from eef.trajectory import Trajectory
 
-FIRST, OTHER, ROWS, DOLLARS = 48, 256, 10, 200  # symbols: the prompt's words, later words, listed products, prices
+FIRST, OTHER, ROWS = 48, 256, 10  # symbols: the prompt's words, later words, listed products
 
 _ACTION = re.compile(r"^(search|click)\[(.*)\]$", re.DOTALL)
-_WORD = re.compile(r"\$\d[\d,]*(?:\.\d+)?|[^\W_](?:[\w.'/-]*\w)?")
-_CAP = re.compile(r"\b(\d+)\.\d\d dollars")
+_WORD = re.compile(r"\$cap|\$\d[\d,]*(?:\.\d+)?|[^\W_](?:[\w.'/-]*\w)?")
+_CAP = re.compile(r"\b(\d+\.\d\d) dollars")
 _LISTED = re.compile(r"[A-Z0-9]{10}")
 
 
@@ -34,9 +34,9 @@ class Aliases:
     """The symbols of one conversation: words and listed products to short names and back.
 
     ``i0, i1, ...`` are words of the prompt, ``o0, o1, ...`` later words (a ring: the oldest name is given away),
-    ``r1 ... r10`` the products that the last result page lists, ``$n`` a price rounded up to whole dollars, ``ditto``
-    a long passage of the prompt that a page repeats. Equal texts read in equal order get equal symbols, so training
-    and acting agree.
+    ``r1 ... r10`` the products that the last result page lists, ``$ok`` and ``$over`` a price beside the cap that the
+    prompt sets (``$cap``; a small policy cannot compare numbers), ``ditto`` a long passage of the prompt that a page
+    repeats. Equal texts read in equal order get equal symbols, so training and acting agree.
     """
 
     vocabulary: frozenset[str]
@@ -44,6 +44,7 @@ class Aliases:
     names: dict[str, str] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
     told: frozenset[str] = frozenset()
+    cap: float = math.inf
     first: int = 0
     other: int = 0
 
@@ -56,6 +57,7 @@ class Aliases:
         segments = text.split(" [SEP] ")
         if prompt:
             self.told = frozenset(segment for segment in segments if segment.count(" ") >= 6)
+            self.cap = min(map(float, _CAP.findall(text)), default=math.inf)
         listed = [segment for segment in segments if _LISTED.fullmatch(segment)]
         if listed:
             self.rows = {asin.lower(): f"r{place}" for place, asin in enumerate(listed[:ROWS], start=1)}
@@ -99,13 +101,14 @@ class Aliases:
         return f"{name}[{' '.join(words)}]"
 
     def _symbols(self, text: str, prompt: bool) -> list[str]:
-        text = _CAP.sub(lambda match: f"${match[1]} dollars", text)
+        text = _CAP.sub("$cap dollars", text)
         return [self._symbol(word, prompt) for word in _WORD.findall(text.lower())]
 
     def _symbol(self, word: str, prompt: bool) -> str:
+        if word == "$cap":
+            return word
         if word[0] == "$":
-            dollars = math.ceil(float(word[1:].replace(",", "")))
-            return f"${dollars}" if dollars <= DOLLARS else "$more"
+            return "$ok" if float(word[1:].replace(",", "")) <= self.cap else "$over"
         if word in self.words:
             return self.words[word]
         if word in self.vocabulary:

@@ -1,7 +1,7 @@
 """How the small embedded base model is made: its tokenizer, its architecture, and the text that it reads.
 
 The text shows no play: random walks that never buy (what a page looks like after a click), and single pages with
-questions about them (which row holds these words, which prices are under a cap, which words recur, which rows were
+questions about them (which row holds these words, which prices are within the cap, which words recur, which rows were
 opened). Words are named anew in each conversation (:class:`eef.chat.Aliases`), so there is nothing to memorise.
 """
 
@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eef.chat import DOLLARS, FIRST, OTHER, ROWS, Aliases, Chat, Dialogue
+from eef.chat import FIRST, OTHER, ROWS, Aliases, Chat, Dialogue
 from eef.train import Row
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ TEMPLATE = (
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over a few hundred symbols; contents reach it through ``Aliases``."""
     symbols = [f"i{n}" for n in range(FIRST)] + [f"o{n}" for n in range(OTHER)]
-    symbols += [f"r{n}" for n in range(1, ROWS + 1)] + [f"${n}" for n in range(DOLLARS + 1)] + ["$more"]
+    symbols += [f"r{n}" for n in range(1, ROWS + 1)] + ["$cap", "$ok", "$over"]
     words = [*_SPECIAL, "search[", "click[", "]", *_PHRASES, *_WORDS, *_ASKED, *map(str, range(61)), *symbols]
     vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -131,11 +131,10 @@ def _questions(
     symbols = talk.aliases.copy().read(page).split()
     head, listed = _parse(symbols)
     words = [symbol for symbol in told if symbol[0] == "i" and symbol[1:].isdigit()]
-    caps = [int(symbol[1:]) for symbol in told if symbol[0] == "$" and symbol[1:].isdigit()]
     ids: list[int] = []
     mask: list[bool] = []
     for _ in range(count if listed else 2):
-        question, answer = _question(words, caps, symbols, head, listed, opened, rng)
+        question, answer = _question(words, symbols, head, listed, opened, rng)
         for part, learn in ((question, False), (answer, True)):
             new = chat.tokenizer(" ".join(part), add_special_tokens=False)["input_ids"]
             ids += new
@@ -156,26 +155,23 @@ def _parse(symbols: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 def _question(
     words: list[str],
-    caps: list[int],
     symbols: list[str],
     head: list[str],
     listed: dict[str, list[str]],
     opened: list[str],
     rng: random.Random,
 ) -> tuple[list[str], list[str]]:
-    kind = rng.choice(["?row", "?row", "?row", "?under", "?most", "?opened", "?shared"]) if listed else "?shared"
+    kind = (
+        rng.choice(["?row", "?row", "?row", "?row", "?under", "?most", "?opened", "?shared"]) if listed else "?shared"
+    )
     if kind == "?shared":
         rest = symbols[len(head) :]
         return ["?shared", "="], [word for word in words if word in rest] or ["none"]
     if kind == "?opened":
         return ["?opened", "="], sorted(set(opened), key=lambda row: int(row[1:])) or ["none"]
-    dollars = {
-        row: int(price[0][1:])
-        for row, title in listed.items()
-        if (price := [s for s in title if s[0] == "$" and s[1:].isdigit()])
-    }
-    if kind == "?under" and caps:
-        return ["?under", "="], [row for row in listed if dollars.get(row, 999) <= caps[0]] or ["none"]
+    within = [row for row in listed if "$ok" in listed[row]]
+    if kind == "?under":
+        return ["?under", "="], within or ["none"]
     shared = {row: len(set(title) & set(words)) for row, title in listed.items()}
     if kind == "?most" or not words:
         return ["?most", "="], [max(listed, key=lambda row: shared[row])]
@@ -188,9 +184,8 @@ def _question(
     fits = [row for row in rows if all(symbol in listed[row] for symbol in asked)]
     query = ["?row", *asked]
     if rng.random() < 0.6:
-        cap = caps[0] if caps and rng.random() < 0.5 else rng.randrange(10, 130, 10)
-        query.append(f"${cap}")
-        fits = [row for row in fits if dollars.get(row, 999) <= cap]
+        query.append("$ok")
+        fits = [row for row in fits if row in within]
     if fits and rng.random() < 0.4:
         barred = (
             rng.sample(rows, min(len(rows), rng.randint(1, 3))) if rng.random() < 0.4 else fits[: rng.randint(1, 2)]

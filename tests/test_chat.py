@@ -98,11 +98,11 @@ def test_aliases_invert_for_every_listed_product_and_word(observation: str, prom
 def test_aliases_name_the_prompts_words_first_and_rows_by_place() -> None:
     aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
     assert aliases.read("i need a red shirt, and price lower than 40.00 dollars", prompt=True).split() == (
-        "i need a i0 i1 and price lower than $40 dollars".split()
+        "i need a i0 i1 and price lower than $cap dollars".split()
     )
-    page = "Page 1 (Total results: 50) [SEP] Next > [SEP] B000000001 [SEP] Big Red Shirt [SEP] $39.01"
-    assert aliases.read(page) == "page 1 next_> r1 o0 i0 i1 $40"
-    assert aliases.read("B000000009 [SEP] Shirt [SEP] $250.0") == "r1 i1 $more"
+    page = "Page 1 (Total results: 50) [SEP] Next > [SEP] B000000001 [SEP] Big Red Shirt [SEP] $40.0"
+    assert aliases.read(page) == "page 1 next_> r1 o0 i0 i1 $ok"
+    assert aliases.read("B000000009 [SEP] Shirt [SEP] $40.01 to $1,250.0") == "r1 i1 $over to $over"
     assert aliases.read_action("click[B000000009]") == "click[ r1 ]"
     assert "b000000001" not in aliases.rows  # a new page, new rows
 

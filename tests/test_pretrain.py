@@ -59,8 +59,6 @@ class Reading:
         self.rest = page.split(" back_to_search", 1)[1]
         head = text.split(" search <act>", 1)[0]
         self.wanted = re.findall(r"\bi\d+\b", head)
-        caps = re.findall(r"\$(\d+) dollars", head)
-        self.cap = int(caps[0]) if caps else None
         self.actions: list[str] = re.findall(r"<act> (.*?) <end>", text)
         self.titles: dict[str, list[str]] = {}
         for part in re.split(r" (?=r\d+\b)", self.rest):
@@ -68,8 +66,8 @@ class Reading:
                 name, *title = part.split()
                 self.titles[name] = title
 
-    def price(self, row: str) -> int:
-        return next((int(symbol[1:]) for symbol in self.titles[row] if re.fullmatch(r"\$\d+", symbol)), 10**6)
+    def within(self, row: str) -> bool:
+        return "$ok" in self.titles[row]
 
     def shared(self, row: str) -> int:
         return len(set(self.wanted).intersection(self.titles[row]))
@@ -96,8 +94,7 @@ class Reading:
     def answer(self, question: list[str]) -> list[str]:
         kind, *rest = question
         if kind == "?under":
-            assert self.cap is not None
-            return [row for row in self.titles if self.price(row) <= self.cap] or ["none"]
+            return [row for row in self.titles if self.within(row)] or ["none"]
         if kind == "?shared":
             return [word for word in self.wanted if word in self.rest.split()] or ["none"]
         if kind == "?most":
@@ -107,9 +104,9 @@ class Reading:
             return self.opened() or ["none"]
         limit, _, barred = " ".join(rest).partition("not")
         words = [symbol for symbol in limit.split() if symbol[0] != "$"]
-        caps = [int(symbol[1:]) for symbol in limit.split() if symbol[0] == "$"]
+        cheap = "$ok" in limit.split()
         for row, title in self.titles.items():
-            if row not in barred.split() and set(words) <= set(title) and all(self.price(row) <= cap for cap in caps):
+            if row not in barred.split() and set(words) <= set(title) and (self.within(row) or not cheap):
                 return [row]
         return ["none"]
 
