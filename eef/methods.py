@@ -43,8 +43,8 @@ class Settings:
     quantize: str | None = None
     limited: bool | None = None
     experts: str = "strong"
-    epochs: float = 8.0
-    lr: float = 2e-3
+    epochs: float = 6.0
+    lr: float = 4e-3
     batch_size: int = 16
     lora_r: int = 16
     lora_alpha: int = 32
