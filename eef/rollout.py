@@ -65,6 +65,10 @@ def simulate(
     done: list[Trajectory | None] = [None] * len(starts)
     queue = list(range(len(starts)))[::-1]
     twins: dict[int, dict[int, TextEnv]] = {}
+    wanted: dict[int, list[int]] = {}  # by expert: the states that any start asks for
+    for start in starts:
+        if start.expert is not None:
+            wanted.setdefault(id(start.expert), []).append(start.index)
     live: dict[int, _Episode] = {}
     free = list(range(actor.plan.slots))[::-1]
 
@@ -86,7 +90,7 @@ def simulate(
     while queue or live:
         opened: dict[int, list[int]] = {}
         while queue and free:
-            episode, ids, broken = _begin(queue.pop(), starts, env, policy, twins, seed)
+            episode, ids, broken = _begin(queue.pop(), starts, env, policy, wanted, twins, seed)
             if not broken and len(ids) + policy.max_new_tokens > policy.context:
                 broken = "context_overflow"
             if broken or len(episode.turns) >= limit:
@@ -122,6 +126,7 @@ def _begin(
     starts: Sequence[Start],
     env: TextEnv,
     policy: Policy,
+    wanted: dict[int, list[int]],
     twins: dict[int, dict[int, TextEnv]],
     seed: int,
 ) -> tuple[_Episode, list[int], str]:
@@ -137,9 +142,8 @@ def _begin(
     else:
         prompt, turns, twin = expert.prompt, list(expert.turns[: start.index]), env
         if id(expert) not in twins:
-            wanted = [other.index for other in starts if other.expert is expert]
             try:
-                twins[id(expert)] = expert_states(env, expert, wanted)
+                twins[id(expert)] = expert_states(env, expert, wanted[id(expert)])
             except ReplayDivergence:
                 twins[id(expert)] = {}
         if start.index in twins[id(expert)]:
