@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup base clean
+.PHONY: demo test lint setup clean
 
 setup: .venv/ready
 

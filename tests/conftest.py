@@ -1,9 +1,6 @@
-"""Small parts that the tests share: a tiny policy with random weights, a tiny generated shop, real data if present."""
+"""Small parts that the tests share: a tiny policy with random weights, a tiny generated shop."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,12 +40,3 @@ def policy(tokenizer, chat) -> Policy:
     torch.manual_seed(0)
     model = make_model(tokenizer, width=32, layers=2, heads=2).eval()
     return Policy(model, tokenizer, chat, "random", context=2048, limited=True, max_new_tokens=16)
-
-
-@pytest.fixture(scope="session")
-def real_webshop() -> Path:
-    """The folder with official-format data and golden records; skips where it is missing."""
-    folder = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[2] / "shared" / "webshop")
-    if not (folder / "data").is_dir():
-        pytest.skip(f"no official-format catalogue at {folder}: set EEF_WEBSHOP_DATA")
-    return folder
