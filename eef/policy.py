@@ -8,7 +8,6 @@ padding, a finished one is replaced at once, and conversations that begin alike 
 from __future__ import annotations
 
 import importlib.resources
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,6 @@ from eef.chat import Chat, Dialogue, load_options
 
 EMBEDDED = "embedded"
 disable_progress_bar()  # one line per weight file says nothing to who waits for episodes
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a missing CPU kernel on every import
 
 
 @dataclass
