@@ -57,7 +57,7 @@ def test_greedy_utterances_equal_uncached_decoding(data: st.DataObject, tokenize
 
 def test_a_common_beginning_is_read_once(policy: Policy) -> None:
     rng = np.random.default_rng(0)
-    prefix = [int(token) for token in rng.integers(5, 600, size=200)]
+    prefix = [int(token) for token in rng.integers(5, 400, size=200)]
     actor = Actor(policy, 6)
     prompts = {slot: prefix[: 100 + 20 * slot] for slot in range(6)}
     actor.open({slot: list(ids) for slot, ids in prompts.items()})
