@@ -1,6 +1,6 @@
 """Where expert trajectories come from: files, or scripted stand-ins of two strengths for the embedded default.
 
-The stand-ins play WebShop by rule and slip (:mod:`eef.envs.webshop.shopper`). ``strong`` wins about 36 % of the
+The stand-ins play WebShop by rule and slip (:mod:`eef.envs.webshop.shopper`). ``strong`` wins about 35 % of the
 embedded default's training subtasks, as GPT-4 does in the paper (Table 1), ``weak`` fewer. Their failures hold good
 prefixes (searches, pages turned, the right item opened), harmful moves (a wrong row, a wrong option, a hasty
 purchase) and recoveries (a step back from a wrong item).
