@@ -61,6 +61,7 @@ class Aliases:
         listed = [segment for segment in segments if _LISTED.fullmatch(segment)]
         if listed:
             self.rows = {asin.lower(): f"r{place}" for place, asin in enumerate(listed[:ROWS], start=1)}
+        row: list[str] = []  # the name of a row closes it: a causal reader knows there what the row holds
         for segment in segments:
             phrase = segment.strip().lower().replace(" ", "_")
             if segment in self.told and not prompt:
@@ -68,12 +69,13 @@ class Aliases:
             elif phrase.startswith("page_"):
                 out += phrase.split("_")[:2]
             elif segment.lower() in self.rows and _LISTED.fullmatch(segment):
-                out.append(self.rows[segment.lower()])
+                out += row
+                row = [self.rows[segment.lower()]]
             elif phrase in self.vocabulary:
                 out.append(phrase)
             else:
                 out += self._symbols(segment, prompt)
-        return " ".join(out)
+        return " ".join(out + row)
 
     def read_action(self, action: str) -> str:
         """``click[b01...]`` as ``click[ r1 ]``; what follows no such grammar is read as plain words."""

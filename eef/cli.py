@@ -90,15 +90,18 @@ def _sweep(given: argparse.Namespace) -> int:
     if code or given.dry_run:
         return code
     spec = read_spec(given.file)
-    return _draw(given, sweep_label(spec, overrides), spec.figure.get("notebook"), whole=True)
+    return _draw(given, sweep_label(spec, overrides), spec.figure, whole=True)
 
 
 def _figures(given: argparse.Namespace) -> int:
-    return _draw(given, given.sweep, None, whole=False)
+    return _draw(given, given.sweep, {}, whole=False)
 
 
-def _draw(given: argparse.Namespace, name: str | None, notebook: str | None, whole: bool) -> int:
-    """Draw a sweep's figure (by its notebook where it names one) and print the table and where they are."""
+def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], whole: bool) -> int:
+    """Draw a sweep's figures and print their table and where they are.
+
+    ``figure`` is the section of the sweep file: a ``notebook``, and its parameters (``draw``, ...).
+    """
     from eef.figures import markdown, table, win_rate_vs_budget
     from eef.runs import load_runs, read_json, repo_root
 
@@ -120,13 +123,18 @@ def _draw(given: argparse.Namespace, name: str | None, notebook: str | None, who
         print("the sweep's notebook made no runs: no figure")
         return 0
     out = Path(given.out).resolve() if given.out else repo_root() / "figures" / (name or "all")
-    shown = markdown(table(runs))
-    if notebook:
-        _draw_by_notebook(given, notebook, {"root": str(root), "sweep": name, "out": str(out)}, root)
-        picture = out / "win_rate_vs_budget.png"
+    drawn = figure.get("draw", ["win_rate_vs_budget"])
+    shown = f"\n{markdown(table(runs))}\n" if "win_rate_vs_budget" in drawn else ""
+    if "notebook" in figure:
+        given_on = {key: value for key, value in figure.items() if key != "notebook"}
+        where = {"root": str(root), "sweep": name, "out": str(out)}
+        _draw_by_notebook(given, figure["notebook"], given_on | where, root)
     else:
-        picture = win_rate_vs_budget(runs, out)
-    print(f"\n{shown}\n\nfigure: {_near(picture)} (and .svg)\ntable:  {_near(picture.with_suffix('.csv'))}")
+        win_rate_vs_budget(runs, out)
+    print(shown)
+    for stem in drawn:
+        files = [_near(out / f"{stem}{suffix}") for suffix in (".png", ".svg", ".csv")]
+        print(f"figure: {', '.join(str(file) for file in files if file.is_file())}")
     print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
     return 0
 

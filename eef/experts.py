@@ -8,7 +8,7 @@ purchase) and recoveries (a step back from a wrong item).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -25,17 +25,29 @@ STAND_INS = {"strong": STRONG, "weak": WEAK}
 
 
 def collect(
-    env: TextEnv, names: str, tasks: Sequence[str], seed: int, told: Callable[[int], None] | None = None
+    env: TextEnv,
+    names: str,
+    tasks: Sequence[str],
+    seed: int,
+    told: Callable[[int], None] | None = None,
+    slips: Mapping[str, float] | None = None,
 ) -> list[Trajectory]:
     """Expert trajectories on ``tasks``. ``names`` joins stand-ins and files by ``+`` (``strong+weak``, ``my.jsonl``).
 
-    A file's trajectories on other subtasks are left out. ValueError for a name that is neither, or where no
-    trajectory is left; :class:`eef.trajectory.TrajectoryError` for a torn file.
+    ``slips`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.Slips`: how strong they are
+    (``base``, ``growth``, ``notice``) and how rarely their wins show navigation (``late``). A file's trajectories on
+    other subtasks are left out. ValueError for a name that is neither, that stands twice, or where no trajectory is
+    left, and for unknown slips; :class:`eef.trajectory.TrajectoryError` for a torn file.
     """
     found: list[Trajectory] = []
-    for name in names.split("+"):
+    given = names.split("+")
+    if len(set(given)) < len(given):
+        raise ValueError(f"experts={names!r} names one expert twice")
+    if unknown := sorted(set(slips or {}) - set(Slips.__dataclass_fields__)):
+        raise ValueError(f"slips: {unknown[0]!r} is none of {', '.join(Slips.__dataclass_fields__)}")
+    for name in given:
         if name in STAND_INS:
-            found += _played(env, STAND_INS[name], name, tasks, seed, told)
+            found += _played(env, replace(STAND_INS[name], **(slips or {})), name, tasks, seed, told)
         elif Path(name).is_file():
             wanted, read = set(tasks), load(name)
             kept = [replace(item, source=item.source or Path(name).stem) for item in read if item.task in wanted]

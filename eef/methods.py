@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ _LEARNING = ("train.py", "policy.py", "chat.py", "trajectory.py")
 class Settings:
     """What all arms share. ``temperature`` is for exploration, ``eval_temperature`` for the test (0: greedy).
 
-    ``experts``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each iteration
-    trains from the ``base`` model, or goes on from the ``last`` adapter.
+    ``experts`` and ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each
+    iteration trains from the ``base`` model, or goes on from the ``last`` adapter.
     """
 
     model: str = "embedded"
     quantize: str | None = None
     limited: bool | None = None
     experts: str = "strong"
+    slips: Mapping[str, float] = field(default_factory=dict)
     epochs: float = 6.0
     lr: float = 4e-3
     batch_size: int = 16
@@ -71,7 +73,11 @@ class Lab:
         """The experts' trajectories on the training subtasks."""
         key = {**self._world(), "experts": self._experts_key(), "tasks": self.tasks, "seed": self.seed}
         return self._trajectories(
-            "experts", key, lambda told: collect(self.env, self.settings.experts, self.tasks, self.seed, told)
+            "experts",
+            key,
+            lambda told: collect(
+                self.env, self.settings.experts, self.tasks, self.seed, told, slips=self.settings.slips
+            ),
         )
 
     def demonstrations(self) -> list[Trajectory]:
@@ -215,7 +221,7 @@ class Lab:
         return [
             hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
             if Path(name).is_file()
-            else f"{name} {code_hash('experts.py', 'envs')}"
+            else f"{name} {json.dumps(dict(self.settings.slips), sort_keys=True)} {code_hash('experts.py', 'envs')}"
             for name in self.settings.experts.split("+")
         ]
 

@@ -166,6 +166,12 @@ def check(spec: Spec, points: list[dict[str, Any]]) -> None:
             hint = _closest(key, list(declared))
             raise SweepError(f"unknown parameter {key!r}{hint}; {spec.notebook.name} declares {known}")
         _check_value(key, json.loads(value), declared[key])
+    if "notebook" in spec.figure:
+        drawing = find_notebook(spec.file, spec.figure["notebook"])
+        declared = {"notebook": {}, **inspect_notebook(str(drawing))}
+        if unknown := [key for key in spec.figure if key not in declared]:
+            hint = _closest(unknown[0], list(declared))
+            raise SweepError(f"{spec.file}: figure: {unknown[0]!r} is no parameter of {drawing.name}{hint}")
 
 
 def _check_value(key: str, value: Any, declared: Mapping[str, str]) -> None:

@@ -101,8 +101,8 @@ def test_aliases_name_the_prompts_words_first_and_rows_by_place() -> None:
         "i need a i0 i1 and price lower than $cap dollars".split()
     )
     page = "Page 1 (Total results: 50) [SEP] Next > [SEP] B000000001 [SEP] Big Red Shirt [SEP] $40.0"
-    assert aliases.read(page) == "page 1 next_> r1 o0 i0 i1 $ok"
-    assert aliases.read("B000000009 [SEP] Shirt [SEP] $40.01 to $1,250.0") == "r1 i1 $over to $over"
+    assert aliases.read(page) == "page 1 next_> o0 i0 i1 $ok r1"
+    assert aliases.read("B000000009 [SEP] Shirt [SEP] $40.01 to $1,250.0") == "i1 $over to $over r1"
     assert aliases.read_action("click[B000000009]") == "click[ r1 ]"
     assert "b000000001" not in aliases.rows  # a new page, new rows
 

@@ -136,3 +136,33 @@ def test_difficulty_of_a_generated_shop_only(shop: WebShop) -> None:
     assert Counter(found.values()) == {"easy": 10, "medium": 6, "hard": 4}
     given = WebShop(data=generate(Shop(products=60)), split={"train": [0], "eval": [], "test": []})
     assert difficulty(given, ["0"]) is None
+
+
+def test_slips_set_the_strength_and_the_rarity_of_the_skill(default: WebShop) -> None:
+    subtasks = default.tasks("train")[:200]
+    plain = collect(default, "strong", subtasks, 0)
+    assert collect(default, "strong", subtasks, 0, slips={}) == plain
+    assert rate(collect(default, "strong", subtasks, 0, slips={"base": 0.3})) < rate(plain) - 0.1
+    shown = [
+        sum(paged(item) for item in won(collect(default, "strong", subtasks, 0, slips=s))) for s in ({"late": 0}, {})
+    ]
+    assert shown[0] > 3 * shown[1]
+
+
+def won(trajectories: list[Trajectory]) -> list[Trajectory]:
+    return [item for item in trajectories if item.won]
+
+
+def paged(item: Trajectory) -> bool:
+    return "click[next >]" in item.actions
+
+
+@pytest.mark.parametrize(
+    "names, slips, message",
+    [("strong+strong", {}, "names one expert twice"), ("strong", {"bass": 0.1}, "'bass' is none of base, growth")],
+)
+def test_a_doubled_expert_or_an_unknown_slip_is_named(
+    shop: WebShop, tasks: list[str], names: str, slips: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        collect(shop, names, tasks, 0, slips=slips)

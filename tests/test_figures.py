@@ -9,7 +9,20 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eef.figures import COLUMNS, FigureError, arms, comparable, markdown, run_table, table, win_rate_vs_budget
+from eef.figures import (
+    COLUMNS,
+    Arm,
+    FigureError,
+    arm_name,
+    arms,
+    by_arm,
+    comparable,
+    markdown,
+    paired_table,
+    run_table,
+    table,
+    win_rate_vs_budget,
+)
 
 
 def row(method: str, rate: float, seed: int = 0, folder: str = "", **more: Any) -> dict[str, Any]:
@@ -120,3 +133,85 @@ def test_markdown_lines_up() -> None:
 
 def test_lone_baselines_can_be_drawn(tmp_path: Path) -> None:
     assert win_rate_vs_budget(runs().iloc[:2], tmp_path).is_file()
+
+
+def compared(folder: Path, seeds: dict[str, tuple[int, ...]] | None = None, graded: bool = True) -> pd.DataFrame:
+    """Five arms of 12 tasks, of which 4 are hard; the task's number decides which arm wins it."""
+    plans: dict[str, tuple[str, dict[str, Any], int]] = {
+        "bc": ("sft_pos", {}, 3), "rft": ("rft", {"n": 2}, 6), "eef": ("eef", {"m": 5}, 9),
+        "both": ("eef", {"m": 5, "experts": "strong+weak"}, 12), "cut": ("eef_recovery=False", {"m": 5}, 8),
+    }  # fmt: skip
+    rows = []
+    for name, (method, more, wins) in plans.items():
+        for seed in (seeds or {}).get(name, (0, 1)):
+            at = folder / f"{name}{seed}"
+            (at / "eval").mkdir(parents=True)
+            episodes = pd.DataFrame({"task": [f"t{i}" for i in range(12)], "won": [i < wins for i in range(12)]})
+            if graded:
+                episodes["group"] = ["hard" if i >= 8 else "easy" for i in range(12)]
+            episodes.to_csv(at / "eval" / "episodes.csv", index=False)
+            rows.append(row(method, wins / 12, seed, str(at), **more) | {"episodes": 100 * wins + seed})
+    return pd.DataFrame(rows)
+
+
+def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
+    found = by_arm(compared(tmp_path).sample(frac=1, random_state=2))
+    names = ["BC (SFT-pos)", "RFT × 2", "EEF, M = 5", "EEF, M = 5", "EEF, M = 5, recovery=False"]
+    assert [arm_name(arm) for arm in found] == names
+    assert arm_name(list(found)[3], experts=True) == "EEF, M = 5, experts: strong+weak"
+    assert arm_name(Arm("ceiling", "perfect"), experts=True) == "ceiling" and arm_name(Arm("new", "x")) == "new"
+
+
+def test_paired_differences_of_the_default_pairs(tmp_path: Path) -> None:
+    found = paired_table(compared(tmp_path), out=tmp_path)
+    assert [tuple(pair) for pair in found[["method", "experts", "against_method"]].to_numpy()] == [
+        ("eef", "strong", "rft"), ("eef", "strong+weak", "rft"),
+        ("rft", "strong", "sft_pos"), ("eef", "strong", "sft_pos"), ("eef", "strong+weak", "sft_pos"),
+        ("eef_recovery=False", "strong", "sft_pos"), ("eef_recovery=False", "strong", "eef"),
+    ]  # fmt: skip
+    assert (12 * found["difference"]).round(6).tolist() == [3, 6, 3, 6, 9, 5, -1]
+    assert (4 * found["hard_difference"]).round(6).tolist() == [1, 4, 0, 1, 4, 0, -1]
+    assert found["pairs"].eq(24).all() and found["hard_pairs"].eq(8).all() and found["seeds"].eq(2).all()
+    assert (found["low"] <= found["difference"]).all() and (found["difference"] <= found["high"]).all()
+    assert found.loc[0, ["episodes", "against_episodes"]].tolist() == [900.5, 600.5]
+    written = pd.read_csv(tmp_path / "paired.csv")
+    assert list(written) == list(found) and written["n"].isna().sum() == 6
+    again = paired_table(compared(tmp_path / "again").iloc[::-1], out=tmp_path / "again")
+    assert (tmp_path / "paired.csv").read_bytes() == (tmp_path / "again" / "paired.csv").read_bytes() and len(again)
+
+
+def test_paired_differences_of_chosen_arms(tmp_path: Path) -> None:
+    frame = compared(tmp_path, graded=False)
+    one = paired_table(frame, [(("eef", "strong+weak", None, 5), ["eef", "strong", None, 5])])
+    assert one["difference"].tolist() == [0.25]
+    assert one[["hard_difference", "hard_pairs"]].isna().all(axis=None)
+    reference = paired_table(frame, ("rft", "strong", 2))
+    assert reference["against_method"].eq("rft").all() and len(reference) == 4
+    with pytest.raises(FigureError, match=r"no runs of \('rft', 'strong', 4, None\); there are \('sft_pos', "):
+        paired_table(frame, ("rft", "strong", 4))
+    with pytest.raises(FigureError, match="nothing to compare with these arms alone: EEF, M = 5"):
+        paired_table(frame[frame["method"] == "eef"])
+    with pytest.raises(FigureError, match="no finished runs"):
+        paired_table(pd.DataFrame())
+    with pytest.raises(FigureError, match="'chat' differs"):
+        paired_table(frame.assign(hashes=[{"chat": str(i)} for i in range(len(frame))]))
+
+
+def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    frame = compared(tmp_path, {"bc": (0, 1, 2), "rft": (1, 2), "eef": (1, 3), "both": (4,)})
+    pair = [(("eef", "strong", None, 5), ("rft", "strong", 2))]
+    found = paired_table(frame, pair)
+    assert found[["seeds", "pairs"]].to_numpy().tolist() == [[1, 12]]
+    assert found.loc[0, ["episodes", "against_episodes"]].tolist() == [901, 601]
+    with pytest.raises(FigureError, match=r"strong\+weak and RFT × 2, experts: strong have no seed in common"):
+        paired_table(frame)
+    at = tmp_path / "rft1" / "eval" / "episodes.csv"
+    pd.read_csv(at).iloc[:-1].to_csv(at, index=False)
+    with pytest.raises(FigureError, match=r"RFT × 2, experts: strong: .* not run on the same .* task t11"):
+        paired_table(frame, pair)
+
+
+def test_ablations_have_lines_and_names_of_their_own(tmp_path: Path) -> None:
+    frame = pd.DataFrame([row("rft", 0.2, n=5), row("eef", 0.4, m=5), row("eef_recovery=False", 0.3, m=5)])
+    drawn = win_rate_vs_budget(frame, tmp_path).with_suffix(".svg").read_text()
+    assert "EEF, M states, recovery=False" in drawn

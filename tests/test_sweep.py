@@ -117,6 +117,13 @@ def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters:
         check(spec, [parameters])
 
 
+def test_parameters_of_the_figure_are_checked_too(tmp_path: Path) -> None:
+    figure = {"notebook": "tiny.ipynb", "lr": 1.0}
+    check(read_spec(write(tmp_path, figure=figure)), [])
+    with pytest.raises(SweepError, match="figure: 'lrr' is no parameter of tiny.ipynb.*did you mean 'lr'"):
+        check(read_spec(write(tmp_path, figure=figure | {"lrr": 1.0})), [])
+
+
 def test_mistakes_stop_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_work", lambda *given: pytest.fail("started"))
     path, root = write(tmp_path), tmp_path / "runs"
