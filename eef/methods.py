@@ -45,9 +45,9 @@ class Settings:
     limited: bool | None = None
     experts: str = "strong"
     slips: Mapping[str, float] = field(default_factory=dict)
-    epochs: float = 6.0
+    epochs: float = 10.0
     lr: float = 4e-3
-    batch_size: int = 16
+    batch_size: int = 8
     lora_r: int = 16
     lora_alpha: int = 32
     temperature: float = 1.0

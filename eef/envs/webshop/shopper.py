@@ -24,9 +24,9 @@ class Slips:
     """How a shopper errs. Chances per decision, each in [0, 1].
 
     ``base`` + ``growth`` * (turn number) is the chance of a slip; ``late`` is added on an item page once the
-    shopper has used Next or Prev: it finds the hard item and then spoils the purchase, so that its wins hardly
-    show navigation and its failures do. ``notice`` is the chance to see that an opened item is wrong and step
-    back (a recovery).
+    shopper has turned a page: it finds the hard item and then spoils the purchase, so that its wins hardly show
+    paging and its failures do. ``notice`` is the chance to see that an opened item is wrong and step back (a
+    recovery).
     """
 
     base: float = 0.0
@@ -39,7 +39,7 @@ class Slips:
 class _Mind:
     seen: set[str] = field(default_factory=set)
     chosen: set[str] = field(default_factory=set)
-    navigated: bool = False
+    paged: bool = False
     wrong: bool = False
 
 
@@ -55,7 +55,7 @@ def play(env: WebShop, task: str, slips: Slips | None = None, seed: int = 0, ins
     while not done and len(turns) < env.max_steps:
         risk = slips.base + slips.growth * len(turns)
         action = _decide(env, page, goal, mind, rng, slips, risk, insight)
-        mind.navigated |= action in ("click[next >]", "click[< prev]")
+        mind.paged |= action == "click[next >]"
         step = env.step(action)
         turns.append(Turn(action, step.observation))
         page, done, reward, won = step.observation, step.done, step.reward, bool(step.info.get("won"))
@@ -73,7 +73,7 @@ def _decide(
     if "next >" in clickables:
         return _on_results(env, page, goal, mind, rng, risk, insight)
     if "buy now" in clickables:
-        late = slips.late if mind.navigated else 0.0
+        late = slips.late if mind.paged else 0.0
         return _on_item(goal, clickables, mind, rng, slips, risk + late)
     return "click[< prev]"
 

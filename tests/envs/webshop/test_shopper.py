@@ -14,7 +14,6 @@ from eef.envs.webshop.shopper import Slips, play, rows
 from eef.experts import STRONG, WEAK
 from eef.trajectory import Trajectory
 
-MOVES = ("click[next >]", "click[< prev]")
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +123,13 @@ def test_failures_hold_recoveries_and_spoilt_purchases(wide: WebShop, strong: Se
     assert turned > 0.1 * len(failures)
 
 
-def test_wins_hardly_show_navigation_and_failures_do(strong: Sequence[Trajectory]) -> None:
+def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -> None:
     def share(items: list[Trajectory]) -> float:
-        return sum(any(action in MOVES for action in item.actions) for item in items) / len(items)
+        return sum("click[next >]" in item.actions for item in items) / len(items)
 
     wins, failures = [item for item in strong if item.won], [item for item in strong if item.failed]
     assert len(wins) > 50 and len(failures) > 50
-    assert share(wins) < 0.15 and share(failures) > share(wins) + 0.3
+    assert share(wins) < 0.1 and share(failures) > share(wins) + 0.3
 
 
 def test_a_shopper_that_notices_nothing_never_steps_back_from_a_wrong_row(wide: WebShop) -> None:
