@@ -130,6 +130,30 @@ def _explored(row: dict[str, Any]) -> list[tuple[Trajectory, Outcomes]]:
     return found
 
 
+def expert_states(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
+    """How often simulations win from the states of failed expert trajectories: where an expert's failures help.
+
+    A row per EEF arm and number of pages that the expert had turned before the state (``pages``), with s0 apart
+    (``pages`` -1), over all seeds' first iterations: method, experts, m, pages, simulations, won (share). Simulations
+    that broke are left out. Written to ``out/expert_states.csv``.
+    """
+    rows = []
+    for row in records(runs[(runs["method"] == "eef") & runs["m"].notna()]):
+        for stage in ("s0-0-0", "states-0"):
+            for played in read_stage(row, stage):
+                turned = sum(action.strip().lower() == "click[next >]" for action in played.actions[: played.prefix])
+                pages = turned if played.prefix else -1
+                if played.won or played.failed:
+                    arm = {"method": row["method"], "experts": row["experts"], "m": int(row["m"])}
+                    rows.append({**arm, "pages": pages, "won": played.won})
+    if not rows:
+        raise FigureError("no finished EEF run, so no simulations from an expert's states to count")
+    found = pd.DataFrame(rows).groupby(["method", "experts", "m", "pages"], as_index=False)
+    table = found.agg(simulations=("won", "size"), won=("won", "mean"))
+    write_table(table, out, "expert_states")
+    return table
+
+
 def _instruction(prompt: str) -> str:
     match = re.search(r"Instruction:\s*(?:\[SEP\])?\s*(.+?)\s*(?:\[SEP\]|\n|$)", prompt)
     return textwrap.shorten(match.group(1) if match else prompt, 440, placeholder=" …")

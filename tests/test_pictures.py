@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from eef.figures import FigureError
-from eef.pictures import failed_trajectory, navigation, outcomes_of
+from eef.pictures import expert_states, failed_trajectory, navigation, outcomes_of
 from eef.selection import segments
 from eef.trajectory import Trajectory, Turn, save
 
@@ -193,3 +193,14 @@ def test_figure_2_refuses_what_cannot_be_drawn(tmp_path: Path) -> None:
     (tmp_path / "runs" / "eef-1" / "experts" / "trajectories.jsonl").unlink()
     with pytest.raises(FigureError, match="eef-1/experts/trajectories.jsonl is missing"):
         navigation(frame, tmp_path)
+
+
+def test_success_from_expert_states_by_the_pages_that_the_expert_had_turned(tmp_path: Path) -> None:
+    """Of 8 turns the states s2, s4, s6 lie behind 1, 3 and 5 turned pages."""
+    row = explored(tmp_path / "a", [(expert("t", 8), "-+-+"), (expert("u", 8), "-++x")])
+    found = expert_states(pd.DataFrame([row, run(tmp_path / "b", "rft")]), tmp_path)
+    assert found["pages"].tolist() == [-1, 1, 3, 5] and found["simulations"].tolist() == [2, 2, 2, 1]
+    assert found["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
+    assert pd.read_csv(tmp_path / "expert_states.csv")["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
+    with pytest.raises(FigureError, match="no finished EEF run"):
+        expert_states(pd.DataFrame([run(tmp_path / "b", "rft")]), tmp_path)

@@ -15,7 +15,6 @@ from eef.experts import STRONG, WEAK
 from eef.trajectory import Trajectory
 
 
-
 @pytest.fixture(scope="module")
 def wide() -> WebShop:
     """All goals of a small catalogue, 15 steps each."""
