@@ -78,25 +78,31 @@ def make_model(tokenizer: Any, width: int, layers: int, heads: int, context: int
     return LlamaForCausalLM(config)
 
 
-def documents(env: WebShop, chat: Chat, count: int, seed: int, split: str = "train") -> list[Row]:
-    """``count`` documents from pages of ``env``: a sixth walks with all tokens learnt, else questions on one page."""
+def documents(
+    env: WebShop, chat: Chat, count: int, seed: int, split: str = "train", returns: bool = False
+) -> list[Row]:
+    """``count`` documents from pages of ``env``: a sixth walks with all tokens learnt, else questions on one page.
+
+    ``returns``: longer ways, more item pages, and questions for rows that were not opened yet (the second stage).
+    """
     rng = random.Random(f"documents {seed}")
     tasks = env.tasks(split)
-    return [_document(env, chat, rng.choice(tasks), rng, walk=index % 6 == 0) for index in range(count)]
+    return [_document(env, chat, rng.choice(tasks), rng, index % 6 == 0, returns) for index in range(count)]
 
 
-def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: bool) -> Row:
+def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: bool, returns: bool) -> Row:
     talk = chat.begin()
     page = env.reset(task)
     told = Aliases(frozenset(chat.tokenizer.get_vocab())).read(page, prompt=True).split()
     ids = talk.hear(page)
     mask = [walk] * len(ids)
     opened: dict[str, list[str]] = {}  # number of the results page -> rows opened there since the last search
-    left = rng.randint(2, 6) if walk else rng.choice([1, 1, 2, 2, 3])
-    back = not walk and rng.random() < 0.75  # most questions are about rows: go back to where some are listed
+    left = rng.randint(2, 6) if walk else rng.choice([2, 3, 4, 5] if returns else [1, 1, 2, 2, 3])
+    # most questions are about rows: go back to where some are listed
+    back = not walk and rng.random() < (0.6 if returns else 0.75)
     while left > 0 or (back and not _page_number(page)):
-        returns = left <= 0 and not env.available_actions()["has_search_bar"]
-        action = "click[< prev]" if returns else _wander(env, page, rng)
+        done = left <= 0 and not env.available_actions()["has_search_bar"]
+        action = "click[< prev]" if done else _wander(env, page, rng)
         left -= 1
         said = talk.say(action)
         row = re.search(r"r\d+(?= \])", chat.tokenizer.decode(said))
@@ -109,7 +115,7 @@ def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: boo
         ids += said + heard
         mask += [walk] * (len(said) + len(heard))
     here = opened.get(_page_number(page), [])
-    asked, learnt = _questions(chat, talk, told, page, here, rng, rng.randint(3, 6) if walk else 24)
+    asked, learnt = _questions(chat, talk, told, page, here, rng, rng.randint(3, 6) if walk else 24, returns)
     return Row(tuple(ids + asked), tuple(mask + learnt))
 
 
@@ -133,7 +139,14 @@ def _wander(env: WebShop, page: str, rng: random.Random) -> str:
 
 
 def _questions(
-    chat: Chat, talk: Dialogue, told: list[str], page: str, opened: list[str], rng: random.Random, count: int
+    chat: Chat,
+    talk: Dialogue,
+    told: list[str],
+    page: str,
+    opened: list[str],
+    rng: random.Random,
+    count: int,
+    returns: bool,
 ) -> tuple[list[int], list[bool]]:
     """Questions on the page in view, in its symbols, and their answers, which alone carry loss."""
     assert talk.aliases is not None
@@ -143,7 +156,7 @@ def _questions(
     ids: list[int] = []
     mask: list[bool] = []
     for _ in range(count if listed else min(count, 12)):
-        question, answer = _question(words, symbols, head, listed, opened, rng)
+        question, answer = _question(words, symbols, head, listed, opened, rng, returns)
         for part, learn in ((question, False), (answer, True)):
             new = chat.tokenizer(" ".join(part), add_special_tokens=False)["input_ids"]
             ids += new
@@ -169,6 +182,7 @@ def _question(
     listed: dict[str, list[str]],
     opened: list[str],
     rng: random.Random,
+    returns: bool,
 ) -> tuple[list[str], list[str]]:
     kind = rng.choice(_KINDS if listed else ["?shared", "?lacks"])
     if kind in ("?shared", "?lacks"):
@@ -196,7 +210,10 @@ def _question(
     if rng.random() < 0.6:
         query.append("$ok")
         fits = [row for row in fits if row in within]
-    if fits and rng.random() < 0.4:
+    if returns and opened and rng.random() < 0.6:
+        query += ["not", "looking"]  # not looked at yet: a word of the vocabulary, here for the rows opened
+        fits = [row for row in fits if row not in opened]
+    elif fits and rng.random() < 0.4:
         barred = (
             rng.sample(rows, min(len(rows), rng.randint(1, 3))) if rng.random() < 0.4 else fits[: rng.randint(1, 2)]
         )
