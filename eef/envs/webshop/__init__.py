@@ -67,8 +67,9 @@ class WebShop:
     ``human_goals``: human instructions, or the synthetic ones. ``observation``: ``text`` or ``text_rich``.
     ``seed``: of the drawn prices and price caps. ``show_attrs``: an Attributes page per product. ``nouns``: what tags
     title nouns (callable or mapping; default spaCy, else a stand-in, see :mod:`eef.envs.webshop.nouns`).
-    ``num_products``: only the first so many. ``split``: ``auto``, ``official``, ``ratio``, a folder of index files or
-    a dictionary, see :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is its own.
+    ``num_products``: only the first so many. ``split``: ``auto``, ``official``, ``webshop-11k``, ``webshop-3k``,
+    ``ratio``, a folder of index files or a dictionary, see :func:`eef.envs.webshop.goals.split_goals`; with the
+    embedded catalogue ``auto`` is its own.
     ``allow_overlap``: accept goals that train and test share. ``max_steps``: for those who roll out, not enforced.
 
     Success is a reward of 1. A shop is built once per process and set of options. ValueError for an option out of
