@@ -54,7 +54,7 @@ def play(env: WebShop, task: str, ask: Callable[[str], str] = input, show: Calla
 
 
 def screen(page: str, names: list[str], chosen: set[str] | None = None) -> str:
-    """The page, a line per segment, with the number of each text that can be clicked; ``chosen`` options have a star."""
+    """The page, a line per segment, with the number of what can be clicked; ``chosen`` options have a star."""
     numbers = {name: number for number, name in enumerate(names, 1)}
     separator = " [SEP] " if " [SEP] " in page else "\n"
     lines = []
