@@ -41,21 +41,21 @@ class Texts(Sequence[bytes]):
     """The texts of a :class:`TextWriter`, mapped. ValueError where the file is shorter than it should be."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._ends = load(folder, name)
+        self._ends = memoryview(load(folder, name).data)  # whose items are plain integers, and quick
         path = folder / f"{name}.text"
-        if path.stat().st_size != int(self._ends[-1]):
+        if path.stat().st_size != self._ends[-1]:
             raise ValueError(f"{path.name} has another size than its ends say")
         with open(path, "rb") as file:
-            empty = int(self._ends[-1]) == 0  # which cannot be mapped
+            empty = self._ends[-1] == 0  # which cannot be mapped
             self._bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
-        if not 0 <= number < len(self):
+        if number < 0:
             raise IndexError(number)
-        return self._bytes[int(self._ends[number]) : int(self._ends[number + 1])]
+        return self._bytes[self._ends[number] : self._ends[number + 1]]
 
     def find(self, text: bytes) -> int:
         """The number of ``text`` among sorted texts, -1 where it is not."""
@@ -227,7 +227,7 @@ class MappedIndex:
         return ranked(found, total, self._rank, limit)
 
     def _candidates(self, postings: list[_Postings], limit: int) -> np.ndarray:
-        """Documents among which the best ``limit`` are, ties included, ascending."""
+        """Documents among which the best ``limit`` are, ties included."""
         postings = sorted(postings, key=lambda one: -one.most)
         left = np.cumsum([0.0, *(one.most for one in postings[::-1])])[::-1]  # what term i and later ones can add
         total = self._spare.pop() if self._spare else np.zeros(self.size)
@@ -240,10 +240,13 @@ class MappedIndex:
             taken.append(docs)
             least = max(least, _least(sums, limit))
             done += 1
-        found = np.unique(np.concatenate([docs[total[docs] + left[done] >= least] for docs in taken]))
-        value = total[found]
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
         for docs in taken:
-            total[docs] = 0.0
+            sums = total[docs]
+            keep = (sums > 0) & (sums + left[done] >= least)
+            kept.append((docs[keep], sums[keep]))
+            total[docs] = 0.0  # so that a later list does not bring them again
+        found, value = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
         self._spare.append(total)
         for number in range(done, len(postings)):
             value += postings[number].at(found, self._norm)

@@ -28,13 +28,13 @@ from eef.envs.webshop import catalogue as catalogues
 from eef.envs.webshop.catalogue import Catalogue, Product, Skipped
 from eef.envs.webshop.goals import Goal
 from eef.envs.webshop.mapped import IndexWriter, MappedIndex, Texts, TextWriter, load
-from eef.envs.webshop.session import Shop
+from eef.envs.webshop.session import Shop, State
 
 NAME = "store"
 _VERSION = 1
 _HEAD = "store.json"
 _SOURCES = ("products", "ins_v2", "human_ins")
-_KEPT_PRODUCTS, _KEPT_CARDS = 2048, 16384
+_KEPT_PRODUCTS, _KEPT_PAGES = 2048, 256
 _INS = ("attributes", "instruction", "instruction_attributes")
 
 
@@ -128,7 +128,7 @@ def _write(paths: dict[str, Path], part: Path, progress: bool) -> None:
             wanted = ins_v2.get(product.asin) or {}
             row = [fields[name] for name in _FIELDS] + [wanted.get(name) for name in _INS[1:]]
             products.add(json.dumps(row).encode())
-            cards.add(json.dumps(Card(product.asin, product.title, product.tag)).encode())
+            cards.add("\0".join((product.asin, product.tag, product.title)).encode("utf-8", "surrogatepass"))
             keys = [f"<c> {product.category}", f"<q> {product.query}", *(f"<a> {a}" for a in product.attributes)]
             index.add(product.document(), keys)
     if not asins:
@@ -205,31 +205,24 @@ class _Attributes(Mapping[str, Any]):
 
 
 class Products(Sequence[Product]):
-    """The products of a store in file order, each read when asked for; the last ones are kept."""
+    """The products of a store in file order, each read when asked for."""
 
     def __init__(self, place: Path, prices: np.ndarray) -> None:
         self._rows, self._prices = Texts(place, "products"), prices
-        self._kept = lru_cache(maxsize=_KEPT_PRODUCTS)(self._read)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
-        return self._kept(int(number))
-
-    def __iter__(self) -> Iterator[Product]:
-        return map(self._read, range(len(self)))
-
-    def wanted(self, number: int) -> dict[str, Any]:
-        """The synthetic instruction of a product, as ``items_ins_v2.json`` has it."""
-        return dict(zip(_INS[1:], json.loads(self._rows[number])[len(_FIELDS) :], strict=True))
-
-    def _read(self, number: int) -> Product:
         row = json.loads(self._rows[number])
         fields = dict(zip(_FIELDS, row, strict=False))
         fields["bullets"], fields["attributes"] = tuple(fields["bullets"]), tuple(fields["attributes"])
         fields["options"] = tuple((group, tuple(values)) for group, values in fields["options"])
         return Product(price=float(self._prices[number]), **fields)
+
+    def wanted(self, number: int) -> dict[str, Any]:
+        """The synthetic instruction of a product, as ``items_ins_v2.json`` has it."""
+        return dict(zip(_INS[1:], json.loads(self._rows[number])[len(_FIELDS) :], strict=True))
 
 
 class Cards(Sequence[Card]):
@@ -237,13 +230,13 @@ class Cards(Sequence[Card]):
 
     def __init__(self, place: Path) -> None:
         self._rows = Texts(place, "cards")
-        self._kept = lru_cache(maxsize=_KEPT_CARDS)(lambda number: Card(*json.loads(self._rows[number])))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
-        return self._kept(int(number))
+        asin, tag, title = self._rows[number].decode("utf-8", "surrogatepass").split("\0", 2)
+        return Card(asin, title, tag)
 
 
 class ByAsin(Mapping[str, Any]):
@@ -252,7 +245,6 @@ class ByAsin(Mapping[str, Any]):
     def __init__(self, place: Path, products: Products, wanted: bool = False) -> None:
         self._asins, self._order = load(place, "asins"), load(place, "order")
         self._products, self._wanted = products, wanted
-        self._numbers = lru_cache(maxsize=1 << 14)(self.number)
 
     def number(self, asin: str) -> int:
         """The number of the product in file order; KeyError where there is none."""
@@ -265,12 +257,12 @@ class ByAsin(Mapping[str, Any]):
         return int(self._order[place])
 
     def __getitem__(self, asin: str) -> Any:
-        number = self._numbers(asin)
+        number = self.number(asin)
         return self._products.wanted(number) if self._wanted else self._products[number]
 
     def __contains__(self, asin: object) -> bool:
         try:
-            return isinstance(asin, str) and self._numbers(asin) >= 0
+            return isinstance(asin, str) and self.number(asin) >= 0
         except KeyError:
             return False
 
@@ -328,6 +320,21 @@ class StoreShop(Shop):
         self.goals, self.seed = tuple(goals), store.seed
         self._index: Any = store.index
         self._found = {}
+        self._page = lru_cache(maxsize=_KEPT_PAGES)(self._read_page)
+        self._product = lru_cache(maxsize=_KEPT_PRODUCTS)(store.by_asin.__getitem__)
+
+    def results(self, state: State) -> tuple[list[Any], int]:
+        """As :meth:`Shop.results`; the last pages are kept, each is asked for twice a step."""
+        if state.kind != "results" or state.keywords is None or state.page is None:
+            return [], 0
+        return self._page(state.keywords, state.goal if state.keywords[0] == "<r>" else 0, state.page)
+
+    def _read_page(self, keywords: tuple[str, ...], goal: int, page: int) -> tuple[list[Any], int]:
+        return super().results(State(goal, "results", keywords, page))
+
+    def product(self, state: State) -> Product:
+        """The product of an item or sub page."""
+        return self._product(state.asin)
 
     def _all_of(self, kind: str, wanted: str) -> Sequence[int]:
         return self._index.documents(f"{kind} {wanted}")
