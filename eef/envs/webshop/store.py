@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import tempfile
 from array import array
@@ -35,6 +36,7 @@ _VERSION = 1
 _HEAD = "store.json"
 _SOURCES = ("products", "ins_v2", "human_ins")
 _KEPT_PRODUCTS, _KEPT_PAGES = 2048, 256
+_CUT = 32
 _INS = ("attributes", "instruction", "instruction_attributes")
 
 
@@ -161,16 +163,40 @@ _FIELDS = tuple(name for name in Product.__slots__ if name != "price")
 
 @contextmanager
 def _reading(path: Path, opens: bytes) -> Iterator[IO[bytes]]:
-    """The file for a streaming parser; what is wrong with it as an EnvError."""
+    """The file for a streaming parser; what is wrong with it as an EnvError. ``tell`` is where it has been read to."""
     with open(path, "rb") as file:
         if file.read(4096).lstrip()[:1] not in (opens, b""):
             raise EnvError(f"{path}: a JSON {'list' if opens == b'[' else 'object'} was expected")
         file.seek(0)
         try:
-            yield file
+            yield _Plain(file)  # type: ignore[misc]
         except (ijson.JSONError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EnvError(f"{path} is torn or no JSON ({reason}): fetch it again") from None
+
+
+class _Plain:
+    """A binary file in which NaN and Infinity as values, which Python writes and JSON forbids, read as a number.
+
+    In memory they are numbers that no field allows, and so is this one: a product with one is judged alike.
+    """
+
+    _odd = re.compile(rb'(?:(?<=[^\\]": )|(?<=[^\\]":))(?:NaN|-?Infinity)(?=\s*[,}])')  # in a text the quote is escaped
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._left = file, b""
+        self.fileno, self.tell = file.fileno, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        read, data = b" ", self._left
+        while read and len(data) <= _CUT:  # nothing given back would be the end of the file
+            read = self._file.read(size)
+            data += read
+        if b"NaN" in data or b"Infinity" in data:
+            data = self._odd.sub(b"0.5", data)
+        end = max(len(data) - _CUT, 1) if read else len(data)  # what is held back may be the head of one
+        self._left = data[end:]
+        return data[:end]
 
 
 def _counted(rows: Iterator[Any], file: IO[bytes], progress: bool) -> Iterator[Any]:

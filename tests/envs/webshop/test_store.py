@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from eef.envs import EnvError, make_env
 from eef.envs.webshop import WebShop, catalogue, mapped
 from eef.envs.webshop.generate import Shop, write
 from eef.envs.webshop.mapped import Texts, TextWriter
-from eef.envs.webshop.store import Store, build
+from eef.envs.webshop.store import Store, _Plain, build
 
 NAMES = ("items_shuffle", "items_ins_v2", "items_human_ins")
 
@@ -111,6 +112,24 @@ def test_ranking_of_twenty_thousand_products_is_equal(golden: Callable[[str], An
     queries += [" ".join([*goal.attributes, goal.query]) for goal in plain.shop.goals[:300]]
     assert equal_hits(plain, stored, queries) == len(queries)
     assert stored.stamp() == plain.stamp()
+
+
+def test_numbers_that_json_forbids_are_judged_as_in_memory(tmp_path: Path, triple: Any) -> None:
+    nan, words = float("nan"), 'a text: NaN, and [NaN, "b": Infinity, "c":NaN} x'
+    odd = [product("B3", words), product("B4", "x", pricing=nan), product("B5", "x", full_description=nan)]
+    odd += [product("B7", "x", sizes={"a": nan}, average_rating=-float("inf"), images=nan)]
+    triple[0].extend(odd)
+    plain, stored = both(official_files(tmp_path / "data", triple))
+    assert stored.skipped == plain.skipped and set(plain.skipped) >= {"unreadable price", "no image"}
+    assert tuple(stored.shop.products) == plain.shop.products and stored.product("B3")["title"] == words
+
+
+def test_forbidden_numbers_may_be_cut_anywhere() -> None:
+    text = b'{"a": NaN, "b":-Infinity, "c": "[NaN], \\": NaN, x"}' + b" " * 99
+    for size in range(1, 99):
+        file = _Plain(io.BytesIO(text))
+        read = b"".join(iter(lambda file=file, size=size: file.read(size), b""))  # type: ignore[misc]
+        assert json.loads(read) == {"a": 0.5, "b": 0.5, "c": '[NaN], ": NaN, x'}
 
 
 def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
