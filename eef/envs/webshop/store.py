@@ -202,7 +202,7 @@ class _Plain:
 def _counted(rows: Iterator[Any], file: IO[bytes], progress: bool) -> Iterator[Any]:
     """The rows, with a bar over the bytes of the file that are read."""
     size = os.fstat(file.fileno()).st_size
-    with tqdm(total=size, unit="B", unit_scale=True, desc="building the store", disable=not progress) as bar:
+    with tqdm(total=size, unit="B", unit_scale=True, desc="store", mininterval=1, disable=not progress) as bar:
         for number, row in enumerate(rows):
             if number % 500 == 0:
                 bar.update(file.tell() - bar.n)
