@@ -1,4 +1,4 @@
-"""The command line: ``eef sweep``, ``eef figures``, ``eef runs``.
+"""The command line: ``eef sweep``, ``eef figures``, ``eef runs``, ``eef webshop``.
 
 Heavy libraries are imported by the commands that need them, so that ``eef --help`` answers at once.
 """
@@ -52,11 +52,60 @@ def _parser() -> argparse.ArgumentParser:
     three = commands.add_parser("runs", help="list the runs: id, win rate, state")
     three.set_defaults(command=_runs)
 
+    _webshop_parser(commands.add_parser("webshop", help="build a store, generate a catalogue, play an episode"))
+
     for command in (one, two, three):
         command.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
     for command in (one, two):
         command.add_argument("--out", metavar="DIR", help="where the figure goes (default figures/NAME)")
     return parser
+
+
+def _webshop_parser(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("build", help="turn the official JSON into a store that opens in seconds")
+    one.add_argument("folder", metavar="FOLDER", help="the folder with the official files")
+    one.add_argument("--out", metavar="DIR", help="where the store goes (default FOLDER/store)")
+    one.set_defaults(command=_webshop_build)
+
+    two = commands.add_parser("generate", help="write a generated catalogue in the official format")
+    two.add_argument("folder", metavar="FOLDER", help="where the files go")
+    two.add_argument("--products", type=int, default=6000, metavar="N", help="number of products (default 6000)")
+    two.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another catalogue (default 0)")
+    two.add_argument(
+        "--goals", type=int, default=12000, metavar="N", help="keep at most N instructions (default 12000)"
+    )
+    two.set_defaults(command=_webshop_generate)
+
+    three = commands.add_parser("play", help="play an episode; the reward is explained at the end")
+    three.add_argument("--data", metavar="FOLDER", help="official files or a store (default: the embedded catalogue)")
+    three.add_argument("--task", metavar="ID", help="the task (default: the first of the split)")
+    three.add_argument("--split", default="test", choices=("train", "eval", "test"), help="(default test)")
+    three.add_argument("--seed", type=int, default=0, metavar="S", help="seed of drawn prices (default 0)")
+    three.set_defaults(command=_webshop_play)
+
+
+def _webshop_build(given: argparse.Namespace) -> int:
+    from eef.envs.webshop.store import build
+
+    place = build(given.folder, given.out, progress=True)
+    print(f"store: {place} (make_env('webshop', data={str(given.out or given.folder)!r}) opens it)")
+    return 0
+
+
+def _webshop_generate(given: argparse.Namespace) -> int:
+    from eef.envs.webshop.generate import Shop, write
+
+    folder = write(Shop(products=given.products, seed=given.seed), given.folder, given.goals, progress=True)
+    print(f"catalogue: {folder} (`eef webshop build {folder}` makes it open in seconds)")
+    return 0
+
+
+def _webshop_play(given: argparse.Namespace) -> int:
+    from eef.envs.webshop.play import start
+
+    return start(given.data, given.task, given.split, given.seed)
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:

@@ -61,13 +61,15 @@ _taggers: dict[int, tuple[Tagger | None, Nouns]] = {}
 class WebShop:
     """The shop as a :class:`~eef.envs.TextEnv`: one episode at a time, its ``state`` a small value.
 
-    ``data``: a folder with the official files, ``(products, items_ins_v2, items_human_ins)`` in memory (not to be
-    changed afterwards), or None for the embedded generated catalogue, whose options are ``catalogue``.
+    ``data``: a folder with the official files or with the store that ``eef webshop build`` made of them,
+    ``(products, items_ins_v2, items_human_ins)`` in memory (not to be changed afterwards), or None for the embedded
+    generated catalogue, whose options are ``catalogue``.
     ``human_goals``: human instructions, or the synthetic ones. ``observation``: ``text`` or ``text_rich``.
     ``seed``: of the drawn prices and price caps. ``show_attrs``: an Attributes page per product. ``nouns``: what tags
     title nouns (callable or mapping; default spaCy, else a stand-in, see :mod:`eef.envs.webshop.nouns`).
-    ``num_products``: only the first so many. ``split``: ``auto``, ``official``, ``ratio``, a folder of index files or
-    a dictionary, see :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is its own.
+    ``num_products``: only the first so many. ``split``: ``auto``, ``official``, ``webshop-11k``, ``webshop-3k``,
+    ``ratio``, a folder of index files or a dictionary, see :func:`eef.envs.webshop.goals.split_goals`; with the
+    embedded catalogue ``auto`` is its own.
     ``allow_overlap``: accept goals that train and test share. ``max_steps``: for those who roll out, not enforced.
 
     Success is a reward of 1. A shop is built once per process and set of options. ValueError for an option out of
@@ -202,8 +204,11 @@ def _build(
     options: dict[str, Any] | None,
 ) -> _Built:
     rest = (human_goals, seed, num_products)
+    place = _store(data, num_products)
     if data is None:
         key: tuple[Any, ...] = ("embedded", json.dumps(options or {}, sort_keys=True), *rest)
+    elif place is not None:
+        key = ("store", str(place.resolve()), (place / "store.json").stat().st_mtime_ns, *rest)
     elif isinstance(data, (str, Path)):
         stats = [(str(path.resolve()), path.stat()) for path in catalogues.files(data, human_goals).values()]
         key = ("folder", *((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats), *rest)
@@ -231,6 +236,14 @@ def _make(
         probed = _shops.pop(("memory", id(data), human_goals, seed, num_products), None)
         if probed is not None and human_goals and num_products is None:  # it was built to grade its own subtasks
             return replace(probed, own_split=own_split)
+    place = _store(data, num_products)
+    if place is not None:
+        from eef.envs.webshop.store import Store, StoreShop
+
+        store = Store(place, seed)
+        goals, skipped = goal_makers.make(store.catalogue(human_goals), human_goals)
+        made = StoreShop(store, goals)
+        return _Built(made, store.hash(), goal_makers.hash_of(goals), store.skipped | skipped, None, None)
     loaded = catalogues.load(data, human_goals=human_goals, seed=seed, num_products=num_products)
     goals, skipped = goal_makers.make(loaded, human_goals)
     if not human_goals or num_products is not None:
@@ -238,6 +251,15 @@ def _make(
     shop = Shop(loaded.products, goals, seed)
     held = None if isinstance(data, (str, Path)) else data
     return _Built(shop, loaded.hash(), goal_makers.hash_of(goals), loaded.skipped | skipped, own_split, held)
+
+
+def _store(data: str | Path | Triple | None, num_products: int | None) -> Path | None:
+    """The store that serves ``data``; none for a part of the products, whose ranking only the files can give."""
+    if not isinstance(data, (str, Path)) or num_products is not None:
+        return None
+    from eef.envs.webshop.store import find
+
+    return find(data)
 
 
 def _tagger(tagger: Tagger | None) -> Nouns:

@@ -11,7 +11,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from eef.envs import EnvError
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 Skipped = dict[str, list[str]]
+
+_LARGEST = 2 * 10**9  # bytes; read at once a file takes about six times its size
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,11 @@ class Product:
     attributes: tuple[str, ...]
     options: tuple[tuple[str, tuple[str, ...]], ...]
 
+    def fingerprint(self) -> bytes:
+        """Everything about the product, the purchase price included, for the hash of a catalogue."""
+        row = [self.asin, self.title, self.description, self.bullets, self.tag, self.price, self.category, self.query]
+        return json.dumps([[*row, self.product_category], self.attributes, self.options]).encode()
+
     def document(self) -> str:
         """The text under which search finds the product."""
         options = ", and ".join(f"{group}: {', '.join(values)}" for group, values in self.options)
@@ -56,10 +63,10 @@ class Catalogue:
     ``stream`` is the state of Python's generator after the price draws, where the price caps of the goals go on.
     """
 
-    products: tuple[Product, ...]
+    products: Sequence[Product]
     skipped: Skipped
     instructions: dict[str, Any]
-    ins_v2: dict[str, Any]
+    ins_v2: Mapping[str, Any]
     stream: tuple[Any, ...]
     source: str
 
@@ -67,8 +74,7 @@ class Catalogue:
         """sha256 over every product as shopped, purchase prices included."""
         digest = hashlib.sha256()
         for p in self.products:
-            row = [p.asin, p.title, p.description, p.bullets, p.tag, p.price, p.category, p.query, p.product_category]
-            digest.update(json.dumps([row, p.attributes, p.options]).encode())
+            digest.update(p.fingerprint())
         return digest.hexdigest()
 
 
@@ -114,19 +120,20 @@ def load(
         paths = files(data, human_goals)
         source = str(paths["products"])
         names = [str(paths.get(part, "")) for part in ("products", "ins_v2", "human_ins")]
-        rows, ins_v2, human = (_json(name) if name else {} for name in names)
+        kinds = (list, dict, dict)
+        rows, ins_v2, human = (read(name, kind) if name else {} for name, kind in zip(names, kinds, strict=True))
     else:
-        source, names = "products", ["products", "ins_v2", "human_ins"]
-        rows, ins_v2, human = data
-    for name, content, kind in zip(names, (rows, ins_v2, human), (list, dict, dict), strict=True):
-        if not isinstance(content, kind):
-            raise EnvError(f"{name}: a JSON {'list' if kind is list else 'object'} was expected")
+        source = "products"
+        rows, ins_v2, human = (
+            _checked(content, name, kind)
+            for name, content, kind in zip(("products", "ins_v2", "human_ins"), data, (list, dict, dict), strict=True)
+        )
     rng = random.Random(seed)
     skipped: Skipped = {}
-    drafts = list(_drafts(rows[:num_products], ins_v2, source, skipped))
-    if not drafts:
+    found = list(drafts(rows[:num_products], ins_v2, source, skipped))
+    if not found:
         raise EnvError(f"{source} holds no product that can be shown ({summary(skipped) or 'it is empty'})")
-    products = tuple(Product(price=_purchase_price(prices, rng), **fields) for fields, prices in drafts)
+    products = tuple(Product(price=purchase_price(prices, rng), **fields) for fields, prices in found)
     if skipped:
         log.warning("%s: left out %s", source, summary(skipped))
     return Catalogue(products, skipped, human, ins_v2, rng.getstate(), source)
@@ -140,18 +147,36 @@ def summary(skipped: Skipped) -> str:
     )
 
 
-def _json(path: str) -> Any:
+def read(path: str | Path, kind: type) -> Any:
+    """A JSON file whose top is of ``kind`` (list or dict); EnvError where it is missing, torn, too large or other."""
     try:
+        size = Path(path).stat().st_size
+        if size > _LARGEST:
+            raise EnvError(
+                f"{path} is {size / 1e9:.1f} GB, too large to be read at once: run "
+                f"`eef webshop build {Path(path).parent}` once, then leave 'num_products' out"
+            )
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            return _checked(json.load(file), str(path), kind)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise EnvError(f"{path} is torn or no JSON ({error}): fetch it again") from None
+    except OSError as error:
+        raise EnvError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _drafts(
-    rows: Iterable[Any], ins_v2: dict[str, Any], source: str, skipped: Skipped
+def _checked(content: Any, name: str, kind: type) -> Any:
+    if not isinstance(content, kind):
+        raise EnvError(f"{name}: a JSON {'list' if kind is list else 'object'} was expected")
+    return content
+
+
+def drafts(
+    rows: Iterable[Any], ins_v2: Mapping[str, Any], source: str, skipped: Skipped
 ) -> Iterable[tuple[dict[str, Any], list[float]]]:
-    """Each usable row as (fields of a Product without its price, one or two prices in dollars)."""
+    """Each usable row as (fields of a Product without its price, one or two prices in dollars).
+
+    ``skipped`` gains what is left out, reason -> asins. EnvError for a row or a field of another shape.
+    """
     seen: set[str] = set()
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("asin"), str):
@@ -224,5 +249,6 @@ def _prices(pricing: Any) -> list[float]:
     return prices
 
 
-def _purchase_price(prices: list[float], rng: random.Random) -> float:
+def purchase_price(prices: list[float], rng: random.Random) -> float:
+    """What a purchase costs: the one price, or a draw between the two."""
     return prices[0] if len(prices) == 1 else rng.uniform(*prices)

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
@@ -82,26 +85,34 @@ class Shop:
 
 def generate(shop: Shop | None = None) -> Triple:
     """``(products, items_ins_v2, items_human_ins)`` as the official JSON files hold them, at most a goal each."""
-    shop = shop or Shop()
+    products: list[dict[str, Any]] = []
+    attributes: dict[str, Any] = {}
+    instructions: dict[str, Any] = {}
+    for product, own, instruction in rows(shop or Shop()):
+        products.append(product)
+        attributes[product["asin"]] = {"attributes": own}
+        if instruction is not None:
+            instructions[product["asin"]] = [instruction]
+    return products, attributes, instructions
+
+
+def rows(shop: Shop) -> Iterator[tuple[dict[str, Any], list[str], dict[str, Any] | None]]:
+    """The catalogue row by row: a product, its attributes, and a human instruction for it or None."""
+    if not 1 <= shop.products < 10**9:
+        raise ValueError(f"'products' must be at least 1 and less than a billion, not {shop.products}")
     rng = random.Random(f"catalogue {shop.seed}")
     names = _brands(rng, 160)
     asins = [f"B{number:09d}" for number in range(shop.products)]
     rng.shuffle(asins)  # the search engine breaks ties by asin: a family must not lie together
-    products: list[dict[str, Any]] = []
-    attributes: dict[str, Any] = {}
-    instructions: dict[str, Any] = {}
     while asins:
         family = _family(rng, shop)
         for _ in range(min(rng.randint(12, 44), len(asins))):
             asin = asins.pop()
             cheap = rng.random() < family.cheap
             product, own = _product(rng, shop, family, asin, rng.choice(names), cheap)
-            products.append(product)
-            attributes[asin] = {"attributes": own}
             wanted = cheap or rng.random() < shop.dear_goals
-            if wanted and all(word in own for word in family.pair):
-                instructions[asin] = [_instruction(rng, family, product, own)]
-    return products, attributes, instructions
+            asked = wanted and all(word in own for word in family.pair)
+            yield product, own, _instruction(rng, family, product, own) if asked else None
 
 
 @dataclass(frozen=True)
@@ -199,13 +210,38 @@ def _brands(rng: random.Random, count: int) -> list[str]:
     return rng.sample(every, count)
 
 
-def write(shop: Shop, folder: str | Path) -> Path:
-    """The generated catalogue as official files in ``folder``, with ``shop.json`` saying how it was made."""
+def write(shop: Shop, folder: str | Path, goals: int | None = None, progress: bool = False) -> Path:
+    """The generated catalogue as official files in ``folder``, with ``shop.json`` saying how it was made.
+
+    Row by row, so that memory holds no more than the asins and the kept instructions. ``goals``: keep at most so many
+    instructions, a uniform sample; None for all of :func:`generate`. ``progress``: show a bar.
+    """
+    if goals is not None and goals < 1:
+        raise ValueError(f"'goals' must be at least 1, not {goals}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    instructions: list[tuple[str, Any]] = []
+    rng, asked = random.Random(f"goals {shop.seed}"), 0  # a stream of its own: the products do not depend on it
     names = ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json")
-    for name, content in zip(names, generate(shop), strict=True):
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    parts = [folder / f"{name}.part" for name in names]
+    with open(parts[0], "w", encoding="utf-8") as products, open(parts[1], "w", encoding="utf-8") as attributes:
+        comma = ""
+        for product, own, instruction in tqdm(rows(shop), total=shop.products, unit=" products", disable=not progress):
+            products.write((comma or "[") + json.dumps(product))
+            attributes.write((comma or "{") + f"{json.dumps(product['asin'])}: {json.dumps({'attributes': own})}")
+            comma = ", "
+            if instruction is None:
+                continue
+            asked += 1
+            if goals is None or len(instructions) < goals:
+                instructions.append((product["asin"], [instruction]))
+            elif (place := rng.randrange(asked)) < goals:
+                instructions[place] = (product["asin"], [instruction])
+        products.write("]")
+        attributes.write("}")
+    parts[2].write_text(json.dumps(dict(instructions)), encoding="utf-8")
+    for part in parts:
+        part.replace(part.with_suffix(""))
     (folder / "shop.json").write_text(json.dumps(asdict(shop), indent=1), encoding="utf-8")
     return folder
 

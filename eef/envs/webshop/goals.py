@@ -23,6 +23,7 @@ from eef.envs.webshop.catalogue import Catalogue, Product, Skipped, summary
 NO_CAP = 1000000
 _SHUFFLE = 233
 _PARTS = ("train", "eval", "test")
+_PAPER = {"webshop-3k": (4500, 4500), "webshop-11k": (10500, None)}  # least number of goals, end of the training part
 _CLAUSE = re.compile(r", and price lower than \d+\.\d\d dollars$")
 
 Split = dict[str, tuple[int, ...]]
@@ -159,14 +160,18 @@ def _synthetic(catalogue: Catalogue, rng: random.Random, skipped: Skipped) -> li
 def split_goals(goals: Sequence[Goal], rule: str | Path | dict[str, Any], allow_overlap: bool = False) -> Split:
     """Which goal indices are ``train``, ``eval`` and ``test``.
 
-    ``rule``: ``official`` (test 0-499, eval 500-1499, train the rest), ``ratio`` (by a hash of the asin: 25 % test,
-    10 % eval, no product in two parts), ``auto`` (official from 2,000 human goals on, else ratio), a folder of index
-    files (``webshop_train_indices.json``, ``webshop_test_indices.json``), or a dictionary of index lists. ValueError
-    for an index out of range, an empty part of the official split, or goals that train and test share by content.
+    ``rule``: ``official`` (test 0-499, eval 500-1499, train the rest), ``webshop-11k`` (the same, of the full human
+    goals), ``webshop-3k`` (the first 3,000 of its training goals, which are in shuffled order: the paper does not say
+    which), ``ratio`` (by a hash of the asin: 25 % test, 10 % eval, no product in two parts), ``auto`` (official from
+    2,000 human goals on, else ratio), a folder of ETO's index files (``webshop_train_indices.json``,
+    ``webshop_test_indices.json``), or a dictionary of index lists or index files. ValueError for an index out of
+    range, too few goals for a named split, or goals that train and test share by content.
     """
     if rule == "auto":
         rule = "official" if len(goals) >= 2000 and not goals[0].synthetic else "ratio"
-    if rule == "official":
+    if isinstance(rule, str) and rule in _PAPER:
+        split = _paper(goals, rule)
+    elif rule == "official":
         split = _official(len(goals))
     elif rule == "ratio":
         parts: dict[str, list[int]] = {part: [] for part in _PARTS}
@@ -181,6 +186,16 @@ def split_goals(goals: Sequence[Goal], rule: str | Path | dict[str, Any], allow_
     if not allow_overlap:
         _refuse_overlap(goals, split)
     return split
+
+
+def _paper(goals: Sequence[Goal], rule: str) -> Split:
+    least, end = _PAPER[rule]
+    if len(goals) < least or goals[0].synthetic:
+        raise ValueError(
+            f"split {rule!r} needs WebShop's full human goals (12,087, at least {least:,} of them): this catalogue has "
+            f"{len(goals):,} {'synthetic' if goals[0].synthetic else 'human'} goals; use 'auto' or the full files"
+        )
+    return _official(len(goals)) | {"train": tuple(range(1500, end or len(goals)))}
 
 
 def _official(count: int) -> Split:
@@ -199,15 +214,22 @@ def _index_files(folder: Path) -> dict[str, Any]:
     paths = {part: folder / f"webshop_{part}_indices.json" for part in _PARTS}
     if not folder.is_dir():
         raise ValueError(
-            f"split {str(folder)!r} is neither a folder of index files nor one of 'official', 'ratio', 'auto'"
+            f"split {str(folder)!r} is neither a folder of index files nor one of 'official', "
+            "'webshop-11k', 'webshop-3k', 'ratio', 'auto'"
         )
     for part in ("train", "test"):
         if not paths[part].is_file():
             raise ValueError(f"{paths[part]} is missing: a folder given as split needs it")
+    return {part: path for part, path in paths.items() if path.is_file()}
+
+
+def _indices(path: Path) -> Any:
     try:
-        return {part: json.loads(path.read_text("utf-8")) for part, path in paths.items() if path.is_file()}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder}: an index file is torn or no JSON ({error})") from None
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"index file {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"index file {path} is torn or no JSON ({error})") from None
 
 
 def _checked(parts: dict[str, Any], count: int, source: str) -> Split:
@@ -217,6 +239,7 @@ def _checked(parts: dict[str, Any], count: int, source: str) -> Split:
     split: Split = {}
     for part in _PARTS:
         given = parts.get(part, ())
+        given = _indices(Path(given)) if isinstance(given, (str, Path)) else given
         indices: list[Any] = list(given) if isinstance(given, (list, tuple, range)) else [None]
         if not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
             raise ValueError(f"{source}: {part} must be a list of goal indices (integers)")
@@ -236,5 +259,6 @@ def _refuse_overlap(goals: Sequence[Goal], split: Split) -> None:
     if shared:
         raise ValueError(
             f"train and test share {len(shared)} of {len(split['test'])} test goals by content (same product, "
-            f"instruction and options), such as {shared[:5]}: take them out, or pass allow_overlap=True to go on"
+            f"instruction and options), such as {shared[:5]}: take them out, choose another test part (ETO's "
+            "webshop_test_500_indices.json shares none with its train list), or pass allow_overlap=True to go on"
         )

@@ -50,8 +50,19 @@ def _wanted(option: str | tuple[str, str]) -> str:
     return next((color for color in COLORS if color in option), str(option))
 
 
-def _attribute_met(attribute: str, product: Product, texts: tuple[str, ...]) -> bool:
-    return any(alike(own, attribute) for own in product.attributes) or any(attribute in text for text in texts)
+def attributes_met(product: Product, goal: Goal) -> list[bool]:
+    """Of each attribute of the goal, whether the product has it or says it."""
+    texts = product.title.lower(), " ".join(product.bullets).lower(), product.description.lower()
+    return [
+        any(alike(own, attribute) for own in product.attributes) or any(attribute in text for text in texts)
+        for attribute in goal.attributes
+    ]
+
+
+def options_met(goal: Goal, options: Iterable[str]) -> list[bool]:
+    """Of each option of the goal, whether one of the selected values ``options`` is like it."""
+    chosen = [normalize_color(value) for value in options]
+    return [any(alike(value, want) for value in chosen) for want in map(_wanted, goal.options)]
 
 
 def score(product: Product, goal: Goal, options: Iterable[str], nouns: Nouns) -> tuple[float, dict[str, Any]]:
@@ -61,13 +72,9 @@ def score(product: Product, goal: Goal, options: Iterable[str], nouns: Nouns) ->
     w_option (only for a goal with options), r_price, w_price.
     """
     kind = _type(product, goal, nouns)
-    texts = product.title.lower(), " ".join(product.bullets).lower(), product.description.lower()
-    attributes = sum(_attribute_met(attribute, product, texts) for attribute in goal.attributes)
-    chosen = [normalize_color(value) for value in options]
-    wanted = [_wanted(option) for option in goal.options]
-    met = sum(any(alike(value, want) for value in chosen) for want in wanted)
+    attributes, met = sum(attributes_met(product, goal)), sum(options_met(goal, options))
     price = product.price <= goal.price_upper
-    parts = len(goal.attributes) + len(wanted) + 1
+    parts = len(goal.attributes) + len(goal.options) + 1
     total = (attributes + met + price) / parts * kind["r_type"]
     info = {
         "r_type": kind["r_type"],
@@ -77,8 +84,8 @@ def score(product: Product, goal: Goal, options: Iterable[str], nouns: Nouns) ->
         "category_match": kind["category_match"],
         "title_score": kind["title_score"],
     }
-    if wanted:
-        info |= {"r_option": met / len(wanted), "w_option": len(wanted) / parts}
+    if goal.options:
+        info |= {"r_option": met / len(goal.options), "w_option": len(goal.options) / parts}
     return total, info | {"r_price": price, "w_price": 1 / parts}
 
 

@@ -177,6 +177,29 @@ def stored_length(length: int) -> int:
     return 24 + (rest >> shift << shift)
 
 
+def norms(lengths: np.ndarray) -> np.ndarray:
+    """What a count in a document of so many terms is multiplied by, float32 as Lucene rounds; one per document."""
+    stored = np.array([stored_length(int(length)) for length in lengths])
+    mean = lengths.sum() / max(np.count_nonzero(lengths), 1) or 1.0
+    return (1 / (_K1 * (1 - _B + _B * stored / mean))).astype(np.float32)
+
+
+def rarity(size: int, held: int) -> np.float32:
+    """The weight (idf) of a term that ``held`` of ``size`` documents hold."""
+    return np.float32(math.log(1 + (size - held + 0.5) / (held + 0.5)))
+
+
+def ranked(found: np.ndarray, total: np.ndarray, rank: np.ndarray, limit: int) -> list[tuple[int, float]]:
+    """The best ``limit`` of documents ``found``, best first, with their scores; ``rank`` by name breaks ties."""
+    score = total.astype(np.float32)  # summed in double, ranked in single, as Lucene does
+    if len(found) > limit:
+        least = np.partition(score, len(found) - limit)[len(found) - limit]
+        keep = score >= least
+        found, score = found[keep], score[keep]
+    order = np.lexsort((rank[found], -score))[:limit]
+    return list(zip(found[order].tolist(), score[order].tolist(), strict=True))
+
+
 class Index:
     """An inverted index over ``documents``; document i has the name ``names[i]``, which breaks ties.
 
@@ -194,15 +217,13 @@ class Index:
         self.size = len(documents)
         self._rank = np.empty(self.size, dtype=np.int64)
         self._rank[np.array(sorted(range(self.size), key=names.__getitem__), dtype=np.int64)] = np.arange(self.size)
-        stored = np.array([stored_length(int(length)) for length in lengths])
-        mean = lengths.sum() / max(np.count_nonzero(lengths), 1) or 1.0
-        norm = (1 / (_K1 * (1 - _B + _B * stored / mean))).astype(np.float32)
+        norm = norms(lengths)
         one = np.float32(1)
         self._postings: dict[str, tuple[np.ndarray, np.ndarray, np.float32]] = {}
         for term, rows in postings.items():
             where, counts = np.array(rows, dtype=np.int64).T
-            weight = np.float32(math.log(1 + (self.size - len(rows) + 0.5) / (len(rows) + 0.5)))
-            self._postings[term] = (where, one + counts.astype(np.float32) * norm[where], weight)
+            divisor = one + counts.astype(np.float32) * norm[where]
+            self._postings[term] = (where, divisor, rarity(self.size, len(rows)))
 
     def search(self, query: str, limit: int = RETURNED) -> list[int]:
         """Numbers of the best documents, best first, at most ``limit``; none for a query without index terms."""
@@ -217,10 +238,4 @@ class Index:
                 weight = weight * np.float32(count)
                 total[where] += weight - weight / divisor
         found = np.flatnonzero(total)
-        score = total[found].astype(np.float32)  # summed in double, ranked in single, as Lucene does
-        if len(found) > limit:
-            least = np.partition(score, len(found) - limit)[len(found) - limit]
-            keep = score >= least
-            found, score = found[keep], score[keep]
-        order = np.lexsort((self._rank[found], -score))[:limit]
-        return list(zip(found[order].tolist(), score[order].tolist(), strict=True))
+        return ranked(found, total[found], self._rank, limit)

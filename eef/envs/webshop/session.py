@@ -7,8 +7,8 @@ held twice. Transitions follow the official simulator's; departures stand in the
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from eef.envs.webshop.catalogue import Product
 from eef.envs.webshop.goals import Goal
@@ -43,14 +43,15 @@ class Shop:
     """What all episodes share and none changes: products, goals and the search index."""
 
     def __init__(self, products: Sequence[Product], goals: Sequence[Goal], seed: int = 0) -> None:
-        self.products = tuple(products)
-        self.by_asin = {product.asin: product for product in self.products}
+        self.products: Sequence[Product] = tuple(products)
+        self.cards: Sequence[Any] = self.products  # what results pages read: asin, title and tag
+        self.by_asin: Mapping[str, Product] = {product.asin: product for product in self.products}
         self.goals = tuple(goals)
         self.seed = seed
         self._index = Index([p.asin for p in self.products], [p.document() for p in self.products])
-        self._found: dict[str, tuple[int, ...]] = {}
+        self._found: dict[str, Sequence[int]] = {}
 
-    def find(self, keywords: tuple[str, ...], goal: int = 0, page: int = 1) -> tuple[int, ...]:
+    def find(self, keywords: tuple[str, ...], goal: int = 0, page: int = 1) -> Sequence[int]:
         """Numbers of the products that a search gives, best first.
 
         ``<r>``, ``<a> attribute``, ``<c> category`` and ``<q> query`` as first keyword ask for random products (for
@@ -70,23 +71,28 @@ class Shop:
                 self._found[query] = found
         return found
 
-    def _special(self, keywords: tuple[str, ...]) -> tuple[int, ...]:
-        wanted = (keywords[1] if keywords[0] == "<c>" and len(keywords) > 1 else " ".join(keywords[1:])).strip()
+    def _special(self, keywords: tuple[str, ...]) -> Sequence[int]:
+        kind = keywords[0]
+        wanted = (keywords[1] if kind == "<c>" and len(keywords) > 1 else " ".join(keywords[1:])).strip()
+        return self._all_of(kind, wanted) if wanted else ()
+
+    def _all_of(self, kind: str, wanted: str) -> Sequence[int]:
         numbered = enumerate(self.products)
-        if not wanted:
-            return ()
-        if keywords[0] == "<c>":
+        if kind == "<c>":
             return tuple(number for number, product in numbered if product.category == wanted)
-        if keywords[0] == "<q>":
+        if kind == "<q>":
             return tuple(number for number, product in numbered if product.query == wanted)
         return tuple(number for number, product in numbered if wanted in product.attributes)
 
-    def results(self, state: State) -> tuple[list[Product], int]:
-        """The products of the current results page (at most 10) and the total of the search; nothing elsewhere."""
+    def results(self, state: State) -> tuple[list[Any], int]:
+        """The products (asin, title, tag) of the current results page, at most 10, and how many the search found.
+
+        Nothing on other pages.
+        """
         if state.kind != "results" or state.keywords is None or state.page is None:
             return [], 0
         found = self.find(state.keywords, state.goal, state.page)
-        return [self.products[i] for i in found[(state.page - 1) * PER_PAGE : state.page * PER_PAGE]], len(found)
+        return [self.cards[i] for i in found[(state.page - 1) * PER_PAGE : state.page * PER_PAGE]], len(found)
 
     def product(self, state: State) -> Product:
         """The product of an item or sub page."""

@@ -13,7 +13,7 @@ from webshop_tiny import product, record
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.catalogue import load
-from eef.envs.webshop.goals import make, split_goals
+from eef.envs.webshop.goals import Goal, make, split_goals
 
 
 def write(
@@ -173,3 +173,63 @@ def test_goals_shared_by_content_are_refused(triple: Any) -> None:
         WebShop(data=triple, split={"train": [one], "test": [two]})
     env = WebShop(data=triple, split={"train": [one], "test": [two]}, allow_overlap=True)
     assert (env.tasks("train"), env.tasks("eval"), env.tasks("test")) == ([str(one)], [], [str(two)])
+
+
+def many_goals(count: int) -> tuple[Goal, ...]:
+    """Goals that differ by content, as many as the official ones."""
+    made = (Goal(f"B{n:09d}", "", "", "", "", f"goal {n}", ("soft",), 10.0, ()) for n in range(count))
+    return tuple(made)
+
+
+def contents(goals: tuple[Goal, ...], indices: tuple[int, ...]) -> set[Any]:
+    return {goals[index].content for index in indices}
+
+
+@pytest.mark.parametrize(
+    ("rule", "train"), [("official", 10587), ("auto", 10587), ("webshop-11k", 10587), ("webshop-3k", 3000)]
+)
+def test_named_splits_of_the_full_goals(rule: str, train: int) -> None:
+    goals = many_goals(12087)
+    split = split_goals(goals, rule)
+    assert [len(split[part]) for part in ("train", "eval", "test")] == [train, 1000, 500]
+    assert (split["test"][0], split["eval"][0], split["train"][0]) == (0, 500, 1500)
+    assert not contents(goals, split["train"]) & contents(goals, split["test"])
+
+
+def test_named_splits_need_the_full_goals() -> None:
+    for rule, least in (("webshop-3k", "4,500"), ("webshop-11k", "10,500")):
+        with pytest.raises(ValueError, match=f"'{rule}' needs .* at least {least} .*: this catalogue has 4,499 human"):
+            split_goals(many_goals(4499), rule)
+
+
+def test_train_and_test_share_no_goal_by_content(official: Path) -> None:
+    for rule in ("official", "ratio"):
+        env = WebShop(data=official / "data", split=rule)
+        parts = {part: {env.shop.goals[int(task)].content for task in env.tasks(part)} for part in ("train", "test")}
+        assert parts["train"] and parts["test"] and not parts["train"] & parts["test"]
+
+
+def test_index_lists_that_overlap_are_refused(official: Path) -> None:
+    folder = official.parent / "eto"
+    if not folder.is_dir():
+        pytest.skip(f"no index files at {folder}")
+    goals = many_goals(12087)
+    with pytest.raises(
+        ValueError, match=r"share 21 of 200 test goals by content .*webshop_test_500_indices.json shares none"
+    ):
+        split_goals(goals, folder)
+    split = split_goals(goals, folder, allow_overlap=True)
+    assert [len(split[part]) for part in ("train", "test")] == [1823, 200]
+    files = {"train": folder / "webshop_train_indices.json", "test": str(folder / "webshop_test_500_indices.json")}
+    split = split_goals(goals, files)
+    assert [len(split[part]) for part in ("train", "test")] == [1823, 500]
+    assert not contents(goals, split["train"]) & contents(goals, split["test"])
+
+
+def test_index_files_in_a_dictionary_are_checked(tmp_path: Path, triple: Any) -> None:
+    goals, _ = make(load(triple))
+    with pytest.raises(ValueError, match=r"index file .*gone.json cannot be read"):
+        split_goals(goals, {"train": tmp_path / "gone.json"})
+    (tmp_path / "torn.json").write_text("[1, ")
+    with pytest.raises(ValueError, match=r"index file .*torn.json is torn"):
+        split_goals(goals, {"train": str(tmp_path / "torn.json")})

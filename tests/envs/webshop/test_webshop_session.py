@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import random
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from eef.envs import ReplayDivergence, make_env, restore
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.session import parse
+from eef.envs.webshop.store import build
 
 SPLIT = {"train": [0, 1, 2, 3], "eval": [4], "test": [5, 6]}
 LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -173,11 +178,59 @@ def test_thousands_of_actions_leave_nothing_behind(env: WebShop) -> None:
     assert env.step("search[" + "_" * 200_000 + "]").valid
 
 
+def utter(rng: random.Random, env: WebShop) -> str | int:
+    """A malformed action, a search (at times long, special or never seen before), or a possible click."""
+    kind = rng.random()
+    if kind < 0.2:
+        return rng.choice(["search[", "click[", ""]) + "".join(rng.choices("[]< >abcr\n", k=rng.randint(0, 12)))
+    if kind < 0.25:
+        return rng.choice(["search[", "click[", "x"]) + "[shirt " * rng.randint(1, 300)
+    if kind < 0.4:
+        words = rng.choices(
+            ["<r>", "<c>", "<q>", "<a>", "soft", "shirt", "sock", "fashion", "the"], k=rng.randint(1, 6)
+        )
+        return f"search[{' '.join(words)} {rng.randrange(20_000)}]"
+    return rng.randrange(40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "store"])
+def test_a_hundred_thousand_actions_take_no_memory(triple: Any, tmp_path: Path, stored: bool) -> None:
+    env = WebShop(data=in_store(triple, tmp_path) if stored else triple, split=SPLIT)
+    rng = random.Random(0)
+    process, sizes = psutil.Process(), []
+    for number in range(100_000):
+        if number % 20 == 0:
+            env.reset(str(rng.randrange(7)))
+        step = act(env, utter(rng, env))
+        assert 0 <= step.reward <= 1
+        if number % 10_000 == 9_999:
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    assert max(sizes[5:]) - sizes[4] < 2 * 2**20  # bytes: the caches are full by then
+
+
+def in_store(triple: Any, folder: Path) -> Path:
+    for name, content in zip(("items_shuffle", "items_ins_v2", "items_human_ins"), triple, strict=True):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return build(folder, folder / "store")
+
+
 def test_forks_are_independent(triple: Any) -> None:
-    env = WebShop(data=triple, split=SPLIT)
+    forks(WebShop(data=triple, split=SPLIT), 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "store"])
+def test_ten_thousand_forks_are_independent(triple: Any, tmp_path: Path, stored: bool) -> None:
+    forks(WebShop(data=in_store(triple, tmp_path) if stored else triple, split=SPLIT), 10_000)
+
+
+def forks(env: WebShop, count: int) -> None:
+    """Episodes played alone, then again by forks in turns: every page is the same."""
     rng = random.Random(1)
     lone: list[tuple[WebShop, list[int], str]] = []
-    for number in range(500):
+    for number in range(count):
         moves = [rng.randrange(40) for _ in range(6)]
         env.reset(str(number % 7))
         page = ""
@@ -185,12 +238,12 @@ def test_forks_are_independent(triple: Any) -> None:
             page = act(env, move).observation
         lone.append((env, moves, page))
     twins = []
-    for number in range(500):
+    for number in range(count):
         env.reset(str(number % 7))
         twins.append(env.fork())
-    pages = [""] * 500
+    pages = [""] * count
     for place in range(6):
-        for number in rng.sample(range(500), 500):
+        for number in rng.sample(range(count), count):
             pages[number] = act(twins[number], lone[number][1][place]).observation
     assert pages == [page for _, _, page in lone]
     assert env.state is not None and env.state.kind == "search"

@@ -1,0 +1,109 @@
+"""Speed of the WebShop environment against the official one, and of a large store against 1,000 products.
+
+python experiments/benchmark_webshop.py                      # 1,000 generated products in memory
+python experiments/benchmark_webshop.py --data FOLDER        # and FOLDER, official files or a store
+
+eef webshop generate --products 1180000 big && eef webshop build big      # a FOLDER as large as the real one
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.generate import Shop, generate
+
+OFFICIAL = {"step": 24.9, "reset": 4.7, "start": 5600.0}  # milliseconds, one core, 1,000 products
+
+
+clock = time.perf_counter
+
+
+def opened(data: str | Path | None) -> tuple[WebShop, float]:
+    """The shop, and the milliseconds that it took to open."""
+    given: Any = generate(Shop(products=1000)) if data is None else data
+    begin = clock()
+    env = WebShop(data=given, split="ratio")
+    env.reset("0")
+    return env, 1000 * (clock() - begin)
+
+
+def walk(env: WebShop, episodes: int, seed: int = 0) -> dict[str, list[float]]:
+    """Milliseconds of each reset, search and other step of episodes that search twice and click at random."""
+    rng = random.Random(seed)
+    taken: dict[str, list[float]] = {"reset": [], "search": [], "other": []}
+
+    def timed(kind: str, call: Any, word: str) -> Any:
+        begin = clock()
+        result = call(word)
+        taken[kind].append(1000 * (clock() - begin))
+        return result
+
+    tasks = rng.sample(range(len(env.shop.goals)), min(episodes, len(env.shop.goals)))
+    for task in tasks:
+        timed("reset", env.reset, str(task))
+        goal = env.shop.goals[task]
+        for query in (goal.instruction_text, " ".join([*goal.attributes, goal.query])):
+            timed("search", env.step, f"search[{query}]")
+            for _ in range(6):
+                names = [name for name in env.available_actions()["clickables"] if name != "back to search"]
+                if not names:
+                    break
+                timed("other", env.step, f"click[{rng.choice(names)}]")
+    return taken
+
+
+def report(name: str, env: WebShop, start: float, episodes: int) -> tuple[float, float]:
+    """Print the numbers of one catalogue; median milliseconds of a step that is no search, first and second time."""
+    memory = psutil.Process().memory_info()
+    print(f"\n{name}: {len(env.shop.products):,} products, {len(env.shop.goals):,} goals")
+    print(f"  open        {start:10.1f} ms   official / this {OFFICIAL['start'] / start:8.1f}")
+    print(f"  memory      {memory.rss / 2**20:10.0f} MB   of which shared {memory.shared / 2**20:.0f} MB")
+    taken = walk(env, episodes)
+    taken["again"] = walk(env, episodes)["other"]  # the same episodes: pages seen before, no search in between
+    steps = taken["search"] + taken["other"]
+    mean = statistics.fmean(steps)
+    print(f"  reset       {statistics.fmean(taken['reset']):10.4f} ms   official / this "
+          f"{OFFICIAL['reset'] / statistics.fmean(taken['reset']):8.1f}")  # fmt: skip
+    print(f"  step        {mean:10.4f} ms   official / this {OFFICIAL['step'] / mean:8.1f}   "
+          f"({1000 / mean:,.0f} steps/s, {len(taken['search']) / len(steps):.0%} of them searches)")  # fmt: skip
+    for kind in ("search", "other", "again"):
+        cuts = statistics.quantiles(taken[kind], n=100)
+        label = {"search": "search", "other": "other steps", "again": "seen before"}[kind]
+        print(f"  {label:11} {cuts[49]:10.4f} ms median, {cuts[94]:.4f} ms 95 %, {max(taken[kind]):.3f} ms most, "
+              f"{statistics.fmean(taken[kind]):.4f} ms mean")  # fmt: skip
+    memory = psutil.Process().memory_info()
+    print(f"  memory      {memory.rss / 2**20:10.0f} MB after that, of which shared {memory.shared / 2**20:.0f} MB")
+    return statistics.median(taken["other"]), statistics.median(taken["again"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="FOLDER", help="official files or a store")
+    parser.add_argument("--episodes", type=int, default=250)
+    parser.add_argument("--cpu", action="store_true", help="count processor time, for a machine that others use too")
+    given = parser.parse_args()
+    if given.cpu:
+        global clock
+        clock = time.process_time
+    large = None
+    if given.data:
+        env, start = opened(given.data)  # first, so that its memory is its own
+        large = report(given.data, env, start, given.episodes)
+    env, start = opened(None)
+    small = report("generated, in memory", env, start, given.episodes)
+    if large is not None:
+        first, again = (big / little for big, little in zip(large, small, strict=True))
+        print(f"\na step that is no search, against 1,000 products: {first:.2f} times as long (median)")
+        print(f"the same on pages seen before: {again:.2f}")
+
+
+if __name__ == "__main__":
+    main()
