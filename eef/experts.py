@@ -1,9 +1,10 @@
 """Where expert trajectories come from: files, or scripted stand-ins of two strengths for the embedded default.
 
 The stand-ins play WebShop by rule and slip (:mod:`eef.envs.webshop.shopper`). ``strong`` wins about 36 % of the
-embedded default's training subtasks, as GPT-4 does in the paper (Table 1), ``weak`` about 26 %. One win in a hundred
-turns a page, of the failures three in four do. Failures hold good prefixes (searches, pages turned, the right item
-opened), harmful moves (a wrong row, a wrong option, a hasty purchase) and recoveries (a step back from a wrong item).
+embedded default's training subtasks, as GPT-4 does in the paper (Table 1), ``weak`` about 27 %. Fewer than two in a
+hundred wins turn a page, of the failures more than two thirds do. Failures hold good prefixes (searches, pages turned,
+the right item opened), harmful moves (a wrong row, a wrong option, a hasty purchase) and recoveries (a step back from a
+wrong item).
 """
 
 from __future__ import annotations
@@ -43,8 +44,13 @@ def collect(
     given = names.split("+")
     if len(set(given)) < len(given):
         raise ValueError(f"experts={names!r} names one expert twice")
-    if unknown := sorted(set(slips or {}) - set(Slips.__dataclass_fields__)):
-        raise ValueError(f"slips: {unknown[0]!r} is none of {', '.join(Slips.__dataclass_fields__)}")
+    for name, chance in (slips or {}).items():
+        if name not in Slips.__dataclass_fields__:
+            raise ValueError(f"slips: {name!r} is none of {', '.join(Slips.__dataclass_fields__)}")
+        if isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 <= chance <= 1:
+            raise ValueError(f"slips: {name!r} is a chance in [0, 1], not {chance!r}")
+    if slips and not set(given) & set(STAND_INS):
+        raise ValueError(f"slips change stand-ins ({', '.join(STAND_INS)}) alone, and experts={names!r} names none")
     for name in given:
         if name in STAND_INS:
             found += _played(env, replace(STAND_INS[name], **(slips or {})), name, tasks, seed, told)

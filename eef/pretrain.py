@@ -3,7 +3,7 @@
 The text shows no play: random walks that never buy (what a page looks like after a click), and pages with questions
 about them (which rows hold this word, which is the first that holds these, which prices are within the cap, which words
 recur, which rows were opened). Words are named anew in each conversation (:class:`eef.chat.Aliases`), so there is
-nothing to memorise. Matrices are trained by Muon, which learns to read from half the text that AdamW needs.
+nothing to memorise. Muon trains the matrices: it learnt to read from less text than AdamW (``figures/LOG.md``).
 """
 
 from __future__ import annotations

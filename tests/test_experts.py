@@ -159,9 +159,14 @@ def paged(item: Trajectory) -> bool:
 
 @pytest.mark.parametrize(
     "names, slips, message",
-    [("strong+strong", {}, "names one expert twice"), ("strong", {"bass": 0.1}, "'bass' is none of base, growth")],
+    [
+        ("strong+strong", {}, "names one expert twice"),
+        ("strong", {"bass": 0.1}, "'bass' is none of base, growth"),
+        ("strong", {"late": 7}, r"'late' is a chance in \[0, 1\], not 7"),
+        ("mine.jsonl", {"late": 0.7}, "slips change stand-ins"),
+    ],
 )
-def test_a_doubled_expert_or_an_unknown_slip_is_named(
+def test_a_doubled_expert_or_a_wrong_slip_is_named(
     shop: WebShop, tasks: list[str], names: str, slips: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
