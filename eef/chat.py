@@ -34,9 +34,10 @@ class Aliases:
     """The symbols of one conversation: words and listed products to short names and back.
 
     ``i0, i1, ...`` are words of the prompt, ``o0, o1, ...`` later words (a ring: the oldest name is given away),
-    ``r1 ... r10`` the products that the last result page lists (each name closes its row), ``$ok`` and ``$over`` a price beside the cap that the
-    prompt sets (``$cap``; a small policy cannot compare numbers), ``ditto`` a long passage of the prompt that a page
-    repeats. Equal texts read in equal order get equal symbols, so training and acting agree.
+    ``r1 ... r10`` the products that the last result page lists (each name closes its row), ``$ok`` and ``$over`` a
+    price beside the cap that the prompt sets (``$cap``; a small policy cannot compare numbers), ``ditto`` a long
+    passage of the prompt that a page repeats. Equal texts read in equal order get equal symbols, so training and acting
+    agree.
     """
 
     vocabulary: frozenset[str]

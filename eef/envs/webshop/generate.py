@@ -65,9 +65,9 @@ class Shop:
     ``cheap`` are the shares of cheap products that a family may draw (fewer: the fitting one lies deeper),
     ``buried`` the share of families whose dear products advertise and so rank before the cheap ones, ``dear_goals``
     the share of dear products that a goal asks for (every cheap one is asked for),
-    ``trap`` the chance that a look-alike lacks one value of each option, ``grades`` the shares of easy, medium
-    and hard subtasks (perfect play needs no, up to two, more navigation moves), ``steps`` the most that it may
-    take, ``train``, ``eval`` and ``test`` the numbers of subtasks.
+    ``trap`` the chances that a look-alike lacks one of its family's colours, and one of its sizes, ``grades`` the
+    shares of easy, medium and hard subtasks (perfect play needs no, up to two, more navigation moves), ``steps`` the
+    most that it may take, ``train``, ``eval`` and ``test`` the numbers of subtasks.
     """
 
     products: int = 6000
@@ -75,7 +75,7 @@ class Shop:
     cheap: tuple[float, ...] = (0.4, 0.2, 0.1)
     buried: float = 0.7
     dear_goals: float = 0.1
-    trap: float = 0.2
+    trap: tuple[float, float] = (0.35, 0.0)
     grades: tuple[float, float, float] = (0.4, 0.4, 0.2)
     steps: int = 15
     train: int = 500
@@ -159,7 +159,7 @@ def _product(
     extra = rng.choice(_EXTRAS)
     words = [*own, extra]
     rng.shuffle(words)
-    options = {"color": _offered(rng, family.colors, shop.trap), "size": _offered(rng, family.sizes, shop.trap)}
+    options = {"color": _offered(rng, family.colors, shop.trap[0]), "size": _offered(rng, family.sizes, shop.trap[1])}
     loud = rng.randint(2, 5) if family.buried and not cheap else rng.randint(0, 4) * (not family.buried)
     stress = " ".join(rng.choices([*own, kind], k=loud))  # uneven word counts, uneven ranks
     product = {

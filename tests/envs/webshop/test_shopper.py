@@ -117,7 +117,7 @@ def test_failures_hold_recoveries_and_spoilt_purchases(wide: WebShop, strong: Se
         clicked = {action[6:-1] for action in failure.actions}
         spoilt += failure.outcome == "done" and not {value.lower() for value in goal["goal_options"]} <= clicked
         turned += "click[next >]" in failure.actions
-    assert stepped_back > 0.25 * len(failures)
+    assert stepped_back > 0.2 * len(failures)
     assert spoilt > 0.5 * len(failures)
     assert turned > 0.1 * len(failures)
 
@@ -127,7 +127,7 @@ def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -
         return sum("click[next >]" in item.actions for item in items) / len(items)
 
     wins, failures = [item for item in strong if item.won], [item for item in strong if item.failed]
-    assert len(wins) > 50 and len(failures) > 50
+    assert len(wins) > 40 and len(failures) > 40
     assert share(wins) < 0.1 and share(failures) > share(wins) + 0.3
 
 
