@@ -1,20 +1,25 @@
-"""Where expert trajectories come from: files, or scripted stand-ins of two strengths for the embedded default.
+"""Where expert trajectories come from: files, or scripted stand-ins of two strengths.
 
-The stand-ins play WebShop by rule and slip (:mod:`eef.envs.webshop.shopper`). ``strong`` wins about 36 % of the
+In WebShop the stand-ins play by rule and slip (:mod:`eef.envs.webshop.shopper`). ``strong`` wins about 36 % of the
 embedded default's training subtasks, as GPT-4 does in the paper (Table 1), ``weak`` about 27 %. Fewer than two in a
 hundred wins turn a page, of the failures more than two thirds do. Failures hold good prefixes (searches, pages turned,
 the right item opened), harmful moves (a wrong row, a wrong option, a hasty purchase) and recoveries (a step back from a
-wrong item).
+wrong item). In ScienceWorld they follow the simulator's gold path and lapse (:mod:`eef.envs.scienceworld.expert`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from eef.envs import TextEnv
+from eef.envs import EnvError, TextEnv, workers
+from eef.envs.scienceworld import ScienceWorld
+from eef.envs.scienceworld.expert import Lapses
+from eef.envs.scienceworld.expert import play as perform
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import grade
 from eef.envs.webshop.shopper import Slips, play
@@ -22,7 +27,13 @@ from eef.trajectory import Trajectory, load
 
 STRONG = Slips(base=0.06, growth=0.02, late=0.75, notice=0.6)
 WEAK = Slips(base=0.1, growth=0.04, late=0.85, notice=0.4)
-STAND_INS = {"strong": STRONG, "weak": WEAK}
+STAND_INS: dict[str, dict[str, Any]] = {
+    "webshop": {"strong": STRONG, "weak": WEAK},
+    "scienceworld": {
+        "strong": Lapses(fail=0.56, detour=0.2, mend=0.15),
+        "weak": Lapses(fail=0.73, early=0.5, detour=0.2, mend=0.1),
+    },
+}
 
 
 def collect(
@@ -35,25 +46,30 @@ def collect(
 ) -> list[Trajectory]:
     """Expert trajectories on ``tasks``. ``names`` joins stand-ins and files by ``+`` (``strong+weak``, ``my.jsonl``).
 
-    ``slips`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.Slips`: how strong they are
-    (``base``, ``growth``, ``notice``) and how rarely their wins show navigation (``late``). A file's trajectories on
-    other subtasks are left out. ValueError for a name that is neither, that stands twice, or where no trajectory is
-    left, and for unknown slips; :class:`eef.trajectory.TrajectoryError` for a torn file.
+    ``slips`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.Slips` (how strong they are by
+    ``base``, ``growth``, ``notice``, how rarely their wins show navigation by ``late``) or, in ScienceWorld,
+    :class:`~eef.envs.scienceworld.expert.Lapses`. A file's trajectories on other subtasks are left out. ValueError
+    for a name that is neither, that stands twice, or where no trajectory is left, and for unknown slips;
+    :class:`eef.trajectory.TrajectoryError` for a torn file.
     """
     found: list[Trajectory] = []
     given = names.split("+")
     if len(set(given)) < len(given):
         raise ValueError(f"experts={names!r} names one expert twice")
+    known = STAND_INS.get(env.name, {})
+    there = ", ".join(known) or f"none for {env.name}"
     for name, chance in (slips or {}).items():
-        if name not in Slips.__dataclass_fields__:
-            raise ValueError(f"slips: {name!r} is none of {', '.join(Slips.__dataclass_fields__)}")
-        if isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 <= chance <= 1:
+        fields = next(iter(known.values())).__dataclass_fields__ if known else {}
+        if name not in fields:
+            raise ValueError(f"slips: {name!r} is none of {', '.join(fields)}")
+        chances = isinstance(fields[name].default, float)
+        if chances and (isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 <= chance <= 1):
             raise ValueError(f"slips: {name!r} is a chance in [0, 1], not {chance!r}")
-    if slips and not set(given) & set(STAND_INS):
-        raise ValueError(f"slips change stand-ins ({', '.join(STAND_INS)}) alone, and experts={names!r} names none")
+    if slips and not set(given) & set(known):
+        raise ValueError(f"slips change stand-ins ({there}) alone, and experts={names!r} names none")
     for name in given:
-        if name in STAND_INS:
-            found += _played(env, replace(STAND_INS[name], **(slips or {})), name, tasks, seed, told)
+        if name in known:
+            found += _played(env, replace(known[name], **(slips or {})), name, tasks, seed, told)
         elif Path(name).is_file():
             wanted, read = set(tasks), load(name)
             kept = [replace(item, source=item.source or Path(name).stem) for item in read if item.task in wanted]
@@ -63,13 +79,13 @@ def collect(
                 )
             found += kept
         else:
-            raise ValueError(f"expert {name!r} is neither a stand-in ({', '.join(STAND_INS)}) nor a trajectory file")
+            raise ValueError(f"expert {name!r} is neither a stand-in ({there}) nor a trajectory file")
     return found
 
 
 def demonstrations(env: TextEnv, tasks: Sequence[str], told: Callable[[int], None] | None = None) -> list[Trajectory]:
     """Perfect play on ``tasks``: what the ceiling is trained on."""
-    return _played(env, Slips(), "perfect", tasks, 0, told)
+    return _played(env, Lapses() if isinstance(env, ScienceWorld) else Slips(), "perfect", tasks, 0, told)
 
 
 def difficulty(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
@@ -80,14 +96,25 @@ def difficulty(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
 
 
 def _played(
-    env: TextEnv, slips: Slips, name: str, tasks: Sequence[str], seed: int, told: Callable[[int], None] | None
+    env: TextEnv, slips: Any, name: str, tasks: Sequence[str], seed: int, told: Callable[[int], None] | None
 ) -> list[Trajectory]:
-    if not isinstance(env, WebShop):
-        raise ValueError(f"the expert {name!r} plays WebShop only: give a trajectory file for {env.name}")
-    out = []
-    for task in tasks:
-        played = play(cast(WebShop, env.fork()), task, slips, seed, insight=not env.generated)
-        out.append(replace(played, source=name))
+    def one(seat: TextEnv, task: str) -> Trajectory:
+        if isinstance(seat, ScienceWorld):
+            try:
+                played = perform(seat, task, slips, seed)
+            except EnvError:  # of the machinery: neither won nor lost
+                played = Trajectory(task, "", (), outcome="env_error")
+        else:
+            shop = cast(WebShop, seat.fork())
+            played = play(shop, task, slips, seed, insight=not shop.generated)
         if told:
             told(1)
-    return out
+        return replace(played, source=name)
+
+    if not isinstance(env, (WebShop, ScienceWorld)):
+        raise ValueError(f"there is no {name} player of {env.name}: give a trajectory file")
+    seats = workers(env, len(tasks)) or [env]
+    with ThreadPoolExecutor(len(seats)) as threads:  # a seat plays every so manieth task
+        shares = threads.map(lambda at: [one(seats[at], task) for task in tasks[at :: len(seats)]], range(len(seats)))
+        played = dict(zip(sorted(range(len(tasks)), key=lambda i: i % len(seats)), chain(*shares), strict=True))
+    return [played[place] for place in range(len(tasks))]

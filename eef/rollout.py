@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from eef.chat import Dialogue, action_of
-from eef.envs import EnvError, ReplayDivergence, TextEnv, expert_states
+from eef.envs import EnvError, ReplayDivergence, TextEnv, expert_states, restore, workers
 from eef.policy import Actor, Limits, Policy
 from eef.trajectory import Trajectory, Turn
 
@@ -38,7 +40,7 @@ class _Episode:
     won: bool = False
     tokens: int = 0
     invalid: int = 0
-    outcome: str = field(default="")
+    info: dict[str, float] = field(default_factory=dict)  # the environment's own scores
 
 
 def simulate(
@@ -61,7 +63,8 @@ def simulate(
     ``told(n)`` is called with the number of episodes that have ended.
     """
     limit = max_steps or env.max_steps
-    actor = Actor(policy, min(slots, max(1, len(starts))))
+    seats = workers(env, min(slots, max(1, len(starts))))  # none where states can be forked
+    actor = Actor(policy, min(len(seats) or slots, max(1, len(starts))))
     done: list[Trajectory | None] = [None] * len(starts)
     queue = list(range(len(starts)))[::-1]
     twins: dict[int, dict[int, TextEnv]] = {}
@@ -71,6 +74,15 @@ def simulate(
             wanted.setdefault(id(start.expert), []).append(start.index)
     live: dict[int, _Episode] = {}
     free = list(range(actor.plan.slots))[::-1]
+
+    def begin(pair: tuple[int, int]) -> tuple[_Episode, list[int], str]:
+        slot, number = pair
+        start = starts[number]
+        if seats:
+            placed = _replayed(seats[slot], start)
+        else:
+            placed = _forked(env, start, wanted, twins)
+        return _begin(number, start, policy, seed, *placed)
 
     def end(episode: _Episode, outcome: str) -> None:
         done[episode.number] = Trajectory(
@@ -82,79 +94,93 @@ def simulate(
             source=source,
             outcome=outcome,
             prefix=episode.start.index,
-            info={"tokens": episode.tokens, "invalid": episode.invalid, "sample": episode.start.sample},
+            info={"tokens": episode.tokens, "invalid": episode.invalid, "sample": episode.start.sample, **episode.info},
         )
         if told:
             told(1)
 
-    while queue or live:
-        opened: dict[int, list[int]] = {}
-        while queue and free:
-            episode, ids, broken = _begin(queue.pop(), starts, env, policy, wanted, twins, seed)
-            if not broken and len(ids) + policy.max_new_tokens > policy.context:
-                broken = "context_overflow"
-            if broken or len(episode.turns) >= limit:
-                end(episode, broken or "max_steps")
+    with ThreadPoolExecutor(max(1, len(seats))) as threads:  # a worker is a process: its thread waits for it
+        at_once: Callable[..., Iterable[Any]] = threads.map if seats else map
+        while queue or live:
+            opened: dict[int, list[int]] = {}
+            while queue and free:
+                batch = [(free.pop(), queue.pop()) for _ in range(min(len(queue), len(free)))]
+                for (slot, _), (episode, ids, broken) in zip(batch, list(at_once(begin, batch)), strict=True):
+                    if not broken and len(ids) + policy.max_new_tokens > policy.context:
+                        broken = "context_overflow"
+                    if broken or len(episode.turns) >= limit:
+                        end(episode, broken or "max_steps")
+                        free.append(slot)
+                    else:
+                        live[slot], opened[slot] = episode, ids
+            if opened:
+                actor.open(opened)
+            if not live:
                 continue
-            slot = free.pop()
-            live[slot], opened[slot] = episode, ids
-        if opened:
-            actor.open(opened)
-        if not live:
-            continue
-        limits = None
-        if policy.limited:
-            limits = {s: Limits.of(e.talk, e.env.available_actions(), e.prompt_ids) for s, e in live.items()}
-        said = actor.act(list(live), {slot: episode.draw for slot, episode in live.items()}, temperature, limits)
-        for slot, episode in list(live.items()):
-            outcome = _step(episode, said[slot], limit)
-            if not outcome:
-                heard = episode.talk.hear(episode.turns[-1].observation)
-                if actor.length(slot) + len(heard) + policy.max_new_tokens > policy.context:
-                    outcome = "context_overflow"
-                else:
-                    actor.hear(slot, heard)
-            if outcome:
-                end(episode, outcome)
-                del live[slot]
-                free.append(slot)
+            limits = None
+            if policy.limited:
+                limits = {s: Limits.of(e.talk, e.env.available_actions(), e.prompt_ids) for s, e in live.items()}
+            said = actor.act(list(live), {slot: episode.draw for slot, episode in live.items()}, temperature, limits)
+            stepped = list(at_once(_step, live.values(), [said[slot] for slot in live], [limit] * len(live)))
+            for (slot, episode), outcome in zip(list(live.items()), stepped, strict=True):
+                if not outcome:
+                    heard = episode.talk.hear(episode.turns[-1].observation)
+                    if actor.length(slot) + len(heard) + policy.max_new_tokens > policy.context:
+                        outcome = "context_overflow"
+                    else:
+                        actor.hear(slot, heard)
+                if outcome:
+                    end(episode, outcome)
+                    del live[slot]
+                    free.append(slot)
     return [trajectory for trajectory in done if trajectory is not None]
 
 
+def _forked(
+    env: TextEnv, start: Start, wanted: dict[int, list[int]], twins: dict[int, dict[int, TextEnv]]
+) -> tuple[TextEnv, str, str]:
+    """An environment in the start's state, the text of s0, and what went wrong if something did."""
+    expert = start.expert
+    if expert is None:
+        twin = env.fork()
+        return twin, twin.reset(start.task), ""
+    if id(expert) not in twins:
+        try:
+            twins[id(expert)] = expert_states(env, expert, wanted[id(expert)])
+        except ReplayDivergence:
+            twins[id(expert)] = {}
+    if start.index not in twins[id(expert)]:
+        return env, expert.prompt, "replay_divergence"
+    return twins[id(expert)][start.index].fork(), expert.prompt, ""
+
+
+def _replayed(seat: TextEnv, start: Start) -> tuple[TextEnv, str, str]:
+    """As :func:`_forked`, for an environment that has to go all the way."""
+    expert, index = start.expert, start.index
+    try:
+        if expert is None:
+            return seat, seat.reset(start.task), ""
+        restore(seat, start.task, expert.actions[:index], [expert.state(i) for i in range(index + 1)])
+        return seat, expert.prompt, ""
+    except EnvError as error:
+        broken = "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"
+        return seat, expert.prompt if expert else "", broken
+
+
 def _begin(
-    number: int,
-    starts: Sequence[Start],
-    env: TextEnv,
-    policy: Policy,
-    wanted: dict[int, list[int]],
-    twins: dict[int, dict[int, TextEnv]],
-    seed: int,
+    number: int, start: Start, policy: Policy, seed: int, env: TextEnv, prompt: str, broken: str
 ) -> tuple[_Episode, list[int], str]:
     """An episode at its start, the ids of its history, and what went wrong if something did."""
-    start, broken = starts[number], ""
     expert = start.expert
     key = f"{start.task}|{expert.source if expert else ''}|{start.index}|{start.sample}"
     draw = np.random.default_rng([seed, zlib.crc32(key.encode())]).random
     talk = policy.chat.begin()
-    if expert is None:
-        twin = env.fork()
-        prompt, turns = twin.reset(start.task), []
-    else:
-        prompt, turns, twin = expert.prompt, list(expert.turns[: start.index]), env
-        if id(expert) not in twins:
-            try:
-                twins[id(expert)] = expert_states(env, expert, wanted[id(expert)])
-            except ReplayDivergence:
-                twins[id(expert)] = {}
-        if start.index in twins[id(expert)]:
-            twin = twins[id(expert)][start.index].fork()
-        else:
-            broken = "replay_divergence"
+    turns = list(expert.turns[: start.index]) if expert else []
     prompt_ids = talk.hear(prompt)
     ids = list(prompt_ids)
     for turn in turns:
         ids += talk.say(turn.said) + talk.hear(turn.observation)
-    return _Episode(number, start, twin, talk, draw, prompt, prompt_ids, turns), ids, broken
+    return _Episode(number, start, env, talk, draw, prompt, prompt_ids, turns), ids, broken
 
 
 def _step(episode: _Episode, said: list[int], limit: int) -> str:
@@ -168,7 +194,8 @@ def _step(episode: _Episode, said: list[int], limit: int) -> str:
         return "env_error"
     episode.invalid += not step.valid
     episode.turns.append(Turn(action, step.observation, reply if reply != action else ""))
+    episode.reward, episode.won = float(step.reward), bool(step.info.get("won"))
+    episode.info = {name: step.info[name] for name in ("score", "max_score") if name in step.info}
     if step.done:
-        episode.reward, episode.won = float(step.reward), bool(step.info.get("won"))
         return "done"
     return "max_steps" if len(episode.turns) >= limit else ""

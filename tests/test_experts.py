@@ -124,10 +124,14 @@ def test_an_unknown_expert_is_named_beside_the_known_ones(shop: WebShop, tasks: 
         collect(shop, names, tasks[:1], 0)
 
 
-def test_stand_ins_play_webshop_only() -> None:
-    other = cast(TextEnv, SimpleNamespace(name="scienceworld"))
-    with pytest.raises(ValueError, match="plays WebShop only: give a trajectory file for scienceworld"):
+def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
+    other = cast(TextEnv, SimpleNamespace(name="counter"))
+    with pytest.raises(
+        ValueError, match=r"expert 'strong' is neither a stand-in \(none for counter\) nor a trajectory"
+    ):
         collect(other, "strong", ["0"], 0)
+    with pytest.raises(ValueError, match="no perfect player of counter"):
+        demonstrations(other, ["0"])
 
 
 def test_difficulty_of_a_generated_shop_only(shop: WebShop) -> None:

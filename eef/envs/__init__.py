@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from eef.trajectory import Trajectory
 
@@ -54,9 +54,30 @@ class TextEnv(Protocol):
         """The same state, independent from here on. NotImplementedError where only a replay can make one."""
         ...
 
+    def cuttable(self, observation: str) -> bool:
+        """Whether a simulation may start right after ``observation`` (paper, section 4.1)."""
+        ...
+
     def stamp(self) -> dict[str, str]:
         """Hashes that two runs must share to be comparable: catalogue, goals, split, tagger."""
         ...
+
+
+class ReplayEnv(TextEnv, Protocol):
+    """An environment that cannot fork: a state is reached by a replay, and each episode takes a worker of its own."""
+
+    def workers(self, count: int) -> list[TextEnv]:
+        """At most ``count`` independent environments, usable from one thread each."""
+        ...
+
+
+def workers(env: TextEnv, count: int) -> list[TextEnv]:
+    """The environments that ``count`` episodes at once need where ``env`` cannot fork; none where it can."""
+    try:
+        env.fork()
+    except NotImplementedError:
+        return cast(ReplayEnv, env).workers(count)
+    return []
 
 
 def make_env(name: str, **options: Any) -> TextEnv:
@@ -68,7 +89,11 @@ def make_env(name: str, **options: Any) -> TextEnv:
         from eef.envs.webshop import WebShop
 
         return WebShop(**options)
-    raise ValueError(f"unknown environment {name!r}: known are 'webshop'")
+    if name == "scienceworld":
+        from eef.envs.scienceworld import ScienceWorld
+
+        return ScienceWorld(**options)
+    raise ValueError(f"unknown environment {name!r}: known are 'webshop' and 'scienceworld'")
 
 
 def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]) -> str:

@@ -41,6 +41,9 @@ class Counter:
     def fork(self) -> Counter:
         return copy.copy(self)
 
+    def cuttable(self, observation: str) -> bool:
+        return True
+
     def stamp(self) -> dict[str, str]:
         return {"counter": "1"}
 

@@ -159,6 +159,10 @@ class WebShop:
         twin.__dict__.update(self.__dict__)
         return twin
 
+    def cuttable(self, observation: str) -> bool:
+        """Always: an episode is a value."""
+        return True
+
     def stamp(self) -> dict[str, str]:
         """Hashes of catalogue (drawn prices included), goals and split, and the name of the tagger."""
         return dict(self._stamp)

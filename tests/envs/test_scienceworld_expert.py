@@ -1,0 +1,83 @@
+"""The scripted ScienceWorld expert: gold paths in teleport form, and lapses that make good failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from eef.envs import restore
+from eef.envs.scienceworld import ScienceWorld
+from eef.envs.scienceworld.expert import Lapses, play, teleported
+from eef.experts import collect, demonstrations
+from eef.trajectory import Trajectory
+
+TASKS = ("find-non-living-thing", "find-plant", "lifespan-longest-lived")
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScienceWorld]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EEF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        made = ScienceWorld(TASKS, max_steps=15)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def subtasks(env: ScienceWorld) -> list[str]:
+    return env.tasks("train")[::18]
+
+
+@pytest.fixture(scope="module")
+def strong(env: ScienceWorld, subtasks: list[str]) -> list[Trajectory]:
+    return collect(env, "strong", subtasks, 0)
+
+
+def test_walks_become_teleports() -> None:
+    walk = ["open door to hallway", "go to hallway", "open door to kitchen", "go to kitchen", "look around"]
+    assert teleported([*walk, "focus on cup"]) == ["teleport to kitchen", "look around", "focus on cup"]
+    assert teleported(["focus on ant", "wait1"]) == ["focus on ant", "wait1"]
+
+
+def test_perfect_play_wins(env: ScienceWorld, subtasks: list[str]) -> None:
+    played = demonstrations(env, subtasks)
+    assert [item.task for item in played] == subtasks and all(item.won for item in played)
+    assert all(item.reward == item.info["max_score"] == 1.0 and item.source == "perfect" for item in played)
+
+
+def test_equal_seeds_give_equal_play_whoever_plays_it(
+    env: ScienceWorld, strong: list[Trajectory], subtasks: list[str]
+) -> None:
+    assert collect(env, "strong", subtasks[::-1], 0)[::-1] == strong  # another simulator plays each
+    assert collect(env, "strong", subtasks, 1) != strong
+
+
+def test_failures_hold_good_prefixes_and_what_harms(strong: list[Trajectory]) -> None:
+    failures = [item for item in strong if item.failed]
+    assert len(failures) > 5 and any(item.won for item in strong)
+    assert any(item.info["score"] == -1 for item in failures)  # a wrong focus
+    assert any(item.info["score"] > 0 and len(item) == 15 for item in failures)  # the rest forgotten
+    assert all(item.reward == max(0, item.info["score"]) <= item.info["max_score"] for item in strong)
+    assert any(len(item) > 2 and item.info["max_score"] > 0.1 for item in failures)
+
+
+def test_failures_are_restored_state_by_state(env: ScienceWorld, strong: list[Trajectory]) -> None:
+    failure = next(item for item in strong if item.failed and len(item) > 4)
+    pages = [failure.state(index) for index in range(5)]
+    assert restore(env, failure.task, failure.actions[:4], pages) == pages[4]
+
+
+def test_late_tasks_fail_after_most_of_the_way(env: ScienceWorld) -> None:
+    lapses = Lapses(late_tasks=("find-plant",))
+    plants, others = (
+        [play(env, f"{name}/{variation}", lapses) for variation in range(4)] for name in ("find-plant", TASKS[0])
+    )
+    assert sum(item.won for item in plants) <= 1 and all(item.won for item in others)
+    assert all("teleport to greenhouse" in item.actions for item in plants)
+
+
+def test_lapses_are_parameters(env: ScienceWorld, subtasks: list[str]) -> None:
+    assert all(item.won for item in collect(env, "weak", subtasks, 0, slips={"fail": 0.0, "detour": 0.0, "mend": 0.0}))
+    with pytest.raises(ValueError, match="'base' is none of fail, early, late_tasks, detour, mend"):
+        collect(env, "weak", subtasks, 0, slips={"base": 0.1})
