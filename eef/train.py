@@ -1,10 +1,11 @@
-"""Supervised fine-tuning on selected turns; the loss is -sum m_l log pi(t_l | t_<l) (paper, section 3)."""
+"""Supervised fine-tuning on selected turns, -sum m_l log pi(t_l | t_<l) (paper, section 3), and DPO for ETO."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 if TYPE_CHECKING:
     from eef.policy import Policy
     from eef.selection import Example
+    from eef.trajectory import Trajectory
 
 IGNORE = -100  # the label that transformers leaves out of the loss
 
@@ -96,11 +98,34 @@ def fit(
     """
     if not any(any(row.mask[1:]) for row in rows):
         raise ValueError(f"no token carries loss in {len(rows)} training examples: check the selection and the masks")
+    return _run(
+        Trainer, model, _Rows(rows), lambda items: collate(items, pad), folder, epochs, lr, batch_size, seed, micro,
+        warmup, weight_decay, optimizer, told,
+    )  # fmt: skip
+
+
+def _run(
+    kind: Any,
+    model: Any,
+    data: Dataset,
+    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+    folder: str | Path,
+    epochs: float,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    micro: int | None,
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    optimizer: str = "adamw_torch",
+    told: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train in place by the Trainer that ``kind`` makes; the logged losses."""
     on_gpu = torch.cuda.is_available()
     micro = min(batch_size, micro or (batch_size if on_gpu else 2))
     if batch_size % micro:
         raise ValueError(f"batch_size {batch_size} is no multiple of micro {micro}")
-    steps = max(1, math.ceil(len(rows) / batch_size)) * epochs
+    steps = max(1, math.ceil(len(data) / batch_size)) * epochs  # type: ignore[arg-type]
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
@@ -124,13 +149,7 @@ def fit(
         data_seed=seed,
     )
     watch = _Watch(told)
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=_Rows(rows),
-        data_collator=lambda items: collate(items, pad),
-        callbacks=[watch],
-    )
+    trainer = kind(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[watch])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.eval()
@@ -169,3 +188,104 @@ def sft(policy: Policy, examples: Sequence[Example], folder: str | Path, **setti
         "learnt_tokens": sum(sum(row.mask) for row in rows),
         "losses": losses,
     }
+
+
+class _Pairs(Dataset):
+    def __init__(self, pairs: Sequence[tuple[Row, Row]], reference: Sequence[tuple[float, float]]) -> None:
+        self.pairs, self.reference = pairs, reference
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        won, lost = self.pairs[index]
+        return {
+            "rows": [{"input_ids": row.ids, "mask": row.mask} for row in (won, lost)],
+            "reference": self.reference[index],
+            "input_ids": won.ids + lost.ids,  # for the grouping by length alone
+        }
+
+
+class _PairTrainer(Trainer):
+    """The DPO loss in place of the likelihood; a batch holds all wins, then all losses."""
+
+    def __init__(self, *args: Any, beta: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+        self.model_accepts_loss_kwargs = False  # so that it takes the mean over the pieces of a batch
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = dict(inputs)
+        reference = inputs.pop("reference")
+        gain = log_likelihoods(model, inputs) - reference.flatten()
+        won, lost = gain.chunk(2)
+        loss = -torch.nn.functional.logsigmoid(self.beta * (won - lost)).mean()
+        return (loss, None) if return_outputs else loss
+
+
+def log_likelihoods(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sum of the log-probabilities of the tokens that carry loss, (rows,), for a batch of :func:`collate`."""
+    labels = batch["labels"][:, 1:]
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    learnt = labels != IGNORE
+    logs = torch.log_softmax(logits, -1).gather(-1, labels.masked_fill(~learnt, 0)[..., None])[..., 0]
+    return (logs * learnt).sum(-1)
+
+
+def dpo(
+    policy: Policy,
+    pairs: Sequence[tuple[Trajectory, Trajectory]],
+    folder: str | Path,
+    *,
+    beta: float,
+    epochs: float,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    told: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train the adapter of ``policy`` by DPO on (win, loss) pairs of one subtask and save it in ``folder``.
+
+    The loss of a pair is -log sigmoid(beta ((log pi - log ref)(win) - (log pi - log ref)(loss))), log-likelihoods of
+    the agent's turns given their histories (Song et al., 2024, ETO); ref is the policy as it comes. Returns pairs,
+    dropped (beyond the context), the share of pairs whose order is right after training, and losses. ValueError where
+    no pair is left.
+    """
+    rows, dropped = [], 0
+    for pair in pairs:
+        ids = [policy.chat.render(t, [turn.learn for turn in t.turns]) for t in pair]
+        if max(len(tokens) for tokens, _ in ids) > policy.context:
+            dropped += 1
+        else:
+            won, lost = (Row(tuple(tokens), tuple(mask)) for tokens, mask in ids)
+            rows.append((won, lost))
+    if not rows:
+        raise ValueError(f"there is no pair to learn from ({dropped} exceed the context of {policy.context} tokens)")
+
+    def judged() -> list[tuple[float, float]]:
+        """Log-likelihoods of both sides of each pair."""
+        found = []
+        with torch.no_grad():
+            for pair in rows:
+                items = [{"input_ids": row.ids, "mask": row.mask} for row in pair]
+                batch = {name: value.to(policy.model.device) for name, value in collate(items, policy.pad).items()}
+                won, lost = log_likelihoods(policy.model, batch).tolist()
+                found.append((won, lost))
+        return found
+
+    def collated(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sides = [item["rows"][side] for side in (0, 1) for item in items]
+        reference = torch.tensor([item["reference"] for item in items]).T
+        return {**collate(sides, policy.pad), "reference": reference}
+
+    policy.model.eval()
+    before = judged()
+    micro = None if torch.cuda.is_available() else 1
+    kind, data = partial(_PairTrainer, beta=beta), _Pairs(rows, before)
+    losses = _run(kind, policy.model, data, collated, folder, epochs, lr, batch_size, seed, micro, told=told)
+    policy.save_adapter(folder)
+    gains = [(a[0] - b[0]) - (a[1] - b[1]) for a, b in zip(judged(), before, strict=True)]
+    ordered = sum(gain > 0 for gain in gains) / len(gains)
+    return {"pairs": len(rows), "dropped": dropped, "ordered": ordered, "losses": losses}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from eef import trajectory
-from eef.methods import Settings, _merge, experiment, wins
+from eef.lab import Settings
+from eef.methods import FAILED, _merge, experiment, wins
 from eef.pretrain import make_model, save
 from eef.runs import load_runs
 from eef.selection import Example, select
@@ -106,6 +107,35 @@ def test_iterations_go_on_from_base_or_from_the_last_adapter(run, root: Path) ->
     assert keys[0] is None and keys[1].startswith("sft-0")
 
 
+def test_sft_all_and_nat_learn_from_failures_too(run, root: Path) -> None:
+    kept = {}
+    for method, stage in (("sft_all", "sft-all"), ("nat", "nat")):
+        row = run(method)
+        assert row["episodes"] == 0
+        folder = root / row["run_id"]
+        experts = trajectory.load(folder / "experts" / "trajectories.jsonl")
+        kept[method] = trajectory.load(folder / stage / "examples.jsonl")
+        assert len(kept[method]) == len(experts)
+        assert set(json.loads((folder / stage / "learn_from.json").read_text())["learn_from"]) == {0}
+    assert [t.won for t in kept["nat"]] == sorted((t.won for t in kept["sft_all"]), reverse=True)
+    assert all(t.prompt.startswith(FAILED) != t.won for t in kept["nat"])
+    assert not any(t.prompt.startswith(FAILED) for t in kept["sft_all"])
+
+
+def test_eto_learns_from_pairs_of_a_win_and_its_own_loss(run, shop, root: Path) -> None:
+    row = run("eto", options={"n": 2}, iterations=2, dpo_epochs=1.0)
+    assert row["episodes"] == 4 * len(shop.tasks("train"))
+    for iteration in (0, 1):
+        folder = root / row["run_id"] / f"dpo-{iteration}"
+        sides = trajectory.load(folder / "pairs.jsonl")
+        assert all(won.task == lost.task for won, lost in zip(sides[::2], sides[1::2], strict=True))
+        assert [t.won for t in sides] == [True, False] * (len(sides) // 2)
+        assert {t.source for t in sides[1::2]} == {"policy"}
+        assert json.loads((folder / "dpo.json").read_text())["pairs"] == len(sides) // 2
+        start = json.loads((folder / "stage.json").read_text())["key"]["start"]
+        assert start.startswith("dpo-0" if iteration else "bc")
+
+
 def test_a_trajectory_file_takes_the_place_of_the_stand_in(run, shop, root: Path, tmp_path: Path) -> None:
     experts = trajectory.load(root / run("sft_pos")["run_id"] / "experts" / "trajectories.jsonl")
     path = trajectory.save(experts, tmp_path / "mine.jsonl")
@@ -116,7 +146,7 @@ def test_a_trajectory_file_takes_the_place_of_the_stand_in(run, shop, root: Path
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("efe", {}, "unknown method 'efe': known are sft_pos, rft, eef, ceiling"),
+        ("efe", {}, "unknown method 'efe': known are sft_pos, sft_all, nat, rft, eto, eef, ceiling"),
         ("eef", {"m": 0}, "M must be a whole number of at least 1, not 0"),
         ("rft", {"n": 0}, "N must be a whole number of at least 1, not 0"),
     ],

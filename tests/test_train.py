@@ -7,7 +7,7 @@ from eef.experts import demonstrations
 from eef.policy import Policy
 from eef.pretrain import save
 from eef.selection import Example
-from eef.train import IGNORE, Row, collate, fit, rows_of, sft
+from eef.train import IGNORE, Row, collate, dpo, fit, log_likelihoods, rows_of, sft
 from eef.trajectory import Trajectory, Turn, without_loss
 
 SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -103,3 +103,31 @@ def test_examples_beyond_the_context_are_dropped_and_counted(trainable: Policy, 
     assert report["dropped"] == 1 and report["examples"] == 3
     with pytest.raises(ValueError, match="all 1 examples exceed the context"):
         sft(trainable, [Example(long, 0)], tmp_path, **SETTINGS)
+
+
+def test_log_likelihoods_are_sums_over_the_learnt_tokens(policy: Policy, examples) -> None:
+    rows, _ = rows_of(policy, [Example(examples[0].trajectory, 2), examples[1]])
+    batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in rows], pad=policy.pad)
+    with torch.no_grad():
+        both = log_likelihoods(policy.model, batch)
+        for row, found in zip(rows, both, strict=True):
+            logs = policy.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+            wanted = sum(logs[at - 1, token] for at, (token, m) in enumerate(zip(row.ids, row.mask, strict=True)) if m)
+            assert torch.isclose(found, torch.as_tensor(wanted), atol=1e-3)
+
+
+def test_dpo_begins_at_log_two_and_sets_wins_before_losses(trainable: Policy, examples, tmp_path) -> None:
+    wins = [example.trajectory for example in examples[:8]]
+    pairs = [(w, Trajectory(w.task, w.prompt, (*w.turns[:1], Turn("click[buy now]", "")))) for w in wins]
+    report = dpo(trainable, pairs, tmp_path, beta=0.1, epochs=8, lr=5e-3, batch_size=4, seed=0)
+    losses = [row["loss"] for row in report["losses"]]
+    assert losses[0] == pytest.approx(0.6931, abs=2e-3) and losses[-1] < 0.5
+    assert report["pairs"] == 8 and report["dropped"] == 0 and report["ordered"] == 1.0
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_pairs_beyond_the_context_are_dropped_and_none_left_is_an_error(trainable: Policy, examples, tmp_path) -> None:
+    won = examples[0].trajectory
+    long = Trajectory(won.task, "word " * 3000, (Turn("click[buy now]", ""),))
+    with pytest.raises(ValueError, match="no pair to learn from .1 exceed the context"):
+        dpo(trainable, [(won, long)], tmp_path, beta=0.1, epochs=1, lr=1e-3, batch_size=4, seed=0)

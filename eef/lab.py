@@ -1,0 +1,262 @@
+"""One run's workbench: the steps that the methods are made of, each a stage that is made once and shared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from eef import evaluate, trajectory
+from eef.envs import TextEnv
+from eef.experts import collect, demonstrations, difficulty
+from eef.policy import Policy, embedded_folder
+from eef.rollout import Start, simulate
+from eef.runs import Run, code_hash, digest, log_metrics, read_json, write_json
+from eef.selection import Example
+from eef.train import dpo, sft
+from eef.trajectory import Trajectory
+
+_ACTING = ("rollout.py", "policy.py", "chat.py", "trajectory.py", "envs")
+_LEARNING = ("train.py", "policy.py", "chat.py", "trajectory.py")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all arms share. ``temperature`` is for exploration, ``eval_temperature`` for the test (0: greedy);
+    ``dpo_...`` are ETO's alone.
+
+    ``experts`` and ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each
+    iteration trains from the ``base`` model, or goes on from the ``last`` adapter.
+    """
+
+    model: str = "embedded"
+    quantize: str | None = None
+    limited: bool | None = None
+    experts: str = "strong"
+    slips: Mapping[str, float] = field(default_factory=dict)
+    epochs: float = 10.0
+    lr: float = 4e-3
+    batch_size: int = 8
+    lora_r: int = 16
+    lora_alpha: int = 32
+    temperature: float = 1.0
+    eval_temperature: float = 0.0
+    slots: int = 64
+    iterations: int = 1
+    restart: str = "base"
+    dpo_beta: float = 0.1
+    dpo_lr: float = 5e-4
+    dpo_epochs: float = 3.0
+
+
+@dataclass
+class Lab:
+    """One run's workbench: each step is a stage of the run, made once and shared by all runs that need it."""
+
+    run: Run
+    env: TextEnv
+    settings: Settings
+    seed: int
+    tasks: list[str]
+    test: list[str]
+    spent: list[Trajectory] = field(default_factory=list)
+
+    def experts(self) -> list[Trajectory]:
+        """The experts' trajectories on the training subtasks."""
+        key = {**self._world(), "experts": self._experts_key(), "tasks": self.tasks, "seed": self.seed}
+        return self._trajectories(
+            "experts",
+            key,
+            lambda told: collect(
+                self.env, self.settings.experts, self.tasks, self.seed, told, slips=self.settings.slips
+            ),
+        )
+
+    def demonstrations(self) -> list[Trajectory]:
+        key = {**self._world(), "experts": "perfect", "code": code_hash("experts.py", "envs"), "tasks": self.tasks}
+        return self._trajectories("demonstrations", key, lambda told: demonstrations(self.env, self.tasks, told))
+
+    def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
+        """Simulations of the policy with ``adapter``, counted as spent."""
+        key = {
+            **self._world(),
+            "code": code_hash(*_ACTING),
+            "adapter": adapter.name,
+            "policy": self._policy_key(),
+            "starts": digest(
+                [[s.task, s.index, s.sample, trajectory.to_dict(s.expert) if s.expert else None] for s in starts]
+            ),
+            "temperature": self.settings.temperature,
+            "seed": seed,
+        }
+
+        def act(told: Callable[[int], None]) -> list[Trajectory]:
+            policy = self._policy(adapter)
+            return simulate(
+                policy,
+                self.env,
+                starts,
+                seed=seed,
+                temperature=self.settings.temperature,
+                slots=self.settings.slots,
+                told=told,
+            )
+
+        found = self._trajectories(name, key, act, len(starts))
+        self.spent += found
+        return found
+
+    def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
+        """An adapter trained on ``examples``: from the base model, or from the adapter ``start``."""
+        settings = self.settings
+        key = {
+            "code": code_hash(*_LEARNING),
+            "policy": self._policy_key(),
+            "examples": digest([[trajectory.to_dict(e.trajectory), e.learn_from] for e in examples]),
+            "hyper": [settings.epochs, settings.lr, settings.batch_size, settings.lora_r, settings.lora_alpha],
+            "start": start.name if start else None,
+            "seed": self.seed,
+        }
+
+        def make(folder: Path) -> None:
+            policy = self._policy(start, trainable=True)
+            if start is None:
+                policy.new_adapter(self.seed, settings.lora_r, settings.lora_alpha)
+            with tqdm(desc=name, unit="step") as bar:
+                report = sft(
+                    policy, examples, folder, epochs=settings.epochs, lr=settings.lr, batch_size=settings.batch_size,
+                    seed=self.seed, told=_steps(bar),
+                )  # fmt: skip
+            trajectory.save((e.trajectory for e in examples), folder / "examples.jsonl")
+            write_json(folder / "learn_from.json", {"learn_from": [e.learn_from for e in examples]})
+            log_metrics(folder, report.pop("losses"))
+            write_json(folder / "sft.json", report)
+
+        return self.run.stage(name, key, make)
+
+    def dpo(self, name: str, pairs: Sequence[tuple[Trajectory, Trajectory]], start: Path) -> Path:
+        """The adapter ``start`` trained on ``pairs`` of a win and a loss on the same subtask (ETO)."""
+        settings = self.settings
+        key = {
+            "code": code_hash(*_LEARNING),
+            "policy": self._policy_key(),
+            "pairs": digest([[trajectory.to_dict(won), trajectory.to_dict(lost)] for won, lost in pairs]),
+            "hyper": [settings.dpo_epochs, settings.dpo_lr, settings.dpo_beta, settings.batch_size],
+            "start": start.name,
+            "seed": self.seed,
+        }
+
+        def make(folder: Path) -> None:
+            with tqdm(desc=name, unit="step") as bar:
+                report = dpo(
+                    self._policy(start, trainable=True), pairs, folder, beta=settings.dpo_beta,
+                    epochs=settings.dpo_epochs, lr=settings.dpo_lr, batch_size=settings.batch_size, seed=self.seed,
+                    told=_steps(bar),
+                )  # fmt: skip
+            trajectory.save((t for pair in pairs for t in pair), folder / "pairs.jsonl")
+            log_metrics(folder, report.pop("losses"))
+            write_json(folder / "dpo.json", report)
+
+        return self.run.stage(name, key, make)
+
+    def evaluate(self, adapter: Path) -> dict[str, Any]:
+        """Win rate and reward of ``adapter`` on the test subtasks, with intervals; episodes and table are kept."""
+        settings = self.settings
+        groups = difficulty(self.env, self.test)
+        key = {
+            **self._world(),
+            "code": code_hash(*_ACTING, "evaluate.py"),
+            "adapter": adapter.name,
+            "policy": self._policy_key(),
+            "tasks": self.test,
+            "temperature": settings.eval_temperature,
+            "groups": groups,
+        }
+
+        def make(folder: Path) -> None:
+            with tqdm(desc="eval", total=len(self.test), unit="episode") as bar:
+                played = simulate(
+                    self._policy(adapter), self.env, [Start(task) for task in self.test], seed=0,
+                    temperature=settings.eval_temperature, slots=settings.slots, told=lambda n: _advance(bar, n),
+                )  # fmt: skip
+            trajectory.save(played, folder / "trajectories.jsonl")
+            table = evaluate.results(played)
+            if groups:
+                table["group"] = table["task"].map(groups)
+            table.to_csv(folder / "episodes.csv", index=False)
+            write_json(folder / "summary.json", evaluate.summary(table, groups=groups))
+
+        folder = self.run.stage("eval", key, make)
+        return read_json(folder / "summary.json")
+
+    def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
+        """One simulation from the initial state of every training subtask; ``sample`` numbers the repetitions."""
+        starts = [Start(task, sample=sample) for task in self.tasks]
+        return self.simulate(f"s0-{iteration}-{sample}", adapter, starts, self.sampling_seed(iteration))
+
+    def sampling_seed(self, iteration: int) -> int:
+        return 1000 * self.seed + iteration
+
+    def start(self, adapter: Path) -> Path | None:
+        """Where the next SFT starts: None is the base model (``restart``)."""
+        return None if self.settings.restart == "base" else adapter
+
+    def _trajectories(
+        self, name: str, key: dict[str, Any], make: Callable[[Callable[[int], None]], list[Trajectory]], total: int = 0
+    ) -> list[Trajectory]:
+        def write(folder: Path) -> None:
+            with tqdm(desc=name, total=total or len(self.tasks), unit="episode") as bar:
+                made = make(lambda n: _advance(bar, n))
+            trajectory.save(made, folder / "trajectories.jsonl")
+            log_metrics(folder, {**evaluate.cost(made), "wins": sum(t.won for t in made)})
+
+        return trajectory.load(self.run.stage(name, key, write) / "trajectories.jsonl")
+
+    def _policy(self, adapter: Path | None, trainable: bool = False) -> Policy:
+        settings = self.settings
+        return Policy.load(
+            settings.model, adapter, quantize=settings.quantize, limited=settings.limited, trainable=trainable
+        )
+
+    def _world(self) -> dict[str, Any]:
+        return {"env": self.env.stamp(), "max_steps": self.env.max_steps}
+
+    def _policy_key(self) -> dict[str, Any]:
+        return {
+            "model": model_hash(self.settings.model),
+            "quantize": self.settings.quantize,
+            "limited": self.settings.limited,
+        }
+
+    def _experts_key(self) -> list[str]:
+        return [
+            hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+            if Path(name).is_file()
+            else f"{name} {json.dumps(dict(self.settings.slips), sort_keys=True)} {code_hash('experts.py', 'envs')}"
+            for name in self.settings.experts.split("+")
+        ]
+
+
+def _advance(bar: Any, n: int) -> None:
+    bar.update(n)
+
+
+def _steps(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
+    def told(step: int, steps: int, last: dict[str, float]) -> None:
+        bar.total = steps
+        bar.set_postfix(**({"loss": f"{last['loss']:.3f}"} if last else {}))
+        bar.update(step - bar.n)
+
+    return told
+
+
+def model_hash(name: str) -> str:
+    """Content hash of a local model's weights; a hub name stands for itself."""
+    folder = embedded_folder() if name == "embedded" else Path(name)
+    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]) if weights else name
