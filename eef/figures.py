@@ -5,6 +5,7 @@ Nothing here trains or simulates: the run folders hold the results. The frames c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -325,9 +326,10 @@ def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     """
     found = arms(comparable(runs))
     table = write_table(run_table(runs), out, "win_rate_vs_budget")
-    with picture(
-        out, "win_rate_vs_budget", (8, 5), "Win rate against simulation budget", _subtitle(runs, found)
-    ) as axes:
+    rows = math.ceil(len(found.groupby(["method", "experts"], dropna=False)) / 2)  # of the legend
+    size, margins = (8, 4.2 + 0.21 * rows), (0.68, 0.12, 0.7, 0.62 + 0.21 * rows)
+    title = "Win rate against simulation budget"
+    with picture(out, "win_rate_vs_budget", size, title, _subtitle(runs, found), margins) as axes:
         _draw(axes, found)
     return table.with_suffix(".png")
 
@@ -351,6 +353,8 @@ def _draw(axes: Any, found: pd.DataFrame) -> None:
     lines = sorted(groups, key=lambda item: (item[0][0] != "rft", str(item[0])))
     several = found[simulated].groupby("method")["experts"].nunique().gt(1)
     right = max(1.0, float(found.loc[simulated, "episodes"].max() if simulated.any() else 1))
+    top = min(102.0, 1.08 * 100 * float(found[["win_high", "win_rate"]].max().max()) + 1)
+    taken: list[tuple[float, float]] = []  # middles of labels, in points
     for number, ((method, experts), line) in enumerate(lines):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         line = line.sort_values("episodes")
@@ -364,11 +368,12 @@ def _draw(axes: Any, found: pd.DataFrame) -> None:
         handles.append(bars)
         letter = "m" if str(method).startswith("eef") else "n"
         below = len(lines) > 1 and (number == 0 or str(method).startswith("eef_"))
-        for at, end, value in zip(x, low if below else high, line[letter], strict=True):
+        for at, ends, value in zip(x, zip(low, high, strict=True), line[letter], strict=True):
             if pd.notna(value):  # beyond the interval's end, and with a white edge, so that lines do not strike it out
+                end, shift = _free(at / right * 470, [place / top * 235 for place in ends], below, taken)
                 axes.annotate(
-                    f"{letter.upper()}={value:.0f}", (at, end), xytext=(0, -4 if below else 4), fontsize=8.5,
-                    textcoords="offset points", ha="center", va="top" if below else "bottom", color=colour,
+                    f"{letter.upper()}={value:.0f}", (at, ends[end]), xytext=(0, shift), fontsize=8.5,
+                    textcoords="offset points", ha="center", va="bottom" if end else "top", color=colour,
                     weight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )  # fmt: skip
     greys = cycle([(":", "#222222"), ("-.", "#777777"), ((0, (1, 3)), "#999999")])
@@ -380,9 +385,19 @@ def _draw(axes: Any, found: pd.DataFrame) -> None:
         handles.append(level)
         axes.axhspan(100 * row["win_low"], 100 * row["win_high"], color=grey, alpha=0.07, linewidth=0, zorder=1)
     axes.set_xlim(0, right * 1.1)
-    top = 100 * float(found[["win_high", "win_rate"]].max().max())
-    axes.set_ylim(0, min(102, 1.08 * top + 1))
+    axes.set_ylim(0, top)
     axes.set_xlabel("simulated episodes")
     axes.set_ylabel("test win rate (%)")
     place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.15), "borderaxespad": 0}
-    axes.legend(handles=handles, ncols=2 if len(handles) < 7 else 3, frameon=False, fontsize=9, **place)
+    axes.legend(handles=handles, ncols=2, frameon=False, fontsize=9, **place)
+
+
+def _free(x: float, ends: list[float], below: bool, taken: list[tuple[float, float]]) -> tuple[int, float]:
+    """Which end of an interval (0: low, 1: high) and how far from it a label meets no other; all in points."""
+    sides = (0, 1) if below else (1, 0)
+    tried = [(end, (4 + step) * (1 if end else -1)) for step in (0, 11) for end in sides]
+    middles = [ends[end] + shift + (5 if end else -5) for end, shift in tried]
+    free = [not any(abs(x - a) < 30 and abs(middle - b) < 11 for a, b in taken) for middle in middles]
+    place = free.index(True) if any(free) else 0
+    taken.append((x, middles[place]))
+    return tried[place]

@@ -39,7 +39,7 @@ def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
     parameter is of the catalogue, data, environment or model.
 
     ``difference_map.csv`` has a row per cell: x and y (values), seeds, n_test, episodes_eef (mean over seeds), win_eef,
-    win_rft (interpolated), win_bc, difference, low, high, expert_win_rate, expert_wins_paging (share of the expert's
+    win_rft (interpolated), win_bc, difference, low, high, expert_win_rate, expert_wins_next (share of the expert's
     wins that use Next or Prev), x_name, y_name, run_ids. Rates are fractions.
 
     :class:`FigureError`, naming the cell, where arms or common seeds are missing, and where EEF's budget is beyond
@@ -136,7 +136,7 @@ def _cell(runs: pd.DataFrame, where: str) -> dict[str, Any]:
         "win_bc": cloned.loc[~cloned["error"], "won"].astype(float).mean(),
         **{name: getattr(found, name) for name in ("difference", "low", "high")},
         "expert_win_rate": expert["won"].mean(),
-        "expert_wins_paging": (wins["next"] | wins["prev"]).mean(),
+        "expert_wins_next": wins["next"].mean(),
         "run_ids": " ".join(sorted(run for group in groups.values() for run in group["run_id"])),
     }
 

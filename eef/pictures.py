@@ -228,14 +228,14 @@ def _draw_trajectory(
 
 
 def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
-    """The paper's Figure 2: the share of won test episodes that use Next or Prev, per arm; the expert beside it.
+    """The paper's Figure 2: the share of won test episodes that use Next, and that go back; per arm, and the expert.
 
     Shares are over all seeds' wins together (each win counts once; a seed without a win has no share of its own),
     intervals at 95 % from a bootstrap over seeds and tasks. The expert's bars are of its wins and its failures on the
-    training subtasks, one pair per expert. A thin bar shows the share that goes back to the search page.
+    training subtasks, one pair per expert. A thin bar shows the share that goes back: by Prev or Back to Search.
 
     ``navigation.csv`` has a row per bar: bar, method, experts, n, m, seeds, episodes (wins; for an expert's failures,
-    failures), paging, paging_low, paging_high, back, back_low, back_high, run_ids. Shares of nothing are empty.
+    failures), next, next_low, next_high, back, back_low, back_high, run_ids. Shares of nothing are empty.
     """
     groups = by_arm(comparable(runs))
     pairs = product(groups, groups)
@@ -255,17 +255,19 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
     about = f"{runs['env'].iloc[0]} · {seeds} seed{'s' * (seeds > 1)} · {tasks} test tasks"
     wide = max(len(line) for bar in table["bar"] for line in _wrapped(bar).split("\n"))
     size, margins = (8, 1.6 + 0.4 * len(table)), (0.25 + 0.078 * wide, 1.6, 0.7, 0.9)
-    with picture(out, "navigation", size, "Wins that use Next or Prev", f"{about} · 95 % intervals", margins) as axes:
+    with picture(
+        out, "navigation", size, "Wins that turn a page, and wins that go back", f"{about} · 95 % intervals", margins
+    ) as axes:
         _draw_bars(axes, table)
     return path.with_suffix(".png")
 
 
 def _shares(table: pd.DataFrame, won: bool) -> dict[str, Any]:
-    """Of the episodes that were won (or lost) the share that pages and the share that goes back, with intervals."""
+    """Of the episodes that were won (or lost) the shares that turn a page and that go back, with intervals."""
     fair = table[~table["error"]]
     counted = fair["won"].astype(bool) == won
     found: dict[str, Any] = {"episodes": int(counted.sum())}
-    for name, used in (("paging", fair["next"] | fair["prev"]), ("back", fair["back"])):
+    for name, used in (("next", fair["next"]), ("back", fair["prev"] | fair["back"])):
         share = (math.nan,) * 3
         if counted.any():  # all tasks are drawn, and those without a counted episode add nothing
             share = interval(fair.assign(share=used.astype(float).where(counted)), value="share")
@@ -314,15 +316,15 @@ def _draw_bars(axes: Any, table: pd.DataFrame) -> None:
         if not row["episodes"]:
             axes.text(102, y, f"no {counted.split()[1]}", va="center", fontsize=8.5)
             continue
-        bars = [("paging", y - 0.09 * back, 0.5, hue, 1.0), ("back", y + 0.28, 0.16, hue, 0.4)][: 1 + back]
+        bars = [("next", y - 0.09 * back, 0.5, hue, 1.0), ("back", y + 0.28, 0.16, hue, 0.4)][: 1 + back]
         for name, at, high, colour, alpha in bars:
             share, low, up = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-            hatch = "////" if failures and name == "paging" else ""
+            hatch = "////" if failures and name == "next" else ""
             axes.barh(at, share, high, color=colour, alpha=alpha, hatch=hatch, edgecolor="white", linewidth=0, zorder=2)
             ends = [[max(0, share - low)], [max(0, up - share)]]
-            grey, wide = ("#222222", 1.2) if name == "paging" else ("#777777", 0.8)
+            grey, wide = ("#222222", 1.2) if name == "next" else ("#777777", 0.8)
             axes.errorbar(share, at, xerr=ends, color=grey, elinewidth=wide, capsize=3 * wide - 1, zorder=3)
-        text = f"{100 * row['paging']:.0f} % of {counted}"
+        text = f"{100 * row['next']:.0f} % of {counted}"
         axes.text(102, y, text, va="center", fontsize=8.5)
     axes.set_yticks(range(len(table)), [_wrapped(bar) for bar in table["bar"]])
     axes.set_ylim(len(table) - 0.4, -0.6)
@@ -331,8 +333,8 @@ def _draw_bars(axes: Any, table: pd.DataFrame) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("share of won episodes (for failures: of failed ones), %")
     handles: list[Any] = [
-        Patch(color="#555555", label="Next or Prev used"),
-        *([Patch(color="#555555", alpha=0.4, label="Back to Search used")] * back),
+        Patch(color="#555555", label="Next used"),
+        *([Patch(color="#555555", alpha=0.4, label="Prev or Back to Search used")] * back),
         Line2D([], [], color="#222222", linewidth=1.2, label="95 % interval"),
     ]
     place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.48 / (0.4 * len(table))), "borderaxespad": 0}

@@ -61,7 +61,7 @@ def test_rft_is_interpolated_at_eefs_budget_per_seed(tmp_path: Path) -> None:
     assert first["difference"] == pytest.approx(0.2) and first["low"] <= 0.2 <= first["high"]
     assert table.loc[0, "difference"] == pytest.approx(-0.4) and table.loc[0, "high"] < 0
     assert first[["seeds", "n_test"]].tolist() == [2, TASKS]
-    assert first["expert_win_rate"] == pytest.approx(2 / 3, abs=1e-6) and first["expert_wins_paging"] == 0.5
+    assert first["expert_win_rate"] == pytest.approx(2 / 3, abs=1e-6) and first["expert_wins_next"] == 0.5
     assert first["x_name"] == "slips.late" and len(first["run_ids"].split()) == 8
     assert not any("recovery" in ids for ids in table["run_ids"])
 

@@ -55,7 +55,7 @@ def explored(folder: Path, plans: list[tuple[Trajectory, str]], **more: Any) -> 
 
 
 def episodes(folder: Path, rows: list[tuple[bool, bool, bool]]) -> None:
-    """``eval/episodes.csv`` of (won, paging, back) for each task."""
+    """``eval/episodes.csv`` of (won, next, back) for each task."""
     table = pd.DataFrame(rows, columns=["won", "next", "back"]).assign(prev=False, error=False)
     table["task"] = [f"t{i}" for i in range(len(rows))]
     (folder / "eval").mkdir(parents=True)
@@ -162,11 +162,11 @@ def test_shares_and_order_of_figure_2(tmp_path: Path) -> None:
         "EEF, M = 3, recovery=False", "ceiling",
     ]  # fmt: skip
     shares = table.set_index("bar")
-    assert shares.loc["expert: wins", ["episodes", "paging", "seeds"]].tolist() == [2, 1, 2]
-    assert shares.loc["expert: failures", ["episodes", "paging"]].tolist() == [4, 0.5]
-    assert shares.loc["EEF, M = 3", "paging"] == pytest.approx(3 / 5)  # each win counts once
-    assert shares.loc["EEF, M = 3", "paging_low"] < 3 / 5 < shares.loc["EEF, M = 3", "paging_high"]
-    assert shares.loc["BC (SFT-pos)", "episodes"] == 0 and pd.isna(shares.loc["BC (SFT-pos)", "paging"])
+    assert shares.loc["expert: wins", ["episodes", "next", "seeds"]].tolist() == [2, 1, 2]
+    assert shares.loc["expert: failures", ["episodes", "next"]].tolist() == [4, 0.5]
+    assert shares.loc["EEF, M = 3", "next"] == pytest.approx(3 / 5)  # each win counts once
+    assert shares.loc["EEF, M = 3", "next_low"] < 3 / 5 < shares.loc["EEF, M = 3", "next_high"]
+    assert shares.loc["BC (SFT-pos)", "episodes"] == 0 and pd.isna(shares.loc["BC (SFT-pos)", "next"])
     assert shares["back"].dropna().eq(0).all()  # lost episodes went back, won ones did not
     assert shares.loc["RFT × 1", "run_ids"] == "webshop__rft-1-0__s0 webshop__rft-1-1__s1"
     assert path.stat().st_size > 10_000
