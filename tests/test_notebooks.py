@@ -83,7 +83,15 @@ def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path: Path) 
 
 
 def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> None:
-    small = {"documents_train": 24, "documents_held": 6, "width": 32, "layers": 1, "heads": 2, "out": str(tmp_path)}
+    small = {
+        "documents_train": 24,
+        "documents_second": 8,
+        "documents_held": 6,
+        "width": 32,
+        "layers": 1,
+        "heads": 2,
+        "out": str(tmp_path),
+    }
     papermill.execute_notebook(
         str(ROOT / "notebooks" / "base_model.ipynb"), None, small, kernel_name="python3", progress_bar=False
     )
