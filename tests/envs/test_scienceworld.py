@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -274,7 +273,7 @@ def test_an_environment_that_breaks_is_counted_not_lost(policy: Policy, tmp_path
 @pytest.mark.slow
 def test_gold_paths_of_every_task_replay_exactly() -> None:
     """Each task's first variation, twice, on two simulators, in two orders: no page differs."""
-    env = ScienceWorld("all", max_steps=200, timeout=120, simplification=os.environ.get("EEF_SIMPLIFICATION", "easy"))
+    env = ScienceWorld("all", max_steps=200, timeout=120, simplification="easy")
     names = sorted({task.split("/")[0] for task in env.tasks("train")})
     assert len(names) == 30
     tasks = [f"{name}/0" for name in names]

@@ -1,0 +1,46 @@
+"""What the runs of a sweep trained on, and what their policies do on hard test subtasks: means over runs, per arm.
+
+python experiments/learnt.py figure3 [--root DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from decisions import kind
+
+from eef.figures import arm_name, by_arm, markdown, read_episodes
+from eef.runs import default_root, load_runs, read_json
+from eef.trajectory import load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep")
+    parser.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
+    given = parser.parse_args()
+    root = Path(given.root or default_root())
+    rows = []
+    for arm, group in by_arm(load_runs(root, read_json(root / "sweeps" / f"{given.sweep}.json")["run_ids"])).items():
+        counted = {"examples": 0, "turn a page": 0, "expert turns": 0, "of them Next": 0}
+        for folder in map(Path, group["folder"]):
+            stage = next(path for name in ("sft-0", "ceiling", "bc") if (path := folder / name).exists())
+            begins = read_json(stage / "learn_from.json")["learn_from"]
+            for example, begin in zip(load(stage / "examples.jsonl"), begins, strict=True):
+                kinds = [kind(action) for action in example.actions]
+                expert = kinds[begin : example.prefix]  # the expert's turns that carry loss
+                counted["examples"] += 1
+                counted["turn a page"] += "Next" in kinds[begin:]
+                counted["expert turns"] += len(expert)
+                counted["of them Next"] += expert.count("Next")
+        hard = read_episodes(group).query("group == 'hard'")
+        row = {"arm": arm_name(arm, True), **{name: f"{number / len(group):.0f}" for name, number in counted.items()}}
+        row |= {"hard: use Next %": f"{100 * hard['next'].mean():.0f}"}
+        rows.append({**row, "out of steps %": f"{100 * (hard['outcome'] == 'max_steps').mean():.0f}"})
+    print(markdown(pd.DataFrame(rows)))
+
+
+if __name__ == "__main__":
+    main()
