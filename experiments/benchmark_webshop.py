@@ -2,6 +2,7 @@
 
 python experiments/benchmark_webshop.py                      # 1,000 generated products in memory
 python experiments/benchmark_webshop.py --data FOLDER        # and FOLDER, official files or a store
+python experiments/benchmark_webshop.py --record FOLDER      # and the episodes that the official code was recorded on
 
 eef webshop generate --products 1180000 big && eef webshop build big      # a FOLDER as large as the real one
 """
@@ -9,6 +10,8 @@ eef webshop generate --products 1180000 big && eef webshop build big      # a FO
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import random
 import statistics
 import time
@@ -84,9 +87,33 @@ def report(name: str, env: WebShop, start: float, episodes: int) -> tuple[float,
     return statistics.median(taken["other"]), statistics.median(taken["again"])
 
 
+def replay(folder: Path) -> None:
+    """The recorded episodes of the official code (``FOLDER/golden``) on its 1,000 products (``FOLDER/data``)."""
+    with gzip.open(folder / "golden" / "transcripts.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    begin = clock()
+    env = WebShop(data=folder / "data")
+    opening = 1000 * (clock() - begin)
+    print(f"\nrecorded episodes: {len(env.shop.products):,} products of the official record")
+    print(f"  open        {opening:10.1f} ms   official / this {OFFICIAL['start'] / opening:8.1f}")
+    for label in ("first time", "again"):
+        taken: dict[str, list[float]] = {"reset": [], "step": []}
+        for row in rows:
+            begin = clock()
+            if row["step"] == 0:
+                env.reset(str(row["session"]))
+            else:
+                env.step(row["action"])
+            taken["step" if row["step"] else "reset"].append(1000 * (clock() - begin))
+        reset, step = statistics.fmean(taken["reset"]), statistics.fmean(taken["step"])
+        print(f"  {label:11} {step:10.4f} ms a step ({len(taken['step']):,} steps), official / this "
+              f"{OFFICIAL['step'] / step:.0f}; {reset:.4f} ms a reset, {OFFICIAL['reset'] / reset:.0f}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", help="official files or a store")
+    parser.add_argument("--record", metavar="FOLDER", type=Path, help="a folder with data/ and golden/")
     parser.add_argument("--episodes", type=int, default=250)
     parser.add_argument("--cpu", action="store_true", help="count processor time, for a machine that others use too")
     given = parser.parse_args()
@@ -103,6 +130,8 @@ def main() -> None:
         first, again = (big / little for big, little in zip(large, small, strict=True))
         print(f"\na step that is no search, against 1,000 products: {first:.2f} times as long (median)")
         print(f"the same on pages seen before: {again:.2f}")
+    if given.record:
+        replay(given.record)
 
 
 if __name__ == "__main__":
