@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ class Dialogue:
     def say(self, reply: str) -> list[int]:
         """Ids of what the agent says, its end included."""
         text = self.aliases.read_action(reply) if self.aliases is not None else reply
-        return [*self._ids(text), *self.chat.end]
+        return [*_utterance(self.chat.tokenizer, text.strip()), *self.chat.end]
 
     def spoken(self, ids: Sequence[int]) -> str:
         """The text of sampled ids (their end left off): the inverse of :meth:`say`."""
@@ -244,6 +245,12 @@ class Dialogue:
 
     def _ids(self, text: str) -> list[int]:
         return self.chat.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+
+
+@lru_cache(maxsize=1 << 16)
+def _utterance(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids of what an agent says: kept, since limited decoding renders all available actions at each step."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _split_end(between: str, last: str) -> tuple[str, str]:

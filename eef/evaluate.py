@@ -45,13 +45,16 @@ class Paired(NamedTuple):
 
 
 def results(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
-    """One row per episode: task, won, reward, steps, outcome, next, prev, back, error.
+    """One row per episode: task, won, reward, steps, outcome, next, prev, back, error; max_score where there is one.
 
+    ``max_score`` is the best score of the episode, where the environment tells one: ETO's reward in ScienceWorld.
     ``steps`` and the skills look at the turns that were acted, not at a given prefix. ``next``, ``prev`` and ``back``
     say whether the episode used that skill at least once; ``error`` marks an infrastructure error.
     """
     rows = []
+    scored = False
     for trajectory in trajectories:
+        scored |= "max_score" in trajectory.info
         acted = trajectory.actions[trajectory.prefix :]
         used = {skill: any(pattern.match(action.strip()) for action in acted) for skill, pattern in SKILLS.items()}
         rows.append(
@@ -63,9 +66,10 @@ def results(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
                 "outcome": trajectory.outcome,
                 **used,
                 "error": trajectory.outcome not in FAIR,
+                "max_score": trajectory.info.get("max_score"),
             }
         )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=[*COLUMNS, "max_score"] if scored else COLUMNS)
 
 
 def summary(
@@ -77,6 +81,7 @@ def summary(
 
     * ``n_test`` (tasks in the rates), ``episodes`` (all of them), ``errors``
     * ``win_rate``, ``win_low``, ``win_high``; ``mean_reward``, ``reward_low``, ``reward_high``
+    * ``mean_max_score`` where the table has ``max_score``: what ETO reports of ScienceWorld
     * ``wins_paging`` and ``wins_back``: share of won episodes that use next or prev, and back (Figure 2); NaN without
       a win
     * ``win_rate_<group>`` for each group of ``groups`` (task -> group) that has a task in the rates
@@ -102,6 +107,8 @@ def summary(
         "wins_paging": float((wins["next"] | wins["prev"]).mean()) if len(wins) else float("nan"),
         "wins_back": float(wins["back"].mean()) if len(wins) else float("nan"),
     }
+    if "max_score" in fair:
+        out["mean_max_score"] = float(fair["max_score"].groupby(fair["task"]).mean().mean())
     if groups is not None:
         unnamed = [task for task in per_task.index if task not in groups]
         if unnamed:

@@ -88,8 +88,11 @@ def demonstrations(env: TextEnv, tasks: Sequence[str], told: Callable[[int], Non
     return _played(env, Lapses() if isinstance(env, ScienceWorld) else Slips(), "perfect", tasks, 0, told)
 
 
-def difficulty(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
-    """``easy``, ``medium`` or ``hard`` for each task of a generated shop, by what perfect play needs; else None."""
+def groups(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
+    """What the win rate is also told for: ``easy``, ``medium`` or ``hard`` (what perfect play needs) for each task of
+    a generated shop, the task's name in ScienceWorld; None elsewhere."""
+    if isinstance(env, ScienceWorld):
+        return {task: task.rpartition("/")[0] for task in tasks}
     if not isinstance(env, WebShop) or not env.generated:
         return None
     return {task: grade(play(cast(WebShop, env.fork()), task).actions) for task in tasks}

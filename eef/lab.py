@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from eef import evaluate, trajectory
 from eef.envs import TextEnv
-from eef.experts import collect, demonstrations, difficulty
-from eef.policy import Policy, embedded_folder
+from eef.experts import collect, demonstrations, groups
+from eef.policy import Policy, folder_of
 from eef.rollout import Start, simulate
 from eef.runs import Run, code_hash, digest, log_metrics, read_json, write_json
 from eef.selection import Example
@@ -167,7 +167,7 @@ class Lab:
     def evaluate(self, adapter: Path) -> dict[str, Any]:
         """Win rate and reward of ``adapter`` on the test subtasks, with intervals; episodes and table are kept."""
         settings = self.settings
-        groups = difficulty(self.env, self.test)
+        grouped = groups(self.env, self.test)
         key = {
             **self._world(),
             "code": code_hash(*_ACTING, "evaluate.py"),
@@ -175,7 +175,7 @@ class Lab:
             "policy": self._policy_key(),
             "tasks": self.test,
             "temperature": settings.eval_temperature,
-            "groups": groups,
+            "groups": grouped,
         }
 
         def make(folder: Path) -> None:
@@ -186,10 +186,10 @@ class Lab:
                 )  # fmt: skip
             trajectory.save(played, folder / "trajectories.jsonl")
             table = evaluate.results(played)
-            if groups:
-                table["group"] = table["task"].map(groups)
+            if grouped:
+                table["group"] = table["task"].map(grouped)
             table.to_csv(folder / "episodes.csv", index=False)
-            write_json(folder / "summary.json", evaluate.summary(table, groups=groups))
+            write_json(folder / "summary.json", evaluate.summary(table, groups=grouped))
 
         folder = self.run.stage("eval", key, make)
         return read_json(folder / "summary.json")
@@ -257,6 +257,6 @@ def _steps(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
 
 def model_hash(name: str) -> str:
     """Content hash of a local model's weights; a hub name stands for itself."""
-    folder = embedded_folder() if name == "embedded" else Path(name)
+    folder = Path(folder_of(name))
     weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]) if weights else name

@@ -50,7 +50,7 @@ def outcomes_of(expert: Trajectory, simulations: Iterable[Trajectory]) -> dict[i
     outcomes: dict[int, Trajectory | None] = {}
     for played in simulations:
         index = played.prefix
-        if played.task != expert.task or index >= len(expert) or played.turns[:index] != expert.turns[:index]:
+        if index >= len(expert) or not _is_from(played, expert, index):
             continue
         if played.won:
             outcomes[index] = outcomes.get(index) or played
@@ -116,18 +116,26 @@ def _explored(row: dict[str, Any]) -> list[tuple[Trajectory, Outcomes]]:
     """The expert's failures in a run, each with what the first iteration's simulations say of its states."""
     failures = [expert for expert in read_stage(row, "experts") if expert.failed]
     from_s0, from_states = read_stage(row, "s0-0-0"), read_stage(row, "states-0")
-    counts = [len(cut_points(len(expert), int(row["m"]))) for expert in failures]
-    if sum(counts) != len(from_states):
-        raise FigureError(
-            f"{row['folder']}/states-0 holds {len(from_states)} simulations where the failures in its 'experts' stage "
-            f"and M = {row['m']:.0f} ask for {sum(counts)}: another version of the code made it; start the run again"
-        )
     found: list[tuple[Trajectory, Outcomes]] = []
     at = 0  # the stage holds them in order: two experts may share a subtask and its first turns
-    for expert, count in zip(failures, counts, strict=True):
-        found.append((expert, outcomes_of(expert, [*from_s0, *from_states[at : at + count]])))
-        at += count
+    for expert in failures:
+        mine = []
+        for index in cut_points(len(expert), int(row["m"])):
+            if at < len(from_states) and _is_from(from_states[at], expert, index):  # else it could not be restored
+                mine.append(from_states[at])
+                at += 1
+        found.append((expert, outcomes_of(expert, [*from_s0, *mine])))
+    if at < len(from_states):
+        raise FigureError(
+            f"{row['folder']}/states-0 holds {len(from_states)} simulations, and number {at} is from no state that the "
+            f"failures in its 'experts' stage and M = {row['m']:.0f} ask for: another version of the code made it; "
+            "start the run again"
+        )
     return found
+
+
+def _is_from(played: Trajectory, expert: Trajectory, index: int) -> bool:
+    return (played.task, played.prefix) == (expert.task, index) and played.turns[:index] == expert.turns[:index]
 
 
 def expert_states(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:

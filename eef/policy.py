@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from eef.chat import Chat, Dialogue, load_options
 
 EMBEDDED = "embedded"
+_EMBEDDED = {EMBEDDED: "base", "embedded-scienceworld": "base_scienceworld"}  # names and folders beside this module
 disable_progress_bar()  # one line per weight file says nothing to who waits for episodes
 
 
@@ -55,7 +56,8 @@ class Policy:
         context: int | None = None,
         max_new_tokens: int = 64,
     ) -> Policy:
-        """A base model by name (``embedded``, a folder, or a hub name), with the adapter saved in a folder.
+        """A base model by name (``embedded``, ``embedded-scienceworld``, a folder, or a hub name), with the
+        adapter saved in a folder.
 
         ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a
         name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False.
@@ -63,7 +65,7 @@ class Policy:
         """
         if quantize not in (None, "nf4"):
             raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
-        folder = str(embedded_folder()) if model == EMBEDDED else model
+        folder = folder_of(model)
         chat = load_chat(model, instructions)
         try:
             compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -128,7 +130,7 @@ class Policy:
 
 def load_chat(model: str = EMBEDDED, instructions: str | None = None) -> Chat:
     """The scaffold of a model by name, without its weights; ``instructions`` default to its ``chat.json``."""
-    folder = str(embedded_folder()) if model == EMBEDDED else model
+    folder = folder_of(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
@@ -139,17 +141,17 @@ def load_chat(model: str = EMBEDDED, instructions: str | None = None) -> Chat:
 
 
 def _no_model(name: str, error: OSError) -> OSError:
-    return OSError(f"no model {name!r}: give a folder, a hub name, or '{EMBEDDED}' ({error})")
+    return OSError(f"no model {name!r}: give a folder, a hub name, or {' or '.join(map(repr, _EMBEDDED))} ({error})")
 
 
-def embedded_folder() -> Path:
-    """Where the embedded base model lies."""
-    folder = Path(str(importlib.resources.files("eef") / "base"))
+def folder_of(model: str) -> str:
+    """Where a model lies: of an embedded one the folder in this package, else the name itself."""
+    if model not in _EMBEDDED:
+        return model
+    folder = Path(str(importlib.resources.files("eef") / _EMBEDDED[model]))
     if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"the embedded base model is missing at {folder}: run notebooks/base_model.ipynb to make it"
-        )
-    return folder
+        raise FileNotFoundError(f"the base model {model!r} is missing at {folder}: its card says how to make it")
+    return str(folder)
 
 
 Trie = dict[int, "Trie"]

@@ -285,6 +285,16 @@ def train(
 
 
 @torch.inference_mode()
+def mean_loss(model: Any, rows: list[Row]) -> float:
+    """Mean negative log-likelihood (nats) of a token of ``rows`` given those before it."""
+    total = sum(
+        float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        for ids in (torch.tensor([row.ids]) for row in rows)
+    )
+    return total / sum(len(row.ids) - 1 for row in rows)
+
+
+@torch.inference_mode()
 def accuracy(model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
     """Share of questions whose whole answer is the likeliest token at each place, by kind of question."""
     kinds = {tokenizer.convert_tokens_to_ids(kind): kind for kind in _ASKED if kind[0] == "?"}

@@ -15,7 +15,7 @@ from eef.envs import TextEnv
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import Shop, generate
 from eef.envs.webshop.shopper import play
-from eef.experts import collect, demonstrations, difficulty
+from eef.experts import collect, demonstrations, groups
 from eef.trajectory import Trajectory, TrajectoryError, save
 
 
@@ -134,12 +134,12 @@ def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
         demonstrations(other, ["0"])
 
 
-def test_difficulty_of_a_generated_shop_only(shop: WebShop) -> None:
-    found = difficulty(shop, shop.tasks("test"))
+def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:
+    found = groups(shop, shop.tasks("test"))
     assert found is not None and list(found) == shop.tasks("test")
     assert Counter(found.values()) == {"easy": 10, "medium": 6, "hard": 4}
     given = WebShop(data=generate(Shop(products=60)), split={"train": [0], "eval": [], "test": []})
-    assert difficulty(given, ["0"]) is None
+    assert groups(given, ["0"]) is None
 
 
 def test_slips_set_the_strength_and_the_rarity_of_the_skill(default: WebShop) -> None:

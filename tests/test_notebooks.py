@@ -16,7 +16,7 @@ import papermill
 import pytest
 
 from eef.cli import main
-from eef.policy import embedded_folder
+from eef.policy import folder_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -100,6 +100,6 @@ def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> Non
 
 
 def test_the_shipped_base_model_is_small_and_has_a_card() -> None:
-    folder = embedded_folder()
+    folder = Path(folder_of("embedded"))
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
     assert "random walks" in (folder / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 
 from eef.envs import restore
 from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.expert import Lapses, play, teleported
+from eef.envs.scienceworld.expert import Lapses, listed, play, teleported
 from eef.experts import collect, demonstrations
 from eef.trajectory import Trajectory
 
@@ -38,6 +38,56 @@ def test_walks_become_teleports() -> None:
     walk = ["open door to hallway", "go to hallway", "open door to kitchen", "go to kitchen", "look around"]
     assert teleported([*walk, "focus on cup"]) == ["teleport to kitchen", "look around", "focus on cup"]
     assert teleported(["focus on ant", "wait1"]) == ["focus on ant", "wait1"]
+
+
+@pytest.mark.parametrize(
+    ("action", "valid", "held", "meant"),
+    [
+        ("focus on ant", ["focus on ant"], "", "focus on ant"),
+        (
+            "move egg dove egg in inventory to red box",
+            ["move orange to red box", "move dove to red box"],
+            "",
+            "move dove to red box",
+        ),
+        (
+            "move living thing in inventory to red box",
+            ["move egg frog to red box"],
+            "egg frog",
+            "move egg frog to red box",
+        ),
+        (
+            "move flower pot 6 containing apple tree and soil in inventory to red box",
+            ["move flower pot to red box", "move apple to red box", "move adult apple tree to red box"],
+            "flower pot 6",
+            "move flower pot to red box",
+        ),
+        (
+            "pour cup of paint in art studio in jug",
+            ["pour cup of paint in art studio into jug"],
+            "",
+            "pour cup of paint in art studio into jug",
+        ),
+        ("focus on adult bee", ["focus on axe"], "", "focus on adult bee"),
+        ("focus on ant", [], "", "focus on ant"),
+    ],
+)
+def test_gold_in_the_words_of_the_list(action: str, valid: list[str], held: str, meant: str) -> None:
+    assert listed(action, valid, held) == meant
+
+
+def test_listed_play_wins_and_says_what_is_listed() -> None:
+    env = ScienceWorld(("find-plant", "find-living-thing"), max_steps=15, valid_actions=True)
+    try:
+        for task in ("find-plant/0", "find-living-thing/0"):
+            played = play(env, task)
+            env.reset(task)
+            for action in played.actions:
+                assert action in env.available_actions()["actions"]
+                env.step(action)
+            assert played.won
+    finally:
+        env.close()
 
 
 def test_perfect_play_wins(env: ScienceWorld, subtasks: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from eef.envs.scienceworld import ScienceWorld
@@ -51,6 +52,34 @@ def teleported(actions: list[str]) -> list[str]:
     return out
 
 
+def listed(action: str, valid: list[str], held: str = "") -> str:
+    """The valid action that says what ``action`` says, which may name a thing in other words; else ``action``.
+
+    The gold path says ``move egg dove egg in inventory to red box`` where the list has ``move dove to red box``, and a
+    policy whose decoding is limited to the list can only learn what is listed. ``held``: what was picked up last.
+    """
+    if not valid or action in valid:
+        return action
+    target = action[action.rfind(" to ") :]
+    rewordings = [f"{action[: at.start()]} into {action[at.end() :]}" for at in re.finditer(" in ", action)]
+    if action.startswith("move "):
+        rewordings.append(f"move {held}{target}")
+    for other in rewordings:
+        if other in valid:
+            return other
+    for start, end in (("move ", target), ("focus on ", ""), ("pick up ", ""), ("mix ", ""), ("eat ", "")):
+        if action.startswith(start):
+            asked = action[len(start) : len(action) - len(end)].split()
+            named = {
+                other: other[len(start) : len(other) - len(end)].split()
+                for other in valid
+                if other.startswith(start) and other.endswith(end)
+            }
+            fitting = [other for other, words in named.items() if words and not Counter(words) - Counter(asked)]
+            return max(fitting, key=lambda other: (len(named[other]), -asked.index(named[other][0])), default=action)
+    return action
+
+
 def play(env: ScienceWorld, task: str, lapses: Lapses | None = None, seed: int = 0) -> Trajectory:
     """One episode of the expert on ``task``; equal arguments give an equal trajectory."""
     lapses = lapses or Lapses()
@@ -69,12 +98,15 @@ def play(env: ScienceWorld, task: str, lapses: Lapses | None = None, seed: int =
     detour = rng.randrange(len(way)) if rng.random() < lapses.detour else -1
     mend = rng.randrange(len(way)) if rng.random() < lapses.mend else -1
 
-    pages, actions, step = [env.reset(task)], [], None
+    pages, actions, step, held = [env.reset(task)], [], None, ""
 
     def act(action: str) -> bool:
         """Whether the episode goes on."""
-        nonlocal step
+        nonlocal step, held
         if step is None or not step.done:
+            if env.valid_actions:
+                action = listed(action, env.available_actions()["actions"], held)
+            held = action[8:] if action.startswith("pick up ") else held
             step = env.step(action)
             actions.append(action)
             pages.append(step.observation)
