@@ -182,7 +182,7 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
         win_rate_vs_budget(runs, out)
     print(shown)
     for stem in drawn:
-        files = [_near(out / f"{stem}{suffix}") for suffix in (".png", ".svg", ".csv")]
+        files = [_near(out / f"{stem}{suffix}") for suffix in (".png", ".svg", ".md", ".csv")]
         print(f"figure: {', '.join(str(file) for file in files if file.is_file())}")
     print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
     return 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from eef.chat import FIRST, OTHER, ROWS, Aliases, Chat, Dialogue
 from eef.train import IGNORE, Row, collate
@@ -59,15 +59,25 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_model(tokenizer: Any, width: int, layers: int, heads: int, context: int = 2048) -> LlamaForCausalLM:
-    """A Llama of the given size, freshly initialised."""
-    config = LlamaConfig(
+def make_model(
+    tokenizer: Any,
+    width: int,
+    layers: int,
+    heads: int,
+    context: int = 2048,
+    architecture: str = "llama",
+    kv_heads: int | None = None,
+) -> Any:
+    """A causal model of the given size, freshly initialised; ``architecture`` is a name of transformers' (llama,
+    mistral, qwen2, ...), ``kv_heads`` fewer than ``heads`` for grouped queries."""
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=width * 8 // 3 // 16 * 16,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=kv_heads or heads,
         max_position_embeddings=context,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -75,7 +85,7 @@ def make_model(tokenizer: Any, width: int, layers: int, heads: int, context: int
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.08,  # about 1 / sqrt(width): with the usual 0.02 a narrow model starts far slower
     )
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def documents(
