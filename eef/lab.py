@@ -50,7 +50,7 @@ class Settings:
     iterations: int = 1
     restart: str = "base"
     dpo_beta: float = 0.1
-    dpo_lr: float = 5e-4
+    dpo_lr: float = 1e-4
     dpo_epochs: float = 3.0
 
 

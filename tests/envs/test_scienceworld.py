@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from eef.envs import EnvError, ReplayDivergence, make_env, restore, workers
+from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, restore, workers
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
 from eef.policy import Policy
@@ -239,6 +240,23 @@ def test_etos_split_has_its_sizes() -> None:
     assert [len(env.tasks(part)) for part in ("train", "eval", "test")] == [1483, 194, 211]
     assert not set(env.tasks("train")) & set(env.tasks("test"))
     assert env.max_steps == 120
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ETO.is_dir(), reason=f"ETO's index files are not at {ETO}")
+def test_all_items_of_etos_split_load() -> None:
+    env = ScienceWorld("all", split=ETO)
+    items = [task for part in ("train", "eval", "test") for task in env.tasks(part)]
+    assert len(items) == 1888
+    seats = env.workers(2)
+
+    def prompts(seat: TextEnv, first: int) -> list[str]:
+        return [seat.reset(task) for task in items[first::2]]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = [prompt for share in threads.map(prompts, seats, (0, 1)) for prompt in share]
+    assert all(prompt.startswith("Task Description:\nYour task is to ") and "you see" in prompt for prompt in found)
     env.close()
 
 
