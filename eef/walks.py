@@ -1,7 +1,8 @@
 """What the small ScienceWorld base reads before it learns any task: random walks that never focus, and names of things.
 
 A subtask of the eight short ones is won by a focus on the right thing, so a walk without a focus shows no play. At the
-end of a walk stands what the things in view are called in actions (``baby baby beaver`` for a page's ``baby beaver``).
+end of a walk stands what the things in view are called in actions (``baby baby beaver`` for a page's ``baby beaver``),
+and what was asked: who recites it has looked back at it.
 """
 
 from __future__ import annotations
@@ -37,30 +38,35 @@ _MOVES = {
     "inventory": 1,
     "eat": 1,
 }
-NAMES = "names"
+NAMES, ASKED = "names", "asked"
 
 
-def walk(env: ScienceWorld, task: str, seed: int, longest: int = 10) -> Trajectory:
-    """Random valid actions on ``task``, none of them a focus; at the end the agent lists what could be focused on."""
+def walk(env: ScienceWorld, task: str, seed: int, longest: int = 8) -> Trajectory:
+    """Random valid actions on ``task``, none of them a focus, half of them to where the task's text points.
+
+    At the end the agent names what could be focused on, and recites what it was asked.
+    """
     rng = random.Random(f"{seed} {task}")
     prompt, turns, held = env.reset(task), [], ""
+    asked = prompt.split("\n")[1]
     for _ in range(rng.randint(longest // 2, longest)):
         valid = env.available_actions()["actions"]
         kinds = {kind: [one for one in valid if one.startswith(kind)] for kind in _MOVES}
         kinds["move"] = [one for one in kinds["move"] if held and one.startswith(f"move {held} ")] or kinds["move"]
         there = [kind for kind, actions in kinds.items() if actions]
         kind = rng.choices(there, [_MOVES[kind] for kind in there])[0] if there else ""
-        action = rng.choice(kinds.get(kind, valid))  # none of these where the simulator asks which of several is meant
+        found = kinds.get(kind, valid)  # all where the simulator asks which of several is meant
+        pointed = [one for one in found if " to " in one and f" {one.rpartition(' to ')[2]}" in asked]
+        action = rng.choice(pointed if pointed and rng.random() < 0.5 else found)
         held = action[8:] if kind == "pick up" else held
         turns.append(Turn(action, env.step(action).observation))
     names = [one[9:] for one in env.available_actions()["actions"] if one.startswith("focus on ")]
-    if names:
-        turns[-1] = Turn(turns[-1].action, f"{turns[-1].observation}\n{NAMES}")
-        turns.append(Turn(", ".join(names), ""))
+    turns[-1] = Turn(turns[-1].action, f"{turns[-1].observation}\n{NAMES}")
+    turns += [Turn(", ".join(names) or "none", ASKED), Turn(asked, "")]
     return Trajectory(task, prompt, tuple(turns), 0.0, False, "walk")
 
 
-def walks(env: ScienceWorld, count: int, seed: int, longest: int = 10) -> list[Trajectory]:
+def walks(env: ScienceWorld, count: int, seed: int, longest: int = 8) -> list[Trajectory]:
     """``count`` walks on training subtasks drawn with ``seed``, played by all simulators that ``env`` may start."""
     rng, tasks = random.Random(seed), env.tasks("train")
     drawn = [rng.choice(tasks) for _ in range(count)]

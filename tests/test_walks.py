@@ -29,9 +29,10 @@ def test_walks_are_seeded_and_show_no_focus(env: ScienceWorld, walked: list[Traj
     assert walks.walks(env, 6, seed=4, longest=6) != walked
     assert {one.task for one in walked} <= set(env.tasks("train"))
     for one in walked:
-        moves, names = one.actions[:-1], one.actions[-1].split(", ")
+        moves, names, asked = one.actions[:-2], one.actions[-2].split(", "), one.actions[-1]
         assert 3 <= len(moves) <= 6 and not any(action.startswith("focus") for action in moves)
-        assert one.turns[-2].observation.endswith(f"\n{walks.NAMES}") and "agent" in names
+        assert one.turns[-3].observation.endswith(f"\n{walks.NAMES}") and "agent" in names
+        assert asked.startswith("Your task is to find the animal with the longest life span.") and asked in one.prompt
 
 
 def test_nothing_is_lost_between_text_and_tokens(env: ScienceWorld, walked: list[Trajectory]) -> None:

@@ -243,6 +243,21 @@ def test_etos_split_has_its_sizes() -> None:
     env.close()
 
 
+def test_fewer_variations_are_spread_over_those_that_there_are() -> None:
+    env = ScienceWorld(TASKS, variations={"train": 3})
+    assert env.tasks("train")[:2] == ["find-animal/0", "lifespan-longest-lived/0"]
+    assert [task for task in env.tasks("train") if "find" in task] == [
+        "find-animal/0",
+        "find-animal/50",
+        "find-animal/100",
+    ]
+    assert len(env.tasks("train")) == 6 and len(env.tasks("test")) == 75 + 32
+    env.close()
+    for odd in ({"dev": 3}, {"train": 0}, {"train": True}):
+        with pytest.raises(ValueError, match="variations: .* at least 1"):
+            ScienceWorld(TASKS, variations=odd)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ETO.is_dir(), reason=f"ETO's index files are not at {ETO}")
 def test_all_items_of_etos_split_load() -> None:

@@ -55,6 +55,7 @@ class ScienceWorld:
     simulator's own words, joined by commas; ``noElectricalAction`` is left out where a task needs electricity.
     ``split``: ``simulator`` (its own variations for train, dev and test), or a folder of ETO's index files
     (``sciworld_train_indices.json``, ``..._dev_...``, ``..._test_...``), of which ``tasks`` keeps a part.
+    ``variations``: at most so many of each task in a part, such as ``{"train": 20, "test": 10}``, spread evenly.
     ``max_steps``: actions per episode for all tasks, or per task name; None takes ``sciworld_max_steps.json`` of the
     split's folder, else 30. ``processes``: how many simulators :meth:`workers` may start. ``java``, ``heap`` (MB),
     ``timeout`` (seconds): see :class:`Simulator`.
@@ -77,6 +78,7 @@ class ScienceWorld:
         simplification: str = EASY,
         max_steps: int | dict[str, int] | None = None,
         split: str | Path = "simulator",
+        variations: dict[str, int] | None = None,
         valid_actions: bool = False,
         processes: int = 2,
         java: str | Path | None = None,
@@ -94,6 +96,7 @@ class ScienceWorld:
         self._sizes = self._facts(tuple(simplification.split(",")) if simplification else ())
         self._names = self._known(list(self._sizes) if tasks == "all" else [tasks] if isinstance(tasks, str) else tasks)
         self._split = self._simulators_split() if split == "simulator" else self._index_files(Path(split))
+        self._split = _spread(self._split, variations or {})
         self._limits = self._step_limits(max_steps, split)
         self.max_steps = max(self._limits.values())
 
@@ -324,3 +327,20 @@ class ScienceWorld:
         if bad := [name for name, steps in limits.items() if isinstance(steps, bool) or steps < 1]:
             raise ValueError(f"max_steps must be at least 1, not {limits[bad[0]]} ({bad[0]})")
         return limits
+
+
+def _spread(split: dict[str, list[str]], most: dict[str, int]) -> dict[str, list[str]]:
+    """At most ``most[part]`` variations of each task, evenly over those that there are, tasks taking turns."""
+    for part, count in most.items():
+        if part not in split or isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"variations: {part!r}: {count!r}; give train, eval or test a whole number of at least 1")
+    found = dict(split)
+    for part, count in most.items():
+        tasks: dict[str, list[str]] = {}
+        for task in split[part]:
+            tasks.setdefault(task.rpartition("/")[0], []).append(task)
+        kept = [
+            [own[i * len(own) // min(count, len(own))] for i in range(min(count, len(own)))] for own in tasks.values()
+        ]
+        found[part] = [own[turn] for turn in range(count) for own in kept if turn < len(own)]
+    return found
