@@ -217,18 +217,23 @@ class _PairTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        inputs = dict(inputs)
-        reference = inputs.pop("reference")
-        gain = log_likelihoods(model, inputs) - reference.flatten()
-        won, lost = gain.chunk(2)
-        loss = -torch.nn.functional.logsigmoid(self.beta * (won - lost)).mean()
+        loss = preference_loss(model, dict(inputs), self.beta)
         return (loss, None) if return_outputs else loss
+
+
+def preference_loss(model: Any, batch: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
+    """The DPO loss, a scalar; ``batch`` holds all wins, then all losses, and their log-likelihoods under the reference
+    model as ``reference``, (2, pairs)."""
+    gain = log_likelihoods(model, batch) - batch["reference"].flatten()
+    won, lost = gain.chunk(2)
+    return -torch.nn.functional.logsigmoid(beta * (won - lost)).mean()
 
 
 def log_likelihoods(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Sum of the log-probabilities of the tokens that carry loss, (rows,), for a batch of :func:`collate`."""
     labels = batch["labels"][:, 1:]
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision is too coarse for sums
     learnt = labels != IGNORE
     logs = torch.log_softmax(logits, -1).gather(-1, labels.masked_fill(~learnt, 0)[..., None])[..., 0]
     return (logs * learnt).sum(-1)

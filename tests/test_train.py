@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from eef.experts import demonstrations
 from eef.policy import Policy
 from eef.pretrain import save
 from eef.selection import Example
-from eef.train import IGNORE, Row, collate, dpo, fit, log_likelihoods, rows_of, sft
+from eef.train import IGNORE, Row, collate, dpo, fit, log_likelihoods, preference_loss, rows_of, sft
 from eef.trajectory import Trajectory, Turn, without_loss
 
 SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -114,6 +116,44 @@ def test_log_likelihoods_are_sums_over_the_learnt_tokens(policy: Policy, example
             logs = policy.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
             wanted = sum(logs[at - 1, token] for at, (token, m) in enumerate(zip(row.ids, row.mask, strict=True)) if m)
             assert torch.isclose(found, torch.as_tensor(wanted), atol=1e-3)
+
+
+def test_dpo_equals_its_formula_on_two_pairs_in_float64(policy: Policy, examples) -> None:
+    """Value and gradient of -log sigmoid(beta ((log pi - log ref)(won) - (log pi - log ref)(lost))), token by token."""
+    model, reference = (copy.deepcopy(policy.model).double() for _ in range(2))
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype)
+    wins = [Row(row.ids[:150], row.mask[:150]) for row in rows_of(policy, examples[:2])[0]]
+    losses = [Row(row.ids[:90], row.mask[:90]) for row in rows_of(policy, examples[2:4])[0]]
+
+    def log_likelihood(of, row: Row) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        logits = of(input_ids=torch.tensor([row.ids])).logits[0]
+        for place in range(1, len(row.ids)):
+            if row.mask[place]:
+                total = total + logits[place - 1, row.ids[place]] - torch.logsumexp(logits[place - 1], -1)
+        return total
+
+    wanted = torch.zeros((), dtype=torch.float64)
+    for won, lost in zip(wins, losses, strict=True):
+        gains = [log_likelihood(model, row) - log_likelihood(reference, row).detach() for row in (won, lost)]
+        wanted = wanted + torch.log1p(torch.exp(-0.3 * (gains[0] - gains[1]))) / 2
+    gradients = torch.autograd.grad(wanted, list(model.parameters()), allow_unused=True)
+
+    batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in (*wins, *losses)], pad=policy.pad)
+    with torch.no_grad():
+        batch["reference"] = log_likelihoods(reference, batch).reshape(2, 2)
+    loss = preference_loss(model, batch, 0.3)
+    assert (
+        loss.dtype == torch.float64
+        and abs(float(loss - wanted)) < 1e-10
+        and float(loss) != pytest.approx(0.6931, abs=1e-3)
+    )
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, list(model.parameters()), allow_unused=True), gradients, strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-10)
 
 
 def test_dpo_begins_at_log_two_and_sets_wins_before_losses(trainable: Policy, examples, tmp_path) -> None:
