@@ -99,7 +99,29 @@ def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> Non
     assert (tmp_path / "model.safetensors").stat().st_size > 0
 
 
-def test_the_shipped_base_model_is_small_and_has_a_card() -> None:
-    folder = Path(folder_of("embedded"))
+@pytest.mark.parametrize("model", ["embedded", "embedded-scienceworld"])
+def test_a_shipped_base_model_is_small_and_has_a_card(model: str) -> None:
+    folder = Path(folder_of(model))
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
     assert "random walks" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_scienceworld_from_walks_to_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The base notebook and `eef sweep experiments/scienceworld.yaml`, both small, on the real simulator."""
+    small = {"count": 6, "held": 1, "longest": 4, "width": 32, "layers": 1, "heads": 2, "epochs": 1.0, "processes": 1}
+    base = tmp_path / "base"
+    notebook = str(ROOT / "notebooks" / "base_scienceworld.ipynb")
+    papermill.execute_notebook(notebook, None, small | {"out": str(base)}, kernel_name="python3", progress_bar=False)
+    assert json.loads((base / "chat.json").read_text()) == {"limited": True}
+    words = ["sweep", str(ROOT / "experiments" / "scienceworld.yaml"), "--root", str(tmp_path / "runs")]
+    options = "{valid_actions: true, tasks: [find-non-living-thing], variations: {train: 6, test: 2}}"
+    for change in (f"env_options={options}", f"model={base}", "epochs=1", "wandb=disabled", "seeds=[0]", "max_steps=6"):
+        words += ["-p", change]
+    assert main([*words, "--out", str(tmp_path / "figure")]) == 0
+    frame = pd.read_csv(tmp_path / "figure" / "win_rate_vs_budget.csv")
+    assert set(frame["method"]) == {"sft_pos", "ceiling", "rft", "eef"} and frame["errors"].eq(0).all()
+    assert frame.set_index("n").loc[6, "episodes"] == 36 and frame["n_test"].eq(2).all()
+    episodes = pd.read_csv(next((tmp_path / "runs").glob("scienceworld__eef*/eval/episodes.csv")))
+    assert episodes["max_score"].between(0, 1).all() and set(episodes["group"]) == {"find-non-living-thing"}
+    assert "main_table.md" in capsys.readouterr().out
