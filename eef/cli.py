@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="change a parameter"
     )
-    one.add_argument("--jobs", type=int, default=2, help="points at a time (default 2)")
+    one.add_argument("--jobs", type=int, help="points at a time (default 2; on Slurm all)")
+    one.add_argument("--executor", default="local", choices=("local", "slurm"), help="where points run (default local)")
     one.add_argument("--dry-run", action="store_true", help="list the points and stop")
     one.add_argument("--only", metavar="SUBSTR", help="the points whose name contains this")
     one.set_defaults(command=_sweep)
@@ -135,7 +136,7 @@ def _sweep(given: argparse.Namespace) -> int:
     from eef.sweep import read_spec, sweep, sweep_label
 
     overrides = parse_overrides(given.overrides)
-    code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root)
+    code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root, given.executor)
     if code or given.dry_run:
         return code
     spec = read_spec(given.file)
@@ -191,7 +192,8 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
 def _draw_by_notebook(given: argparse.Namespace, notebook: str, parameters: dict[str, Any], root: Path) -> None:
     from papermill.inspection import inspect_notebook
 
-    from eef.sweep import failure, find_notebook, start_notebook, stop
+    from eef.launch import failure, start_notebook, stop
+    from eef.sweep import find_notebook
 
     path = find_notebook(Path(given.file), notebook)
     declared = inspect_notebook(str(path))

@@ -114,6 +114,15 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def link(path: Path, target: Path) -> None:
+    """Make ``path`` a symbolic link to ``target``, in place of what it was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path):
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(target)
+        os.replace(beside, path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a torn file is a :class:`RunError` that names it."""
     try:
@@ -249,12 +258,7 @@ class Run:
                     self._make(name, key, final, make)
         if not made:
             print(f"[{name}] reused ({label})", flush=True)
-        link = self.folder / name
-        with disk_errors(link):
-            beside = self.folder / f".{name}.{os.getpid()}"
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(Path("..") / "stages" / label)
-            os.replace(beside, link)
+        link(self.folder / name, Path("..") / "stages" / label)
         self.stages[name] = final
         return final
 

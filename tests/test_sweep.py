@@ -17,7 +17,8 @@ import yaml
 from filelock import FileLock
 
 from eef import sweep as module
-from eef.sweep import SweepError, check, expand, failure, label, plan, read_spec, repeat_command, sweep, sweep_label
+from eef.launch import failure
+from eef.sweep import SweepError, check, expand, label, plan, read_spec, repeat_command, sweep, sweep_label
 
 PARAMETERS = """\
 method = "rft"  # one of: rft, eef, bad
