@@ -93,7 +93,8 @@ def failure(base: str, code: int) -> str:
     else:
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()[-15:]
-    killed = f"ended by signal {-code} (out of memory?)" if code < 0 else f"exit {code}"
+    reason = {9: " (out of memory?)", 15: " (cancelled, or out of time?)"}.get(-code, "")
+    killed = f"ended by signal {-code}{reason}" if code < 0 else f"exit {code}"
     return "\n        ".join([message or killed, *lines])
 
 
