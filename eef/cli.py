@@ -255,10 +255,10 @@ def _report(given: argparse.Namespace) -> int:
     pictures = sorted(path for path in drawn.glob("*.png") if path.stat().st_mtime >= newest)
     out = Path(given.out).resolve() if given.out else root / "reports" / f"{name or 'all'}.html"
     print(f"report: {_near(page(root, name, out, pictures, index))}")
-    if name and mirror.logged_in():
-        print(f"W&B report: {mirror.save_report(root, name, pictures, in_words(root, name, index))}")
-    elif name:
-        print("W&B report: none, since nobody is logged in (`wandb login`, `eef wandb sync`, then again)")
+    if name:
+        reason = mirror.account()
+        made = f"none, {reason}" if reason else mirror.save_report(root, name, pictures, in_words(root, name, index))
+        print(f"W&B report: {made}")
     return 0
 
 

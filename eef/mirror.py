@@ -94,7 +94,7 @@ def trajectory_tables(folder: Path) -> dict[str, list[Any]]:
 
 
 def _row(t: Trajectory, start: int | None) -> list[Any]:
-    turns = [f"> {turn.action}\n{turn.observation}".rstrip() for turn in t.turns]
+    turns = [f"> {turn.said}\n{turn.observation}".rstrip() for turn in t.turns]
     return [t.task, bool(t.won), float(t.reward), len(t), t.outcome, start, "\n".join([t.prompt, *turns])[:20_000]]
 
 
@@ -132,16 +132,24 @@ def figure(root: Path, name: str, files: list[Path], mode: str = "offline") -> s
     return trouble
 
 
-def logged_in() -> bool:
-    """Whether W&B has an account here: a look at its settings, without a question and without the network."""
+def account() -> str | None:
+    """None where W&B can be used: there is an account and it answers; else why not, within seconds and unasked."""
+    import requests
     import wandb
 
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return False
+        return f"WANDB_MODE is {os.environ['WANDB_MODE']}"
     try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except Exception:  # a malformed key, a broken netrc: whatever it is, there is no account to use
-        return False
+        settings = wandb.setup(wandb.Settings(silent=True)).settings
+        if not wandb.login(prompt=False, verify=False):
+            return "nobody is logged in (`wandb login`)"
+    except Exception as error:  # a malformed key, a broken netrc: whatever it is, there is no account to use
+        return f"the W&B account cannot be used: {str(error).strip().splitlines()[-1][:200]}"
+    try:
+        requests.head(settings.base_url, timeout=10)  # `wandb sync` alone would try for many minutes
+    except requests.RequestException:
+        return f"{settings.base_url} does not answer"
+    return None
 
 
 def unsynced(root: Path) -> list[Path]:
@@ -159,8 +167,8 @@ def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
     folders = unsynced(root)
     if not folders:
         return 0, []
-    if not logged_in():
-        raise RunError(f"{len(folders)} offline runs in {root} wait for an account: `wandb login`, then again")
+    if reason := account():
+        raise RunError(f"{reason}: {len(folders)} offline runs in {root} are kept, start again when W&B can be reached")
     for start in range(0, len(folders), 10):
         batch = folders[start : start + 10]
         words = [sys.executable, "-m", "wandb", "sync", *map(str, batch)]

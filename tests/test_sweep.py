@@ -45,7 +45,8 @@ run.finish({"method": method, "n": n, "win_rate": 0.25 + n / 100})
 
 def write(folder: Path, **changes: Any) -> Path:
     """A sweep file beside a notebook of two cells."""
-    cells = [nbformat.v4.new_code_cell(PARAMETERS), nbformat.v4.new_code_cell(changes.pop("body", BODY))]
+    sources = (changes.pop("cell", PARAMETERS), changes.pop("body", BODY))
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata.tags = ["parameters"]
     book = nbformat.v4.new_notebook(cells=cells)
     book.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
