@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,8 @@ def failure(base: str, code: int) -> str:
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()[-15:]
     reason = {9: " (out of memory?)", 15: " (cancelled, or out of time?)"}.get(-code, "")
     killed = f"ended by signal {-code}{reason}" if code < 0 else f"exit {code}"
+    if shutil.disk_usage(log.parent).free < 1_000_000:  # then neither notebook nor log could say so
+        killed = f"the disk is full at {log.parent}: free some space and start again (finished stages are kept)"
     return "\n        ".join([message or killed, *lines])
 
 

@@ -164,7 +164,7 @@ def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
 
     ``seconds`` limits each batch of ten. :class:`RunError` without an account, and where W&B cannot be reached.
     """
-    folders = unsynced(root)
+    folders = unsynced(root.resolve())
     if not folders:
         return 0, []
     if reason := account():
@@ -173,11 +173,13 @@ def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
         batch = folders[start : start + 10]
         words = [sys.executable, "-m", "wandb", "sync", *map(str, batch)]
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
+            done = subprocess.run(
+                words, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
+            )  # in root, where wandb leaves its logs
             said = (done.stderr + done.stdout).strip().splitlines() or ["no message"]
         except subprocess.TimeoutExpired:
             said = [f"no answer within {seconds:.0f} s"]
-        left = [path for path in folders if path in set(unsynced(root))]
+        left = [path for path in folders if path in set(unsynced(root.resolve()))]
         if set(batch) <= set(left):  # not one went: the next batch would not either
             raise RunError(f"W&B took none of {len(left)} offline runs: {said[-1][-300:]}; they are kept, start again")
         print(f"synced {len(folders) - len(left)} of {len(folders)}", flush=True)

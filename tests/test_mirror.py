@@ -109,7 +109,7 @@ def test_the_offline_record_has_what_a_comparison_needs(tmp_path: Path, offline:
     shown = json.loads(table.read_text())
     assert len(shown["data"]) == 40 and sum(row[1] for row in shown["data"]) == 20
     words = [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, run.folder.glob("wandb/offline-run-*"))]
-    listed = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "Would sync 1 run" in listed.stdout + listed.stderr
 
 

@@ -67,6 +67,7 @@ def free_ports(count: int) -> list[int]:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if MISSING:
         pytest.skip(f"no Slurm here ({', '.join(MISSING)} missing): apt install slurm-wlm munge")
+    pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
     at = tmp_path_factory.mktemp("slurm")
     for place in (at, *at.parents[:1]):
         place.chmod(0o755)  # munge refuses a socket below a folder that others cannot reach
