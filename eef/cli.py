@@ -170,10 +170,17 @@ def _sweep(given: argparse.Namespace) -> int:
 
     overrides = parse_overrides(given.overrides)
     code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root, given.executor)
-    if code or given.dry_run:
+    if given.dry_run or code not in (0, 1):
         return code
     spec = read_spec(given.file)
-    return _draw(given, sweep_label(spec, overrides), spec.figure, whole=True)
+    name = sweep_label(spec, overrides)
+    if code:
+        root = _root(given)
+        index = _index(root, name)
+        if index.get("run_ids"):  # in the morning, what the night gave
+            _publish(root, name, index, [])
+        return code
+    return _draw(given, name, spec.figure, whole=True)
 
 
 def _figures(given: argparse.Namespace) -> int:

@@ -69,12 +69,10 @@ def main() -> None:
         again = subprocess.run(words, env=env, capture_output=True, text=True).stdout
         skipped, whole = json.loads(again.splitlines()[-1]), time.perf_counter() - began
     assert first["code"] == skipped["code"] == 0 and len(seconds) == given.runs, said[-2000:]
-    gaps, quarter = np.diff(ends), max(1, len(ends) // 4)
+    quarters = [f"{1e3 * np.median(part):.0f}" for part in np.array_split(np.diff(ends), 4)]
     print(f"{given.runs} dummy runs, {given.jobs} at a time, {os.cpu_count()} CPUs: {first['wall']:.0f} s in all")
     print(f"a run: {np.mean(seconds):.1f} s from start to end; {first['wall'] / given.runs:.2f} s of wall time each")
-    slope = 1e3 * np.polyfit(range(len(gaps)), gaps, 1)[0]
-    print(f"from one result to the next: {gaps[:quarter].mean():.2f} s in the first quarter, ", end="")
-    print(f"{gaps[-quarter:].mean():.2f} s in the last; slope {slope:+.2f} ms a run")
+    print(f"from one result to the next, median of each quarter: {', '.join(quarters)} ms")
     print(f"the sweep's own process: {1e3 * first['own'] / given.runs:.0f} ms of CPU a run")
     print(f"again, all finished: {whole:.1f} s with Python's start")
 
