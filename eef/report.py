@@ -48,6 +48,8 @@ def page(
             found[key] = make(runs)  # type: ignore[operator]
         except ValueError as error:
             lacks.setdefault(key, str(error))
+        except KeyError as error:  # a notebook of the user's own, with results of its own
+            lacks.setdefault(key, f"the results have no {error}")
     lacks = {key: text for key, text in lacks.items() if not text.startswith("nothing to compare")}
     if lacks:
         warnings.append(f"left out: {', '.join(_PARTS[key] for key in lacks)}; {next(iter(lacks.values()))}")

@@ -130,6 +130,9 @@ def test_what_is_amiss_is_said_on_the_page(tmp_path: Path) -> None:
     )
     assert "left out: the figure, the table of methods" in text and "several runs of one method and seed" in text
     assert ["RFT × 2, experts: strong", "webshop", "2", "50.0", "50.0"] in cells(text)
+    bare = Run.open(tmp_path / "bare", "webshop", "mine", 0, {}, {})
+    bare.finish({"method": "mine", "score": 1})
+    assert "left out: the figure" in page(tmp_path / "bare", None, tmp_path / "bare.html").read_text()
     with pytest.raises(FigureError, match="no finished runs"):
         page(tmp_path / "none", None, tmp_path / "none.html")
 
