@@ -189,6 +189,7 @@ def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
 def save_report(root: Path, name: str, pictures: Iterable[Path], about: str) -> str:
     """Build and save :func:`report` in a process of its own, within a time limit; its address, or why there is none."""
     kept = root / "reports" / f"{name}.url"
+    kept.parent.mkdir(parents=True, exist_ok=True)
     code = "from eef.mirror import *; a = sys.argv; Path(a[1]).write_text(report(a[2], map(Path, a[4:]), a[3]))"
     trouble = apart(code, str(kept), name, about, *map(str, pictures))
     return f"none: {trouble}" if trouble else kept.read_text()

@@ -247,3 +247,15 @@ def test_a_report_without_its_package_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     with pytest.raises(RunError, match=r"pip install 'eef\[report\]'"):
         mirror.report("demo", [], "about", save=False)
+
+
+def test_a_report_is_saved_apart_and_its_trouble_is_one_line(
+    tmp_path: Path, offline: None, refusing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb_workspaces", reason="the extra 'report' is not installed")
+    said = mirror.save_report(tmp_path, "demo", [], "about")
+    assert said.startswith("none: exit 1: ") and "\n" not in said and "credentials" in said
+    monkeypatch.setattr(
+        mirror, "apart", lambda code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
+    )
+    assert mirror.save_report(tmp_path, "demo", [], "about") == "address of demo"
