@@ -106,6 +106,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             yield at
         finally:
             subprocess.run(["scancel", "--me"], env=env, capture_output=True)
+            for _ in range(60):  # a daemon that ends first would leave the jobs' keepers behind
+                if not subprocess.run(["squeue", "-h"], env=env, capture_output=True).stdout.strip():
+                    break
+                time.sleep(0.5)
             for process in reversed(started):
                 process.terminate()
             for process in reversed(started):
