@@ -1,4 +1,4 @@
-"""The command line: ``eef sweep``, ``eef figures``, ``eef runs``, ``eef webshop``.
+"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``webshop``.
 
 Heavy libraries are imported by the commands that need them, so that ``eef --help`` answers at once.
 """
@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `eef runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("EEF_DEBUG") == "1":
             raise
@@ -40,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="change a parameter"
     )
-    one.add_argument("--jobs", type=int, default=2, help="points at a time (default 2)")
+    one.add_argument("--jobs", type=int, help="points at a time (default 2; on Slurm all)")
+    one.add_argument("--executor", default="local", choices=("local", "slurm"), help="where points run (default local)")
     one.add_argument("--dry-run", action="store_true", help="list the points and stop")
     one.add_argument("--only", metavar="SUBSTR", help="the points whose name contains this")
     one.set_defaults(command=_sweep)
@@ -49,16 +53,46 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--sweep", metavar="NAME", help="the runs of one sweep (default: every run in the root)")
     two.set_defaults(command=_figures)
 
-    three = commands.add_parser("runs", help="list the runs: id, win rate, state")
-    three.set_defaults(command=_runs)
+    three = commands.add_parser("runs", help="list, show, compare or prune runs")
+    three.set_defaults(command=_runs_list)
+    _runs_parser(three)
+
+    four = commands.add_parser("report", help="an HTML page of a sweep; with a W&B account a report there, too")
+    four.add_argument("--sweep", metavar="NAME", help="the runs of one sweep (default: every run in the root)")
+    four.add_argument("--out", metavar="FILE", help="the page (default ROOT/reports/NAME.html)")
+    four.set_defaults(command=_report)
+
+    five = commands.add_parser("wandb", help="what was kept offline for Weights & Biases")
+    five.add_argument("what", choices=("sync",), help="sync: send the offline runs")
+    five.set_defaults(command=_wandb_sync)
 
     _webshop_parser(commands.add_parser("webshop", help="build a store, generate a catalogue, play an episode"))
 
-    for command in (one, two, three):
+    for command in (one, two, three, four, five):
         command.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
     for command in (one, two):
         command.add_argument("--out", metavar="DIR", help="where the figure goes (default figures/NAME)")
     return parser
+
+
+def _runs_parser(parser: argparse.ArgumentParser) -> None:
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--root", metavar="DIR", default=argparse.SUPPRESS, help="where runs are kept")
+    commands = parser.add_subparsers(metavar="ACTION")
+    one = commands.add_parser("list", parents=[where], help="id, win rate, state (the default)")
+    one.set_defaults(command=_runs_list)
+    two = commands.add_parser("show", parents=[where], help="all that a run's folder holds")
+    two.add_argument("run", metavar="RUN", help="its id, or a part that no other has")
+    two.set_defaults(command=_runs_show)
+    three = commands.add_parser("compare", parents=[where], help="what differs, and the paired difference of win rates")
+    three.add_argument("run", metavar="A")
+    three.add_argument("other", metavar="B")
+    three.set_defaults(command=_runs_compare)
+    four = commands.add_parser("prune", parents=[where], help="list what no run needs; remove it with --yes")
+    four.add_argument("runs", metavar="RUN", nargs="*", help="runs to remove as well, with the stages they alone use")
+    four.add_argument("--unfinished", action="store_true", help="also runs without a result")
+    four.add_argument("--yes", action="store_true", help="remove, and not just list")
+    four.set_defaults(command=_runs_prune)
 
 
 def _webshop_parser(parser: argparse.ArgumentParser) -> None:
@@ -135,15 +169,33 @@ def _sweep(given: argparse.Namespace) -> int:
     from eef.sweep import read_spec, sweep, sweep_label
 
     overrides = parse_overrides(given.overrides)
-    code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root)
-    if code or given.dry_run:
+    code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root, given.executor)
+    if given.dry_run or code not in (0, 1):
         return code
     spec = read_spec(given.file)
-    return _draw(given, sweep_label(spec, overrides), spec.figure, whole=True)
+    name = sweep_label(spec, overrides)
+    if code:
+        root = _root(given)
+        index = _index(root, name)
+        if index.get("run_ids"):  # in the morning, what the night gave
+            _publish(root, name, index, [])
+        return code
+    return _draw(given, name, spec.figure, whole=True)
 
 
 def _figures(given: argparse.Namespace) -> int:
     return _draw(given, given.sweep, {}, whole=False)
+
+
+def _index(root: Path, name: str | None) -> dict[str, Any]:
+    """What a sweep left about itself: run_ids, missing, command; empty without a name."""
+    from eef.runs import read_json
+
+    at = root / "sweeps" / f"{name}.json"
+    if name and not at.is_file():
+        known = ", ".join(sorted(path.stem for path in at.parent.glob("*.json"))) or "none"
+        raise ValueError(f"no sweep {name!r} in {root}; known: {known}")
+    return read_json(at) if name else {}
 
 
 def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], whole: bool) -> int:
@@ -152,16 +204,10 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
     ``figure`` is the section of the sweep file: a ``notebook``, and its parameters (``draw``, ...).
     """
     from eef.figures import markdown, table, win_rate_vs_budget
-    from eef.runs import load_runs, read_json, repo_root
+    from eef.runs import load_runs, repo_root
 
     root = _root(given)
-    index: dict[str, Any] = {}
-    if name:
-        at = root / "sweeps" / f"{name}.json"
-        if not at.is_file():
-            known = ", ".join(sorted(path.stem for path in at.parent.glob("*.json"))) or "none"
-            raise ValueError(f"no sweep {name!r} in {root}; known: {known}")
-        index = read_json(at)
+    index = _index(root, name)
     if missing := index.get("missing"):
         print(f"{len(missing)} points of {name} are not finished: {', '.join(missing[:5])}")
         if whole:
@@ -181,17 +227,61 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
     else:
         win_rate_vs_budget(runs, out)
     print(shown)
+    files = [out / f"{stem}{suffix}" for stem in drawn for suffix in (".png", ".svg", ".md", ".csv")]
     for stem in drawn:
-        files = [_near(out / f"{stem}{suffix}") for suffix in (".png", ".svg", ".md", ".csv")]
-        print(f"figure: {', '.join(str(file) for file in files if file.is_file())}")
+        print(f"figure: {', '.join(str(_near(file)) for file in files if file.stem == stem and file.is_file())}")
+    if name:
+        _publish(root, name, index, files)
     print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
     return 0
+
+
+def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) -> None:
+    """The HTML page of a sweep, and its figure in W&B beside its runs (as offline or online as they are)."""
+    from eef import mirror
+    from eef.report import page
+    from eef.runs import read_json
+
+    pictures = [path for path in files if path.suffix == ".png" and path.is_file()]
+    print(f"report: {_near(page(root, name, root / 'reports' / f'{name}.html', pictures, index))}")
+    clocks = [root / run / "timing.json" for run in index["run_ids"][:1]]
+    modes = [(read_json(path).get("wandb") or {}).get("used", "disabled") for path in clocks if path.is_file()]
+    if trouble := mirror.figure(root, name, files, modes[0] if modes else "disabled"):
+        print(f"warning: W&B: the figure was not sent: {trouble}")
+
+
+def _report(given: argparse.Namespace) -> int:
+    from eef import mirror
+    from eef.report import in_words, page
+    from eef.runs import repo_root
+
+    root, name = _root(given), given.sweep
+    index = _index(root, name)
+    drawn = repo_root() / "figures" / (name or "all")
+    newest = max((path.stat().st_mtime for path in [root / "sweeps" / f"{name}.json"] if name), default=0.0)
+    pictures = sorted(path for path in drawn.glob("*.png") if path.stat().st_mtime >= newest)
+    out = Path(given.out).resolve() if given.out else root / "reports" / f"{name or 'all'}.html"
+    print(f"report: {_near(page(root, name, out, pictures, index))}")
+    if name:
+        reason = mirror.account()
+        made = f"none, {reason}" if reason else mirror.save_report(root, name, pictures, in_words(root, name, index))
+        print(f"W&B report: {made}")
+    return 0
+
+
+def _wandb_sync(given: argparse.Namespace) -> int:
+    from eef.mirror import sync
+
+    sent, left = sync(_root(given))
+    print(f"{sent} offline runs were sent to W&B" + (f", {len(left)} were not: {left[0]}" if left else ""))
+    return int(bool(left))
 
 
 def _draw_by_notebook(given: argparse.Namespace, notebook: str, parameters: dict[str, Any], root: Path) -> None:
     from papermill.inspection import inspect_notebook
 
-    from eef.sweep import failure, find_notebook, start_notebook, stop
+    from eef.launch import failure, start_notebook, stop
+    from eef.sweep import find_notebook
 
     path = find_notebook(Path(given.file), notebook)
     declared = inspect_notebook(str(path))
@@ -211,7 +301,7 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _runs(given: argparse.Namespace) -> int:
+def _runs_list(given: argparse.Namespace) -> int:
     from eef.runs import load_runs
 
     root = _root(given)
@@ -224,6 +314,37 @@ def _runs(given: argparse.Namespace) -> int:
         shown = f"{100 * rate:6.1f} %" if isinstance(rate, float) and rate == rate else f"{'-':>8}"
         print(f"{name:{wide}}  {shown}  {state}")
     print(f"{len(states)} runs in {root}")
+    return 0
+
+
+def _runs_show(given: argparse.Namespace) -> int:
+    from eef.compare import find, show
+
+    print("\n".join(show(find(_root(given), given.run))))
+    return 0
+
+
+def _runs_compare(given: argparse.Namespace) -> int:
+    from eef.compare import compare, find
+
+    for line in compare(*(find(_root(given), word) for word in (given.run, given.other))):
+        print(line)
+    return 0
+
+
+def _runs_prune(given: argparse.Namespace) -> int:
+    from eef.compare import find, in_units, prunable, prune, size
+
+    root = _root(given)
+    runs = [find(root, word) for word in given.runs]
+    if given.yes:
+        found = prune(root, runs, given.unfinished)
+    else:
+        found = [(path, size(path)) for path in prunable(root, runs, given.unfinished)]
+    for path, count in found:
+        print(f"{in_units(count):>8}  {path.relative_to(root)}")
+    done = "removed" if given.yes else "would be removed; --yes does it"
+    print(f"{len(found)} files and folders, {in_units(sum(count for _, count in found))}, {done}")
     return 0
 
 

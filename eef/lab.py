@@ -215,7 +215,11 @@ class Lab:
             trajectory.save(made, folder / "trajectories.jsonl")
             log_metrics(folder, {**evaluate.cost(made), "wins": sum(t.won for t in made)})
 
-        return trajectory.load(self.run.stage(name, key, write) / "trajectories.jsonl")
+        folder = self.run.stage(name, key, write)
+        try:
+            return trajectory.load(folder / "trajectories.jsonl")
+        except trajectory.TrajectoryError as error:
+            raise trajectory.TrajectoryError(f"{error}; or delete {folder}: the next start makes it anew") from None
 
     def _policy(self, adapter: Path | None, trainable: bool = False) -> Policy:
         settings = self.settings

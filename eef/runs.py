@@ -114,6 +114,15 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def link(path: Path, target: Path) -> None:
+    """Make ``path`` a symbolic link to ``target``, in place of what it was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path):
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(target)
+        os.replace(beside, path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a torn file is a :class:`RunError` that names it."""
     try:
@@ -137,7 +146,8 @@ def log_metrics(path: Path, rows: Mapping[str, Any] | Iterable[Mapping[str, Any]
         out.writelines(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in many)
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON Lines, none where there is no file; a torn line is a :class:`RunError` that names it."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
         try:
@@ -158,12 +168,21 @@ def _git(*words: str) -> str | None:
 @cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("eef", "torch", "transformers", "peft"):
+    for name in ("eef", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "papermill", "wandb"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+@cache
+def _cpu() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
 
 
 def stamp(env_stamp: Mapping[str, Any], chat_hash: str) -> dict[str, Any]:
@@ -172,13 +191,18 @@ def stamp(env_stamp: Mapping[str, Any], chat_hash: str) -> dict[str, Any]:
     ours = top is not None and Path(top).resolve() == PACKAGE.parent  # not some other repository around a venv
     changes = _git("status", "--porcelain") if ours else None
     torch = sys.modules.get("torch")  # a stamp is no reason to import it
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch else []
     return {
         "commit": (_git("rev-parse", "HEAD") if ours else None) or "unknown",
         "dirty": None if changes is None else bool(changes),
         "versions": _versions(),
         "platform": platform.platform(),
+        "cpu": _cpu(),
         "cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": gpus[0].name if gpus else None,
+        "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
+        "cuda": torch.version.cuda if torch and gpus else None,
         "hashes": {**plain(env_stamp), "chat": chat_hash},
     }
 
@@ -249,12 +273,7 @@ class Run:
                     self._make(name, key, final, make)
         if not made:
             print(f"[{name}] reused ({label})", flush=True)
-        link = self.folder / name
-        with disk_errors(link):
-            beside = self.folder / f".{name}.{os.getpid()}"
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(Path("..") / "stages" / label)
-            os.replace(beside, link)
+        link(self.folder / name, Path("..") / "stages" / label)
         self.stages[name] = final
         return final
 
@@ -289,7 +308,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The stages' rows in order of the stages; made from whole stages, so resuming never doubles a line."""
-        return [{"stage": name, **row} for name, at in self.stages.items() for row in _read_rows(at / "metrics.jsonl")]
+        return [{"stage": name, **row} for name, at in self.stages.items() for row in read_rows(at / "metrics.jsonl")]
 
     def finish(self, result: Mapping[str, Any], wandb: str = "offline") -> Path:
         """Write metrics and result, then mirror them to W&B; returns the path of ``result.json``.
@@ -395,44 +414,15 @@ def wandb_mirror(run: Run, mode: str = "offline") -> dict[str, Any]:
 
 def _mirror_apart(folder: Path, mode: str) -> str | None:
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # a mirror that was cut off
-    call = "import sys; from eef.runs import mirror_folder; mirror_folder(sys.argv[1], sys.argv[2])"
-    words = [sys.executable, "-c", call, str(folder), mode]
+    return apart("from eef.mirror import mirror_folder; mirror_folder(*sys.argv[1:])", str(folder), mode)
+
+
+def apart(code: str, *arguments: str, seconds: float = 180.0) -> str | None:
+    """Run Python code in a process without a terminal, within a time limit; None, or its last words of trouble."""
+    words = [sys.executable, "-c", f"import sys; {code}", *arguments]
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {str(error)[-200:]}"
     lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
     return None if done.returncode == 0 else f"exit {done.returncode}: {lines[-1][:200]}"
-
-
-def mirror_folder(folder: str | Path, mode: str) -> None:
-    """Write one run folder to W&B: config, metrics per stage and step, the result as summary."""
-    import wandb  # 2.5 s, so only here
-
-    at = Path(folder)
-    about, result = read_json(at / "config.json"), read_json(at / "result.json")
-    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True)
-    quiet.init_timeout, quiet.finish_timeout = 30, 90
-    tags = [about["env"], about["method"], f"seed-{about['seed']}", *about["tags"]]
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "eef"),
-        id=about["run_id"],
-        name=about["run_id"],
-        group=about["group"] or None,
-        job_type=about["method"],
-        tags=[tag[:64] for tag in dict.fromkeys(tags)],
-        config={**about["config"], "stamp": read_json(at / "stamp.json")},
-        dir=str(at),
-        mode=mode,  # type: ignore[arg-type]
-        resume="allow" if mode == "online" else None,
-        settings=quiet,
-    )
-    seen: set[str] = set()
-    for row in _read_rows(at / "metrics.jsonl"):
-        stage = row.pop("stage")
-        if stage not in seen and "step" in row:
-            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        seen.add(stage)
-        run.log({f"{stage}/{key}": value for key, value in row.items() if value is not None})
-    run.summary.update(result)
-    run.finish()

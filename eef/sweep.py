@@ -1,23 +1,21 @@
 """Sweeps: a YAML file names a notebook and its points; each point is one papermill execution in its own process.
 
 ``experiments/*.yaml`` is data: ``name``, ``notebook``, ``parameters`` (fixed), ``seeds``, ``points`` (a list of
-parameter sets), ``grid`` (parameter: list of values, as a product) and ``figure``. What is finished is skipped, so the
-same command goes on where it was.
+parameter sets), ``grid`` (parameter: list of values, as a product), ``figure`` and ``slurm`` (resources of a job, under
+submitit's names: ``time`` in minutes, ``mem``, ``cpus_per_task``, ``gres``, ``partition``, ...). What is finished is
+skipped, so the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import ast
-import ctypes
 import difflib
 import itertools
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -28,15 +26,12 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from eef.runs import code_hash, default_root, digest, disk_errors, plain, read_json, repo_root, write_json
+from eef.launch import Execution, Job, adopt, check_slurm, failure, stop, submit
+from eef.runs import code_hash, default_root, digest, disk_errors, link, plain, read_json, repo_root, write_json
+from eef.screen import Screen
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
 _KINDS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list,)}
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child must not load libraries
 
 
 class SweepError(ValueError):
@@ -55,6 +50,7 @@ class Spec:
     points: list[dict[str, Any]] = field(default_factory=lambda: [{}])
     grid: dict[str, list[Any]] = field(default_factory=dict)
     figure: dict[str, Any] = field(default_factory=dict)
+    slurm: dict[str, Any] = field(default_factory=dict)
 
     @property
     def varying(self) -> list[str]:
@@ -73,7 +69,7 @@ class Point:
     state: str = "waits"
     start: float = 0.0
     seconds: float = 0.0
-    process: subprocess.Popen[bytes] | None = None
+    work: subprocess.Popen[bytes] | Job | None = None
 
 
 def read_spec(path: str | Path) -> Spec:
@@ -87,7 +83,7 @@ def read_spec(path: str | Path) -> Spec:
         raise SweepError(f"{file} is no YAML: {error}") from None
     if not isinstance(raw, dict) or "notebook" not in raw:
         raise SweepError(f"{file}: a sweep needs at least 'notebook'")
-    kinds = {"parameters": dict, "seeds": list, "points": list, "grid": dict, "figure": dict}
+    kinds = {"parameters": dict, "seeds": list, "points": list, "grid": dict, "figure": dict, "slurm": dict}
     for key, value in raw.items():
         if key not in (*kinds, "name", "notebook"):
             raise SweepError(f"{file}: unknown key {key!r}{_closest(key, [*kinds, 'name', 'notebook'])}")
@@ -234,21 +230,31 @@ def _run_ids(point: Point) -> list[str]:
 def sweep(
     path: str | Path,
     overrides: Mapping[str, Any] | None = None,
-    jobs: int = 2,
+    jobs: int | None = None,
     dry_run: bool = False,
     only: str | None = None,
     root: str | Path | None = None,
+    executor: str = "local",
 ) -> int:
-    """Execute the points that are not finished, ``jobs`` at a time. 0: all well, 1: points failed, 130: interrupted."""
+    """Execute the points that are not finished. 0: all well, 1: points failed, 130: interrupted.
+
+    ``executor`` is ``local`` (``jobs`` processes at a time, 2 by default) or ``slurm`` (an array of jobs, all at a
+    time by default; what an interrupted sweep left in the queue goes on and is found again).
+    """
     spec = read_spec(path)
     where = Path(root).resolve() if root else default_root()
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise SweepError(f"--jobs must be at least 1, not {jobs}")
+    if executor not in ("local", "slurm"):
+        raise SweepError(f"unknown executor {executor!r}: known are local and slurm")
     points = plan(spec, overrides, where)
     chosen = [point for point in points if not only or only in point.label]
     if not chosen:
         raise SweepError(f"no point's name contains {only!r}; points: {', '.join(p.label for p in points)}")
     todo = [point for point in chosen if point.state != "finished"]
+    if slurm := executor == "slurm":
+        check_slurm(spec.slurm)
+    jobs = jobs or (max(1, len(todo)) if slurm else 2)
     named = sweep_label(spec, overrides)
     print(f"sweep {named}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {where}")
     if dry_run:
@@ -257,27 +263,32 @@ def sweep(
         return 0
     with _alone(where):
         try:
-            _work(spec, named, todo, jobs, where)
+            _work(spec, named, todo, jobs, where, slurm)
             code = int(any(point.state == "failed" for point in chosen))
         except KeyboardInterrupt:
-            print("interrupted: the children are ended; the same command goes on from here", flush=True)
+            ended = f"the jobs go on (scancel --name=eef-{named} ends them)" if slurm else "the children are ended"
+            print(f"interrupted: {ended}; the same command goes on from here", flush=True)
             code = 130
         good = [point for point in points if point.state in ("finished", "done")]
         missing = [point.label for point in points if point not in good]
         runs = [run for point in good for run in _run_ids(point)]
-        again = repeat_command(path, overrides, root)
-        write_json(where / "sweeps" / f"{named}.json", {"run_ids": runs, "missing": missing, "command": again})
+        again = repeat_command(path, overrides, root, executor)
+        index = {"run_ids": runs, "missing": missing, "command": again}
+        write_json(where / "sweeps" / f"{named}.json", index)
     print("\n".join(_lines(chosen, where)))
     print(f"again: {again}", flush=True)
     return code
 
 
-def repeat_command(path: str | Path, overrides: Mapping[str, Any] | None, root: str | Path | None) -> str:
+def repeat_command(
+    path: str | Path, overrides: Mapping[str, Any] | None, root: str | Path | None, executor: str = "local"
+) -> str:
     """The command line that repeats a sweep."""
     words = ["eef", "sweep", str(path)]
     for key, value in (overrides or {}).items():
         bare = isinstance(value, str) and yaml.safe_load(value) == value  # "1" as text must stay text
         words += ["-p", f"{key}={value if bare else json.dumps(value)}"]
+    words += ["--executor", executor] * (executor != "local")
     return shlex.join(words + (["--root", str(root)] if root else []))
 
 
@@ -301,124 +312,78 @@ def _alone(root: Path) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def start_notebook(
-    notebook: Path, base: str, parameters: Mapping[str, Any], root: Path, **env: str
-) -> subprocess.Popen[bytes]:
-    """Start papermill on a notebook; ``base`` plus .ipynb is the executed copy, plus .log what the notebook printed."""
-    Path(base).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{base}.yaml").write_text(yaml.safe_dump(plain(parameters), sort_keys=True), encoding="utf-8")
-    words = [sys.executable, "-m", "papermill", str(notebook), f"{base}.ipynb", "-f", f"{base}.yaml", "-k", "python3"]
-    words += ["--no-progress-bar", "--log-level", "WARNING", "--stdout-file", "-", "--stderr-file", "-"]
-    own = {"EEF_ROOT": str(root), "IPYTHONDIR": str(root / ".ipython"), "JUPYTER_PREFER_ENV_PATH": "1"}
-    fixed = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **dict.fromkeys(_THREADS, "1")}
-    with open(f"{base}.log", "wb") as log:
-        return subprocess.Popen(
-            words,
-            env={**os.environ, **fixed, **own, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
+def _work(spec: Spec, named: str, todo: list[Point], jobs: int, root: Path, slurm: bool) -> None:
+    """Run the points; a failed one does not stop the others. Slurm is given all at once, and keeps to ``jobs``."""
+    waiting, running = list(todo), list[Point]()
+    with Screen(todo) as screen:
+        try:
+            if slurm:
+                running, waiting = _submit(spec, named, todo, jobs, root, screen), []
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    point = waiting.pop(0)
+                    execution = _execution(spec, named, point, root)
+                    point.work, point.state = execution.start(), "runs"
+                    running.append(point)
+                    screen.say(f"start   {point.label}  (log: {point.base}.log)")
+                screen.show()
+                time.sleep(0.2)
+                for point in list(running):
+                    code = point.work.poll() if point.work else 1
+                    if code is not None:
+                        running.remove(point)
+                        text = _end(point, code, root)
+                        screen.say(f"{text}  [{screen.left()}]")
+                    elif point.state == "queued" and Path(f"{point.base}.log").is_file():
+                        point.state, point.start = "runs", time.monotonic()
+        finally:
+            stop([point.work for point in running if isinstance(point.work, subprocess.Popen)])
 
 
-def _end_with_parent() -> None:
-    """On Linux a child is ended when its parent is killed outright, so that a restart does not meet its orphans."""
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+def _execution(spec: Spec, named: str, point: Point, root: Path) -> Execution:
+    """The point as work to do; what an earlier attempt left beside its base is removed."""
+    with disk_errors(root):
+        for suffix in (".runs", ".log"):
+            Path(f"{point.base}{suffix}").unlink(missing_ok=True)
+    point.start = time.monotonic()
+    env = {"EEF_SWEEP": named, "EEF_RUN_IDS": f"{point.base}.runs"}
+    return Execution(spec.notebook, point.base, point.parameters, root, env)
 
 
-def _work(spec: Spec, named: str, todo: list[Point], jobs: int, root: Path) -> None:
-    """Run the points; a failed one does not stop the others."""
-    waiting, running, begun = list(todo), list[Point](), time.monotonic()
-    tty, told = sys.stdout.isatty(), begun
-    bar = tqdm(total=len(todo), unit="point", dynamic_ncols=True, file=sys.stdout, disable=not tty)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                point = waiting.pop(0)
-                running.append(point)
-                point.start = time.monotonic()
-                Path(f"{point.base}.runs").unlink(missing_ok=True)
-                env = {"EEF_SWEEP": named, "EEF_RUN_IDS": f"{point.base}.runs"}
-                point.process = start_notebook(spec.notebook, point.base, point.parameters, root, **env)
-                tqdm.write(f"start   {point.label}  (log: {point.base}.log)")
-            time.sleep(0.2)
-            for point in [point for point in running if point.process and point.process.poll() is not None]:
-                running.remove(point)
-                text = _end(point, root)
-                over = len(todo) - len(waiting) - len(running)
-                left = (time.monotonic() - begun) / over * (len(todo) - over)
-                tqdm.write(f"{text}  [{over} of {len(todo)}, about {left:.0f} s left]")
-                bar.update()
-            if running and time.monotonic() - told > (1 if tty else 30):
-                told, doing = time.monotonic(), "; ".join(f"{point.label}: {_doing(point)}" for point in running)
-                bar.set_postfix_str(doing) if tty else print(f"        {doing}", flush=True)
-    finally:
-        stop([point.process for point in running if point.process])
-        bar.close()
+def _submit(spec: Spec, named: str, todo: list[Point], jobs: int, root: Path, screen: Screen) -> list[Point]:
+    """Give the points to Slurm, but for those that it has already from a sweep that was cut off."""
+    for point in todo:
+        point.work, point.start, point.state = adopt(point.base, root), time.monotonic(), "queued"
+    new = [point for point in todo if point.work is None]
+    if len(new) < len(todo):
+        screen.say(f"{len(todo) - len(new)} points are with Slurm from before")
+    if new:
+        executions = [_execution(spec, named, point, root) for point in new]
+        for point, job in zip(new, submit(executions, root, spec.slurm, f"eef-{named}", jobs), strict=True):
+            point.work = job
+        screen.say(f"given to Slurm: {len(new)} jobs, {new[0].work.id} to {new[-1].work.id}")  # type: ignore[union-attr]
+    return list(todo)
 
 
-def _end(point: Point, root: Path) -> str:
-    """Mark a finished point, or say why it failed."""
-    runs, code = Path(f"{point.base}.runs"), point.process.returncode if point.process else 1
+def _end(point: Point, code: int, root: Path) -> str:
+    """Mark a finished point, or say why it failed; each run gets a link to its executed notebook."""
+    runs = Path(f"{point.base}.runs")
     made = list(dict.fromkeys(runs.read_text().split())) if runs.exists() else []
     open_ends = [run for run in made if not (root / run / "result.json").is_file()]
     point.seconds = round(time.monotonic() - point.start, 1)
+    for run in made if Path(f"{point.base}.ipynb").is_file() else []:
+        link(root / run / "notebook.ipynb", Path("..") / "notebooks" / f"{Path(point.base).name}.ipynb")
     if code == 0 and not open_ends:
         point.state = "done"
         write_json(point.mark, {"label": point.label, "parameters": point.parameters, "run_ids": made})
-        return f"done    {point.label} in {point.seconds:.0f} s"
-    point.state = "failed"
-    why = failure(point.base, code) if code else f"the notebook ended without finishing {', '.join(open_ends)}"
-    return f"FAILED  {point.label}: {why}\n        ({point.base}.ipynb)"
-
-
-def failure(base: str, code: int) -> str:
-    """The error of an executed notebook and the end of its traceback; without one, the end of its log."""
-    try:
-        cells = json.loads(Path(f"{base}.ipynb").read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError):
-        cells = []
-    errors = [out for cell in cells for out in cell.get("outputs", []) if out["output_type"] == "error"]
-    message = ""
-    if errors:
-        text = "\n".join(errors[0]["traceback"])
-        message = f"{errors[0]['ename']}: {errors[0]['evalue']}"
+        text = f"done    {point.label} in {point.seconds:.0f} s"
     else:
-        text = Path(f"{base}.log").read_text(encoding="utf-8", errors="replace")
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()[-15:]
-    killed = f"ended by signal {-code} (out of memory?)" if code < 0 else f"exit {code}"
-    return "\n        ".join([message or killed, *lines])
-
-
-def _doing(point: Point) -> str:
-    """The last line that a point printed."""
-    text = Path(f"{point.base}.log").read_bytes()[-2000:].decode(errors="replace")
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip() and "IPKernelApp" not in line]
-    return lines[-1][:60] if lines else "starts"
-
-
-def stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End processes and all their descendants: kernels live in sessions of their own."""
-    import psutil
-
-    family = []
-    for process in processes:
-        try:
-            family += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-    for process in processes:
-        process.terminate()
-    for left in psutil.wait_procs(family, timeout=5)[1]:
-        try:
-            left.kill()
-        except psutil.NoSuchProcess:
-            continue
-    for process in processes:
-        process.wait()
+        point.state = "failed"
+        why = failure(point.base, code) if code else f"the notebook ended without finishing {', '.join(open_ends)}"
+        text = f"FAILED  {point.label}: {why}\n        ({point.base}.ipynb)"
+    if isinstance(point.work, Job):
+        point.work.forget()
+    return text
 
 
 def _lines(points: list[Point], root: Path) -> Iterator[str]:

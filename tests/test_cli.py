@@ -115,3 +115,17 @@ def test_from_sweep_file_to_figure_and_again(
     assert main(["figures", "--root", str(root), "--sweep", "demo", "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "win_rate_vs_budget.csv").read_bytes() == kept
     assert os.listdir(root / "sweeps" / "demo")
+    assert f"report: {root}/reports/demo.html" in said and "data:image/png" in (root / "reports/demo.html").read_text()
+
+
+def test_a_failed_point_leaves_a_page_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, root = write(tmp_path), tmp_path / "runs"
+    spec = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**spec, "points": [{"n": 1}, {"n": 0}]}))
+    book = nbformat.read(tmp_path / "tiny.ipynb", 4)
+    book.cells[1].source = "assert n\n" + book.cells[1].source
+    nbformat.write(book, tmp_path / "tiny.ipynb")
+    assert main(["sweep", str(path), "--root", str(root)]) == 1
+    said = capsys.readouterr().out
+    assert "FAILED  n0-s0: AssertionError" in said and "assert n" in said and "report: " in said
+    assert "1 points are not finished: n0-s0" in (root / "reports" / "demo.html").read_text()

@@ -241,6 +241,7 @@ def test_stamp_says_where_a_run_came_from(monkeypatch: pytest.MonkeyPatch) -> No
     made = stamp({"catalogue": "c1", "goals": "g1"}, "t1")
     assert made["hashes"] == {"catalogue": "c1", "goals": "g1", "chat": "t1"}
     assert {"eef", "torch", "transformers", "peft", "python"} <= set(made["versions"])
+    assert made["cpu"] and made["cpus"] >= 1 and made["memory_gb"] > 0 and isinstance(made["gpus"], list)
     json.dumps(made)
     monkeypatch.setattr(runs, "_git", lambda *words: None)
     bare = stamp({}, "t1")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -16,8 +17,10 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from eef import launch
 from eef import sweep as module
-from eef.sweep import SweepError, check, expand, failure, label, plan, read_spec, repeat_command, sweep, sweep_label
+from eef.launch import failure
+from eef.sweep import SweepError, check, expand, label, plan, read_spec, repeat_command, sweep, sweep_label
 
 PARAMETERS = """\
 method = "rft"  # one of: rft, eef, bad
@@ -44,7 +47,8 @@ run.finish({"method": method, "n": n, "win_rate": 0.25 + n / 100})
 
 def write(folder: Path, **changes: Any) -> Path:
     """A sweep file beside a notebook of two cells."""
-    cells = [nbformat.v4.new_code_cell(PARAMETERS), nbformat.v4.new_code_cell(changes.pop("body", BODY))]
+    sources = (changes.pop("cell", PARAMETERS), changes.pop("body", BODY))
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata.tags = ["parameters"]
     book = nbformat.v4.new_notebook(cells=cells)
     book.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
@@ -189,9 +193,12 @@ def test_names_and_the_command_that_repeats(tmp_path: Path) -> None:
     )
 
 
-def test_failure_without_a_notebook_shows_the_log(tmp_path: Path) -> None:
+def test_failure_without_a_notebook_shows_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "point.log").write_text("first\nout of luck\n")
-    assert "signal 9" in failure(str(tmp_path / "point"), -9) and "out of luck" in failure(str(tmp_path / "point"), -9)
+    base = str(tmp_path / "point")
+    assert "signal 9 (out of memory?)" in failure(base, -9) and "out of luck" in failure(base, -9)
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    assert failure(base, 1).startswith(f"the disk is full at {tmp_path}")
 
 
 def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
@@ -211,6 +218,8 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
     assert json.loads((run / "config.json").read_text())["group"] == "demo"
     assert (root / "calls").read_text() == "x"  # both points share the stage
     assert len(list((root / "notebooks").glob("demo__*.ipynb"))) == 2
+    books = [json.loads((at / "notebook.ipynb").read_text()) for at in (run, *root.glob("*__bad-*"))]
+    assert [book["metadata"]["papermill"]["exception"] for book in books] == [None, True]
     before = (run / "result.json").stat().st_mtime_ns
     assert sweep(path, only="rft", root=root) == 0
     assert (run / "result.json").stat().st_mtime_ns == before and "0 to do" in capsys.readouterr().out

@@ -1,0 +1,263 @@
+"""What nights bring: sweeps killed outright ten times, full and unwritable disks. Real processes, real stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from test_sweep import write
+
+from eef.figures import paired_table, run_table, write_table
+from eef.runs import load_runs
+
+CLI = [sys.executable, "-m", "eef.cli", "sweep"]
+KILLS = 10
+PAUSE = "2.5"  # seconds that a stage takes
+PARAMETERS = 'method = "rft"\nn = None\nm = None\nseed = 0\n'
+BODY = '''\
+import os, random, time
+from eef.envs import make_env
+from eef.runs import Run, log_metrics, write_json
+label = method + (f"-n{n}" if n else "") + (f"-m{m}" if m else "")
+run = Run.open(None, "webshop", label, seed, {"method": method, "n": n, "m": m}, {"hashes": {"catalogue": "c"}})
+pause = float(os.environ["EEF_TEST_PAUSE"])
+draw = random.Random(f"{label} {seed}")  # stages draw anew: a stage's content must not depend on those before
+rate = draw.uniform(0.3, 0.7)
+def work(name, folder):
+    """Write in two halves with a pause between, so that a kill finds a stage half made."""
+    with open(run.root / "calls", "a") as out:
+        out.write(f"{folder.name[1:].rsplit('.', 1)[0]}\\n")
+    numbers = [draw.random() for _ in range(5)]
+    with open(folder / "draws.jsonl", "w") as out:
+        for number in numbers:
+            out.write(f"{number}\\n")
+            out.flush()
+            time.sleep(pause / 5)
+    log_metrics(folder, [{"step": i, "loss": x} for i, x in enumerate(numbers)])
+def java(folder):
+    world = make_env("scienceworld")
+    seen = [world.reset(world.tasks("train")[0])]
+    for _ in range(3):
+        time.sleep(pause / 2)
+        seen.append(world.step("look around").observation)
+    world.close()
+    write_json(folder / "seen.json", {"seen": seen})
+def test(folder):
+    work("eval", folder)
+    rows = [f"t{i},{draw.random() < rate},{draw.random():.3f},3,done,False" for i in range(60)]
+    (folder / "episodes.csv").write_text("task,won,reward,steps,outcome,error\\n" + "\\n".join(rows) + "\\n")
+draw.seed(f"bc {seed}")
+run.stage("bc", {"seed": seed}, lambda folder: work("bc", folder))
+if method == "eef":
+    run.stage("science", {"seed": seed}, java)
+for name in ("states", "sft"):
+    draw.seed(f"{name} {label} {seed}")
+    run.stage(name, {"label": label, "seed": seed}, lambda folder: work(name, folder))
+draw.seed(f"eval {label} {seed}")
+played = run.stage("eval", {"label": label, "seed": seed}, test)
+won = (played / "episodes.csv").read_text().count("True") / 60
+run.finish({"method": method, "n": n, "m": m, "experts": "strong", "seed": seed, "win_rate": won,
+            "episodes": 100 * ((n or 0) + (m or 0)), "win_low": won - 0.1, "win_high": won + 0.1, "mean_reward": won,
+            "n_test": 60, "errors": 0})
+'''
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("EEF_TEST_PAUSE", "0")
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+
+
+def start(path: Path, root: Path, **env: str) -> subprocess.Popen[str]:
+    words = [*CLI, str(path), "--root", str(root), "--out", str(root.parent / f"{root.name}-figure")]
+    with open(f"{root}.said", "a") as said:
+        return subprocess.Popen(words, env={**os.environ, **env}, stdout=said, stderr=said, text=True)
+
+
+def family(process: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
+    """The sweep, its papermill processes, their kernels and the JVMs below."""
+    found: dict[str, list[psutil.Process]] = {
+        "parent": [psutil.Process(process.pid)],
+        "worker": [],
+        "kernel": [],
+        "jvm": [],
+    }
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            words = child.cmdline()
+        except psutil.Error:
+            continue
+        if words and Path(words[0]).name == "java":
+            found["jvm"].append(child)
+        elif "papermill" in words:
+            found["worker"].append(child)
+        elif "ipykernel_launcher" in words:
+            found["kernel"].append(child)
+    return found
+
+
+def complete(root: Path) -> dict[str, tuple[int, int]]:
+    """Each whole stage's identity: made anew, it would be another file at another time."""
+    made = root.glob("stages/*/stage.json")
+    return {
+        path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in made if path.parent.name[0] != "."
+    }
+
+
+def tables(root: Path, out: Path) -> dict[str, str]:
+    """Hashes of all that figures are drawn from, and of the tables themselves."""
+    index = json.loads((root / "sweeps" / "demo.json").read_text())
+    runs = load_runs(root, index["run_ids"])
+    write_table(run_table(runs), out, "runs")
+    paired_table(runs, out=out)
+    names = ("result.json", "config.json", "metrics.jsonl", "*/draws.jsonl", "*/episodes.csv", "*/seen.json")
+    files = [path for name in names for path in root.glob(f"*__*/{name}")]
+    found = {str(path.relative_to(root)): path for path in files} | {path.name: path for path in out.glob("*.csv")}
+    assert index["missing"] == [] and len(runs) == 8 and len(found) > 60
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(found.items())}
+
+
+@pytest.mark.slow
+def test_killed_ten_times_then_the_same_tables(tmp_path: Path) -> None:
+    points = [{"method": "sft_pos"}, {"method": "rft", "n": 1}, {"method": "eef", "m": 1}, {"method": "eef", "m": 5}]
+    path = write(tmp_path, cell=PARAMETERS, body=BODY, parameters={}, seeds=[0, 1], points=points)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(path, whole).wait(300) == 0, Path(f"{whole}.said").read_text()
+    draw = random.Random(int(os.environ.get("EEF_TEST_SEED", "8")))
+    order = ["parent"] * 3 + ["worker"] * 3 + ["kernel"] * 3
+    draw.shuffle(order)
+    victims: Counter[str] = Counter()
+    snapshots: dict[str, tuple[int, int]] = {}
+    began, process = time.monotonic(), start(path, cut, EEF_TEST_PAUSE=PAUSE)
+    try:
+        while victims.total() < KILLS:
+            alive = family(process) if process.poll() is None else {"kernel": []}
+            while process.poll() is None and not alive["kernel"]:  # points are at work when one has a kernel
+                time.sleep(0.1)
+                alive = family(process)
+            time.sleep(draw.uniform(0.5, 7.0))
+            if process.poll() is not None:  # a killed worker left a point to do
+                assert process.returncode == 1, "the sweep ended before ten kills: make its stages slower"
+                process = start(path, cut, EEF_TEST_PAUSE=PAUSE)
+                continue
+            alive = family(process)
+            kind = "jvm" if alive["jvm"] and not victims["jvm"] else order[0] if order else "jvm"
+            if not alive[kind]:
+                continue
+            with suppress(psutil.NoSuchProcess):
+                draw.choice(alive[kind]).send_signal(signal.SIGKILL)
+                victims[kind] += 1
+                if kind != "jvm":
+                    order.pop(0)
+            if kind == "parent":
+                process.wait()
+                process = start(path, cut, EEF_TEST_PAUSE=PAUSE)
+            for stage, identity in complete(cut).items():
+                assert snapshots.setdefault(stage, identity) == identity, f"{stage} was complete and was made again"
+        for _ in range(3):  # what the last kills left to do
+            code = process.wait(300)
+            if code == 0:
+                break
+            process = start(path, cut)
+    finally:
+        process.kill()
+    assert code == 0, Path(f"{cut}.said").read_text()[-3000:]
+    seconds = time.monotonic() - began
+    print(f"killed: {dict(victims)} in {seconds:.0f} s; {len(snapshots)} stages were whole before the last kill")
+    assert victims["parent"] and victims["worker"] + victims["kernel"] and victims["jvm"]
+    final = complete(cut)
+    assert {stage: final[stage] for stage in snapshots} == snapshots
+    assert tables(cut, tmp_path / "a") == tables(whole, tmp_path / "b")
+    figures = [tmp_path / f"{root.name}-figure" / "win_rate_vs_budget.csv" for root in (cut, whole)]
+    assert figures[0].read_bytes() == figures[1].read_bytes()
+    calls = Counter((cut / "calls").read_text().split())
+    assert set(calls) == {name for name in final if not name.startswith("science")}
+    assert not [path for path in cut.glob("stages/.*-*.[0-9]*") if path.is_dir()]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 2 MB, which only root may mount."""
+    folder = Path(tempfile.mkdtemp())
+    mounted = (
+        shutil.which("mount")
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "eef", str(folder)], capture_output=True
+        ).returncode
+        == 0
+    )
+    if not mounted:
+        folder.rmdir()
+        pytest.skip("no small file system can be mounted here (it takes root)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+    folder.rmdir()
+
+
+FILL = """\
+from eef.runs import Run
+run = Run.open(None, "webshop", f"{method}-n{n}", seed, {"n": n}, {"hashes": {}})
+run.stage(f"{method}{n}", {"seed": seed}, lambda at: (at / "adapter.bin").write_bytes(bytes(n * 1_000_000)))
+run.finish({"method": method, "n": n, "win_rate": 0.5})
+"""
+
+
+def test_a_full_disk_is_one_message_and_other_runs_are_kept(tmp_path: Path, small_disk: Path) -> None:
+    points = [{"n": 1}, {"n": 5}]
+    path = write(tmp_path, body=FILL, parameters={}, seeds=[0], points=points)
+    words = [*CLI, str(path), "--jobs", "1", "--root", str(small_disk / "runs"), "--out", str(tmp_path / "figure")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    said = done.stdout + done.stderr
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, said
+    assert "the disk is full at" in said and "free some space and start again" in said, said
+    (result,) = (small_disk / "runs").glob("*__rft-n1__*/result.json")
+    assert json.loads(result.read_text())["win_rate"] == 0.5
+    assert len(list((small_disk / "runs").glob("stages/*/adapter.bin"))) == 1
+    write(tmp_path, body=FILL, parameters={}, seeds=[0], points=points[:1])
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert "0 to do" in done.stdout
+
+
+def test_a_disk_that_fills_while_the_sweep_writes(tmp_path: Path, small_disk: Path) -> None:
+    path = write(tmp_path, body=FILL, parameters={}, seeds=[0], points=[{"n": 1}])
+    (small_disk / "runs" / "notebooks").mkdir(parents=True)
+    with suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as out:
+        while out.write(bytes(4096)):
+            pass
+    words = [*CLI, str(path), "--root", str(small_disk / "runs"), "--out", str(tmp_path / "figure")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    said = done.stdout + done.stderr
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr and "disk is full" in said, said
+
+
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    path = write(tmp_path, body=FILL, parameters={}, seeds=[0], points=[{"n": 1}])
+    root = tmp_path / "runs"
+    root.mkdir()
+    root.chmod(0o500)
+    words = [*CLI, str(path), "--root", str(root)]
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "eef", str(root)]  # root may write anywhere else
+    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("root writes anywhere, and no read-only file system can be mounted here")
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", "-l", str(root)], check=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"cannot write at {root}" in done.stderr and "--root" in done.stderr
