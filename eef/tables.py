@@ -21,7 +21,8 @@ _COST = ("episodes", "env_steps", "tokens")
 def main_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     """All methods beside RFT with the largest n (paper, Table 1): written as ``main_table``; EEF with the largest m.
 
-    A row per method: win rate and mean reward (fractions) with 95 % intervals, win rates by group, simulated episodes,
+    A row per method: win rate and mean reward (fractions) with 95 % intervals, in ScienceWorld the mean of the best
+    score of each episode (``max_score``, ETO's reward), win rates by group, simulated episodes,
     environment steps, sampled tokens and seconds (means over seeds; the seconds of all stages, those that runs share
     included), and its win rate less RFT's with interval and p-value (of one comparison, not adjusted for many).
     :class:`FigureError` where there is no RFT or no EEF run, and for runs that are not comparable.
@@ -91,6 +92,8 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
         for name, value in (("win_rate", "won"), ("reward", "reward")):
             found = interval(episodes, value=value)
             row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        if "max_score" in episodes:
+            row["max_score"] = float(episodes.loc[~episodes["error"], "max_score"].mean())
         if "group" in episodes:
             row |= {f"win_rate_{name}": part["won"].mean() for name, part in episodes.groupby("group")}
         row |= {name: float(pd.to_numeric(group[name]).mean()) for name in _COST}
@@ -138,6 +141,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             for name in _grades(table)
         }  # fmt: skip
         line["reward"] = f"{row['reward']:.3f} ({row['reward_low']:.3f} to {row['reward_high']:.3f})"
+        line |= {"max score": f"{row['max_score']:.3f}"} if "max_score" in row else {}
         line |= {name: f"{row[name]:,.0f}" for name in (*_COST, "seconds")}
         told = pd.notna(row["difference"])
         line["difference"] = (

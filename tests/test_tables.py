@@ -23,6 +23,7 @@ def run(
     won = [place < wins for place in range(10)]
     table = pd.DataFrame({"task": range(10), "won": won, "reward": [0.5 + 0.5 * w for w in won], "error": False})
     table["group"] = ["easy"] * 5 + ["hard"] * 5
+    table["max_score"] = [0.7 + 0.3 * w for w in won]
     table.to_csv(folder / "eval" / "episodes.csv", index=False)
     (folder / "timing.json").write_text(json.dumps({"seconds": 10.0 + seed}))
     return {
@@ -70,6 +71,7 @@ def test_the_main_table(runs: pd.DataFrame, tmp_path: Path) -> None:
     ]
     eef = table.iloc[3]
     assert eef["win_rate"] == pytest.approx(0.6) and eef["reward"] == pytest.approx(0.8)
+    assert eef["max_score"] == pytest.approx(0.88)
     assert (eef["win_rate_easy"], eef["win_rate_hard"]) == (1.0, pytest.approx(0.2))
     assert eef["difference"] == pytest.approx(0.2) and eef["low"] < 0.2 < eef["high"]
     assert (eef["seconds"], eef["episodes"], eef["seeds"]) == (10.5, 100, 2)

@@ -81,7 +81,7 @@ def workers(env: TextEnv, count: int) -> list[TextEnv]:
 
 
 def make_env(name: str, **options: Any) -> TextEnv:
-    """The environment called ``name`` (``webshop``); ``options`` are its own keywords.
+    """The environment called ``name`` (``webshop`` or ``scienceworld``); ``options`` are its own keywords.
 
     ValueError for an unknown name, TypeError for an option that it does not have.
     """
