@@ -1,4 +1,4 @@
-"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``webshop``.
+"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``webshop``, ``collect``.
 
 Heavy libraries are imported by the commands that need them, so that ``eef --help`` answers at once.
 """
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     five.set_defaults(command=_wandb_sync)
 
     _webshop_parser(commands.add_parser("webshop", help="build a store, generate a catalogue, play an episode"))
+    _collect_parser(commands.add_parser("collect", help="expert trajectories from an OpenAI-compatible endpoint"))
 
     for command in (one, two, three, four, five):
         command.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
@@ -118,6 +119,54 @@ def _webshop_parser(parser: argparse.ArgumentParser) -> None:
     three.add_argument("--split", default="test", choices=("train", "eval", "test"), help="(default test)")
     three.add_argument("--seed", type=int, default=0, metavar="S", help="seed of drawn prices (default 0)")
     three.set_defaults(command=_webshop_play)
+
+
+def _collect_parser(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", help="JSON Lines, appended to; `-p experts=FILE` uses it")
+    add("--model", required=True, metavar="NAME", help="the model, as the endpoint calls it")
+    add("--base-url", required=True, metavar="URL", help="the endpoint, such as http://localhost:8000/v1")
+    add("--key", default="OPENAI_API_KEY", metavar="VARIABLE", help="the variable with the key (default %(default)s)")
+    add("--env", default="webshop", choices=("webshop", "scienceworld"), help="(default webshop)")
+    add("--data", metavar="FOLDER", help="WebShop's official files or a store (default: the embedded catalogue)")
+    add("-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a keyword of the environment")
+    add("--split", default="train", choices=("train", "eval", "test"), help="(default train)")
+    add("--tasks", type=int, metavar="N", help="the first N subtasks of the split (default all)")
+    add("--max-steps", type=int, metavar="N", help="steps per episode (default: the environment's)")
+    add("--one-shot", action="store_true", help="show an example: the scripted player on a subtask not collected")
+    add("--temperature", type=float, default=0.0, metavar="T", help="(default 0)")
+    add(
+        "--body", default="{}", metavar="JSON", help='further fields of the request; null takes one out: {"stop": null}'
+    )
+    add("--concurrency", type=int, default=4, metavar="N", help="episodes at once (default 4)")
+    add("--rpm", type=float, metavar="N", help="requests per minute at most, retries included")
+    add("--retries", type=int, default=8, metavar="N", help="after 429, 5xx and timeouts (default 8)")
+    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="per request (default 120)")
+    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens in and out, for the estimate")
+    add("--yes", action="store_true", help="do not ask for confirmation")
+    parser.set_defaults(command=_collect)
+
+
+def _collect(given: argparse.Namespace) -> int:
+    from eef.collect import Expert, read_body, read_key, run
+    from eef.envs import make_env
+
+    names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
+    asked = {name: getattr(given, name) for name in names}
+    expert = Expert(key=read_key(given.key), body=read_body(given.body), **asked)
+    options = parse_overrides(given.overrides)
+    options |= {"data": given.data} if given.data else {}
+    options |= {"max_steps": given.max_steps} if given.max_steps else {}
+    if given.env == "scienceworld":
+        options.setdefault("processes", given.concurrency)
+    try:
+        env = make_env(given.env, **options)
+    except TypeError as error:  # an option that it does not have
+        raise ValueError(f"{given.env}: {str(error).partition('() ')[2]}") from None
+    try:
+        return run(given.file, env, given.split, given.tasks, expert, given.one_shot, given.price, given.yes)
+    finally:
+        getattr(env, "close", lambda: None)()  # ScienceWorld's simulators
 
 
 def _webshop_build(given: argparse.Namespace) -> int:

@@ -99,6 +99,7 @@ def make_env(name: str, **options: Any) -> TextEnv:
 def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]) -> str:
     """Bring ``env`` to the state after ``actions`` and compare every observation on the way.
 
+    An empty action is an answer that held none: the environment was left alone, and is so again.
     ``observations`` holds the text of s0, s1, ...: one more than ``actions``. Returns the last one.
     :class:`ReplayDivergence` names the first step that differs.
     """
@@ -107,7 +108,7 @@ def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]
     seen = env.reset(task)
     _compare(task, 0, seen, observations[0])
     for index, action in enumerate(actions):
-        seen = env.step(action).observation
+        seen = env.step(action).observation if action else observations[index + 1]
         _compare(task, index + 1, seen, observations[index + 1])
     return seen
 
@@ -134,7 +135,7 @@ def expert_states(env: TextEnv, expert: Trajectory, indices: list[int]) -> dict[
     for index in range(wanted[-1] + 1 if wanted else 0):
         if index in wanted:
             twins[index] = env.fork()
-        if index < wanted[-1]:
+        if index < wanted[-1] and expert.turns[index].action:  # an answer without an action left it alone
             step = env.step(expert.turns[index].action)
             _compare(expert.task, index + 1, step.observation, expert.turns[index].observation)
             if step.done:

@@ -1,0 +1,75 @@
+"""The conversation of an agent that thinks aloud (``Thought: ... Action: ...``), in the shape of ETO's prompts.
+
+Instructions from the user (``eef/prompts``, our words), an "OK", one example if wanted; then the subtask's first page,
+answers, and pages under ``Observation:``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eef.chat import action_of
+from eef.envs import TextEnv
+from eef.experts import demonstrations
+from eef.runs import PACKAGE
+from eef.trajectory import Trajectory
+
+NO_ACTION = "No action was found in your answer, so nothing was done: give one after the words 'Action: '."
+STOP = "\nObservation:"  # where a model begins to invent what it will see
+Message = dict[str, str]
+
+
+def action_in(reply: str) -> str:
+    """The action that a reply names after ``Action: ``, by :func:`eef.chat.action_of`; empty where it names none."""
+    return action_of(reply) if "Action: " in reply else ""
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def agent(text: str) -> Message:
+    return {"role": "assistant", "content": text or "(nothing)"}  # some servers refuse an empty message
+
+
+def page(observation: str) -> Message:
+    return user(f"Observation:\n{observation}")
+
+
+def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
+    """A win of the scripted player on a subtask of ``eval`` or ``train`` that is not one of ``tasks`` of ``split``."""
+    taken = set(tasks)
+    parts = sorted(("eval", "train"), key=lambda part: part == split)  # another split first, so that it stays the same
+    others = [task for part in parts for task in env.tasks(part)[::-1] if task not in taken]
+    for task in others[:50]:
+        shown = demonstrations(env, [task])[0]
+        if shown.won:
+            return shown
+    raise ValueError("--one-shot: there is no subtask for the example that is not collected: lower --tasks")
+
+
+def opening(name: str, shown: Trajectory | None = None) -> list[Message]:
+    """What every conversation in environment ``name`` begins with, up to the subtask's own first page."""
+    told = (PACKAGE / "prompts" / f"{name}.txt").read_text(encoding="utf-8").strip()
+    talk = [user(told), agent("OK")]
+    if shown is not None:
+        first = [user(f"First an example.\n\n{shown.prompt}"), *(page(turn.observation) for turn in shown.turns)]
+        for heard, turn in zip(first, shown.turns, strict=False):  # nothing is said after the last page
+            talk += [heard, agent(f"Thought: {_thought(turn.action)}\nAction: {turn.action}")]
+    return talk
+
+
+def _thought(action: str) -> str:
+    """What the scripted player of an example would say: it has no thoughts of its own."""
+    name, _, inside = action.partition("[")
+    inside = inside.rstrip("]")
+    if name == "search":
+        return "I look for what the instruction names."
+    if name != "click":
+        return f"The next step towards what the task asks for is to {action}."
+    return {
+        "buy now": "This is the product, and all that was asked for is chosen, so I buy it.",
+        "next >": "None of these fits, so I turn to the next page.",
+        "< prev": "This is not what I need, so I go back.",
+        "back to search": "I had better search again.",
+    }.get(inside, f"The instruction leads to {inside} here, so I click it.")
