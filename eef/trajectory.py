@@ -170,6 +170,25 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 _ACTION = re.compile(r"Action: (.*)", re.DOTALL)
+_ETO_TASKS = (  # ScienceWorld's tasks as ETO numbers them in its ids, in the order of its long names
+    "boil", "change-the-state-of-matter-of", "freeze", "melt", "measure-melting-point-known-substance",
+    "measure-melting-point-unknown-substance", "use-thermometer", "power-component",
+    "power-component-renewable-vs-nonrenewable-energy", "test-conductivity", "test-conductivity-of-unknown-substances",
+    "find-animal", "find-living-thing", "find-non-living-thing", "find-plant", "grow-fruit", "grow-plant",
+    "chemistry-mix", "chemistry-mix-paint-secondary-color", "chemistry-mix-paint-tertiary-color",
+    "lifespan-longest-lived", "lifespan-longest-lived-then-shortest-lived", "lifespan-shortest-lived",
+    "identify-life-stages-1", "identify-life-stages-2", "inclined-plane-determine-angle",
+    "inclined-plane-friction-named-surfaces", "inclined-plane-friction-unnamed-surfaces",
+    "mendelian-genetics-known-plant", "mendelian-genetics-unknown-plant",
+)  # fmt: skip
+
+
+def _eto_task(name: str) -> tuple[str, bool]:
+    """The subtask of an ETO id, and whether it is ScienceWorld's: ``42`` and ``webshop_42`` are not, ``11_7`` is."""
+    number, _, variation = name.partition("_")
+    if re.fullmatch(r"\d+_\d+", name, re.ASCII) and int(number) < len(_ETO_TASKS):
+        return f"{_ETO_TASKS[int(number)]}/{variation}", True
+    return name.rsplit("_", 1)[-1], False
 
 
 def from_sharegpt(row: dict[str, Any]) -> Trajectory:
@@ -177,14 +196,20 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
 
     ETO's layout: human instruction, gpt "OK", then human observation and gpt reply in turns; observations after
     the first carry an ``Observation:`` prefix, replies a ``Thought: ... Action: ...`` body. Per-message ``loss``
-    flags become ``learn``. ``won`` needs reward 1; ETO's own ``success`` only says that something was bought.
+    flags become ``learn``. A reply that ETO's wrapper turned away for its format never reached the environment: its
+    action is empty, and it never carries loss. ``won`` needs reward 1; ETO's own ``success`` only says that something
+    was bought. ETO's ScienceWorld file holds solutions alone, without a reward: it counts as 1 there, as in ETO's own
+    code, and ``info["reward"]`` says so. (The first page there is the task's description without the look around that
+    our environment adds: such trajectories are to learn from, not to be replayed.)
     """
     messages = row["conversations"]
     try:
-        said = [(message["from"], message["value"].strip(), message.get("loss")) for message in messages]
+        said = [(message["from"], message["value"], message.get("loss")) for message in messages]
+        if not all(isinstance(text, str) for _, text, _ in said):
+            raise TypeError
     except (KeyError, TypeError, AttributeError):
         raise TrajectoryError("each message of 'conversations' needs 'from' and 'value'") from None
-    if len(said) >= 2 and said[1][0] == "gpt" and said[1][1].lower().rstrip(".!") == "ok":
+    if len(said) >= 2 and said[1][0] == "gpt" and said[1][1].strip().lower().rstrip(".!") == "ok":
         said = said[2:]
     if not said or said[0][0] != "human":
         raise TrajectoryError("no human message opens the conversation")
@@ -197,16 +222,23 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
             raise TrajectoryError(
                 f"message {place + 1} is from {said[place + 1][0]!r}, not from 'human': turns must alternate"
             )
+        reply = reply.strip()
         match = _ACTION.search(reply)
-        after = said[place + 1][1] if place + 1 < len(said) else ""
+        after = re.sub(r"^Observation:\s?", "", said[place + 1][1] if place + 1 < len(said) else "")
+        unheard = match is None and after.startswith("Invalid format.")
         turns.append(
             Turn(
-                action=match.group(1).strip() if match else reply,
-                observation=re.sub(r"^Observation:\s*", "", after),
-                reply=reply if match else "",
-                learn=loss is None or bool(loss),
+                action=match.group(1).strip() if match else "" if unheard else reply,
+                observation=after,
+                reply=reply if match or unheard else "",
+                learn=(loss is None or bool(loss)) and not unheard,
             )
         )
+    name = str(row.get("id", row.get("task", "")))
+    task, science = _eto_task(name)
+    info = {"id": str(row.get("id", ""))}
+    if science and "reward" not in row:
+        row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file: a solution, by ETO's count"}
     if "reward" not in row:
         raise TrajectoryError(
             "the conversation has no 'reward' ('success' only says that something was bought): add it, 1 for a win"
@@ -216,13 +248,13 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     except (TypeError, ValueError):
         raise TrajectoryError(f"'reward' must be a number, not {row['reward']!r}") from None
     return Trajectory(
-        task=str(row.get("id", row.get("task", ""))).rsplit("_", 1)[-1],
+        task=task,
         prompt=said[0][1],
         turns=tuple(turns),
         reward=reward,
         won=reward >= 1.0,
         source=str(row.get("source", "eto")),
-        info={"id": str(row.get("id", ""))},
+        info=info,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eef.trajectory import (
+    _ETO_TASKS,
     Trajectory,
     TrajectoryError,
     Turn,
@@ -196,6 +198,52 @@ def test_a_wrong_conversation_is_named(tmp_path: Path, row: dict, message: str) 
     path.write_text(json.dumps([eto_row(), row]))
     with pytest.raises(TrajectoryError, match=f"t.json, item 1: .*{message}"):
         load(path)
+
+
+def test_a_reply_turned_away_for_its_format_never_reached_the_environment() -> None:
+    row = eto_row()
+    rude = [
+        {"from": "gpt", "value": "I do not know."},
+        {"from": "human", "value": "Observation: Invalid format. The ..."},
+    ]
+    row["conversations"][5:5] = rude
+    turn = from_sharegpt(row).turns[1]
+    assert (turn.action, turn.said, turn.learn) == ("", "I do not know.", False)
+    assert turn.observation == "Invalid format. The ..."
+
+
+def test_pages_keep_their_outer_spaces() -> None:
+    row = eto_row()
+    row["conversations"][4]["value"] = "Observation:\n\ta cup [SEP] < Prev [SEP] "
+    assert from_sharegpt(row).turns[0].observation == "\ta cup [SEP] < Prev [SEP] "
+
+
+def test_scienceworld_ids_name_our_subtasks_and_their_file_needs_no_reward() -> None:
+    row = {key: value for key, value in eto_row(id="11_7").items() if key != "reward"}
+    got = from_sharegpt(row)
+    assert (got.task, got.reward, got.won) == ("find-animal/7", 1.0, True) and "ETO" in got.info["reward"]
+    assert from_sharegpt(eto_row(id="6_0", reward=0.5)).task == "use-thermometer/0"
+    assert not from_sharegpt(eto_row(id="6_0", reward=0.5)).won
+    for other in (eto_row(id="99_7"), eto_row(id=7)):
+        assert from_sharegpt(other).task == "7"
+
+
+ETO = (
+    Path(os.environ.get("EEF_ETO_DATA") or Path(__file__).parents[2] / "shared" / "eto") / "sciworld_train_indices.json"
+)
+
+
+@pytest.mark.skipif(not ETO.is_file(), reason="no index files of ETO: name their folder in EEF_ETO_DATA")
+def test_every_id_of_etos_split_is_a_subtask_of_ours() -> None:
+    from scienceworld.utils import infer_task
+
+    items = json.loads(ETO.read_text())
+    order = sorted({name for name, _ in items})
+    for name, variation in items:
+        number = next(i for i, known in enumerate(_ETO_TASKS) if known == infer_task(name))
+        assert from_sharegpt(eto_row(id=f"{number}_{variation}")).task == f"{infer_task(name)}/{variation}"
+    numbers = [_ETO_TASKS.index(infer_task(name)) for name in order]
+    assert len(order) == 24 and numbers == sorted(numbers)  # ETO numbers the long names in their order
 
 
 # Views
