@@ -126,7 +126,7 @@ def _collect_parser(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="FILE", help="JSON Lines, appended to; `-p experts=FILE` uses it")
     add("--model", required=True, metavar="NAME", help="the model, as the endpoint calls it")
     add("--base-url", required=True, metavar="URL", help="the endpoint, such as http://localhost:8000/v1")
-    add("--key", default="OPENAI_API_KEY", metavar="VARIABLE", help="the variable with the key (default %(default)s)")
+    add("--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="what holds the key (default OPENAI_API_KEY)")
     add("--env", default="webshop", choices=("webshop", "scienceworld"), help="(default webshop)")
     add("--data", metavar="FOLDER", help="WebShop's official files or a store (default: the embedded catalogue)")
     add("-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a keyword of the environment")
@@ -153,7 +153,7 @@ def _collect(given: argparse.Namespace) -> int:
 
     names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
     asked = {name: getattr(given, name) for name in names}
-    expert = Expert(key=read_key(given.key), body=read_body(given.body), **asked)
+    expert = Expert(key=read_key(given.key_variable), body=read_body(given.body), **asked)
     options = parse_overrides(given.overrides)
     options |= {"data": given.data} if given.data else {}
     options |= {"max_steps": given.max_steps} if given.max_steps else {}

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,8 @@ class Expert:
 
 def read_key(variable: str = "OPENAI_API_KEY") -> str:
     """The key in an environment variable. ValueError, which never shows it, where there is none that can be sent."""
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", variable):  # perhaps the key itself
+        raise ValueError("--key-variable takes the name of an environment variable (capitals), never a key")
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ValueError(f"the variable {variable} is empty: put the key there (any word, if the server asks for none)")

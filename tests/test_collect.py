@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +21,10 @@ from eef.chat import action_of
 from eef.cli import main
 from eef.collect import CollectError, Expert, estimate, example, opening, read_key, run
 from eef.envs import expert_states, restore
+from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
 from eef.experts import collect, demonstrations
+from eef.runs import PACKAGE
 from eef.trajectory import load
 
 SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}  # as in conftest
@@ -384,6 +387,73 @@ def test_only_one_process_collects_into_a_file(endpoint: Endpoint, shop: WebShop
         run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True)
 
 
+@pytest.mark.slow
+def test_scienceworld_is_collected_over_two_simulators_and_replays(endpoint: Endpoint, tmp_path: Path) -> None:
+    world = ScienceWorld(tasks=["find-animal", "lifespan-longest-lived"], max_steps=12, variations={"train": 1})
+    try:
+        ways = {one.prompt: one.actions for one in demonstrations(world, world.tasks("train"))}
+
+        def answer(body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
+            pages = [message["content"] for message in body["messages"] if message["role"] == "user"]
+            at = next(index for index, page in enumerate(pages) if page.startswith("Now your task."))
+            turn = len(pages) - at - 1  # the second answer holds no action
+            way = ways[pages[at].removeprefix("Now your task.\n\n")]
+            return 200, {}, "Hm." if turn == 1 else f"Thought: on we go.\nAction: {way[turn - (turn > 1)]}"
+
+        endpoint.answer = answer
+        path = tmp_path / "e.jsonl"
+        assert run(path, world, "train", 2, expert(endpoint, concurrency=2), one_shot=True, yes=True) == 0
+        found = load(path)
+        assert len(found) == 2 and all(one.won and one.info["score"] == 1.0 for one in found)
+        assert all(one.info["settings"]["example"].partition("/")[0] in world.tasks("eval")[-1] for one in found)
+        for one in found:
+            seen = [one.state(index) for index in range(len(one) + 1)]
+            assert one.actions[1] == "" and restore(world, one.task, one.actions, seen) == seen[-1]
+        talk = endpoint.bodies[0]["messages"]
+        assert "teleport to ROOM" in talk[0]["content"] and "Action: teleport to " in talk[3]["content"]
+    finally:
+        world.close()
+
+
+@pytest.mark.slow
+def test_transformers_own_server_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "any-word")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 180
+        while "Uvicorn running" not in (tmp_path / "server.log").read_text() and time.monotonic() < deadline:
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            time.sleep(0.2)
+        path, small = tmp_path / "e.jsonl", f"catalogue={json.dumps(SMALL)}"
+        words = [
+            "collect",
+            str(path),
+            "--model",
+            str(PACKAGE / "base"),
+            "--base-url",
+            f"http://127.0.0.1:{port}/v1",
+            "--yes",
+        ]
+        words += ["--tasks", "2", "--max-steps", "2", "--concurrency", "1", "-p", small]
+        # its stop strings need another kind of tokenizer than the small policy's
+        assert main([*words, "--body", '{"max_tokens": 16, "stop": null}']) == 0
+    finally:
+        server.terminate()
+        server.wait(30)
+    found = load(path)
+    assert [len(one) for one in found] == [2, 2] and all(one.info["tokens"] > 0 for one in found)
+    assert all(turn.reply for one in found for turn in one.turns)  # it speaks in symbols, and names no action
+    assert "2 episodes saved" in capsys.readouterr().out
+
+
 # Before anything is asked
 
 
@@ -449,7 +519,8 @@ def test_the_command_collects_and_its_mistakes_are_one_message(
         (["--body", "{"], "is no JSON"),
         (["--tasks", "0"], "--tasks must be at least 1"),
         (["--concurrency", "0"], "must be above 0"),
-        (["--key", "NO_SUCH_KEY"], "the variable NO_SUCH_KEY is empty"),
+        (["--key-variable", "NO_SUCH_KEY"], "the variable NO_SUCH_KEY is empty"),
+        (["--key-variable", KEY], "--key-variable takes the name"),
         (["-p", "colour=red"], "webshop: got an unexpected keyword argument 'colour'"),
     ):
         assert main([*words, *more]) == 2
