@@ -328,8 +328,9 @@ def _asker(client: Any, expert: Expert) -> Callable[..., Any]:
     import openai
 
     def shown(error: openai.APIError) -> str:
+        """The server's words; what begins as the key does is left out."""
         text = " ".join(str(error.message).split())
-        return (text.replace(expert.key, "[key]") if len(expert.key) > 7 else text)[:300]
+        return (re.sub(re.escape(expert.key[:7]) + r"\S*", "[key]", text) if len(expert.key) > 7 else text)[:300]
 
     async def ask(talk: list[Message], first: bool) -> tuple[str, int, int]:
         try:
