@@ -74,7 +74,7 @@ def _example_turns(example: Example) -> list[tuple[bool, str]]:
         elif not learn:
             why = "barred by the trajectory itself (learn is false)"
         elif index < prefix:
-            why = f"the expert's, on the way to s{prefix}, where the simulation that won begins"
+            why = f"the expert's, on the way to s{prefix}, from where the policy won"
         else:
             why = f"of the win from s{prefix}"
         told.append((learn, why))
