@@ -87,7 +87,7 @@ def _turns(one: Trajectory, outcomes: Outcomes, parts: Sequence[Segment]) -> lis
     told = []
     for index, turn in enumerate(one.turns):
         part = next((part for part in parts if part.start <= index < part.stop), None)
-        used = next((e for e in chosen if e.learn_from <= index < e.trajectory.prefix and e.mask[index]), None)
+        used = next((e for e in chosen if e.learn_from <= index < e.trajectory.prefix), None)
         if not turn.learn:
             told.append((False, "barred by the trajectory itself (learn is false)"))
         elif one.won:
