@@ -32,12 +32,12 @@ from eef.figures import (
 from eef.selection import Outcomes, Segment, cut_points, important_states, segments
 from eef.trajectory import Trajectory
 
-_KINDS = {  # colour and hatch: colours that colour-blind readers tell apart, and a second sign
+KINDS = {  # colour and hatch: colours that colour-blind readers tell apart, and a second sign
     "beneficial": ("#009E73", "", "beneficial: from a state that loses to one that wins"),
     "harmful": ("#D55E00", "////", "harmful: from a state that wins to one that loses"),
     "neutral": ("#B0B0B0", "", "neutral"),
 }
-_MARKS = {"won": ("o", "#009E73", "✓"), "lost": ("s", "#D55E00", "✗")}
+MARKS = {"won": ("o", "#009E73", "✓"), "lost": ("s", "#D55E00", "✗")}
 _HUES = {"rft": "#0072B2", "eef": "#D55E00", "expert": "#CC79A7"}
 
 
@@ -189,7 +189,7 @@ def _draw_trajectory(
     end = len(places) + 0.5
     for part in parts:
         top, bottom = places["state", part.start], places.get(("state", part.stop), end)
-        colour, hatch, _ = _KINDS[part.kind]
+        colour, hatch, _ = KINDS[part.kind]
         high = bottom - top
         axes.add_patch(Rectangle((0.06, top), 0.16, high, facecolor=colour, hatch=hatch, edgecolor="white"))
         axes.add_patch(Rectangle((0.22, top), 7.53, high, facecolor=colour, alpha=0.09, linewidth=0))
@@ -207,7 +207,7 @@ def _draw_trajectory(
                 )  # fmt: skip
             continue
         ended = "won" if outcomes[index] else "lost"
-        marker, colour, sign = _MARKS[ended]
+        marker, colour, sign = MARKS[ended]
         axes.plot([0.14], [y], marker, color=colour, markersize=12, markeredgecolor="white", zorder=4)
         axes.text(0.14, y, sign, color="white", fontsize=9, weight="bold", ha="center", va="center_baseline", zorder=5)
         note = f"$s_{{{index}}}$: the simulation from here {'won' if outcomes[index] else 'lost'}"
@@ -221,9 +221,9 @@ def _draw_trajectory(
     axes.plot([0.14], [end], "s", color="#222222", markersize=9, markeredgecolor="white", zorder=4)
     axes.text(0.32, end, f"end: {over}, reward {expert.reward:.2f}, failed", fontsize=9, weight="bold", va="center")
     handles: list[Any] = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label) for colour, hatch, label in _KINDS.values()
+        Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label) for colour, hatch, label in KINDS.values()
     ]
-    for ended, (marker, colour, sign) in _MARKS.items():
+    for ended, (marker, colour, sign) in MARKS.items():
         label = f"state whose simulation {ended} ({sign})"
         handles.append(Line2D([], [], marker=marker, color=colour, linestyle="", markersize=8, label=label))
     handles.append(

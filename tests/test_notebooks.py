@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pandas as pd
@@ -16,6 +18,7 @@ import papermill
 import pytest
 
 from eef.cli import main
+from eef.envs import TextEnv, expert_states
 from eef.policy import folder_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +50,9 @@ def small_demo(folder: Path) -> list[str]:
     return [*words, "--out", str(folder / "figure")]
 
 
-def test_the_main_job_from_sweep_to_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_main_job_from_sweep_to_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`eef sweep experiments/demo.yaml`, small: every arm, the figure, and the same table from a second start."""
     words = small_demo(tmp_path)
     assert main(words) == 0
@@ -64,6 +69,11 @@ def test_the_main_job_from_sweep_to_figure(tmp_path: Path, capsys: pytest.Captur
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
     assert main(words) == 0  # all is there: only the figure is drawn again
     assert table.read_bytes() == first
+    asked = {"sweep": "", "root": str(tmp_path / "runs"), "out": str(tmp_path / "figure")}
+    asked["draw"] = ["learning_curves", "selection"]
+    shown = executed("figures", tmp_path, asked, monkeypatch)
+    assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
+    assert shown.count('class="eef eef-table"') == 2  # two runs of EEF
 
 
 @pytest.mark.slow
@@ -97,6 +107,68 @@ def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> Non
     )
     assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": True, "limited": True}
     assert (tmp_path / "model.safetensors").stat().st_size > 0
+
+
+SHORT = {
+    "quickstart": {"train_tasks": 24, "simulated_failures": 6, "epochs": 1.0},
+    "experts": {"tasks": 40},
+    "own_environment": {"train_tasks": 40, "test_tasks": 10, "methods": ["sft_pos", "eef"], "epochs": 2.0},
+    "own_model": {"examples": 2},
+}
+
+
+def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    """All that the notebook showed, as text; papermill raises where a cell fails."""
+    monkeypatch.setenv("EEF_ROOT", str(folder / "runs"))
+    out = folder / f"{name}.ipynb"
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / f"{name}.ipynb"), str(out), parameters, kernel_name="python3", progress_bar=False
+    )
+    outputs = [o for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
+    assert not any("Warning" in o.get("text", "") for o in outputs if o.get("name") == "stderr")
+    return "\n".join(o.get("text") or str(o.get("data")) for o in outputs)
+
+
+SAID = {
+    "quickstart": ["thrown away by RFT", "carry loss", "eef-table"],
+    "experts": ["win_rate", "option wrong or missing", "image/png"],
+    "own_environment": ["with a screen turned", "win_rate", "eef-table"],
+    "own_model": ["<|im_end|>", "tokens carry loss", "learnt_tokens", "policy"],
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_notebook_runs_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = executed(name, tmp_path, SHORT[name], monkeypatch)
+    assert not [words for words in SAID[name] if words not in shown]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_notebook_runs_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = executed(name, tmp_path, {}, monkeypatch)
+    assert not [words for words in SAID[name] if words not in shown]
+    if name == "quickstart":
+        assert "harmful: from" in shown and "on the way from" in shown  # the first picture shows both
+
+
+def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    from own_environment import Kiosk, play
+
+    lines = inspect.getsource(Kiosk).splitlines()
+    assert sum(bool(line.strip()) for line in lines) < 50
+    kiosk = Kiosk(60, 20)
+    names = [name for name in vars(TextEnv) if not name.startswith("_")]
+    assert all(hasattr(kiosk, name) for name in [*names, *TextEnv.__annotations__])
+    assert not set(kiosk.tasks("train")) & set(kiosk.tasks("test"))
+    experts = [play(kiosk, task) for task in kiosk.tasks("train")]
+    assert {t.won for t in experts} == {True, False} and experts == [play(kiosk, t) for t in kiosk.tasks("train")]
+    assert all(play(kiosk, task, slip=0, late=0).won for task in kiosk.tasks("test"))
+    for expert in experts:
+        for index, twin in expert_states(kiosk, expert, list(range(len(expert)))).items():
+            assert f"{expert.actions[index]}" in twin.available_actions()["actions"]
+    assert not kiosk.step("search[x]").valid
 
 
 @pytest.mark.parametrize("model", ["embedded", "embedded-scienceworld"])
