@@ -196,7 +196,8 @@ def experiment(
     about = {**asdict(settings), **(config or {}), "method": method, **options, "train": len(tasks), "test": len(test)}
     variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
-    label += f"-{settings.experts.replace('/', '_')}" if settings.experts != "strong" else ""
+    named = "+".join(Path(name).stem if Path(name).is_file() else name for name in settings.experts.split("+"))
+    label += f"-{named}" if named != "strong" else ""
     run = Run.open(root, env.name, label, seed, about, stamp(hashes, chat_hash))
     lab = Lab(run, env, settings, seed, tasks, test)
     adapter = METHODS[method](lab, **options)
