@@ -29,7 +29,7 @@ def main_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     """
     groups = by_arm(comparable(runs))
     best = _eef(groups)
-    reference = max((arm for arm in groups if arm.method == "rft"), key=lambda arm: arm.n or 0, default=None)
+    reference = _rft(groups, best.experts)
     if reference is None:
         raise FigureError("no finished RFT run to compare with: the main table needs one")
     rows = [arm for arm in groups if not arm.method.startswith("eef_") and _alike(arm.experts, best.experts)]
@@ -58,8 +58,7 @@ def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     tables = []
     for train, policy in sorted({(int(one["train"]), str(one["model"])) for one in records(configs)}):
         groups = by_arm(comparable(runs[(configs["train"] == train) & (configs["model"] == policy)]))
-        reference = max((arm for arm in groups if arm.method == "rft"), key=lambda arm: arm.n or 0, default=None)
-        found = _compared(groups, list(groups), reference)
+        found = _compared(groups, list(groups), _rft(groups, _usual(groups)))
         found.insert(0, "policy", Path(policy).name)
         found.insert(0, "train", train)
         tables.append(found)
@@ -73,8 +72,19 @@ def _eef(groups: dict[Arm, pd.DataFrame]) -> Arm:
     whole = [arm for arm in groups if arm.method == "eef"]
     if not whole:
         raise FigureError("no finished EEF run: the table compares it")
-    used = pd.concat(groups.values())["experts"].value_counts()
-    return max(whole, key=lambda arm: (arm.m or 0, used.get(arm.experts, 0)))
+    usual = _usual(groups)
+    return max(whole, key=lambda arm: (arm.m or 0, arm.experts == usual))
+
+
+def _rft(groups: dict[Arm, pd.DataFrame], experts: str) -> Arm | None:
+    """RFT with the largest n, on ``experts`` where there are several; None without one."""
+    known = [arm for arm in groups if arm.method == "rft"]
+    return max(known, key=lambda arm: (arm.n or 0, arm.experts == experts), default=None)
+
+
+def _usual(groups: dict[Arm, pd.DataFrame]) -> str:
+    """The experts that most runs have."""
+    return str(pd.concat(groups.values())["experts"].mode()[0])
 
 
 def _alike(experts: str, usual: str) -> bool:

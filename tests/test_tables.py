@@ -42,6 +42,7 @@ def runs(tmp_path: Path) -> pd.DataFrame:
             run(tmp_path, "sft_pos", 1, seed, experts="weak"),
             run(tmp_path, "rft", 3, seed, n=1),
             run(tmp_path, "rft", 4, seed, n=6),
+            run(tmp_path, "rft", 7, seed, n=6, experts="a+strong"),  # before "strong" in lists, and no reference
             run(tmp_path, "eef", 6, seed, m=5),
             run(tmp_path, "eef", 8, seed, m=5, experts="strong+weak"),
             run(tmp_path, "eef", 5, seed, m=1),
@@ -63,21 +64,22 @@ def test_the_main_table(runs: pd.DataFrame, tmp_path: Path) -> None:
     table = main_table(runs, tmp_path / "out")
     assert rows_of(table) == [
         ("sft_pos", "strong", None, None),
+        ("rft", "a+strong", 6, None),
         ("rft", "strong", 1, None),
         ("rft", "strong", 6, None),
         ("eef", "strong", None, 5),
         ("eef", "strong+weak", None, 5),
         ("ceiling", "perfect", None, None),
     ]
-    eef = table.iloc[3]
+    eef = table.iloc[4]
     assert eef["win_rate"] == pytest.approx(0.6) and eef["reward"] == pytest.approx(0.8)
     assert eef["max_score"] == pytest.approx(0.88)
     assert (eef["win_rate_easy"], eef["win_rate_hard"]) == (1.0, pytest.approx(0.2))
     assert eef["difference"] == pytest.approx(0.2) and eef["low"] < 0.2 < eef["high"]
     assert (eef["seconds"], eef["episodes"], eef["seeds"]) == (10.5, 100, 2)
-    assert pd.isna(table.iloc[2]["difference"])  # RFT x 6 against itself
+    assert pd.isna(table.iloc[3]["difference"])  # RFT x 6 against itself
     again = pd.read_csv(tmp_path / "out" / "main_table.csv")
-    assert again["run_ids"][3].split() == sorted(
+    assert again["run_ids"][4].split() == sorted(
         runs[(runs["m"] == 5) & (runs["experts"] == "strong") & (runs["method"] == "eef")]["run_id"]
     )
     text = (tmp_path / "out" / "main_table.md").read_text()
