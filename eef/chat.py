@@ -4,6 +4,16 @@ The scaffold is what a tokenizer's chat template puts around the contents, found
 are tokenised apart, so a training prefix and a rollout prompt are the same ids at every turn, and the ids that a
 policy sampled are kept as they are. Instructions go into the first user turn: some templates lose a system turn.
 
+Why each family is treated as it is (tests/test_chat.py renders them all):
+
+- Llama-3: the template writes the BOS itself, so nothing here lets a tokenizer add one more.
+- Mistral v0.3: a blank stands between tag and content, and its tokenizer joins the two: the blank is tokenised with the
+  content. The one before an answer is not part of the prompt that the policy sees, but said (and learnt) with it.
+- Qwen2.5: the template opens with a system turn of its own, which becomes part of what opens the conversation. The
+  line break after an answer's end is not the policy's to say.
+- Qwen3: only the last answer is rendered with a think block, so one history would have two renderings. Every answer is
+  rendered as a past one, without it.
+
 ``aliases`` is for small policies with a small vocabulary: in each conversation every word that the vocabulary lacks
 gets a symbol, in order of first appearance (:class:`Aliases`). Such a policy reads and copies, and knows no word.
 """
@@ -16,12 +26,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from eef.trajectory import Trajectory
+from eef.trajectory import Trajectory, Turn
 
+TASK, OBSERVATION = "Now your task.\n\n", "Observation:\n"  # before the first page and the others, for ReAct answers
 FIRST, OTHER, ROWS = 48, 256, 10  # symbols: the prompt's words, later words, listed products
 
 _ACTION = re.compile(r"^(search|click)\[(.*)\]$", re.DOTALL)
@@ -134,6 +145,9 @@ class Chat:
 
     ``before`` opens the conversation up to the first user content; ``to_agent`` lies between user content and what
     the agent says; ``end`` closes it (sampled by the policy, and learnt); ``to_user`` leads to the next user content.
+    ``user_lead`` and ``agent_lead``: text between scaffold and content that a tokenizer may join with the content.
+    ``opening``: what user and agent said before the subtask's first page, never learnt. ``react``: answers have the
+    form ``Thought: ... Action: ...`` (:mod:`eef.react`).
     """
 
     tokenizer: Any
@@ -143,6 +157,10 @@ class Chat:
     to_user: tuple[int, ...]
     instructions: str = ""
     aliases: bool = False
+    user_lead: str = ""
+    agent_lead: str = ""
+    opening: tuple[tuple[str, str], ...] = ()
+    react: bool = False
 
     @classmethod
     def of(cls, tokenizer: Any, instructions: str = "", aliases: bool = False) -> Chat:
@@ -159,20 +177,26 @@ class Chat:
             raise ValueError("the chat template drops or repeats a message: this tokenizer needs another template")
         to_agent = asked.split(marks[2])[1]
         end, to_user = _split_end(parts[2], parts[4])
+        if not parts[1].startswith(to_agent):
+            raise ValueError("the chat template renders a past answer otherwise than it asks for one: use another")
+        agent_lead = parts[1][len(to_agent) :]
+        leads = {text[len(text.rstrip(" ")) :] for text in (parts[0], to_user)}
+        user_lead = leads.pop() if len(leads) == 1 else ""
+        before, to_user = parts[0].removesuffix(user_lead), to_user.removesuffix(user_lead)
         ids = [
-            tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (parts[0], to_agent, end, to_user)
+            tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, to_agent, end, to_user)
         ]
         if not ids[2]:
             raise ValueError("the chat template puts nothing after an assistant turn: a policy could not end its turn")
         specials = set(tokenizer.all_special_ids)
         stop = next((place for place, token in enumerate(ids[2], start=1) if token in specials), len(ids[2]))
         to_user_ids = ids[2][stop:] + ids[3]  # a newline after the end token is not the policy's to say
-        return cls(tokenizer, ids[0], ids[1], ids[2][:stop], to_user_ids, instructions, aliases)
+        return cls(tokenizer, ids[0], ids[1], ids[2][:stop], to_user_ids, instructions, aliases, user_lead, agent_lead)
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """What two runs must share to be comparable: scaffold, instructions, aliases, vocabulary size."""
-        parts = [
+        """What two runs must share to be comparable: scaffold, instructions, opening, aliases, vocabulary size."""
+        parts: list[Any] = [
             self.before,
             self.to_agent,
             self.end,
@@ -181,6 +205,7 @@ class Chat:
             self.aliases,
             len(self.tokenizer),
         ]
+        parts += [part for part in (self.user_lead, self.agent_lead, self.opening, self.react) if part]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def begin(self) -> Dialogue:
@@ -201,7 +226,7 @@ class Chat:
         mask: list[bool] = []
         for index, turn in enumerate(trajectory.turns):
             heard = talk.hear(trajectory.state(index))
-            said = talk.say(turn.said)
+            said = talk.repeat(turn)
             ids += heard + said
             mask += [False] * len(heard) + [learn[index]] * len(said)
         return ids, mask
@@ -225,14 +250,26 @@ class Dialogue:
             text = self.aliases.read(text, prompt=self.turn == 0)
         if self.turn == 0 and chat.instructions:
             text = f"{chat.instructions}\n\n{text}"
-        opening = chat.before if self.turn == 0 else chat.to_user
+        if chat.react:
+            text = f"{OBSERVATION if self.turn else TASK}{text}"
+        ids = list(chat.before if self.turn == 0 else chat.to_user)
+        if self.turn == 0:
+            for asked, answered in chat.opening:
+                ids += [*self._ids(asked), *chat.to_agent, *self.say(answered), *chat.to_user]
         self.turn += 1
-        return [*opening, *self._ids(text), *chat.to_agent]
+        return [*ids, *self._ids(text), *chat.to_agent]
 
     def say(self, reply: str) -> list[int]:
         """Ids of what the agent says, its end included."""
         text = self.aliases.read_action(reply) if self.aliases is not None else reply
-        return [*_utterance(self.chat.tokenizer, text.strip()), *self.chat.end]
+        return [*_utterance(self.chat.tokenizer, self.chat.agent_lead + text.strip()), *self.chat.end]
+
+    def repeat(self, turn: Turn) -> list[int]:
+        """Ids of a turn that was taken: those that a policy of this scaffold sampled, else those of its text."""
+        if turn.ids and turn.chat == self.chat.hash:
+            return list(turn.ids)
+        bare = self.chat.react and not turn.reply  # an expert without thoughts
+        return self.say(f"Action: {turn.action}" if bare else turn.said)
 
     def spoken(self, ids: Sequence[int]) -> str:
         """The text of sampled ids (their end left off): the inverse of :meth:`say`."""
@@ -244,7 +281,7 @@ class Dialogue:
         return self.aliases.write_action(text) if self.aliases is not None else text.strip()
 
     def _ids(self, text: str) -> list[int]:
-        return self.chat.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+        return self.chat.tokenizer(self.chat.user_lead + text.strip(), add_special_tokens=False)["input_ids"]
 
 
 @lru_cache(maxsize=1 << 16)

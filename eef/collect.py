@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from eef.envs import EnvError, TextEnv, workers
 from eef.experts import demonstrations
-from eef.react import NO_ACTION, STOP, Message, action_in, agent, example, opening, page, user
+from eef.react import NO_ACTION, STOP, Message, action_in, agent, example, first_page, opening, page
 from eef.runs import digest, disk_errors
 from eef.trajectory import Trajectory, Turn, from_dict, to_dict
 
@@ -281,7 +281,7 @@ async def _episode(
         return await asyncio.to_thread(act, word) if apart else act(word)
 
     prompt, turns = await do(seat.reset, task), list[Turn]()
-    talk = [*talk, user(f"Now your task.\n\n{prompt}")]
+    talk = [*talk, first_page(prompt)]
     ended, reward, won = False, 0.0, False
     info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0}
     while not ended and len(turns) < limit:

@@ -11,17 +11,18 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from eef import evaluate, trajectory
+from eef import evaluate, react, trajectory
+from eef.chat import Chat, load_options
 from eef.envs import TextEnv
 from eef.experts import collect, demonstrations, groups
-from eef.policy import Policy, folder_of
+from eef.policy import Policy, folder_of, load_chat
 from eef.rollout import Start, simulate
 from eef.runs import Run, code_hash, digest, log_metrics, read_json, write_json
 from eef.selection import Example
 from eef.train import dpo, sft
 from eef.trajectory import Trajectory
 
-_ACTING = ("rollout.py", "policy.py", "chat.py", "trajectory.py", "envs")
+_ACTING = ("rollout.py", "policy.py", "chat.py", "react.py", "trajectory.py", "envs")
 _LEARNING = ("train.py", "policy.py", "chat.py", "trajectory.py")
 
 
@@ -30,13 +31,20 @@ class Settings:
     """What all arms share. ``temperature`` is for exploration, ``eval_temperature`` for the test (0: greedy);
     ``dpo_...`` are ETO's alone.
 
-    ``experts`` and ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each
-    iteration trains from the ``base`` model, or goes on from the ``last`` adapter.
+    ``prompt``: empty (answers are actions, after the instructions of the model's ``chat.json``) or ``react`` (thoughts,
+    then an action, after those of ``eef/prompts``), ``one_shot`` with an example played through; ``max_new_tokens`` is
+    the longest answer and ``context`` the longest conversation in tokens (None: the model's). ``experts``
+    and ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each iteration
+    trains from the ``base`` model, or goes on from the ``last`` adapter.
     """
 
     model: str = "embedded"
     quantize: str | None = None
     limited: bool | None = None
+    prompt: str = ""
+    one_shot: bool = False
+    max_new_tokens: int = 64
+    context: int | None = None
     experts: str = "strong"
     slips: Mapping[str, float] = field(default_factory=dict)
     epochs: float = 10.0
@@ -64,6 +72,7 @@ class Lab:
     seed: int
     tasks: list[str]
     test: list[str]
+    chat: Chat
     spent: list[Trajectory] = field(default_factory=list)
 
     def experts(self) -> list[Trajectory]:
@@ -224,8 +233,9 @@ class Lab:
     def _policy(self, adapter: Path | None, trainable: bool = False) -> Policy:
         settings = self.settings
         return Policy.load(
-            settings.model, adapter, quantize=settings.quantize, limited=settings.limited, trainable=trainable
-        )
+            settings.model, adapter, quantize=settings.quantize, limited=settings.limited, trainable=trainable,
+            chat=self.chat, max_new_tokens=settings.max_new_tokens, context=settings.context,
+        )  # fmt: skip
 
     def _world(self) -> dict[str, Any]:
         return {"env": self.env.stamp(), "max_steps": self.env.max_steps}
@@ -235,6 +245,8 @@ class Lab:
             "model": model_hash(self.settings.model),
             "quantize": self.settings.quantize,
             "limited": self.settings.limited,
+            "chat": self.chat.hash,
+            "room": [self.settings.context, self.settings.max_new_tokens],
         }
 
     def _experts_key(self) -> list[str]:
@@ -244,6 +256,23 @@ class Lab:
             else f"{name} {json.dumps(dict(self.settings.slips), sort_keys=True)} {code_hash('experts.py', 'envs')}"
             for name in self.settings.experts.split("+")
         ]
+
+
+def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
+    """How the policy of ``settings`` is spoken to in ``env``; an example is of a subtask that is not one of ``tasks``.
+
+    ValueError for an unknown prompt, and where prompt, example and decoding do not go together.
+    """
+    chat = load_chat(settings.model)
+    if settings.prompt not in ("", "react"):
+        raise ValueError(f"prompt={settings.prompt!r}: known are '' (actions alone) and 'react' (thought and action)")
+    if not settings.prompt:
+        if settings.one_shot:
+            raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
+        return chat
+    if settings.limited or (settings.limited is None and load_options(folder_of(settings.model)).get("limited")):
+        raise ValueError("limited=True needs prompt='': decoding limited to valid actions leaves no room for thoughts")
+    return react.scaffold(chat, env.name, react.example(env, "train", tasks) if settings.one_shot else None)
 
 
 def _advance(bar: Any, n: int) -> None:

@@ -17,8 +17,7 @@ import torch
 
 from eef import evaluate
 from eef.envs import TextEnv
-from eef.lab import Lab, Settings, model_hash
-from eef.policy import load_chat
+from eef.lab import Lab, Settings, model_hash, scaffold
 from eef.rollout import Start
 from eef.runs import Run, digest, stamp
 from eef.selection import Example, cut_points, select
@@ -191,15 +190,15 @@ def experiment(
         _at_least_one(name, options[name])
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
-    chat_hash = load_chat(settings.model).hash
+    chat = scaffold(settings, env, tasks)
     hashes = {**env.stamp(), "test": digest(test), "policy": model_hash(settings.model)}
     about = {**asdict(settings), **(config or {}), "method": method, **options, "train": len(tasks), "test": len(test)}
     variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
     named = "+".join(Path(name).stem if Path(name).is_file() else name for name in settings.experts.split("+"))
     label += f"-{named}" if named != "strong" else ""
-    run = Run.open(root, env.name, label, seed, about, stamp(hashes, chat_hash))
-    lab = Lab(run, env, settings, seed, tasks, test)
+    run = Run.open(root, env.name, label, seed, about, stamp(hashes, chat.hash))
+    lab = Lab(run, env, settings, seed, tasks, test, chat)
     adapter = METHODS[method](lab, **options)
     result = {
         "method": method + variant,

@@ -52,7 +52,7 @@ class Policy:
         dtype: str = "auto",
         trainable: bool = False,
         limited: bool | None = None,
-        instructions: str | None = None,
+        chat: Chat | None = None,
         context: int | None = None,
         max_new_tokens: int = 64,
     ) -> Policy:
@@ -60,13 +60,14 @@ class Policy:
         adapter saved in a folder.
 
         ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a
-        name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False.
+        name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False,
+        ``chat`` to :func:`load_chat`.
         ValueError for an unknown quantisation, OSError for an unknown model.
         """
         if quantize not in (None, "nf4"):
             raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
         folder = folder_of(model)
-        chat = load_chat(model, instructions)
+        chat = chat or load_chat(model)
         try:
             compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
             if dtype != "auto":
@@ -124,8 +125,8 @@ class Policy:
 
     @property
     def pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
+        """What fills short rows: masked everywhere, so any id does where the tokenizer names none."""
+        return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
 
 def load_chat(model: str = EMBEDDED, instructions: str | None = None) -> Chat:

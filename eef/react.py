@@ -7,8 +7,9 @@ answers, and pages under ``Observation:``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from eef.chat import action_of
+from eef.chat import OBSERVATION, TASK, Chat, action_of
 from eef.envs import TextEnv
 from eef.experts import demonstrations
 from eef.runs import PACKAGE
@@ -21,6 +22,7 @@ Message = dict[str, str]
 
 def action_in(reply: str) -> str:
     """The action that a reply names after ``Action: ``, by :func:`eef.chat.action_of`; empty where it names none."""
+    reply = reply.split(STOP)[0]
     return action_of(reply) if "Action: " in reply else ""
 
 
@@ -33,7 +35,12 @@ def agent(text: str) -> Message:
 
 
 def page(observation: str) -> Message:
-    return user(f"Observation:\n{observation}")
+    return user(f"{OBSERVATION}{observation}")
+
+
+def first_page(prompt: str) -> Message:
+    """The first page of the subtask itself."""
+    return user(f"{TASK}{prompt}")
 
 
 def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
@@ -45,7 +52,9 @@ def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
         shown = demonstrations(env, [task])[0]
         if shown.won:
             return shown
-    raise ValueError("--one-shot: there is no subtask for the example that is not collected: lower --tasks")
+    if others:
+        raise ValueError(f"one-shot: the scripted player has no win in {env.max_steps} steps: raise max_steps")
+    raise ValueError("one-shot: no subtask is left for the example: take fewer of them (train_tasks, --tasks)")
 
 
 def opening(name: str, shown: Trajectory | None = None) -> list[Message]:
@@ -57,6 +66,17 @@ def opening(name: str, shown: Trajectory | None = None) -> list[Message]:
         for heard, turn in zip(first, shown.turns, strict=False):  # nothing is said after the last page
             talk += [heard, agent(f"Thought: {_thought(turn.action)}\nAction: {turn.action}")]
     return talk
+
+
+def scaffold(chat: Chat, name: str, shown: Trajectory | None = None) -> Chat:
+    """The same conversation for a policy: ``chat`` with the opening of environment ``name`` and ReAct answers.
+
+    ValueError for a policy that cannot read it: one whose words are named anew in each conversation.
+    """
+    if chat.aliases:
+        raise ValueError("prompt='react' is for language models: this small policy knows no words (its chat.json)")
+    words = [message["content"] for message in opening(name, shown)]
+    return replace(chat, instructions="", opening=tuple(zip(words[::2], words[1::2], strict=True)), react=True)
 
 
 def _thought(action: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from eef.chat import Dialogue, action_of
 from eef.envs import EnvError, ReplayDivergence, TextEnv, expert_states, restore, workers
 from eef.policy import Actor, Limits, Policy
+from eef.react import NO_ACTION, STOP, action_in
 from eef.trajectory import Trajectory, Turn
 
 
@@ -179,21 +180,32 @@ def _begin(
     prompt_ids = talk.hear(prompt)
     ids = list(prompt_ids)
     for turn in turns:
-        ids += talk.say(turn.said) + talk.hear(turn.observation)
+        ids += talk.repeat(turn) + talk.hear(turn.observation)
     return _Episode(number, start, env, talk, draw, prompt, prompt_ids, turns), ids, broken
 
 
 def _step(episode: _Episode, said: list[int], limit: int) -> str:
-    """Act in the environment; the outcome if the episode ended."""
-    reply = episode.talk.spoken(said)
-    action = action_of(reply)
+    """Act in the environment; the outcome if the episode ended.
+
+    A ReAct answer without an action leaves the environment alone and costs a turn; it is never learnt, nor is one that
+    goes on to invent an observation.
+    """
+    talk, reply = episode.talk, episode.talk.spoken(said)
+    action = action_in(reply) if talk.chat.react else action_of(reply)
     episode.tokens += len(said)
+    kept = () if talk.copy().say(reply) == said else tuple(said)
+    scaffold = talk.chat.hash if kept else ""
+    learn = not (talk.chat.react and STOP in reply)
+    if talk.chat.react and not action:
+        episode.invalid += 1
+        episode.turns.append(Turn("", NO_ACTION, reply, False, kept, scaffold))
+        return "max_steps" if len(episode.turns) >= limit else ""
     try:
         step = episode.env.step(action)
     except EnvError:
         return "env_error"
     episode.invalid += not step.valid
-    episode.turns.append(Turn(action, step.observation, reply if reply != action else ""))
+    episode.turns.append(Turn(action, step.observation, reply if reply != action else "", learn, kept, scaffold))
     episode.reward, episode.won = float(step.reward), bool(step.info.get("won"))
     episode.info = {name: step.info[name] for name in ("score", "max_score") if name in step.info}
     if step.done:

@@ -27,13 +27,16 @@ class Turn:
     """One action and the observation after it.
 
     ``reply`` is all that the agent said when that is more than the action (a ReAct thought); empty otherwise.
-    ``learn`` is False where the action must never carry loss, whatever a method selects.
+    ``learn`` is False where the action must never carry loss, whatever a method selects. ``ids``: the token ids that
+    a policy sampled where its text, encoded again, would give others; ``chat`` is the hash of their scaffold.
     """
 
     action: str
     observation: str
     reply: str = ""
     learn: bool = True
+    ids: tuple[int, ...] = ()
+    chat: str = ""
 
     @property
     def said(self) -> str:
@@ -81,14 +84,18 @@ class Trajectory:
 
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
-    """The JSON object of one line of a trajectory file."""
-    return asdict(trajectory)
+    """The JSON object of one line of a trajectory file; a turn without token ids has no field for them."""
+    row = asdict(trajectory)
+    for turn in row["turns"]:
+        if not turn["ids"]:
+            del turn["ids"], turn["chat"]
+    return row
 
 
 def from_dict(row: dict[str, Any]) -> Trajectory:
     """The inverse of :func:`to_dict`; a missing or unknown field is a :class:`TrajectoryError`."""
     try:
-        turns = tuple(Turn(**turn) for turn in row["turns"])
+        turns = tuple(Turn(**{**turn, "ids": tuple(turn.get("ids", ()))}) for turn in row["turns"])
         trajectory = Trajectory(**{**row, "turns": turns})
     except KeyError as error:
         raise TrajectoryError(f"field {error} is missing") from None
@@ -107,6 +114,8 @@ def from_dict(row: dict[str, Any]) -> Trajectory:
     for index, turn in enumerate(turns):
         if not all(isinstance(text, str) for text in (turn.action, turn.observation, turn.reply)):
             raise TrajectoryError(f"turn {index}: action, observation and reply must be strings")
+        if not all(type(token) is int for token in turn.ids):
+            raise TrajectoryError(f"turn {index}: 'ids' must be whole numbers")
         if not isinstance(turn.learn, bool):
             raise TrajectoryError(f"turn {index}: 'learn' must be true or false, not {turn.learn!r}")
     return trajectory

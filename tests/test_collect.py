@@ -193,7 +193,7 @@ def test_an_example_is_a_win_on_a_subtask_that_is_not_collected(
     assert run(tmp_path / "e.jsonl", shop, "train", 2, expert(clever), one_shot=True, yes=True) == 0
     assert all(body["messages"][: len(talk)] == talk for body in clever.bodies)
     assert all(one.won and one.info["settings"]["example"] == shown.task for one in load(tmp_path / "e.jsonl"))
-    with pytest.raises(ValueError, match="lower --tasks"):
+    with pytest.raises(ValueError, match="no subtask is left for the example"):
         example(shop, "train", shop.tasks("train"))
 
 

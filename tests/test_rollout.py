@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from eef import react
+from eef.chat import Chat
 from eef.experts import collect
 from eef.policy import Policy
 from eef.rollout import Start, simulate
@@ -73,3 +75,47 @@ def test_progress_counts_every_episode(shop, policy: Policy) -> None:
     seen: list[int] = []
     simulate(policy, shop, [Start(task) for task in shop.tasks("train")], seed=0, told=seen.append)
     assert sum(seen) == len(shop.tasks("train"))
+
+
+class Scripted:
+    """Stands for a policy's Actor: says ``replies`` in turn, in the place of a model that can think."""
+
+    replies: tuple[str, ...] = ()
+
+    def __init__(self, policy: Policy, slots: int) -> None:
+        self.policy, self.said, self.read = policy, 0, 0
+        self.plan = type("Plan", (), {"slots": slots})
+
+    def open(self, prompts) -> None:
+        self.read = max(map(len, prompts.values()))
+
+    def length(self, slot: int) -> int:
+        return self.read
+
+    def hear(self, slot: int, ids: list[int]) -> None:
+        self.read += len(ids)
+
+    def act(self, slots, draws, temperature, limits):
+        reply = self.replies[min(self.said, len(self.replies) - 1)]
+        self.said += 1
+        return {slot: self.policy.chat.begin().say(reply) for slot in slots}
+
+
+def test_thoughts_are_kept_and_an_answer_without_an_action_costs_a_turn(shop, policy: Policy, monkeypatch) -> None:
+    from test_families import tokenizer_of
+
+    chat = react.scaffold(Chat.of(tokenizer_of("llama-3")), "webshop")
+    policy = replace(policy, chat=chat, tokenizer=chat.tokenizer, limited=False, context=10**6)
+    goal = "Thought: I look.\nAction: search[shirt]\nObservation: made up"
+    monkeypatch.setattr("eef.rollout.Actor", Scripted)
+    monkeypatch.setattr(Scripted, "replies", ("I had rather not.", goal, "Thought: x\nAction: click[nothing here]"))
+    (played,) = simulate(policy, shop, [Start(shop.tasks("train")[0])], max_steps=4)
+    unheard, looked, *rest = played.turns
+    assert (unheard.action, unheard.observation, unheard.learn) == ("", react.NO_ACTION, False)
+    assert looked.action == "search[shirt]" and looked.reply == goal and not looked.learn
+    assert [(turn.action, turn.learn) for turn in rest] == [("click[nothing here]", True)] * 2
+    assert played.info["invalid"] == 3 and played.outcome == "max_steps" and played.failed
+
+    Scripted.replies = (goal,)  # from a state of that failure: the answer without an action is replayed as it was
+    (again,) = simulate(policy, shop, [Start(played.task, played, 2)], max_steps=3)
+    assert again.turns[:2] == played.turns[:2] and again.outcome == "max_steps"
