@@ -126,7 +126,8 @@ class Policy:
     @property
     def pad(self) -> int:
         """What fills short rows: masked everywhere, so any id does where the tokenizer names none."""
-        return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return int(next(token for token in known if token is not None))
 
 
 def load_chat(model: str = EMBEDDED, instructions: str | None = None) -> Chat:
