@@ -231,7 +231,8 @@ class _RowLayer(DynamicLayer):
         rows = plan.rows[:, None]
         self.keys[rows, :, plan.places] = key_states.transpose(1, 2)
         self.values[rows, :, plan.places] = value_states.transpose(1, 2)
-        return self.keys[plan.rows, :, : plan.seen], self.values[plan.rows, :, : plan.seen]
+        held = plan.span if plan.span is not None else plan.rows
+        return self.keys[held, :, : plan.seen], self.values[held, :, : plan.seen]
 
     def _grown(self, old: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         new = like.new_zeros((self.plan.slots, like.shape[1], self.plan.room, like.shape[3]))
@@ -248,12 +249,14 @@ class _RowLayer(DynamicLayer):
 @dataclass
 class _Plan:
     """Where the next forward pass reads and writes: ``places`` (rows, width) in the rows ``rows``; the last place of
-    each row (``room`` - 1) takes what padding writes."""
+    each row (``room`` - 1) takes what padding writes. ``span``: the same rows where they lie side by side, as a slice,
+    which is read where it is; others are copied together."""
 
     slots: int
     room: int = 257
     rows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     places: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    span: slice | None = None
     seen: int = 0
 
 
@@ -276,40 +279,44 @@ class Actor:
 
     @torch.inference_mode()
     def open(self, prompts: dict[int, list[int]]) -> None:
-        """Begin conversations in the given slots; the common beginning of two is read once."""
-        leaders: list[int] = []
-        copies: list[tuple[int, int, int]] = []
-        for slot in sorted(prompts, key=lambda slot: -len(prompts[slot])):
+        """Begin conversations in the given slots; what several have in common is read once.
+
+        The longest first: each takes over what it shares with one that is open or was taken before it, at a level after
+        the one of its source, so that the states of an expert follow the last of them, and that one follows another
+        expert's as far as the instructions go.
+        """
+        order = sorted(prompts, key=lambda slot: -len(prompts[slot]))
+        busy = [slot for slot in range(len(self.held)) if slot not in prompts]
+        sources: dict[int, tuple[int, int]] = {}
+        levels: dict[int, int] = {}
+        for place, slot in enumerate(order):
             ids = prompts[slot]
-            busy = [other for other in range(len(self.held)) if other not in prompts]
-            source, common = max(
-                (
-                    (other, _common(ids, prompts[other] if other in prompts else self.held[other]))
-                    for other in leaders + busy
-                ),
-                key=lambda pair: pair[1],
-                default=(-1, 0),
-            )
-            common = min(common, len(ids) - 1)
-            if common >= 8:
-                copies.append((slot, source, common))
-            else:
-                leaders.append(slot)
-        for slot, ids in prompts.items():
-            self.held[slot], self.waiting[slot] = [], list(ids)
-        sources = {source for _, source, _ in copies}
-        first = [slot for slot in leaders if slot in sources]
-        if first:  # read now, but for the last id: the turn still needs logits from it
-            tails = {slot: self.waiting[slot].pop() for slot in first}
-            self._forward(first)
-            for slot, tail in tails.items():
-                self.waiting[slot] = [tail]
-        for slot, source, common in copies:
-            common = min(common, len(self.held[source]))
-            for layer in self.layers:
-                layer.copy(source, slot, common)
-            self.held[slot] = prompts[slot][:common]
-            self.waiting[slot] = prompts[slot][common:]
+            known = [(other, _common(ids, prompts[other])) for other in order[:place]]
+            known += [(other, _common(ids, self.held[other])) for other in busy]
+            other, common = max(known, key=lambda pair: pair[1], default=(-1, 0))
+            if min(common, len(ids) - 1) >= 8:
+                sources[slot] = other, min(common, len(ids) - 1)
+            levels[slot] = levels.get(other, -1) + 1 if slot in sources else 0
+            self.waiting[slot] = list(ids)
+        for slot in prompts:
+            self.held[slot] = []
+        wanted = {source for source, _ in sources.values()}
+        for level in range(max(levels.values()) + 1):
+            now = [slot for slot in order if levels[slot] == level]
+            for slot in now:
+                if slot in sources:
+                    source, common = sources[slot]
+                    common = min(common, len(self.held[source]))
+                    for layer in self.layers:
+                        layer.copy(source, slot, common)
+                    self.held[slot], self.waiting[slot] = prompts[slot][:common], prompts[slot][common:]
+            first = [slot for slot in now if slot in wanted]
+            if first:  # read now, but for the last id: the turn still needs logits from it
+                tails = {slot: self.waiting[slot].pop() for slot in first}
+                if unread := [slot for slot in first if self.waiting[slot]]:
+                    self._forward(unread)
+                for slot, tail in tails.items():
+                    self.waiting[slot] = [tail]
 
     def hear(self, slot: int, ids: list[int]) -> None:
         """What is to be read before the slot speaks again."""
@@ -373,19 +380,28 @@ class Actor:
     def _forward(self, slots: list[int]) -> torch.Tensor:
         """Read what waits in ``slots``; logits of the next token, (len(slots), vocabulary)."""
         out: dict[int, torch.Tensor] = {}
-        for group in _alike(slots, [len(self.waiting[slot]) for slot in slots]):
+        widths, lengths = [len(self.waiting[slot]) for slot in slots], [self.length(slot) for slot in slots]
+        for group in _alike(slots, widths, lengths):
             for slot, row in zip(group, self._forward_group(group), strict=True):
                 out[slot] = row
         return torch.stack([out[slot] for slot in slots])
 
-    def _forward_group(self, slots: list[int]) -> torch.Tensor:
-        width = max(len(self.waiting[slot]) for slot in slots)
-        longest = max(self.length(slot) for slot in slots)
+    def _forward_group(self, asked: list[int]) -> torch.Tensor:
+        """As :meth:`_forward`; rows between those asked go along idle where copying the others would cost more."""
+        slots, span = sorted(asked), None
+        if 4 * len(slots) > 3 * (slots[-1] - slots[0] + 1):
+            slots = list(range(slots[0], slots[-1] + 1))
+            span = slice(slots[0], slots[-1] + 1)
+        idle = set(slots) - set(asked)
+        width = max(len(self.waiting[slot]) for slot in asked)
+        longest = max(self.length(slot) for slot in asked)
         while self.plan.room <= longest:
             self.plan.room = 2 * (self.plan.room - 1) + 1
         ids = np.full((len(slots), width), self.policy.pad)
         places = np.full((len(slots), width), self.plan.room - 1)
         for place, slot in enumerate(slots):
+            if slot in idle:
+                continue
             new, start = self.waiting[slot], len(self.held[slot])
             ids[place, width - len(new) :] = new
             places[place, width - len(new) :] = np.arange(start, start + len(new))
@@ -395,10 +411,11 @@ class Actor:
         where = torch.from_numpy(places)
         padding = where == self.plan.room - 1
         position = where.masked_fill(padding, 0)
-        self.plan.rows = torch.tensor(slots, device=self.device)
+        self.plan.rows, self.plan.span = torch.tensor(slots, device=self.device), span
         self.plan.places = where.to(self.device)
         self.plan.seen = longest
-        mask = torch.arange(longest) <= position[:, :, None]  # a row's own past; padding sees place 0 and is not read
+        unseen = torch.arange(longest) > position[:, :, None]  # not a row's own past; padding sees place 0, is not read
+        mask = torch.zeros(unseen.shape, dtype=self.policy.model.dtype).masked_fill_(unseen, float("-inf"))
         output = self.policy.model(
             input_ids=torch.from_numpy(ids).to(self.device),
             attention_mask=mask[:, None].to(self.device),
@@ -407,7 +424,7 @@ class Actor:
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[:, -1].float()
+        return output.logits[[slots.index(slot) for slot in asked], -1].float()
 
 
 def _common(a: list[int], b: list[int]) -> int:
@@ -418,13 +435,17 @@ def _common(a: list[int], b: list[int]) -> int:
     return int(different[0])
 
 
-def _alike(slots: list[int], widths: list[int]) -> list[list[int]]:
-    """Groups of similar width, so that one long reading does not pad all others."""
-    order = sorted(range(len(slots)), key=lambda place: widths[place])
+def _alike(slots: list[int], widths: list[int], lengths: list[int]) -> list[list[int]]:
+    """Groups of similar width, so that one long reading does not pad all others, and of similar length where much is
+    read; single tokens stay together, since there each pass costs more than what it reads too much."""
     groups: list[list[int]] = []
-    for place in order:
-        if groups and widths[place] <= max(4, 1.5 * widths[groups[-1][0]]):
-            groups[-1].append(place)
+    for place in sorted(range(len(slots)), key=lambda place: (widths[place] > 4, lengths[place])):
+        for group in groups[::-1]:
+            near = widths[place] <= 1.5 * widths[group[0]] and widths[group[0]] <= 1.5 * widths[place]
+            alike = near and lengths[place] <= 1.3 * lengths[group[0]] + 64
+            if alike or (widths[place] <= 4 and widths[group[0]] <= 4):
+                group.append(place)
+                break
         else:
             groups.append([place])
     return [[slots[place] for place in group] for group in groups]

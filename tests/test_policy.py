@@ -67,6 +67,19 @@ def test_a_common_beginning_is_read_once(policy: Policy) -> None:
     assert spoken < 6 * (policy.max_new_tokens + 2), "six beginnings of one text cost as much as one"
 
 
+def test_the_states_of_each_expert_share_though_all_begin_alike(policy: Policy) -> None:
+    """What all have in common (a prompt) hides nothing of what the states of one expert have in common."""
+    rng = np.random.default_rng(0)
+    opening = [int(token) for token in rng.integers(5, 400, size=20)]
+    experts = [opening + [int(token) for token in rng.integers(5, 400, size=180)] for _ in range(3)]
+    actor = Actor(policy, 12)
+    actor.open({4 * one + part: ids[: 50 * (part + 1)] for one, ids in enumerate(experts) for part in range(4)})
+    left = sum(map(len, actor.waiting))
+    assert actor.read_tokens + left <= 20 + 3 * 180 + 12, "each token once, and the last one of each conversation"
+    actor.open({0: experts[2][:150] + [7, 8]})  # a later one takes over from a conversation that is open
+    assert actor.held[0] == experts[2][:150]
+
+
 def talk_on_results(policy: Policy):
     talk = policy.chat.begin()
     prompt = talk.hear("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")

@@ -27,7 +27,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from eef.envs import Step
 from eef.envs.webshop import catalogue as catalogues
@@ -153,9 +153,9 @@ class WebShop:
         names = list(clickables(self.shop, state, self.show_attrs))
         return {"has_search_bar": state.kind == "search", "clickables": names}
 
-    def fork(self) -> WebShop:
+    def fork(self) -> Self:
         """The same state, independent from here on; the shop is shared and never changes."""
-        twin = object.__new__(WebShop)
+        twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
 
