@@ -22,6 +22,7 @@ from eef.policy import load_chat
 from eef.rollout import Start
 from eef.runs import Run, digest, stamp
 from eef.selection import Example, cut_points, select
+from eef.served import Server
 from eef.trajectory import Trajectory
 
 FAILED = "the following attempt fails"  # what NAT's prompt says of a failed trajectory
@@ -185,6 +186,8 @@ def experiment(
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
     if settings.restart not in ("base", "last"):
         raise ValueError(f"restart={settings.restart!r}: known are 'base' and 'last'")
+    if settings.engine:
+        Server(settings.engine)  # what is no address is told before anything is trained
     options = options or {}
     inspect.signature(METHODS[method]).bind(None, **options)
     for name in {"n", "m"} & options.keys():

@@ -6,8 +6,11 @@ and adapter folders are exchanged (written against the protocol of vLLM 0.32). T
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 --max-loras 2
 
 ``--max-lora-rank`` is at least ``lora_r``, ``--max-loras`` the number of runs at once, and the server reads the run's
-folders under the same paths. Precision is the server's own (``--dtype``, ``--quantization``). A server with
-``--api-key``: the key is expected in the variable ``VLLM_API_KEY``.
+folders under the same paths. Precision is the server's own (``--dtype``, ``--quantization``), and so is the share of a
+GPU on which eef trains as well (``--gpu-memory-utilization``). A server with ``--api-key``: the key is expected in the
+variable ``VLLM_API_KEY``. On a CPU add ``--no-enable-chunked-prefill``: seeded sampling fails there without it.
+
+What is asked does not depend on the batch; what a GPU answers may, in the last bits (``VLLM_BATCH_INVARIANT=1``).
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ from urllib3 import Retry
 from eef.chat import Chat, load_options
 from eef.policy import Limits, folder_of, load_chat
 
-_WAIT = (10, 600)  # seconds: to connect, to answer
+_WAIT = (10, 300)  # seconds: to connect, to answer
 # an unreachable server is told soon; one that is busy, or drops a connection, is asked again for about a minute
 _AGAIN = Retry(
-    total=8, connect=2, backoff_factor=0.25, status_forcelist=(429, 502, 503, 504), allowed_methods=None,
+    total=8, connect=2, read=4, backoff_factor=0.25, status_forcelist=(429, 502, 503, 504), allowed_methods=None,
     raise_on_status=False,
 )  # fmt: skip
 
@@ -222,8 +225,8 @@ def served(
     if adapter is None:
         yield policy
         return
+    server.load(name, Path(adapter))
     try:
-        server.load(name, Path(adapter))
         yield policy
     finally:
         server.unload(name)

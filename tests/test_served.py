@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -337,6 +338,13 @@ def test_an_adapter_whose_loading_was_confirmed_to_nobody_is_loaded(
     assert [load["lora_name"] for load in vllm.loads] == [policy.asked] * 2
 
 
+def test_an_adapter_that_was_not_loaded_is_not_unloaded(
+    vllm: VLLM, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(vllm, base, tmp_path, "cannot load the adapter")
+    assert capsys.readouterr().out == ""
+
+
 def refused(vllm: VLLM, base: str, adapter: Path | None, match: str, **changes: Any) -> None:
     with pytest.raises(ServerError, match=match), served(vllm.url, changes.pop("model", base), adapter, **changes):
         raise AssertionError("it should not have come so far")
@@ -352,6 +360,12 @@ def test_a_server_that_is_not_there_is_named(base: str, vllm: VLLM) -> None:
 def test_what_is_no_address_is_named(address: str) -> None:
     with pytest.raises(ValueError, match="engine=.*give an address such as"):
         Server(address)
+
+
+def test_a_run_tells_what_is_no_address_before_it_trains(base: str, shop, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="engine='localhost:8000'"):
+        experiment("sft_pos", shop, Settings(model=base, engine="localhost:8000"), 0, root=tmp_path, wandb="disabled")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_address_may_end_in_v1(vllm: VLLM) -> None:
@@ -489,3 +503,32 @@ def test_a_run_says_which_engine_played(vllm: VLLM, base: str, shop, tmp_path: P
     asked_before = len(vllm.asked)
     assert start(engine="http://127.0.0.1:9")["run_id"] == theirs["run_id"]  # all is there: no server is needed
     assert len(vllm.asked) == asked_before
+
+
+# vLLM itself
+
+
+@pytest.mark.skipif("EEF_VLLM" not in os.environ, reason="EEF_VLLM: the address of a vLLM server of `embedded`")
+@pytest.mark.parametrize("limited", [True, False])
+def test_vllm_itself_plays_as_our_engine(shop, starts, tmp_path: Path, limited: bool) -> None:
+    """vllm serve eef/base --served-model-name embedded --dtype float32 --enable-lora, and what eef/served.py says."""
+    adapters: list[Path | None] = [None]
+    for number in (0, 1):
+        policy = Policy.load()
+        policy.new_adapter(number, r=8, alpha=16)
+        torch.manual_seed(number)
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.02)
+        policy.save_adapter(tmp_path / f"sft-{number}")
+        adapters.append(tmp_path / f"sft-{number}")
+    found = []
+    for adapter in adapters:
+        ours = Policy.load("embedded", adapter, limited=limited, max_new_tokens=24)
+        found.append(simulate(ours, shop, starts, temperature=0.0))
+        with served(os.environ["EEF_VLLM"], "embedded", adapter, limited=limited, max_new_tokens=24) as policy:
+            assert simulate(policy, shop, starts, temperature=0.0) == found[-1]
+            sampled = simulate(policy, shop, starts, seed=1)
+            assert simulate(policy, shop, starts, seed=1, slots=3) == sampled
+            assert simulate(policy, shop, starts, seed=2) != sampled
+    assert found[0] != found[1] != found[2]
