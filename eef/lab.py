@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from eef.policy import Policy, folder_of, load_chat
 from eef.rollout import Start, simulate
 from eef.runs import Run, code_hash, digest, log_metrics, read_json, write_json
 from eef.selection import Example
+from eef.served import Served, served
 from eef.train import dpo, sft
 from eef.trajectory import Trajectory
 
@@ -31,16 +33,18 @@ class Settings:
     """What all arms share. ``temperature`` is for exploration, ``eval_temperature`` for the test (0: greedy);
     ``dpo_...`` are ETO's alone.
 
-    ``prompt``: empty (answers are actions, after the instructions of the model's ``chat.json``) or ``react`` (thoughts,
-    then an action, after those of ``eef/prompts``), ``one_shot`` with an example played through; ``max_new_tokens`` is
-    the longest answer and ``context`` the longest conversation in tokens (None: the model's). ``experts``
-    and ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each iteration
-    trains from the ``base`` model, or goes on from the ``last`` adapter.
+    ``engine``: the address of a vLLM server that plays the policy (:mod:`eef.served`), or nothing: ours. ``prompt``:
+    empty (answers are actions, after the instructions of the model's ``chat.json``) or ``react`` (thoughts, then an
+    action, after those of ``eef/prompts``), ``one_shot`` with an example played through; ``max_new_tokens`` is the
+    longest answer and ``context`` the longest conversation in tokens (None: the model's own). ``experts`` and
+    ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each iteration trains
+    from the ``base`` model, or goes on from the ``last`` adapter.
     """
 
     model: str = "embedded"
     quantize: str | None = None
     limited: bool | None = None
+    engine: str = ""
     prompt: str = ""
     one_shot: bool = False
     max_new_tokens: int = 64
@@ -81,20 +85,20 @@ class Lab:
         return self._trajectories(
             "experts",
             key,
-            lambda told: collect(
+            lambda told, _: collect(
                 self.env, self.settings.experts, self.tasks, self.seed, told, slips=self.settings.slips
             ),
         )
 
     def demonstrations(self) -> list[Trajectory]:
         key = {**self._world(), "experts": "perfect", "code": code_hash("experts.py", "envs"), "tasks": self.tasks}
-        return self._trajectories("demonstrations", key, lambda told: demonstrations(self.env, self.tasks, told))
+        return self._trajectories("demonstrations", key, lambda told, _: demonstrations(self.env, self.tasks, told))
 
     def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
         """Simulations of the policy with ``adapter``, counted as spent."""
         key = {
             **self._world(),
-            "code": code_hash(*_ACTING),
+            **self._acting(),
             "adapter": adapter.name,
             "policy": self._policy_key(),
             "starts": digest(
@@ -104,17 +108,8 @@ class Lab:
             "seed": seed,
         }
 
-        def act(told: Callable[[int], None]) -> list[Trajectory]:
-            policy = self._policy(adapter)
-            return simulate(
-                policy,
-                self.env,
-                starts,
-                seed=seed,
-                temperature=self.settings.temperature,
-                slots=self.settings.slots,
-                told=told,
-            )
+        def act(told: Callable[[int], None], folder: Path) -> list[Trajectory]:
+            return self._play(adapter, starts, seed, self.settings.temperature, told, folder)
 
         found = self._trajectories(name, key, act, len(starts))
         self.spent += found
@@ -179,7 +174,7 @@ class Lab:
         grouped = groups(self.env, self.test)
         key = {
             **self._world(),
-            "code": code_hash(*_ACTING, "evaluate.py"),
+            **self._acting("evaluate.py"),
             "adapter": adapter.name,
             "policy": self._policy_key(),
             "tasks": self.test,
@@ -189,9 +184,9 @@ class Lab:
 
         def make(folder: Path) -> None:
             with tqdm(desc="eval", total=len(self.test), unit="episode") as bar:
-                played = simulate(
-                    self._policy(adapter), self.env, [Start(task) for task in self.test], seed=0,
-                    temperature=settings.eval_temperature, slots=settings.slots, told=lambda n: _advance(bar, n),
+                starts = [Start(task) for task in self.test]
+                played = self._play(
+                    adapter, starts, 0, settings.eval_temperature, lambda n: _advance(bar, n), folder
                 )  # fmt: skip
             trajectory.save(played, folder / "trajectories.jsonl")
             table = evaluate.results(played)
@@ -216,11 +211,15 @@ class Lab:
         return None if self.settings.restart == "base" else adapter
 
     def _trajectories(
-        self, name: str, key: dict[str, Any], make: Callable[[Callable[[int], None]], list[Trajectory]], total: int = 0
+        self,
+        name: str,
+        key: dict[str, Any],
+        make: Callable[[Callable[[int], None], Path], list[Trajectory]],
+        total: int = 0,
     ) -> list[Trajectory]:
         def write(folder: Path) -> None:
             with tqdm(desc=name, total=total or len(self.tasks), unit="episode") as bar:
-                made = make(lambda n: _advance(bar, n))
+                made = make(lambda n: _advance(bar, n), folder)
             trajectory.save(made, folder / "trajectories.jsonl")
             log_metrics(folder, {**evaluate.cost(made), "wins": sum(t.won for t in made)})
 
@@ -236,6 +235,35 @@ class Lab:
             settings.model, adapter, quantize=settings.quantize, limited=settings.limited, trainable=trainable,
             chat=self.chat, max_new_tokens=settings.max_new_tokens, context=settings.context,
         )  # fmt: skip
+
+    @contextmanager
+    def _player(self, adapter: Path) -> Iterator[Policy | Served]:
+        settings = self.settings
+        if not settings.engine:
+            yield self._policy(adapter)
+            return
+        with served(
+            settings.engine, settings.model, adapter, limited=settings.limited, chat=self.chat,
+            context=settings.context, max_new_tokens=settings.max_new_tokens,
+        ) as policy:  # fmt: skip
+            yield policy
+
+    def _play(
+        self, adapter: Path, starts: Sequence[Start], seed: int, temperature: float, told: Callable[[int], None],
+        folder: Path,
+    ) -> list[Trajectory]:  # fmt: skip
+        """Simulate with our engine, or with a server, which ``folder`` then names."""
+        with self._player(adapter) as policy:
+            if isinstance(policy, Served):
+                write_json(folder / "engine.json", policy.about)
+            return simulate(
+                policy, self.env, starts, seed=seed, temperature=temperature, slots=self.settings.slots, told=told
+            )
+
+    def _acting(self, *more: str) -> dict[str, Any]:
+        """The code that plays, and the engine: another one gives other results."""
+        code = {"code": code_hash(*_ACTING, *more)}
+        return {**code, "engine": f"vllm {code_hash('served.py')}"} if self.settings.engine else code
 
     def _world(self) -> dict[str, Any]:
         return {"env": self.env.stamp(), "max_steps": self.env.max_steps}

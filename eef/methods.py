@@ -21,6 +21,7 @@ from eef.lab import Lab, Settings, model_hash, scaffold
 from eef.rollout import Start
 from eef.runs import Run, digest, stamp
 from eef.selection import Example, cut_points, select
+from eef.served import Server
 from eef.trajectory import Trajectory
 
 FAILED = "the following attempt fails"  # what NAT's prompt says of a failed trajectory
@@ -184,6 +185,8 @@ def experiment(
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
     if settings.restart not in ("base", "last"):
         raise ValueError(f"restart={settings.restart!r}: known are 'base' and 'last'")
+    if settings.engine:
+        Server(settings.engine)  # what is no address is told before anything is trained
     options = options or {}
     inspect.signature(METHODS[method]).bind(None, **options)
     for name in {"n", "m"} & options.keys():
@@ -192,7 +195,10 @@ def experiment(
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = scaffold(settings, env, tasks)
     hashes = {**env.stamp(), "test": digest(test), "policy": model_hash(settings.model)}
-    about = {**asdict(settings), **(config or {}), "method": method, **options, "train": len(tasks), "test": len(test)}
+    engine = {"engine": "vllm"} if settings.engine else {}  # not its address: a run goes on with a server elsewhere
+    hashes |= engine
+    about = {**asdict(settings), **engine, **(config or {}), "method": method, **options}
+    about |= {"train": len(tasks), "test": len(test)}
     variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
     named = "+".join(Path(name).stem if Path(name).is_file() else name for name in settings.experts.split("+"))

@@ -14,6 +14,7 @@ from eef.chat import Dialogue, action_of
 from eef.envs import EnvError, ReplayDivergence, TextEnv, expert_states, restore, workers
 from eef.policy import Actor, Limits, Policy
 from eef.react import NO_ACTION, STOP, action_in
+from eef.served import Served, ServedActor
 from eef.trajectory import Trajectory, Turn
 
 
@@ -45,7 +46,7 @@ class _Episode:
 
 
 def simulate(
-    policy: Policy,
+    policy: Policy | Served,
     env: TextEnv,
     starts: Sequence[Start],
     *,
@@ -61,11 +62,13 @@ def simulate(
     ``max_steps`` counts all turns of an episode, the prefix included (default: the environment's). Sampling is seeded
     by start (``seed``, task, expert, index, sample), so that ``slots`` and order change no result. An episode that
     the machinery breaks (a replay that diverges, a context that overflows) ends with its own ``outcome``.
-    ``told(n)`` is called with the number of episodes that have ended.
+    ``told(n)`` is called with the number of episodes that have ended. ServerError where a policy that is played by a
+    server (:mod:`eef.served`) loses it.
     """
     limit = max_steps or env.max_steps
     seats = workers(env, min(slots, max(1, len(starts))))  # none where states can be forked
-    actor = Actor(policy, min(len(seats) or slots, max(1, len(starts))))
+    places = min(len(seats) or slots, max(1, len(starts)))
+    actor = ServedActor(policy, places) if isinstance(policy, Served) else Actor(policy, places)
     done: list[Trajectory | None] = [None] * len(starts)
     queue = list(range(len(starts)))[::-1]
     twins: dict[int, dict[int, TextEnv]] = {}
@@ -74,7 +77,7 @@ def simulate(
         if start.expert is not None:
             wanted.setdefault(id(start.expert), []).append(start.index)
     live: dict[int, _Episode] = {}
-    free = list(range(actor.plan.slots))[::-1]
+    free = list(range(places))[::-1]
 
     def begin(pair: tuple[int, int]) -> tuple[_Episode, list[int], str]:
         slot, number = pair
@@ -169,7 +172,7 @@ def _replayed(seat: TextEnv, start: Start) -> tuple[TextEnv, str, str]:
 
 
 def _begin(
-    number: int, start: Start, policy: Policy, seed: int, env: TextEnv, prompt: str, broken: str
+    number: int, start: Start, policy: Policy | Served, seed: int, env: TextEnv, prompt: str, broken: str
 ) -> tuple[_Episode, list[int], str]:
     """An episode at its start, the ids of its history, and what went wrong if something did."""
     expert = start.expert

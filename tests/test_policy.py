@@ -76,7 +76,7 @@ def test_the_states_of_each_expert_share_though_all_begin_alike(policy: Policy) 
     actor.open({4 * one + part: ids[: 50 * (part + 1)] for one, ids in enumerate(experts) for part in range(4)})
     left = sum(map(len, actor.waiting))
     assert actor.read_tokens + left <= 20 + 3 * 180 + 12, "each token once, and the last one of each conversation"
-    actor.open({0: experts[2][:150] + [3, 4]})  # a later one takes over from a conversation that is open
+    actor.open({0: [*experts[2][:150], 3, 4]})  # a later one takes over from a conversation that is open
     assert actor.held[0] == experts[2][:150]
 
 
