@@ -22,6 +22,7 @@ from eef.policy import load_chat
 from eef.rollout import Start
 from eef.runs import Run, digest, stamp
 from eef.selection import Example, cut_points, select
+from eef.train import check_optimizer
 from eef.trajectory import Trajectory
 
 FAILED = "the following attempt fails"  # what NAT's prompt says of a failed trajectory
@@ -183,8 +184,7 @@ def experiment(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
-    if settings.restart not in ("base", "last"):
-        raise ValueError(f"restart={settings.restart!r}: known are 'base' and 'last'")
+    check_optimizer(settings.optimizer)
     options = options or {}
     inspect.signature(METHODS[method]).bind(None, **options)
     for name in {"n", "m"} & options.keys():
@@ -193,7 +193,15 @@ def experiment(
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat_hash = load_chat(settings.model).hash
     hashes = {**env.stamp(), "test": digest(test), "policy": model_hash(settings.model)}
-    about = {**asdict(settings), **(config or {}), "method": method, **options, "train": len(tasks), "test": len(test)}
+    about = {
+        **asdict(settings),
+        "artefact": settings.artefact,
+        **(config or {}),
+        "method": method,
+        **options,
+        "train": len(tasks),
+        "test": len(test),
+    }
     variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
     named = "+".join(Path(name).stem if Path(name).is_file() else name for name in settings.experts.split("+"))
