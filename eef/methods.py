@@ -193,15 +193,8 @@ def experiment(
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat_hash = load_chat(settings.model).hash
     hashes = {**env.stamp(), "test": digest(test), "policy": model_hash(settings.model)}
-    about = {
-        **asdict(settings),
-        "artefact": settings.artefact,
-        **(config or {}),
-        "method": method,
-        **options,
-        "train": len(tasks),
-        "test": len(test),
-    }
+    about = {**asdict(settings), "artefact": settings.artefact, **(config or {}), "method": method, **options}
+    about |= {"train": len(tasks), "test": len(test)}
     variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
     named = "+".join(Path(name).stem if Path(name).is_file() else name for name in settings.experts.split("+"))

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def learn(job: dict[str, Any], data: Sequence[Any], folder: Path, told: Told | N
     policy = Policy.load(**job["policy"], trainable=True)
     if job["new_adapter"]:
         policy.new_adapter(**job["new_adapter"])
-    train = {"sft": sft, "dpo": dpo}[job["kind"]]
+    train: Callable[..., dict[str, Any]] = sft if job["kind"] == "sft" else dpo
     return train(policy, data, folder, told=told, **job["settings"])
 
 
@@ -113,7 +114,7 @@ def simulate_together(
     """
     _enough_gpus(processes)
     ends = [len(starts) * place // processes for place in range(processes + 1)]
-    parts = [list(starts[a:b]) for a, b in zip(ends, ends[1:], strict=False) if a < b]
+    parts = [list(starts[a:b]) for a, b in pairwise(ends) if a < b]
     made = getattr(env, "made", None)
     about = (policy, made, None if made else env, env.stamp())
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA and threads
