@@ -92,8 +92,8 @@ def test_two_workers_simulate_what_one_process_does(made: bool, base: str, shop)
 
 @pytest.mark.slow
 def test_a_worker_that_fails_is_an_error_and_fewer_starts_take_fewer_workers(base: str, shop) -> None:
-    with pytest.raises(RuntimeError, match="rollout worker 0 of 1: OSError: no model 'nowhere'"):
-        simulate_together({"model": "nowhere"}, shop, [Start(shop.tasks("test")[0])], 2)
+    with pytest.raises(RuntimeError, match="rollout worker 0 of 1: ValueError: dtype='half'"):
+        simulate_together({"model": base, "dtype": "half"}, shop, [Start(shop.tasks("test")[0])], 2)
 
 
 def test_an_environment_that_cannot_travel_is_refused(base: str) -> None:
