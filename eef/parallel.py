@@ -63,9 +63,13 @@ def learn_together(job: dict[str, Any], folder: Path, processes: int, told: Told
             preexec_fn=end_with_parent,
         ) as running:  # fmt: skip
             assert running.stdout is not None
-            for line in running.stdout:
-                if told and line.startswith("{"):
-                    told(*json.loads(line)["told"])
+            try:
+                for line in running.stdout:
+                    if told and line.startswith("{"):
+                        told(*json.loads(line)["told"])
+            except BaseException:
+                running.terminate()  # the launcher ends its processes
+                raise
         if running.returncode:
             log.seek(0)
             raise RuntimeError(f"training by {processes} processes failed: {_own_error(log.read())}")

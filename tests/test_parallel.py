@@ -59,6 +59,35 @@ def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> N
 
 
 @pytest.mark.slow
+def test_two_processes_go_on_from_a_checkpoint_to_equal_weights(base: str, shop, tmp_path) -> None:
+    """Stopped at any step; the processes do not divide the last batch of an epoch evenly."""
+    wins = [t for t in demonstrations(shop, shop.tasks("train")) if t.won][:13]
+    made = {}
+    for name, stopped in (("whole", False), ("stopped", True)):
+        folder = tmp_path / name
+        trajectory.save(wins, folder / "examples.jsonl")
+        write_json(folder / "learn_from.json", {"learn_from": [0] * len(wins)})
+        settings = {"epochs": 40, "lr": 1e-3, "batch_size": 4, "seed": 0, "work": str(tmp_path / f"{name}.work")}
+        settings["checkpoint_minutes"] = 0.0 if stopped else 10.0
+        job = {"kind": "sft", "policy": {"model": base}, "new_adapter": {"seed": 0, "r": 4}, "settings": settings}
+        seen: list[int] = []
+
+        def told(step: int, steps: int, last: dict, seen=seen) -> None:
+            seen.append(step)
+            if step == 18:
+                raise KeyboardInterrupt
+
+        if stopped:
+            with pytest.raises(KeyboardInterrupt):
+                learn_together(job, folder, 2, told)
+        seen.clear()
+        report = learn_together(job, folder, 2, lambda step, *_, seen=seen: seen.append(step))
+        made[name] = (folder / "adapter_model.safetensors").read_bytes(), report
+        assert seen[-1] == 160 and (seen[0] > 1) == stopped
+    assert made["whole"] == made["stopped"]
+
+
+@pytest.mark.slow
 def test_a_failing_process_says_why(base: str, tmp_path) -> None:
     trajectory.save([Trajectory("0", "word", (Turn("click[buy now]", ""),))], tmp_path / "examples.jsonl")
     write_json(tmp_path / "learn_from.json", {"learn_from": [0]})
