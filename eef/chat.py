@@ -193,6 +193,16 @@ class Chat:
         to_user_ids = ids[2][stop:] + ids[3]  # a newline after the end token is not the policy's to say
         return cls(tokenizer, ids[0], ids[1], ids[2][:stop], to_user_ids, instructions, aliases, user_lead, agent_lead)
 
+    def opened(self, opening: Sequence[Sequence[str]]) -> Chat:
+        """The same for ReAct answers, after an ``opening`` of pairs: what the user said, what the agent answered.
+
+        ValueError for a policy that cannot read it: one whose words are named anew in each conversation.
+        """
+        if self.aliases:
+            raise ValueError("prompt='react' is for language models: this small policy knows no words (its chat.json)")
+        pairs = tuple((asked, answered) for asked, answered in opening)
+        return replace(self, instructions="", opening=pairs, react=True)
+
     @cached_property
     def hash(self) -> str:
         """What two runs must share to be comparable: scaffold, instructions, opening, aliases, vocabulary size."""

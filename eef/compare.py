@@ -128,7 +128,7 @@ def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) ->
     old = time.time() - _FRESH
     stages = [path for path in root.glob("stages/*-*") if path.is_dir() and not path.name.startswith(".")]
     loose = [p for p in stages if p.resolve() not in used and (p.resolve() in ours or p.stat().st_mtime < old)]
-    halves = [path for path in root.glob("stages/.*-*.[0-9]*") if _dead(path)]
+    halves = [path for ends in ("[0-9]*", "work") for path in root.glob(f"stages/.*-*.{ends}") if _dead(path)]
     books = []
     for path in root.glob("notebooks/*__*.ipynb"):
         hashed = path.stem.rsplit("__", 1)[-1]

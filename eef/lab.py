@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,28 @@ from eef import evaluate, react, trajectory
 from eef.chat import Chat, load_options
 from eef.envs import TextEnv
 from eef.experts import collect, demonstrations, groups
-from eef.policy import Policy, folder_of, load_chat
+from eef.parallel import learn, learn_together, simulate_together
+from eef.policy import DTYPES, QUANTIZATIONS, Policy, folder_of, load_chat
 from eef.rollout import Start, simulate
-from eef.runs import Run, code_hash, digest, log_metrics, read_json, write_json
+from eef.runs import Run, code_hash, digest, log_metrics, read_json, work_folder, write_json
 from eef.selection import Example
-from eef.served import Served, served
-from eef.train import dpo, sft
+from eef.served import served
+from eef.train import BATCHES, OPTIMIZERS
 from eef.trajectory import Trajectory
 
 _ACTING = ("rollout.py", "policy.py", "chat.py", "react.py", "trajectory.py", "envs")
-_LEARNING = ("train.py", "policy.py", "chat.py", "trajectory.py")
+_LEARNING = ("train.py", "parallel.py", "policy.py", "chat.py", "trajectory.py")
+_TUNING = ("tune", "optimizer", "gradient_checkpointing", "micro", "batches", "processes")  # beside the first settings
+_KNOWN = {
+    "tune": ("lora", "full"),
+    "quantize": QUANTIZATIONS,
+    "dtype": DTYPES,
+    "optimizer": OPTIMIZERS,
+    "batches": BATCHES,
+    "gradient_checkpointing": (False, True),
+    "prompt": ("", "react"),
+    "restart": ("base", "last"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,13 @@ class Settings:
     longest answer and ``context`` the longest conversation in tokens (None: the model's own). ``experts`` and
     ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each iteration trains
     from the ``base`` model, or goes on from the ``last`` adapter.
+
+    How it is trained: ``tune`` is ``lora`` (with ``quantize="nf4"``: QLoRA) or ``full`` (all weights); ``dtype`` is
+    that of the weights (``auto``: the checkpoint's); ``optimizer`` (``adamw_torch``, ``adamw_8bit``, on a GPU
+    ``paged_adamw_8bit``), ``gradient_checkpointing`` (memory against time), ``micro`` (rows at a time) and ``batches``
+    are those of :func:`eef.train.fit`. ``processes`` train and simulate together, one for each GPU; ``batch_size`` is
+    theirs together. Training that is killed goes on from a checkpoint at most ``checkpoint_minutes`` older, or a
+    fiftieth of the steps. ValueError for a value that is not known.
     """
 
     model: str = "embedded"
@@ -64,6 +82,39 @@ class Settings:
     dpo_beta: float = 0.1
     dpo_lr: float = 1e-4
     dpo_epochs: float = 3.0
+    tune: str = "lora"
+    dtype: str = "auto"
+    optimizer: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    micro: int | None = None
+    batches: str = "auto"
+    processes: int = 1
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, known in _KNOWN.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: known are {', '.join(map(repr, known))}")
+        for name in ("batch_size", "processes", "micro"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and (name, value) != ("micro", None):
+                raise ValueError(f"{name}={value!r}: a whole number of at least 1 is known")
+        if self.tune == "full" and self.quantize:
+            raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights take an adapter, 'lora'")
+        if self.tune == "full" and self.engine:
+            raise ValueError(f"tune='full' with engine={self.engine!r}: a server is given adapters, 'lora'")
+        if self.batch_size % (self.processes * min(self.micro or 1, self.batch_size)):
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of processes x micro: "
+                f"{self.processes} x {self.micro or 1}"
+            )
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes!r}: a number of at least 0 is known")
+
+    @property
+    def artefact(self) -> str:
+        """What training leaves, and so what every method simulates and tests; nothing is merged."""
+        return "full model" if self.tune == "full" else f"adapter on the {self.quantize or self.dtype} base model"
 
 
 @dataclass
@@ -125,21 +176,16 @@ class Lab:
             "hyper": [settings.epochs, settings.lr, settings.batch_size, settings.lora_r, settings.lora_alpha],
             "start": start.name if start else None,
             "seed": self.seed,
+            **self._tuning_key(),
         }
 
         def make(folder: Path) -> None:
-            policy = self._policy(start, trainable=True)
-            if start is None:
-                policy.new_adapter(self.seed, settings.lora_r, settings.lora_alpha)
-            with tqdm(desc=name, unit="step") as bar:
-                report = sft(
-                    policy, examples, folder, epochs=settings.epochs, lr=settings.lr, batch_size=settings.batch_size,
-                    seed=self.seed, told=_steps(bar),
-                )  # fmt: skip
             trajectory.save((e.trajectory for e in examples), folder / "examples.jsonl")
             write_json(folder / "learn_from.json", {"learn_from": [e.learn_from for e in examples]})
-            log_metrics(folder, report.pop("losses"))
-            write_json(folder / "sft.json", report)
+            hyper = {"epochs": settings.epochs, "lr": settings.lr}
+            new = {"seed": self.seed, "r": settings.lora_r, "alpha": settings.lora_alpha}
+            fresh = new if start is None and settings.tune == "lora" else None
+            self._learn(name, "sft", examples, folder, start, fresh, hyper)
 
         return self.run.stage(name, key, make)
 
@@ -153,18 +199,13 @@ class Lab:
             "hyper": [settings.dpo_epochs, settings.dpo_lr, settings.dpo_beta, settings.batch_size],
             "start": start.name,
             "seed": self.seed,
+            **self._tuning_key(),
         }
 
         def make(folder: Path) -> None:
-            with tqdm(desc=name, unit="step") as bar:
-                report = dpo(
-                    self._policy(start, trainable=True), pairs, folder, beta=settings.dpo_beta,
-                    epochs=settings.dpo_epochs, lr=settings.dpo_lr, batch_size=settings.batch_size, seed=self.seed,
-                    told=_steps(bar),
-                )  # fmt: skip
             trajectory.save((t for pair in pairs for t in pair), folder / "pairs.jsonl")
-            log_metrics(folder, report.pop("losses"))
-            write_json(folder / "dpo.json", report)
+            hyper = {"epochs": settings.dpo_epochs, "lr": settings.dpo_lr, "beta": settings.dpo_beta}
+            self._learn(name, "dpo", pairs, folder, start, None, hyper)
 
         return self.run.stage(name, key, make)
 
@@ -229,41 +270,68 @@ class Lab:
         except trajectory.TrajectoryError as error:
             raise trajectory.TrajectoryError(f"{error}; or delete {folder}: the next start makes it anew") from None
 
-    def _policy(self, adapter: Path | None, trainable: bool = False) -> Policy:
+    def _load(self, adapter: Path | None) -> dict[str, Any]:
+        """Arguments of :meth:`Policy.load`: the same for every method, for training and for acting."""
         settings = self.settings
-        return Policy.load(
-            settings.model, adapter, quantize=settings.quantize, limited=settings.limited, trainable=trainable,
-            chat=self.chat, max_new_tokens=settings.max_new_tokens, context=settings.context,
-        )  # fmt: skip
-
-    @contextmanager
-    def _player(self, adapter: Path) -> Iterator[Policy | Served]:
-        settings = self.settings
-        if not settings.engine:
-            yield self._policy(adapter)
-            return
-        with served(
-            settings.engine, settings.model, adapter, limited=settings.limited, chat=self.chat,
-            context=settings.context, max_new_tokens=settings.max_new_tokens,
-        ) as policy:  # fmt: skip
-            yield policy
+        return {
+            "model": settings.model,
+            "adapter": str(adapter) if adapter else None,
+            "quantize": settings.quantize,
+            "dtype": settings.dtype,
+            "limited": settings.limited,
+            "opening": self.chat.opening,
+            "context": settings.context,
+            "max_new_tokens": settings.max_new_tokens,
+        }
 
     def _play(
         self, adapter: Path, starts: Sequence[Start], seed: int, temperature: float, told: Callable[[int], None],
         folder: Path,
     ) -> list[Trajectory]:  # fmt: skip
         """Simulate with our engine, or with a server, which ``folder`` then names."""
-        with self._player(adapter) as policy:
-            if isinstance(policy, Served):
+        settings, load = self.settings, self._load(adapter)
+        how: dict[str, Any] = {"seed": seed, "temperature": temperature, "slots": settings.slots, "told": told}
+        if settings.engine:
+            with served(
+                settings.engine, settings.model, adapter, limited=settings.limited, chat=self.chat,
+                context=settings.context, max_new_tokens=settings.max_new_tokens,
+            ) as policy:  # fmt: skip
                 write_json(folder / "engine.json", policy.about)
-            return simulate(
-                policy, self.env, starts, seed=seed, temperature=temperature, slots=self.settings.slots, told=told
-            )
+                return simulate(policy, self.env, starts, **how)
+        if settings.processes > 1:
+            return simulate_together(load, self.env, starts, settings.processes, **how)
+        return simulate(Policy.load(**load), self.env, starts, **how)
 
     def _acting(self, *more: str) -> dict[str, Any]:
         """The code that plays, and the engine: another one gives other results."""
         code = {"code": code_hash(*_ACTING, *more)}
         return {**code, "engine": f"vllm {code_hash('served.py')}"} if self.settings.engine else code
+
+    def _learn(
+        self, name: str, kind: str, data: Sequence[Any], folder: Path, start: Path | None,
+        new_adapter: dict[str, Any] | None, hyper: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Train on ``data``, which lie in the stage's ``folder`` as well; its report and losses beside them."""
+        settings = self.settings
+        how = {
+            **hyper,
+            "batch_size": settings.batch_size,
+            "seed": self.seed,
+            "micro": settings.micro,
+            "optimizer": settings.optimizer,
+            "gradient_checkpointing": settings.gradient_checkpointing,
+            "work": str(work_folder(folder)),
+            "checkpoint_minutes": settings.checkpoint_minutes,
+            **({"batches": settings.batches} if kind == "sft" else {}),
+        }
+        job = {"kind": kind, "policy": self._load(start), "new_adapter": new_adapter, "settings": how}
+        with tqdm(desc=name, unit="step") as bar:
+            if settings.processes > 1:
+                report = learn_together(job, folder, settings.processes, _steps(bar))
+            else:
+                report = learn(job, data, folder, _steps(bar))
+        log_metrics(folder, report.pop("losses"))
+        write_json(folder / f"{kind}.json", {**report, "artefact": settings.artefact})
 
     def _world(self) -> dict[str, Any]:
         return {"env": self.env.stamp(), "max_steps": self.env.max_steps}
@@ -275,7 +343,14 @@ class Lab:
             "limited": self.settings.limited,
             "chat": self.chat.hash,
             "room": [self.settings.context, self.settings.max_new_tokens],
+            **({"dtype": self.settings.dtype} if self.settings.dtype != "auto" else {}),
         }
+
+    def _tuning_key(self) -> dict[str, Any]:
+        """What of ``_TUNING`` is not as it is by default: the key of a stage that is holds as before."""
+        changed = {f.name: getattr(self.settings, f.name) for f in fields(Settings) if f.name in _TUNING}
+        changed = {name: value for name, value in changed.items() if value != getattr(Settings, name)}
+        return {"tuning": changed} if changed else {}
 
     def _experts_key(self) -> list[str]:
         return [
@@ -289,11 +364,9 @@ class Lab:
 def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     """How the policy of ``settings`` is spoken to in ``env``; an example is of a subtask that is not one of ``tasks``.
 
-    ValueError for an unknown prompt, and where prompt, example and decoding do not go together.
+    ValueError where prompt, example and decoding do not go together.
     """
     chat = load_chat(settings.model)
-    if settings.prompt not in ("", "react"):
-        raise ValueError(f"prompt={settings.prompt!r}: known are '' (actions alone) and 'react' (thought and action)")
     if not settings.prompt:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")

@@ -22,6 +22,7 @@ from eef.rollout import Start
 from eef.runs import Run, digest, stamp
 from eef.selection import Example, cut_points, select
 from eef.served import Server
+from eef.train import check_optimizer
 from eef.trajectory import Trajectory
 
 FAILED = "the following attempt fails"  # what NAT's prompt says of a failed trajectory
@@ -183,10 +184,9 @@ def experiment(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
-    if settings.restart not in ("base", "last"):
-        raise ValueError(f"restart={settings.restart!r}: known are 'base' and 'last'")
     if settings.engine:
         Server(settings.engine)  # what is no address is told before anything is trained
+    check_optimizer(settings.optimizer)
     options = options or {}
     inspect.signature(METHODS[method]).bind(None, **options)
     for name in {"n", "m"} & options.keys():
@@ -197,7 +197,7 @@ def experiment(
     hashes = {**env.stamp(), "test": digest(test), "policy": model_hash(settings.model)}
     engine = {"engine": "vllm"} if settings.engine else {}  # not its address: a run goes on with a server elsewhere
     hashes |= engine
-    about = {**asdict(settings), **engine, **(config or {}), "method": method, **options}
+    about = {**asdict(settings), **engine, "artefact": settings.artefact, **(config or {}), "method": method, **options}
     about |= {"train": len(tasks), "test": len(test)}
     variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])

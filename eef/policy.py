@@ -1,4 +1,5 @@
-"""A policy: a causal language model of transformers, its tokenizer, its chat scaffold and one adapter.
+"""A policy: a causal language model of transformers, its tokenizer, its chat scaffold and what was trained of it: an
+adapter, or all weights.
 
 Small and large take the same path; only the name differs. :class:`Actor` speaks for many conversations at once and
 keeps their KV cache across turns: each conversation owns a row and a length of its own, so rows need no common
@@ -8,6 +9,7 @@ padding, a finished one is replaced at once, and conversations that begin alike 
 from __future__ import annotations
 
 import importlib.resources
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,8 @@ from eef.chat import Chat, Dialogue, load_options
 
 EMBEDDED = "embedded"
 _EMBEDDED = {EMBEDDED: "base", "embedded-scienceworld": "base_scienceworld"}  # names and folders beside this module
+QUANTIZATIONS = (None, "nf4")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 disable_progress_bar()  # one line per weight file says nothing to who waits for episodes
 
 
@@ -52,22 +56,35 @@ class Policy:
         dtype: str = "auto",
         trainable: bool = False,
         limited: bool | None = None,
-        chat: Chat | None = None,
+        instructions: str | None = None,
+        opening: Sequence[Sequence[str]] = (),
         context: int | None = None,
         max_new_tokens: int = 64,
     ) -> Policy:
         """A base model by name (``embedded``, ``embedded-scienceworld``, a folder, or a hub name), with the
-        adapter saved in a folder.
+        adapter saved in the folder ``adapter``, or with the weights saved there where all of them were trained.
 
         ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a
         name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False,
-        ``chat`` to :func:`load_chat`.
-        ValueError for an unknown quantisation, OSError for an unknown model.
+        ``instructions`` and ``opening`` as of :func:`load_chat`.
+        A process that a launcher numbered takes the GPU of its number (``LOCAL_RANK``). ValueError for an unknown
+        quantisation or type and for a full model to be quantised, OSError for an unknown model.
         """
-        if quantize not in (None, "nf4"):
+        if quantize not in QUANTIZATIONS:
             raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r}: known are {', '.join(map(repr, DTYPES))}")
+        full = adapter is not None and not (Path(adapter) / "adapter_config.json").is_file()
+        if full and not (Path(adapter or "") / "config.json").is_file():
+            raise ValueError(f"adapter={str(adapter)!r} holds neither an adapter nor a model")
+        if full and quantize:
+            raise ValueError(
+                f"quantize={quantize!r}: {adapter} holds a full model, which is evaluated as it was trained"
+            )
+        if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         folder = folder_of(model)
-        chat = chat or load_chat(model)
+        chat = load_chat(model, instructions, opening)
         try:
             compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
             if dtype != "auto":
@@ -82,7 +99,8 @@ class Policy:
                 if quantize
                 else None
             )
-            base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization)
+            weights = str(adapter) if full else folder
+            base = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, quantization_config=quantization)
         except OSError as error:
             raise _no_model(model, error) from None
         if quantize:
@@ -104,7 +122,7 @@ class Policy:
             limited=bool(options.get("limited", False)) if limited is None else limited,
             max_new_tokens=max_new_tokens,
         )
-        if adapter is not None:
+        if adapter is not None and not full:
             policy.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
         policy.model.eval()
         return policy
@@ -130,8 +148,9 @@ class Policy:
         return int(next(token for token in known if token is not None))
 
 
-def load_chat(model: str = EMBEDDED, instructions: str | None = None) -> Chat:
-    """The scaffold of a model by name, without its weights; ``instructions`` default to its ``chat.json``."""
+def load_chat(model: str = EMBEDDED, instructions: str | None = None, opening: Sequence[Sequence[str]] = ()) -> Chat:
+    """The scaffold of a model by name, without its weights; ``instructions`` default to its ``chat.json``, ``opening``
+    is for ReAct answers (:meth:`eef.chat.Chat.opened`)."""
     folder = folder_of(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -139,7 +158,8 @@ def load_chat(model: str = EMBEDDED, instructions: str | None = None) -> Chat:
         raise _no_model(model, error) from None
     options = load_options(folder)
     words = options.get("instructions", "") if instructions is None else instructions
-    return Chat.of(tokenizer, words, bool(options.get("aliases", False)))
+    chat = Chat.of(tokenizer, words, bool(options.get("aliases", False)))
+    return chat.opened(opening) if opening else chat
 
 
 def _no_model(name: str, error: OSError) -> OSError:

@@ -7,7 +7,6 @@ answers, and pages under ``Observation:``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from eef.chat import OBSERVATION, TASK, Chat, action_of
 from eef.envs import TextEnv
@@ -69,14 +68,9 @@ def opening(name: str, shown: Trajectory | None = None) -> list[Message]:
 
 
 def scaffold(chat: Chat, name: str, shown: Trajectory | None = None) -> Chat:
-    """The same conversation for a policy: ``chat`` with the opening of environment ``name`` and ReAct answers.
-
-    ValueError for a policy that cannot read it: one whose words are named anew in each conversation.
-    """
-    if chat.aliases:
-        raise ValueError("prompt='react' is for language models: this small policy knows no words (its chat.json)")
+    """The same conversation for a policy: ``chat`` with the opening of environment ``name`` and ReAct answers."""
     words = [message["content"] for message in opening(name, shown)]
-    return replace(chat, instructions="", opening=tuple(zip(words[::2], words[1::2], strict=True)), react=True)
+    return chat.opened(list(zip(words[::2], words[1::2], strict=True)))
 
 
 def _thought(action: str) -> str:

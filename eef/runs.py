@@ -296,6 +296,7 @@ class Run:
                 if final.exists():  # a copy without stage.json is no stage
                     shutil.rmtree(final)
                 os.rename(beside, final)
+                shutil.rmtree(work_folder(beside), ignore_errors=True)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
@@ -329,6 +330,14 @@ class Run:
         }
         write_json(self.folder / "timing.json", timing)
         return path
+
+
+def work_folder(beside: Path) -> Path:
+    """Where the maker of a stage, in the folder ``beside``, may keep what the next one goes on from if it is killed.
+
+    It is removed when the stage is made.
+    """
+    return beside.with_suffix(".work")
 
 
 @contextmanager

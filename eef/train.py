@@ -1,17 +1,27 @@
-"""Supervised fine-tuning on selected turns, -sum m_l log pi(t_l | t_<l) (paper, section 3), and DPO for ETO."""
+"""Supervised fine-tuning on selected turns, -sum m_l log pi(t_l | t_<l) (paper, section 3), and DPO for ETO.
+
+Under ``accelerate launch`` (or torchrun) every process calls :func:`sft` or :func:`dpo` with the same arguments: each
+takes its share of every batch, the gradient is that of one process, and the first process alone writes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import Dataset, Sampler
+from transformers import DataCollatorWithFlattening, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import is_flash_attn_2_available
 
 if TYPE_CHECKING:
     from eef.policy import Policy
@@ -19,6 +29,10 @@ if TYPE_CHECKING:
     from eef.trajectory import Trajectory
 
 IGNORE = -100  # the label that transformers leaves out of the loss
+OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
+BATCHES = ("auto", "padded", "flat")
+_WHOLE = "whole.pt"  # in a checkpoint that is complete: the random state in which its epoch began
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -30,15 +44,49 @@ class Row:
 
 
 class _Rows(Dataset):
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
+    """The rows as the Trainer takes them; index -1 is an empty row that fills up a share of a batch."""
+
+    def __init__(self, rows: Sequence[Row], pad: int) -> None:
+        self.rows, self.filler = rows, Row((pad,), (False,))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
+        row = self.rows[index] if index >= 0 else self.filler
         return {"input_ids": row.ids, "mask": row.mask, "length": len(row.ids)}
+
+
+def united(rows: Sequence[Row]) -> list[Row]:
+    """Rows of which one's ids begin another's become one row with the union of their masks; the others stay.
+
+    A causal model gives a token the same loss in both, so the gradient of the sum is the same. Only masks that do not
+    meet are united: a token that a method counts twice stays in two rows and weighs twice. A union stands where the
+    first of its rows stood.
+    """
+    order = sorted(range(len(rows)), key=lambda place: rows[place].ids, reverse=True)  # a beginning after its ends
+    hosts: list[tuple[Row, int]] = []
+    for place in order:
+        row = rows[place]
+        at = _host(hosts, row)
+        if at is None:
+            hosts.append((row, place))
+        else:
+            host, earliest = hosts[at]
+            mask = tuple(a or b for a, b in zip(row.mask, host.mask, strict=False)) + host.mask[len(row.mask) :]
+            hosts[at] = (Row(host.ids, mask), min(earliest, place))
+    return [row for row, _ in sorted(hosts, key=lambda pair: pair[1])]
+
+
+def _host(hosts: Sequence[tuple[Row, int]], row: Row) -> int | None:
+    """The last of ``hosts`` that begins with ``row`` and learns none of its tokens; those that begin so are last."""
+    for at in range(len(hosts) - 1, -1, -1):
+        host = hosts[at][0]
+        if host.ids[: len(row.ids)] != row.ids:
+            return None
+        if not any(a and b for a, b in zip(row.mask, host.mask, strict=False)):
+            return at
+    return None
 
 
 def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
@@ -51,26 +99,129 @@ def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
         row, size = torch.tensor(item["input_ids"]), len(item["input_ids"])
         ids[place, :size] = row
         attention[place, :size] = 1
-        labels[place, :size] = torch.where(torch.tensor(item["mask"]), row, IGNORE)
+        labels[place, :size] = _labels(item)
     return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+
+
+def flatten(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows one behind the other without padding: ``input_ids``, ``labels``, ``position_ids``, each (1, tokens).
+
+    What keeps the rows apart is that positions begin anew; an attention mask or a cache would let them see each other.
+    """
+    rows = [{"input_ids": list(item["input_ids"]), "labels": _labels(item).tolist()} for item in items]
+    return {**DataCollatorWithFlattening()(rows), "use_cache": False}
+
+
+def _labels(item: dict[str, Any]) -> torch.Tensor:
+    return torch.where(torch.tensor(item["mask"]), torch.tensor(item["input_ids"]), IGNORE)
+
+
+def processes() -> int:
+    """How many processes train together (``accelerate launch``, torchrun): 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _wait() -> None:
+    """Until all processes are here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class _Watch(TrainerCallback):
     def __init__(self, told: Callable[[int, int, dict[str, float]], None] | None) -> None:
         self.told = told
-        self.losses: list[dict[str, float]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append({"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"]})
-            if not math.isfinite(logs["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate"
-                )
+        if logs and "loss" in logs and not math.isfinite(logs["loss"]):
+            raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.told:
-            self.told(state.global_step, state.max_steps, self.losses[-1] if self.losses else {})
+        if self.told and first():
+            self.told(state.global_step, state.max_steps, (_losses(state) or [{}])[-1])
+
+
+def _losses(state: Any) -> list[dict[str, float]]:
+    return [{name: row[name] for name in ("step", "epoch", "loss")} for row in state.log_history if "loss" in row]
+
+
+class _Keep(TrainerCallback):
+    """Checkpoints in ``folder``, at most one in ``seconds``, each marked when it is whole; the last one is kept.
+
+    They are made at logged steps alone, so that no logged loss is a mean over a part of its steps.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.seconds, self.last = folder, seconds, time.monotonic()
+        found = sorted(folder.glob(f"checkpoint-*/{_WHOLE}"), key=lambda path: int(path.parent.name.split("-")[1]))
+        self.found = found[-1].parent if found else None
+        self.random = torch.load(found[-1], weights_only=True) if found else None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.random is not None and self.found is not None:  # the order of the rows is drawn from it, as it was
+            torch.set_rng_state(self.random)
+            self.found = None
+        self.random = torch.get_rng_state()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_log and state.global_step < state.max_steps:
+            due = [time.monotonic() - self.last >= self.seconds]
+            control.should_save = bool(broadcast_object_list(due)[0]) if processes() > 1 else due[0]
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        _wait()  # every process has written its random state
+        whole = self.folder / f"checkpoint-{state.global_step}"
+        if first():
+            begins = torch.get_rng_state() if float(state.epoch).is_integer() else self.random
+            torch.save(begins, whole / f".{_WHOLE}")
+            os.replace(whole / f".{_WHOLE}", whole / _WHOLE)
+            for other in self.folder.glob("checkpoint-*"):
+                if other != whole:
+                    shutil.rmtree(other)
+        _wait()
+        self.last = time.monotonic()
+
+
+class _Order(Sampler):
+    """What one process would draw, in the order in which the processes share it out, filled up with empty rows
+    (index -1) so that all have the same number of pieces."""
+
+    def __init__(self, lengths: list[int], batch_size: int, share: int) -> None:
+        self.drawn, self.share = LengthGroupedSampler(batch_size, lengths=lengths), share
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.drawn) / self.share) * self.share
+
+    def __iter__(self) -> Iterator[int]:
+        order = broadcast_object_list([list(self.drawn)])[0]
+        yield from order + [-1] * (len(self) - len(order))
+
+
+class _Trainer(Trainer):
+    """Rows of similar length together: the same batches for any number of processes."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        size = self.args.train_batch_size * self.args.world_size
+        if self.args.world_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        data: Any = self.train_dataset
+        lengths = [len(data[place]["input_ids"]) for place in range(len(data))]
+        return _Order(lengths, size * self.args.gradient_accumulation_steps, size)
+
+
+def check_optimizer(name: str) -> None:
+    """ValueError for an optimizer that is unknown or that this machine lacks."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer={name!r}: known are {', '.join(map(repr, OPTIMIZERS))}")
+    if name == "paged_adamw_8bit" and not torch.cuda.is_available():
+        raise ValueError(
+            "optimizer='paged_adamw_8bit' pages its state between GPU and host, and there is no GPU here: "
+            "set optimizer='adamw_8bit' or 'adamw_torch'"
+        )
 
 
 def fit(
@@ -84,31 +235,53 @@ def fit(
     batch_size: int,
     seed: int,
     micro: int | None = None,
-    warmup: float = 0.05,
-    weight_decay: float = 0.0,
-    optimizer: str = "adamw_torch",
-    told: Callable[[int, int, dict[str, float]], None] | None = None,
+    batches: str = "auto",
+    **settings: Any,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place on ``rows`` and return the logged losses (step, epoch, mean loss per learnt token).
 
-    An update takes ``batch_size`` rows of similar length, ``micro`` at a time (default: 2 on CPU, where small pieces
-    stay in the cache and are over twice as fast, else all); the gradient is the same. Equal arguments give equal
-    weights on CPU at an equal number of threads.
-    ``told(step, steps, last loss)`` is called after each step. ValueError where no token carries loss.
+    An update takes ``batch_size`` rows of similar length, over all processes, ``micro`` of them at a time in each
+    (default: 2 on CPU, where small pieces stay in the cache and are over twice as fast, else all); the gradient is the
+    same. Equal arguments give equal weights on CPU at an equal number of threads.
+
+    ``batches``: ``padded``, ``flat`` (see :func:`flatten`) or ``auto``: flat on a GPU with FlashAttention and a model
+    in half precision, else padded. ``flat`` without FlashAttention is right and slow. (The tests compare flat and
+    padded with sdpa on CPU; with FlashAttention it was not run.)
+
+    ``settings``: ``optimizer`` (one of ``OPTIMIZERS``), ``gradient_checkpointing``, ``warmup`` (share of the steps),
+    ``weight_decay``, ``work`` (a folder for checkpoints: a call with equal arguments goes on from the last one that is
+    whole, to equal weights on CPU; :func:`sft` and :func:`dpo` remove them at the end), ``checkpoint_minutes`` between
+    two of them, ``told(step, steps, last loss)``, called after each step.
+
+    Where the weights that train come in half precision, they are held in float32 meanwhile and the forward pass is
+    autocast: small steps vanish in half precision. ValueError where no token carries loss, and where ``batch_size``
+    cannot be divided.
     """
     if not any(any(row.mask[1:]) for row in rows):
         raise ValueError(f"no token carries loss in {len(rows)} training examples: check the selection and the masks")
-    return _run(
-        Trainer, model, _Rows(rows), lambda items: collate(items, pad), folder, epochs, lr, batch_size, seed, micro,
-        warmup, weight_decay, optimizer, told,
-    )  # fmt: skip
+    if batches not in BATCHES:
+        raise ValueError(f"batches={batches!r}: known are {', '.join(map(repr, BATCHES))}")
+    flash = torch.cuda.is_available() and is_flash_attn_2_available() and model.config.dtype in _HALF
+    flat = batches == "flat" or (batches == "auto" and flash)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = inner.config._attn_implementation
+    if flat and flash:
+        inner.set_attn_implementation("flash_attention_2")
+    try:
+        return _run(
+            _Trainer, model, _Rows(rows, pad), flatten if flat else partial(collate, pad=pad), folder, epochs, lr,
+            batch_size, seed, micro, **settings,
+        )  # fmt: skip
+    finally:
+        if flat and flash:
+            inner.set_attn_implementation(before)  # acting has masks that FlashAttention does not know
 
 
 def _run(
     kind: Any,
     model: Any,
     data: Dataset,
-    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     folder: str | Path,
     epochs: float,
     lr: float,
@@ -118,24 +291,43 @@ def _run(
     warmup: float = 0.05,
     weight_decay: float = 0.0,
     optimizer: str = "adamw_torch",
+    gradient_checkpointing: bool = False,
+    work: str | Path | None = None,
+    checkpoint_minutes: float = 10.0,
     told: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place by the Trainer that ``kind`` makes; the logged losses."""
-    on_gpu = torch.cuda.is_available()
-    micro = min(batch_size, micro or (batch_size if on_gpu else 2))
-    if batch_size % micro:
-        raise ValueError(f"batch_size {batch_size} is no multiple of micro {micro}")
+    check_optimizer(optimizer)
+    on_gpu, ranks = torch.cuda.is_available(), processes()
+    if batch_size % ranks:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared by {ranks} processes: make it a multiple of {ranks}"
+        )
+    share = batch_size // ranks
+    micro = min(share, micro or (share if on_gpu else 2))
+    if share % micro:
+        raise ValueError(
+            f"batch_size {batch_size} is no multiple of micro {micro}" + (f" x {ranks} processes" if ranks > 1 else "")
+        )
     steps = max(1, math.ceil(len(data) / batch_size)) * epochs  # type: ignore[arg-type]
+    came_in = {weight.dtype for weight in model.parameters() if weight.requires_grad} & set(_HALF)
+    half = came_in.pop() if came_in else None
+    if half:
+        model.float()
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(work or folder),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch_size // micro,
+        gradient_accumulation_steps=share // micro,
         num_train_epochs=epochs,
         learning_rate=lr,
         lr_scheduler_type="cosine",
         warmup_steps=int(warmup * steps),
         weight_decay=weight_decay,
         optim=optimizer,
+        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if gradient_checkpointing else None,
+        bf16=half is torch.bfloat16,
+        fp16=half is torch.float16,
         logging_steps=max(1, int(steps // 50)),
         train_sampling_strategy="group_by_length",
         length_column_name="length",
@@ -144,20 +336,39 @@ def _run(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False if ranks > 1 else None,
         use_cpu=not on_gpu,
         seed=seed,
         data_seed=seed,
     )
-    watch = _Watch(told)
-    trainer = kind(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[watch])
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs take a process each, not the Trainer's DataParallel
+    keep = _Keep(Path(work), 60 * checkpoint_minutes) if work else None
+    found = str(keep.found) if keep and keep.found else None
+    trainer = kind(
+        model=model, args=arguments, train_dataset=data, data_collator=collator,
+        callbacks=[_Watch(told), *([keep] if keep else [])],
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=found)
+    if half:
+        model.to(half)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     model.eval()
-    return watch.losses
+    return _losses(trainer.state)
+
+
+def _save(policy: Policy, folder: str | Path, work: str | Path | None) -> None:
+    """Write what was trained, once, then remove the checkpoints."""
+    if first():
+        policy.save_adapter(folder)
+        for checkpoint in Path(work).glob("checkpoint-*") if work else ():
+            shutil.rmtree(checkpoint)
+    _wait()
 
 
 def rows_of(policy: Policy, examples: Sequence[Example]) -> tuple[list[Row], int]:
-    """Examples as training rows, and how many were dropped because they exceed the policy's context."""
+    """Examples as training rows, one each, and how many were dropped because they exceed the policy's context."""
     rows, dropped = [], 0
     for example in examples:
         ids, mask = policy.chat.render(example.trajectory, example.mask)
@@ -169,20 +380,23 @@ def rows_of(policy: Policy, examples: Sequence[Example]) -> tuple[list[Row], int
 
 
 def sft(policy: Policy, examples: Sequence[Example], folder: str | Path, **settings: Any) -> dict[str, Any]:
-    """Fine-tune the adapter of ``policy`` on ``examples`` and save it in ``folder``.
+    """Fine-tune the adapter of ``policy`` (without one: all weights) on ``examples`` and save it in ``folder``.
 
-    ``settings`` are those of :func:`fit`. Returns examples, dropped, tokens (per epoch), learnt tokens and losses.
-    ValueError where there is nothing to learn from.
+    ``settings`` are those of :func:`fit`. Examples of which one's conversation begins another's train as one row (see
+    :func:`united`), and as one of ``batch_size``. Returns examples, rows, dropped, tokens (per epoch), learnt tokens
+    and losses. ValueError where there is nothing to learn from.
     """
     if not examples:
         raise ValueError("there is no training example: the expert has no win and no simulation won")
     rows, dropped = rows_of(policy, examples)
     if dropped == len(examples):
         raise ValueError(f"all {dropped} examples exceed the context of {policy.context} tokens")
+    kept, rows = len(rows), united(rows)
     losses = fit(policy.model, rows, pad=policy.pad, folder=folder, **settings)
-    policy.save_adapter(folder)
+    _save(policy, folder, settings.get("work"))
     return {
-        "examples": len(rows),
+        "examples": kept,
+        "rows": len(rows),
         "dropped": dropped,
         "tokens": sum(len(row.ids) for row in rows),
         "learnt_tokens": sum(sum(row.mask) for row in rows),
@@ -191,42 +405,51 @@ def sft(policy: Policy, examples: Sequence[Example], folder: str | Path, **setti
 
 
 class _Pairs(Dataset):
-    def __init__(self, pairs: Sequence[tuple[Row, Row]], reference: Sequence[tuple[float, float]]) -> None:
-        self.pairs, self.reference = pairs, reference
+    """Pairs with their reference; index -1 is one that fills up a share of a batch and has no part in the loss."""
+
+    def __init__(self, pairs: Sequence[tuple[Row, Row]], reference: Sequence[tuple[float, float]], filler: Row) -> None:
+        self.pairs, self.reference, self.filler = pairs, reference, filler
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        won, lost = self.pairs[index]
+        won, lost = self.pairs[index] if index >= 0 else (self.filler, self.filler)
         return {
             "rows": [{"input_ids": row.ids, "mask": row.mask} for row in (won, lost)],
-            "reference": self.reference[index],
+            "reference": self.reference[index] if index >= 0 else (0.0, 0.0),
+            "counts": float(index >= 0),
             "input_ids": won.ids + lost.ids,  # for the grouping by length alone
         }
 
 
-class _PairTrainer(Trainer):
+class _PairTrainer(_Trainer):
     """The DPO loss in place of the likelihood; a batch holds all wins, then all losses."""
 
     def __init__(self, *args: Any, beta: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.beta = beta
-        self.model_accepts_loss_kwargs = False  # so that it takes the mean over the pieces of a batch
+        self.model_accepts_loss_kwargs = True  # the loss below is a share of the whole batch's mean already
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        pieces, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = torch.stack([piece["counts"].sum() for piece in pieces]).sum().to(device)
+        return pieces, self.accelerator.gather(pairs).sum()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss = preference_loss(model, dict(inputs), self.beta)
+        each = preference_losses(model, inputs, self.beta)
+        loss = (each * inputs["counts"]).sum() / num_items_in_batch * self.accelerator.num_processes  # DDP takes a mean
         return (loss, None) if return_outputs else loss
 
 
-def preference_loss(model: Any, batch: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
-    """The DPO loss, a scalar; ``batch`` holds all wins, then all losses, and their log-likelihoods under the reference
-    model as ``reference``, (2, pairs)."""
+def preference_losses(model: Any, batch: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
+    """The DPO loss of each pair, (pairs,); ``batch`` holds all wins, then all losses, and their log-likelihoods under
+    the reference model as ``reference``, (2, pairs)."""
     gain = log_likelihoods(model, batch) - batch["reference"].flatten()
     won, lost = gain.chunk(2)
-    return -torch.nn.functional.logsigmoid(beta * (won - lost)).mean()
+    return -torch.nn.functional.logsigmoid(beta * (won - lost))
 
 
 def log_likelihoods(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -249,14 +472,17 @@ def dpo(
     lr: float,
     batch_size: int,
     seed: int,
-    told: Callable[[int, int, dict[str, float]], None] | None = None,
+    micro: int | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Train the adapter of ``policy`` by DPO on (win, loss) pairs of one subtask and save it in ``folder``.
+    """Train the adapter of ``policy`` (without one: all weights) by DPO on (win, loss) pairs of one subtask and save it
+    in ``folder``.
 
     The loss of a pair is -log sigmoid(beta ((log pi - log ref)(win) - (log pi - log ref)(loss))), log-likelihoods of
-    the agent's turns given their histories (Song et al., 2024, ETO); ref is the policy as it comes. Returns pairs,
-    dropped (beyond the context), the share of pairs whose order is right after training, and losses. ValueError where
-    no pair is left.
+    the agent's turns given their histories (Song et al., 2024, ETO); ref is the policy as it comes. ``micro`` pairs
+    are read at a time (default: 1 on CPU, else all); ``settings`` are as for :func:`fit`. Returns pairs, dropped
+    (beyond the context), the share of pairs whose order is right after training, and losses. ValueError where no pair
+    is left.
     """
     rows, dropped = [], 0
     for pair in pairs:
@@ -283,14 +509,16 @@ def dpo(
     def collated(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sides = [item["rows"][side] for side in (0, 1) for item in items]
         reference = torch.tensor([item["reference"] for item in items]).T
-        return {**collate(sides, policy.pad), "reference": reference}
+        counts = torch.tensor([item["counts"] for item in items])
+        return {**collate(sides, policy.pad), "reference": reference, "counts": counts}
 
     policy.model.eval()
     before = judged()
-    micro = None if torch.cuda.is_available() else 1
-    kind, data = partial(_PairTrainer, beta=beta), _Pairs(rows, before)
-    losses = _run(kind, policy.model, data, collated, folder, epochs, lr, batch_size, seed, micro, told=told)
-    policy.save_adapter(folder)
+    if not torch.cuda.is_available():
+        micro = micro or 1
+    kind, data = partial(_PairTrainer, beta=beta), _Pairs(rows, before, Row((policy.pad,), (False,)))
+    losses = _run(kind, policy.model, data, collated, folder, epochs, lr, batch_size, seed, micro, **settings)
+    _save(policy, folder, settings.get("work"))
     gains = [(a[0] - b[0]) - (a[1] - b[1]) for a, b in zip(judged(), before, strict=True)]
     ordered = sum(gain > 0 for gain in gains) / len(gains)
     return {"pairs": len(rows), "dropped": dropped, "ordered": ordered, "losses": losses}

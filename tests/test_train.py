@@ -9,7 +9,7 @@ from eef.experts import demonstrations
 from eef.policy import Policy
 from eef.pretrain import save
 from eef.selection import Example
-from eef.train import IGNORE, Row, collate, dpo, fit, log_likelihoods, preference_loss, rows_of, sft
+from eef.train import IGNORE, Row, collate, dpo, fit, log_likelihoods, preference_losses, rows_of, sft
 from eef.trajectory import Trajectory, Turn, without_loss
 
 SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -144,7 +144,7 @@ def test_dpo_equals_its_formula_on_two_pairs_in_float64(policy: Policy, examples
     batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in (*wins, *losses)], pad=policy.pad)
     with torch.no_grad():
         batch["reference"] = log_likelihoods(reference, batch).reshape(2, 2)
-    loss = preference_loss(model, batch, 0.3)
+    loss = preference_losses(model, batch, 0.3).mean()
     assert (
         loss.dtype == torch.float64
         and abs(float((loss - wanted).detach())) < 1e-10

@@ -81,19 +81,24 @@ def workers(env: TextEnv, count: int) -> list[TextEnv]:
 
 
 def make_env(name: str, **options: Any) -> TextEnv:
-    """The environment called ``name`` (``webshop`` or ``scienceworld``); ``options`` are its own keywords.
+    """The environment called ``name`` (``webshop`` or ``scienceworld``); ``options`` are its own keywords, and both
+    are kept as ``made``, for processes that need one of their own.
 
     ValueError for an unknown name, TypeError for an option that it does not have.
     """
+    env: TextEnv
     if name == "webshop":
         from eef.envs.webshop import WebShop
 
-        return WebShop(**options)
-    if name == "scienceworld":
+        env = WebShop(**options)
+    elif name == "scienceworld":
         from eef.envs.scienceworld import ScienceWorld
 
-        return ScienceWorld(**options)
-    raise ValueError(f"unknown environment {name!r}: known are 'webshop' and 'scienceworld'")
+        env = ScienceWorld(**options)
+    else:
+        raise ValueError(f"unknown environment {name!r}: known are 'webshop' and 'scienceworld'")
+    vars(env)["made"] = (name, options)
+    return env
 
 
 def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]) -> str:
