@@ -12,7 +12,7 @@ from eef import lab as lab_module
 from eef import train
 from eef.lab import Lab, Settings
 from eef.methods import experiment
-from eef.policy import Policy
+from eef.policy import Policy, load_chat
 from eef.pretrain import make_model, save
 from eef.runs import Run, read_json
 
@@ -40,6 +40,7 @@ def base(tokenizer, tmp_path_factory) -> str:
         ({"batch_size": 8, "micro": 3}, "batch_size=8 must be a multiple of processes x micro: 1 x 3"),
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes=-1.0: a number of at least 0"),
         ({"tune": "full", "quantize": "nf4"}, "tune='full' with quantize='nf4'"),
+        ({"tune": "full", "engine": "http://x"}, "tune='full' with engine="),
     ],
 )
 def test_a_setting_that_is_not_known_is_named_at_once(wrong: dict, words: str) -> None:
@@ -49,7 +50,8 @@ def test_a_setting_that_is_not_known_is_named_at_once(wrong: dict, words: str) -
 
 def make(base: str, shop, root: Path, **changes) -> Lab:
     settings = Settings(model=base, epochs=1, lora_r=4, lora_alpha=8, **changes)
-    return Lab(Run.open(root, "webshop", "x", 0, {}, {"hashes": {}}), shop, settings, 0, shop.tasks("train"), [])
+    chat = load_chat(base)
+    return Lab(Run.open(root, "webshop", "x", 0, {}, {"hashes": {}}), shop, settings, 0, shop.tasks("train"), [], chat)
 
 
 def test_settings_as_they_are_by_default_leave_the_keys_as_they_were(base: str, shop, tmp_path) -> None:
@@ -57,7 +59,7 @@ def test_settings_as_they_are_by_default_leave_the_keys_as_they_were(base: str, 
         lab = make(base, shop, tmp_path, **changes)
         return lab._policy_key(), lab._tuning_key()
 
-    assert set(keys()[0]) == {"model", "quantize", "limited"} and keys()[1] == {}
+    assert set(keys()[0]) == {"model", "quantize", "limited", "chat", "room"} and keys()[1] == {}
     assert keys(checkpoint_minutes=1.0) == keys()
     assert keys(micro=1, tune="full")[1] == {"tuning": {"tune": "full", "micro": 1}}
     assert keys(dtype="float32")[0] == {**keys()[0], "dtype": "float32"}
