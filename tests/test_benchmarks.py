@@ -1,0 +1,26 @@
+"""The benchmark scripts run, on the smallest sizes: what they measure there says nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+SMALL = {
+    "rollouts": "--episodes 3 --turns 2 --failures 2 --m 2 --further 1 --words 4 --width 32 --layers 1",
+    "training": "--trajectories 4 --rounds 1",
+    "gpu": "--small --episodes 1 3 --prompt 32 --words 4 --steps 2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_runs(name: str) -> None:
+    words = [sys.executable, str(EXPERIMENTS / f"benchmark_{name}.py"), *SMALL[name].split()]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"rollouts": " times", "training": "ours", "gpu": "share_of_bandwidth"}[name] in done.stdout
