@@ -23,4 +23,4 @@ def test_a_benchmark_runs(name: str) -> None:
     words = [sys.executable, str(EXPERIMENTS / f"benchmark_{name}.py"), *SMALL[name].split()]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {"rollouts": " times", "training": "ours", "gpu": "share_of_bandwidth"}[name] in done.stdout
+    assert {"rollouts": " times", "training": "what eef does", "gpu": "share_of_bandwidth"}[name] in done.stdout
