@@ -371,9 +371,12 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
         return chat
+    told = react.scaffold(chat, env.name, react.example(env, "train", tasks) if settings.one_shot else None)
     if settings.limited or (settings.limited is None and load_options(folder_of(settings.model)).get("limited")):
-        raise ValueError("limited=True needs prompt='': decoding limited to valid actions leaves no room for thoughts")
-    return react.scaffold(chat, env.name, react.example(env, "train", tasks) if settings.one_shot else None)
+        raise ValueError(
+            "prompt='react' needs limited=False: decoding limited to valid actions leaves no room for thoughts"
+        )
+    return told
 
 
 def _advance(bar: Any, n: int) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 PACKAGE = Path(__file__).resolve().parent
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -84,16 +85,27 @@ def disk_errors(where: Path, codes: tuple[int, ...] = _FULL + _BARRED) -> Iterat
     """Turn the disk's own troubles into one clear message; other errors pass as they are."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in codes:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        code = _code(error)
+        if code not in codes:
             raise
-        at = error.filename or where
-        if error.errno in _FULL:
+        at = getattr(error, "filename", None) or where
+        if code in _FULL:
             raise RunError(
                 f"the disk is full at {at}: free some space and start again (finished stages are kept)"
             ) from error
         hint = "choose another folder with --root or the variable EEF_ROOT"
-        raise RunError(f"cannot write at {at} ({error.strerror}): {hint}") from error
+        raise RunError(f"cannot write at {at} ({os.strerror(code)}): {hint}") from error
+
+
+def _code(error: Exception) -> int:
+    """The system's number of an error, also where those who write weights give it in words; 0 for any other error."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    if "PytorchStreamWriter failed writing" in str(error):
+        return errno.ENOSPC
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(found[1]) if found else 0
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from eef import runs
 from eef.runs import Run, RunError, code_hash, digest, load_runs, log_metrics, stamp
@@ -229,6 +230,23 @@ def test_unwritable_root_and_full_disk_are_one_message(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match=r"the disk is full at .*model"):
         open_run(tmp_path).stage("bc", {}, full)
+
+    for error in (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed"),
+    ):
+
+        def weights(folder: Path, error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(RunError, match=r"the disk is full at .*free some space"):
+            open_run(tmp_path).stage("bc", {}, weights)
+
+    def broken(folder: Path) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        open_run(tmp_path).stage("bc", {}, broken)
 
     def missing(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "data.json")
