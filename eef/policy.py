@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from eef.chat import Chat, Dialogue, load_options
 
@@ -28,7 +28,6 @@ EMBEDDED = "embedded"
 _EMBEDDED = {EMBEDDED: "base", "embedded-scienceworld": "base_scienceworld"}  # names and folders beside this module
 QUANTIZATIONS = (None, "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-disable_progress_bar()  # one line per weight file says nothing to who waits for episodes
 
 
 @dataclass
@@ -84,6 +83,7 @@ class Policy:
         if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         folder = folder_of(model)
+        (disable_progress_bar if model in _EMBEDDED else enable_progress_bar)()  # the small ones load at once
         chat = load_chat(model, instructions, opening)
         try:
             compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
