@@ -3,38 +3,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from eef.chat import Aliases, Chat, action_of
 from eef.pretrain import make_tokenizer
 from eef.trajectory import Trajectory, Turn
 
-# The three shapes that templates have: a header before each turn, a tag around each turn, brackets around the user's.
-TEMPLATES = {
-    "headers": "{{ '<s>' }}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
-    "brackets": "{{ '<s>' }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m.content + '</s>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ' }}{% endif %}",
-    "plain": None,
-}
-
-
-def bytes_tokenizer(template: str) -> PreTrainedTokenizerFast:
-    alphabet = {symbol: place for place, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>", "</s>", "<|end|>", "<|user|>", "<|assistant|>"]})
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-CHATS = {
-    name: Chat.of(bytes_tokenizer(template), "Shop well.") if template else Chat.of(make_tokenizer(), aliases=True)
-    for name, template in TEMPLATES.items()
-}
+CHAT = Chat.of(make_tokenizer(), aliases=True)  # tests/test_families.py has the templates of language models
 SEGMENTS = st.sampled_from(
     ["Instruction:", "i need a red shirt, and price lower than 40.00 dollars", "Back to Search", "< Prev", "Next >",
      "B000000001", "X48Y1Z94MS", "Norwick Cotton Shirt", "$10.71 to $18.34", "color", "dark blue", "9.5", "Buy Now",
@@ -50,14 +24,12 @@ def conversations(draw: st.DrawFn) -> Trajectory:
     return Trajectory("0", draw(OBSERVATIONS), tuple(turns))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
 @given(trajectory=conversations(), flags=st.lists(st.booleans(), min_size=6, max_size=6))
-def test_rendering_masks_and_prefixes_agree(name: str, trajectory: Trajectory, flags: list[bool]) -> None:
-    chat = CHATS[name]
+def test_rendering_masks_and_prefixes_agree(trajectory: Trajectory, flags: list[bool]) -> None:
     learn = flags[: len(trajectory)]
-    ids, mask = chat.render(trajectory, learn)
+    ids, mask = CHAT.render(trajectory, learn)
     assert len(ids) == len(mask)
-    talk, place = chat.begin(), 0
+    talk, place = CHAT.begin(), 0
     for index, turn in enumerate(trajectory.turns):
         heard = talk.hear(trajectory.state(index))
         assert ids[place : place + len(heard)] == heard  # the training prefix is the rollout prompt
@@ -68,20 +40,6 @@ def test_rendering_masks_and_prefixes_agree(name: str, trajectory: Trajectory, f
         assert mask[place : place + len(said)] == [learn[index]] * len(said)
         place += len(said)
     assert place == len(ids)
-
-
-@pytest.mark.parametrize("name", ["headers", "brackets"])
-@given(trajectory=conversations())
-def test_rendering_is_the_tokenizers_own_template(name: str, trajectory: Trajectory) -> None:
-    chat = CHATS[name]
-    messages = []
-    for index, turn in enumerate(trajectory.turns):
-        text = trajectory.state(index)
-        messages.append({"role": "user", "content": text if index else f"Shop well.\n\n{text}"})
-        messages.append({"role": "assistant", "content": turn.action})
-    whole = chat.tokenizer.apply_chat_template(messages, tokenize=False)
-    ids, _ = chat.render(trajectory, [True] * len(trajectory))
-    assert chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == whole.removesuffix("\n")
 
 
 @given(observation=OBSERVATIONS, prompt=OBSERVATIONS)
@@ -123,7 +81,7 @@ def test_aliases_forget_the_oldest_of_too_many_words() -> None:
 
 
 def test_a_copy_goes_its_own_way() -> None:
-    talk = CHATS["plain"].begin()
+    talk = CHAT.begin()
     talk.hear("i need a red shirt")
     twin = talk.copy()
     twin.hear("B000000001 [SEP] Blue Shirt [SEP] $1.0")
@@ -138,13 +96,15 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 
 
 def test_a_template_that_loses_a_message_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}<|end|>"
     with pytest.raises(ValueError, match="drops or repeats"):
-        Chat.of(bytes_tokenizer("{{ messages[0].content }}<|end|>"))
+        Chat.of(tokenizer)
 
 
 def test_a_mask_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match="2 mask entries for 1 turns"):
-        CHATS["plain"].render(Trajectory("0", "p", (Turn("a", "o"),)), [True, True])
+        CHAT.render(Trajectory("0", "p", (Turn("a", "o"),)), [True, True])
 
 
 @pytest.mark.parametrize(
