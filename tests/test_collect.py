@@ -221,7 +221,11 @@ def test_a_killed_collection_goes_on(
 
     clever.answer = slow
     env = {**os.environ, "OPENAI_LOG": "debug"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path), clever.url, json.dumps(SMALL)], env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path), clever.url, json.dumps(SMALL)],
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.05)
