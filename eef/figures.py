@@ -369,7 +369,7 @@ def _draw(axes: Any, found: pd.DataFrame) -> None:
         letter = "m" if str(method).startswith("eef") else "n"
         below = len(lines) > 1 and (number == 0 or str(method).startswith("eef_"))
         for at, ends, value in zip(x, zip(low, high, strict=True), line[letter], strict=True):
-            if pd.notna(value):  # beyond the interval's end, and with a white edge, so that lines do not strike it out
+            if pd.notna(value) and len(line) > 1:  # beyond the interval's end; a white edge, so that no line strikes it
                 end, shift = _free(at / right * 470, [place / top * 235 for place in ends], below, taken)
                 axes.annotate(
                     f"{letter.upper()}={value:.0f}", (at, ends[end]), xytext=(0, shift), fontsize=8.5,

@@ -26,7 +26,11 @@ def main() -> None:
     for arm, group in by_arm(load_runs(root, read_json(root / "sweeps" / f"{given.sweep}.json")["run_ids"])).items():
         counted = {"examples": 0, "turn a page": 0, "expert turns": 0, "of them Next": 0}
         for folder in map(Path, group["folder"]):
-            stage = next(path for name in ("sft-0", "ceiling", "bc") if (path := folder / name).exists())
+            last = sorted(folder.glob("sft-[0-9]"))[-1:]  # ETO's DPO comes after its SFT: what that one saw is counted
+            stage = [
+                *last,
+                *(folder / name for name in ("ceiling", "sft-all", "nat", "bc") if (folder / name).exists()),
+            ][0]
             begins = read_json(stage / "learn_from.json")["learn_from"]
             for example, begin in zip(load(stage / "examples.jsonl"), begins, strict=True):
                 kinds = [kind(action) for action in example.actions]
