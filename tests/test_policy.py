@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ from eef.policy import Actor, Limits, Policy
 from eef.pretrain import make_model, save
 from eef.rollout import Start, simulate
 from eef.selection import Example
-from eef.train import sft
+from eef.train import collate, rows_of, sft
 
 DRAW = {slot: (lambda: 0.0) for slot in range(16)}
 
@@ -162,6 +164,40 @@ def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> 
     again = Policy.load(base, tmp_path / "adapter", quantize="nf4")
     played = simulate(again, shop, [Start(task) for task in shop.tasks("test")[:4]])
     assert all(t.outcome in ("done", "max_steps") for t in played)
+
+
+def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenizer, shop, tmp_path) -> None:
+    """The twin holds the weights that NF4 stands for; what acting does to the model (``eval``) must leave no trace."""
+    torch.manual_seed(0)
+    base = str(save(make_model(tokenizer, 64, 2, 2), tokenizer, tmp_path / "base", {"aliases": True, "limited": True}))
+    four, dense = Policy.load(base, quantize="nf4"), Policy.load(base)
+    linears = {name: module for name, module in four.model.named_modules() if isinstance(module, Linear4bit)}
+    assert len(linears) == 2 * 7 and not any(isinstance(module, Linear4bit) for module in dense.model.modules())
+    for name, module in linears.items():
+        weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+        assert not torch.equal(weight, dense.model.get_submodule(name).weight)
+        dense.model.get_submodule(name).weight.data = weight.to(torch.float32)
+    simulate(four, shop, [Start(task) for task in shop.tasks("test")[:1]])
+    rows, _ = rows_of(four, [Example(t, 0) for t in demonstrations(shop, shop.tasks("train")[:4])])
+    batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in rows], four.pad)
+    losses, gradients = [], []
+    for policy in (four, dense):
+        policy.new_adapter(seed=0, r=4, alpha=8)
+        torch.manual_seed(1)
+        learnt = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
+        for name, weight in learnt.items():
+            if "lora_B" in name:  # zero at first, and then the gradient of every A would be, too
+                torch.nn.init.normal_(weight, std=0.1)
+        policy.model.eval()
+        policy.model.train()
+        loss = policy.model(**batch, use_cache=False).loss
+        losses.append(float(loss.detach()))
+        gradients.append(dict(zip(learnt, torch.autograd.grad(loss, list(learnt.values())), strict=True)))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 2 * 2 * 7
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-7)
 
 
 def test_adapters_of_one_seed_are_equal(policy: Policy, tmp_path) -> None:
