@@ -6,7 +6,7 @@ The plain way reads each conversation anew at every turn: one ``generate`` for t
 the left. Ours keeps the KV cache across turns. Then the simulations from M states of each expert failure: with their
 common beginnings read once, and with every conversation read whole when it begins (its cache still kept across turns).
 The model is a Llama with random weights whose tokenizer has read some pages: it never buys, so that every episode takes
-all its turns. Both parts are played with bare actions and with the ReAct instructions of ``eef/prompts`` before them.
+all its turns. Both parts are played without instructions and with those of ``eef/prompts`` before the first page.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eef import react, rollout
-from eef.chat import Chat
+from eef.chat import Chat, action_of
 from eef.envs import Step
 from eef.envs.webshop import WebShop
 from eef.experts import collect
 from eef.policy import Actor, Policy
-from eef.react import NO_ACTION, action_in
 from eef.rollout import Start, simulate
 from eef.selection import cut_points
 from eef.trajectory import Trajectory
@@ -97,10 +96,8 @@ def plain(policy: Policy, env: WebShop, tasks: Sequence[str]) -> list[list[str]]
         )[:, longest:]
         for one, row in zip(list(live), found.tolist(), strict=True):
             said = row[: row.index(end[0])] + end if end[0] in row else row + end
-            reply = talks[one].spoken(said)
-            action = action_in(reply) if policy.chat.react else reply
-            actions[one].append(action)
-            step = twins[one].step(action) if action else Step(NO_ACTION, 0.0, False)
+            actions[one].append(action_of(talks[one].spoken(said)))
+            step = twins[one].step(actions[one][-1])
             ids[one] += said + talks[one].hear(step.observation)
             if step.done or len(actions[one]) == env.max_steps:
                 live.remove(one)
@@ -137,17 +134,18 @@ def main() -> None:
     bare = made([one.state(i) for one in experts[:60] for i in range(len(one))], given.width, given.layers, given.words)
     size = sum(weights.numel() for weights in bare.model.parameters()) / 1e6
     print(f"{size:.1f} million parameters, answers of at most {given.words} tokens, one thread; CPU seconds")
-    told = replace(bare, chat=react.scaffold(bare.chat, "webshop"))
+    told = replace(bare, chat=replace(bare.chat, instructions=react.opening("webshop")[0]["content"]))
     simulate(bare, shop, [Start(shop.tasks("train")[0])], temperature=0.0, max_steps=2)  # warm
 
-    for name, policy in (("actions alone", bare), ("ReAct instructions", told)):
+    for name, policy in (("pages alone", bare), ("with instructions", told)):
         tasks, shop.max_steps, Short.further = shop.tasks("train")[: given.episodes], given.turns, 1000
         opened = [Start(task) for task in tasks]
         slow, theirs = cpu(lambda policy=policy, tasks=tasks: plain(policy, shop, tasks))
         fast, ours = cpu(lambda policy=policy, opened=opened: simulate(policy, shop, opened, temperature=0.0))
         same = sum(a.actions == b for a, b in zip(ours, theirs, strict=True))
         assert same == len(ours), f"the two ways played other actions in {len(ours) - same} episodes"
-        print(f"{name}: {len(ours)} episodes, {sum(map(len, theirs))} turns")
+        opening = len(policy.chat.begin().hear(ours[0].prompt))
+        print(f"{name}: {len(ours)} episodes, {sum(map(len, theirs))} turns, the first page read as {opening} tokens")
         print(f"  histories read anew each turn {slow:.1f}, cache kept {fast:.1f}: {slow / fast:.1f} times")
 
         shop.max_steps, Short.further, starts = 30, given.further, states(failed, given.m)
