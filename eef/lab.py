@@ -25,7 +25,7 @@ from eef.train import BATCHES, OPTIMIZERS
 from eef.trajectory import Trajectory
 
 _ACTING = ("rollout.py", "policy.py", "chat.py", "react.py", "trajectory.py", "envs")
-_LEARNING = ("train.py", "parallel.py", "policy.py", "chat.py", "trajectory.py")
+_LEARNING = ("train.py", "rows.py", "parallel.py", "policy.py", "chat.py", "trajectory.py")
 _TUNING = ("tune", "optimizer", "gradient_checkpointing", "micro", "batches", "processes")  # beside the first settings
 _KNOWN = {
     "tune": ("lora", "full"),

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from eef.chat import FIRST, OTHER, ROWS, Aliases, Chat, Dialogue
-from eef.train import IGNORE, Row, collate
+from eef.rows import IGNORE, Row, collate
 
 if TYPE_CHECKING:
     from eef.envs.webshop import WebShop

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from eef.chat import Chat
-from eef.train import Row
+from eef.rows import Row
 from eef.trajectory import Trajectory, Turn
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eef.figures import markdown, write_table
 from eef.policy import Actor, Policy
-from eef.train import Row, fit
+from eef.rows import Row
+from eef.train import fit
 
 LLAMA_3_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

@@ -21,8 +21,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from eef.envs import make_env
 from eef.experts import demonstrations
 from eef.policy import Policy
+from eef.rows import Row, collate, rows_of, united
 from eef.selection import Example
-from eef.train import Row, collate, rows_of, united
 
 
 @dataclass

@@ -18,8 +18,8 @@ from eef.lab import Settings
 from eef.methods import FAILED
 from eef.policy import Policy
 from eef.rollout import Start
+from eef.rows import collate, rows_of
 from eef.selection import Example
-from eef.train import collate, rows_of
 from eef.trajectory import Trajectory, Turn
 
 

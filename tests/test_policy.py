@@ -12,8 +12,9 @@ from eef.experts import demonstrations
 from eef.policy import Actor, Limits, Policy
 from eef.pretrain import make_model, save
 from eef.rollout import Start, simulate
+from eef.rows import collate, rows_of
 from eef.selection import Example
-from eef.train import collate, rows_of, sft
+from eef.train import sft
 
 DRAW = {slot: (lambda: 0.0) for slot in range(16)}
 

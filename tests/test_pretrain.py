@@ -18,7 +18,7 @@ from eef.envs.webshop.shopper import play
 from eef.experts import WEAK
 from eef.policy import Policy
 from eef.pretrain import accuracy, documents, make_model, make_tokenizer, save
-from eef.train import Row
+from eef.rows import Row
 
 KINDS = ("?has", "?row", "?under", "?shared", "?lacks", "?most", "?opened")
 COUNT = 150

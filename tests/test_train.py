@@ -8,8 +8,9 @@ import torch
 from eef.experts import demonstrations
 from eef.policy import Policy
 from eef.pretrain import save
+from eef.rows import IGNORE, Row, collate, rows_of
 from eef.selection import Example
-from eef.train import IGNORE, Row, collate, dpo, fit, log_likelihoods, preference_losses, rows_of, sft
+from eef.train import dpo, fit, log_likelihoods, preference_losses, sft
 from eef.trajectory import Trajectory, Turn, without_loss
 
 SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}

@@ -14,8 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from eef.experts import demonstrations
 from eef.policy import Policy
 from eef.pretrain import make_model, save
+from eef.rows import IGNORE, Row, collate, flatten, rows_of, united
 from eef.selection import Example
-from eef.train import IGNORE, Row, _Keep, collate, dpo, flatten, rows_of, sft, united
+from eef.train import _Keep, dpo, sft
 from eef.trajectory import Trajectory, Turn
 
 SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 4, "seed": 0}
