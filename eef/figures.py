@@ -322,9 +322,12 @@ def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     """The paper's Figure 3: test win rate against simulated episodes, RFT over N and EEF over M for each expert set.
 
     Writes PNG, SVG and the table behind them (CSV, a row per run) into the folder ``out``; returns the PNG's path.
-    Where points of two lines have the same budget they are set apart by a little.
+    Where points of two lines have the same budget they are set apart by a little. Where there are more lines than
+    colours, EEF without one of its parts is left to the ablation table (its rows stay in the CSV).
     """
     found = arms(comparable(runs))
+    if len(found[found["episodes"] > 0].groupby(["method", "experts"], dropna=False)) > len(_COLOURS):
+        found = found[~found["method"].str.startswith("eef_")]
     table = write_table(run_table(runs), out, "win_rate_vs_budget")
     rows = math.ceil(len(found.groupby(["method", "experts"], dropna=False)) / 2)  # of the legend
     size, margins = (8, 4.2 + 0.21 * rows), (0.68, 0.12, 0.7, 0.62 + 0.21 * rows)
@@ -376,7 +379,7 @@ def _draw(axes: Any, found: pd.DataFrame) -> None:
                     textcoords="offset points", ha="center", va="bottom" if end else "top", color=colour,
                     weight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )  # fmt: skip
-    greys = cycle([(":", "#222222"), ("-.", "#777777"), ((0, (1, 3)), "#999999")])
+    greys = cycle([(":", "#222222"), ("-.", "#777777"), ((0, (1, 3)), "#999999"), ((0, (5, 1)), "#999999")])
     for _, row in found[~simulated].sort_values("win_rate").iterrows():
         style, grey = ((0, (6, 3)), "#555555") if row["method"] == "ceiling" else next(greys)
         experts = found.loc[found["method"] == row["method"], "experts"].nunique() > 1

@@ -215,3 +215,12 @@ def test_ablations_have_lines_and_names_of_their_own(tmp_path: Path) -> None:
     frame = pd.DataFrame([row("rft", 0.2, n=5), row("eef", 0.4, m=5), row("eef_recovery=False", 0.3, m=5)])
     drawn = win_rate_vs_budget(frame, tmp_path).with_suffix(".svg").read_text()
     assert "EEF, M states, recovery=False" in drawn
+
+
+def test_more_arms_than_colours_leave_ablations_to_their_table(tmp_path: Path) -> None:
+    parts = [row(f"eef_part{i}=False", 0.3, m=5) for i in range(4)]
+    many = pd.DataFrame([row("rft", 0.2, n=5), row("eto", 0.2, n=1), row("eef", 0.4, m=5), *parts])
+    path = win_rate_vs_budget(many, tmp_path)
+    drawn = path.with_suffix(".svg").read_text()
+    assert "EEF, M states" in drawn and "part0" not in drawn
+    assert set(pd.read_csv(path.with_suffix(".csv"))["method"]) == set(many["method"])
