@@ -25,7 +25,11 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from eef.chat import Chat, Dialogue, load_options
 
 EMBEDDED = "embedded"
-_EMBEDDED = {EMBEDDED: "base", "embedded-scienceworld": "base_scienceworld"}  # names and folders beside this module
+_EMBEDDED = {  # names and folders beside this module
+    EMBEDDED: "base",
+    "embedded-mistral": "base_mistral",
+    "embedded-scienceworld": "base_scienceworld",
+}
 QUANTIZATIONS = (None, "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -60,8 +64,9 @@ class Policy:
         context: int | None = None,
         max_new_tokens: int = 64,
     ) -> Policy:
-        """A base model by name (``embedded``, ``embedded-scienceworld``, a folder, or a hub name), with the
-        adapter saved in the folder ``adapter``, or with the weights saved there where all of them were trained.
+        """A base model by name (``embedded``, ``embedded-mistral``, ``embedded-scienceworld``, a folder, or a hub
+        name), with the adapter saved in the folder ``adapter``, or with the weights saved there where all of them were
+        trained.
 
         ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a
         name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False,

@@ -171,7 +171,7 @@ def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.Mo
     assert not kiosk.step("search[x]").valid
 
 
-@pytest.mark.parametrize("model", ["embedded", "embedded-scienceworld"])
+@pytest.mark.parametrize("model", ["embedded", "embedded-mistral", "embedded-scienceworld"])
 def test_a_shipped_base_model_is_small_and_has_a_card(model: str) -> None:
     folder = Path(folder_of(model))
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
