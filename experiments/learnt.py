@@ -22,8 +22,20 @@ def main() -> None:
     parser.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
     given = parser.parse_args()
     root = Path(given.root or default_root())
+    runs = load_runs(root, read_json(root / "sweeps" / f"{given.sweep}.json")["run_ids"])
+    runs["train"] = [config["train"] for config in runs["config"]]
+    runs["policy"] = [Path(config["model"]).name for config in runs["config"]]
+    regimes = [name for name in ("train", "policy") if runs[name].nunique() > 1]
     rows = []
-    for arm, group in by_arm(load_runs(root, read_json(root / "sweeps" / f"{given.sweep}.json")["run_ids"])).items():
+    for regime, part in runs.groupby(regimes) if regimes else [((), runs)]:
+        rows += [dict(zip(regimes, regime, strict=True)) | row for row in learnt(part)]
+    print(markdown(pd.DataFrame(rows)))
+
+
+def learnt(runs: pd.DataFrame) -> list[dict[str, str]]:
+    """A row per arm."""
+    rows = []
+    for arm, group in by_arm(runs).items():
         counted = {"examples": 0, "turn a page": 0, "expert turns": 0, "of them Next": 0}
         for folder in map(Path, group["folder"]):
             last = sorted(folder.glob("sft-[0-9]"))[-1:]  # ETO's DPO comes after its SFT: what that one saw is counted
@@ -43,7 +55,7 @@ def main() -> None:
         row = {"arm": arm_name(arm, True), **{name: f"{number / len(group):.0f}" for name, number in counted.items()}}
         row |= {"hard: use Next %": f"{100 * hard['next'].mean():.0f}"}
         rows.append({**row, "out of steps %": f"{100 * (hard['outcome'] == 'max_steps').mean():.0f}"})
-    print(markdown(pd.DataFrame(rows)))
+    return rows
 
 
 if __name__ == "__main__":
