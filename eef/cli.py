@@ -238,7 +238,7 @@ def _figures(given: argparse.Namespace) -> int:
 
 def _index(root: Path, name: str | None) -> dict[str, Any]:
     """What a sweep left about itself: run_ids, missing, command; empty without a name."""
-    from eef.runs import read_json
+    from eef.files import read_json
 
     at = root / "sweeps" / f"{name}.json"
     if name and not at.is_file():
@@ -288,8 +288,8 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
 def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) -> None:
     """The HTML page of a sweep, and its figure in W&B beside its runs (as offline or online as they are)."""
     from eef import mirror
+    from eef.files import read_json
     from eef.report import page
-    from eef.runs import read_json
 
     pictures = [path for path in files if path.suffix == ".png" and path.is_file()]
     print(f"report: {_near(page(root, name, root / 'reports' / f'{name}.html', pictures, index))}")

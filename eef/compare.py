@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from eef.evaluate import Paired, paired
-from eef.runs import RunError, disk_errors, read_json
+from eef.files import RunError, disk_errors, read_json
 
 _FRESH = 3600.0  # seconds: an unlinked stage younger than this may belong to a run that is about to link it
 

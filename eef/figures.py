@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from eef.runs import disk_errors
+from eef.files import disk_errors
 from eef.trajectory import Trajectory, load
 
 COLUMNS = ["method", "m", "n", "experts", "seed", "episodes", "env_steps", "tokens"]

@@ -15,10 +15,11 @@ from eef import evaluate, react, trajectory
 from eef.chat import Chat, load_options
 from eef.envs import TextEnv
 from eef.experts import collect, demonstrations, groups
+from eef.files import digest, read_json, write_json
 from eef.parallel import learn, learn_together, simulate_together
 from eef.policy import DTYPES, QUANTIZATIONS, Policy, folder_of, load_chat
 from eef.rollout import Start, simulate
-from eef.runs import Run, code_hash, digest, log_metrics, read_json, work_folder, write_json
+from eef.runs import Run, code_hash, log_metrics, work_folder
 from eef.selection import Example
 from eef.served import served
 from eef.train import BATCHES, OPTIMIZERS

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from eef.runs import RunError, disk_errors, plain, write_text
+from eef.files import RunError, disk_errors, plain, write_text
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child must not load libraries

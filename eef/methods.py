@@ -17,9 +17,10 @@ import torch
 
 from eef import evaluate
 from eef.envs import TextEnv
+from eef.files import digest
 from eef.lab import Lab, Settings, model_hash, scaffold
 from eef.rollout import Start
-from eef.runs import Run, digest, stamp
+from eef.runs import Run, stamp
 from eef.selection import Example, cut_points, select
 from eef.served import Server
 from eef.train import check_optimizer

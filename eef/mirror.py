@@ -15,7 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eef.runs import RunError, apart, digest, read_json, read_rows, write_json
+from eef.files import RunError, digest, read_json, read_rows, write_json
+from eef.runs import apart
 from eef.trajectory import Trajectory, load
 
 SHOWN = 40  # trajectories in a table of a run, half of them lost

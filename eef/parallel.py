@@ -21,10 +21,10 @@ import torch
 
 from eef import trajectory
 from eef.envs import TextEnv, make_env
+from eef.files import read_json, write_json
 from eef.launch import end_with_parent
 from eef.policy import Policy
 from eef.rollout import Start, simulate
-from eef.runs import read_json, write_json
 from eef.selection import Example
 from eef.train import dpo, first, sft
 from eef.trajectory import Trajectory

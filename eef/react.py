@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from eef.chat import OBSERVATION, TASK, Chat, action_of
 from eef.envs import TextEnv
 from eef.experts import demonstrations
-from eef.runs import PACKAGE
+from eef.files import PACKAGE
 from eef.trajectory import Trajectory
 
 NO_ACTION = "No action was found in your answer, so nothing was done: give one after the words 'Action: '."

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from eef.figures import FigureError, arm_name, by_arm, markdown, paired_table, records, table, win_rate_vs_budget
+from eef.files import PACKAGE, digest, read_json, read_rows, write_text
 from eef.mirror import trajectory_tables
-from eef.runs import PACKAGE, digest, load_runs, read_json, read_rows, write_text
+from eef.runs import load_runs
 
 EPISODES = 6  # shown of each arm
 _PARTS = {"picture": "the figure", "arms": "the table of methods", "paired": "paired differences"}

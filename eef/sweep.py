@@ -27,8 +27,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from eef.files import digest, disk_errors, link, plain, read_json, write_json
 from eef.launch import Execution, Job, adopt, check_slurm, failure, stop, submit
-from eef.runs import code_hash, default_root, digest, disk_errors, link, plain, read_json, repo_root, write_json
+from eef.runs import code_hash, default_root, repo_root
 from eef.screen import Screen
 
 _KINDS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list,)}

@@ -13,7 +13,7 @@ import pandas as pd
 
 from eef.evaluate import interval, paired
 from eef.figures import Arm, FigureError, arm_name, by_arm, comparable, markdown, read_episodes, records, write_table
-from eef.runs import disk_errors, read_json
+from eef.files import disk_errors, read_json
 
 _COST = ("episodes", "env_steps", "tokens")
 

@@ -17,8 +17,8 @@ from jinja2 import Environment
 
 from eef.chat import Chat
 from eef.figures import FigureError, arm_name, by_arm, picture, records, write_table
+from eef.files import PACKAGE, read_json, read_rows
 from eef.pictures import KINDS, MARKS
-from eef.runs import PACKAGE, read_json, read_rows
 from eef.selection import Example, Outcomes, Segment, important_states, segments, select
 from eef.trajectory import Trajectory, load
 

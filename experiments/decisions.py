@@ -15,9 +15,10 @@ import pandas as pd
 from eef.envs import make_env
 from eef.experts import demonstrations
 from eef.figures import markdown
+from eef.files import read_json
 from eef.policy import Policy
 from eef.rollout import Start, simulate
-from eef.runs import default_root, read_json
+from eef.runs import default_root
 
 KINDS = {"search": "search", "click[next": "Next", "click[< prev": "Prev", "click[buy": "buy", "click[b0": "open a row"}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from eef.figures import arm_name, by_arm, markdown, read_episodes, read_stage, records
-from eef.runs import default_root, load_runs, read_json
+from eef.files import read_json
+from eef.runs import default_root, load_runs
 
 
 def shares(found: dict[str, list[bool]], name: str) -> pd.DataFrame:

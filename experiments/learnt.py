@@ -12,7 +12,8 @@ import pandas as pd
 from decisions import kind
 
 from eef.figures import arm_name, by_arm, markdown, read_episodes
-from eef.runs import default_root, load_runs, read_json
+from eef.files import read_json
+from eef.runs import default_root, load_runs
 from eef.trajectory import load
 
 

@@ -9,7 +9,7 @@ from copy import copy
 from pathlib import Path
 
 from eef.envs import Step
-from eef.runs import digest
+from eef.files import digest
 from eef.trajectory import Trajectory, Turn
 
 MENU = {

@@ -24,7 +24,7 @@ from eef.envs import expert_states, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
 from eef.experts import collect, demonstrations
-from eef.runs import PACKAGE
+from eef.files import PACKAGE
 from eef.trajectory import load
 
 SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}  # as in conftest

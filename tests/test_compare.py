@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from eef.cli import main
 from eef.compare import differences, find, prunable, prune, win_difference
-from eef.runs import Run, RunError
+from eef.files import RunError
+from eef.runs import Run
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,8 @@ PARAMETERS = 'method = "rft"\nn = None\nm = None\nseed = 0\n'
 BODY = '''\
 import os, random, time
 from eef.envs import make_env
-from eef.runs import Run, log_metrics, write_json
+from eef.files import write_json
+from eef.runs import Run, log_metrics
 label = method + (f"-n{n}" if n else "") + (f"-m{m}" if m else "")
 run = Run.open(None, "webshop", label, seed, {"method": method, "n": n, "m": m}, {"hashes": {"catalogue": "c"}})
 pause = float(os.environ["EEF_TEST_PAUSE"])

@@ -10,11 +10,12 @@ import torch
 
 from eef import lab as lab_module
 from eef import train
+from eef.files import read_json
 from eef.lab import Lab, Settings
 from eef.methods import experiment
 from eef.policy import Policy, load_chat
 from eef.pretrain import make_model, save
-from eef.runs import Run, read_json
+from eef.runs import Run
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import pytest
 
 from eef import mirror
 from eef.cli import main
-from eef.runs import Run, RunError, log_metrics, write_json
+from eef.files import RunError, write_json
+from eef.runs import Run, log_metrics
 from eef.trajectory import Trajectory, Turn, save
 
 KEY = "a" * 40

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from eef import parallel, trajectory
 from eef.envs import TextEnv, make_env
 from eef.experts import collect, demonstrations
+from eef.files import write_json
 from eef.parallel import learn, learn_together, simulate_together
 from eef.policy import Policy
 from eef.pretrain import make_model, save
 from eef.rollout import Start, simulate
-from eef.runs import write_json
 from eef.selection import Example
 from eef.trajectory import Trajectory, Turn
 

@@ -15,8 +15,9 @@ import pytest
 
 from eef.cli import main
 from eef.figures import FigureError
+from eef.files import write_json
 from eef.report import page
-from eef.runs import Run, log_metrics, write_json
+from eef.runs import Run, log_metrics
 from eef.trajectory import Trajectory, Turn, save
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

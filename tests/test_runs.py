@@ -18,7 +18,8 @@ import pytest
 from safetensors import SafetensorError
 
 from eef import runs
-from eef.runs import Run, RunError, code_hash, digest, load_runs, log_metrics, stamp
+from eef.files import RunError, digest
+from eef.runs import Run, code_hash, load_runs, log_metrics, stamp
 
 STAMP = {"commit": "abc", "hashes": {"catalogue": "c1", "chat": "t1"}}
 

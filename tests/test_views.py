@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from eef import views
 from eef.chat import Chat
 from eef.figures import FigureError
-from eef.runs import log_metrics, write_json
+from eef.files import write_json
+from eef.runs import log_metrics
 from eef.selection import Example, count, select
 from eef.trajectory import Trajectory, Turn, save
 
