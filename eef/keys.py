@@ -1,0 +1,257 @@
+"""What a result depends on, as hashes: source files by their imports, library versions, files, folders and models.
+
+A stage is found again by its key (:mod:`eef.lab`), and a sweep's point by its mark (:mod:`eef.sweep`). Both are made
+of what this module hashes, so that nothing has to be listed by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from eef.files import PACKAGE, digest, write_json
+
+# Libraries whose releases change numbers: they belong to the key of each stage whose code imports them. Two stages of
+# one run are then always made by the same releases. The local part ("+cpu", "+cu130") and the device do not belong to
+# it: machines of one cluster share stages, and stage.json records where each was made.
+LIBRARIES = ("accelerate", "bitsandbytes", "numpy", "peft", "tokenizers", "torch", "transformers")
+_IMPLIED = {"transformers": ("tokenizers",)}
+
+# What transformers never reads of a model folder, or what cannot change an answer.
+_NOT_THE_MODEL = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".metadata", ".log"}
+_TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler")
+_TEMPLATES = "additional_chat_templates"
+
+
+def source_files(modules: Iterable[str]) -> dict[str, Path]:
+    """The source files that ``modules`` depend on by their import statements, by module name.
+
+    Imports inside functions count; those below ``if TYPE_CHECKING:`` do not, since they never run. Modules of this
+    package are followed, and modules outside it where they lie in the folder of the one that imports them. All other
+    imports are libraries. ValueError for a module without a source file.
+    """
+    return {name: path for name, path, _ in _walk(modules)}
+
+
+def code_key(*modules: str) -> dict[str, Any]:
+    """Hash of the code that ``modules`` depend on, and the releases of the libraries that it uses.
+
+    Comments, docstrings and layout do not count: they change no result.
+    """
+    sources: dict[str, str] = {}
+    libraries: set[str] = set()
+    for name, path, imported in _walk(modules):
+        sources[name] = _code(path, _stat(path))
+        for module in imported:
+            top = module.partition(".")[0]
+            libraries |= {top, *_IMPLIED.get(top, ())} & set(LIBRARIES)
+    return {"sources": digest(sources), "libraries": {name: library_version(name) for name in sorted(libraries)}}
+
+
+@cache
+def library_version(name: str) -> str:
+    """The installed release of a library without its local part: ``2.13.0``; ``none`` where it is not installed."""
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return "none"
+
+
+def _walk(modules: Iterable[str]) -> Iterator[tuple[str, Path, list[str]]]:
+    """Module name, source file and all that it imports, for ``modules`` and what they depend on."""
+    waiting = [(name, *_start(name)) for name in modules]
+    seen: set[str] = set()
+    while waiting:
+        name, path, base = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        imported = _imports(path, name, _stat(path))
+        yield name, path, imported
+        parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # they run first
+        for other in [*imported, *parents]:
+            where = PACKAGE.parent if other.partition(".")[0] == PACKAGE.name else base
+            if (file := _file(where, other)) is not None:
+                waiting.append((other, file, where))
+
+
+def _start(name: str) -> tuple[Path, Path]:
+    """Source file of a module, and the folder that its name counts from."""
+    parts = name.split(".")
+    if parts[0] == PACKAGE.name and (file := _file(PACKAGE.parent, name)) is not None:
+        return file, PACKAGE.parent
+    at = getattr(sys.modules.get(name), "__file__", None)
+    if not at or not at.endswith(".py"):
+        raise ValueError(
+            f"the module {name!r} has no source file, so results cannot be keyed by its code: put the class into a .py "
+            "file and import it from there"
+        )
+    path = Path(at).resolve()
+    return path, path.parents[len(parts) - (path.name != "__init__.py")]
+
+
+def _file(base: Path, module: str) -> Path | None:
+    at = base.joinpath(*module.split("."))
+    candidates = (at.with_name(f"{at.name}.py"), at / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _stat(path: Path) -> tuple[int, ...]:
+    """What changes when a file's content does: size, times of modification and of change, inode."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+@lru_cache(maxsize=1024)
+def _imports(path: Path, module: str, stat: tuple[int, ...]) -> list[str]:
+    """Every module that a file may import; ``from a import b`` gives both ``a`` and ``a.b``."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for later in node.orelse:
+                visit(later)
+            return
+        if isinstance(node, ast.Import):
+            names.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                source = ".".join(filter(None, [*package.split(".")[: package.count(".") + 2 - node.level], source]))
+            names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    return list(dict.fromkeys(names))
+
+
+@lru_cache(maxsize=1024)
+def _code(path: Path, stat: tuple[int, ...]) -> str:
+    """Hash of a file's code without docstrings, comments and layout."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def imports_of(source: str) -> list[str]:
+    """The modules of this package that a piece of source code (a notebook's cells) imports.
+
+    Lines that only IPython understands (``%matplotlib``, ``!ls``) are skipped. ValueError for source that cannot be
+    read.
+    """
+    lines = ["pass" if line.lstrip().startswith(("%", "!", "?")) else line for line in source.splitlines()]
+    names: list[str] = []
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    ours = [name for name in names if name.partition(".")[0] == PACKAGE.name]
+    return [name for name in dict.fromkeys(ours) if _file(PACKAGE.parent, name)]
+
+
+def file_key(path: str | Path) -> str:
+    """SHA-256 of a file's content, read as a stream.
+
+    Large files are read once: their hashes are cached by size and times under ``EEF_CACHE`` (default ``~/.cache/eef``).
+    A file that has just been written is not cached, since a second write could leave size and times as they were.
+    """
+    at = Path(path).resolve()
+    stat = _stat(at)
+    if stat[0] < 1_000_000:
+        return _hash(at)
+    name = _cache_folder() / "hashes" / f"{digest(str(at))}.json"
+    try:
+        cached = json.loads(name.read_text(encoding="utf-8"))
+        if cached["stat"] == list(stat):
+            return str(cached["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no cache is only slower
+    sha = _hash(at)
+    if _stat(at) == stat and time.time_ns() - max(stat[1], stat[2]) > 2_000_000_000:
+        with suppress(OSError, RuntimeError):  # a home that cannot be written
+            write_json(name, {"path": str(at), "stat": list(stat), "sha256": sha})
+    return sha
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("EEF_CACHE") or Path.home() / ".cache" / "eef")
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def path_key(path: str | Path) -> str:
+    """Hash of a file's content, or of the names and contents of all files below a folder.
+
+    Hidden files and ``__pycache__`` do not count, nor do times. FileNotFoundError where there is nothing.
+    """
+    at = Path(path)
+    if not at.is_dir():
+        return file_key(at)
+    files = [file.relative_to(at) for file in at.rglob("*") if file.is_file()]
+    counted = [file for file in files if not any(part[0] == "." or part == "__pycache__" for part in file.parts)]
+    return digest({file.as_posix(): file_key(at / file) for file in counted})
+
+
+def model_key(name: str) -> str:
+    """What stands for a model in keys: the contents of every file of its folder that can change its behaviour.
+
+    These are weights of any format, configurations, tokenizer, chat templates and ``chat.json``; documentation and the
+    state of a Trainer do not count. ``name`` may also be a single file (GGUF). A name of the hub stands for itself with
+    the commit that it refers to. ``embedded`` names are to be resolved first (:func:`eef.policy.folder_of`).
+    """
+    at = Path(name)
+    if at.is_file():
+        return file_key(at)
+    if not at.is_dir():
+        return f"{name}@{_hub_commit(name)}"
+    files = [file for file in [*at.iterdir(), *(at / _TEMPLATES).glob("*")] if file.is_file()]
+    counted = [
+        file
+        for file in files
+        if file.suffix.lower() not in _NOT_THE_MODEL
+        and not file.name.startswith((".", "LICENSE", *_TRAINING_STATE))
+        and not file.name.endswith("~")
+    ]
+    return digest({file.relative_to(at).as_posix(): file_key(file) for file in counted})
+
+
+def _hub_commit(name: str) -> str:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    at = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+    commit = extract_commit_hash(at, None)
+    if commit is None:
+        raise OSError(
+            f"no model {name!r}: it is neither a folder nor a file, nor a model of the hub that can be reached"
+        )
+    return str(commit)
+
+
+def joined_names(value: str) -> list[str]:
+    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole."""
+    names, parts = [], value.split("+")
+    while parts:
+        sizes = range(len(parts), 0, -1)
+        size = next(size for size in sizes if size == 1 or Path("+".join(parts[:size])).exists())
+        names.append("+".join(parts[:size]))
+        parts = parts[size:]
+    return names
