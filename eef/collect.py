@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from eef.envs import EnvError, TextEnv, workers
-from eef.experts import demonstrations
+from eef.experts import demonstrations, example
 from eef.files import digest, disk_errors
-from eef.react import NO_ACTION, STOP, Message, action_in, agent, example, first_page, opening, page
+from eef.react import NO_ACTION, STOP, Message, action_in, agent, first_page, opening, page
 from eef.trajectory import Trajectory, Turn, from_dict, to_dict
 
 CHARACTERS, ANSWER = 4, 100  # of the estimate: characters per token, tokens per answer

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from eef.trajectory import Trajectory
+from eef.files import write_json
+from eef.trajectory import Trajectory, load
 
 FAIR = ("done", "max_steps")  # outcomes that count; any other is an infrastructure error
 SKILLS = {  # the navigation skills of Figure 2
@@ -42,6 +45,23 @@ class Paired(NamedTuple):
     p: float
     pairs: int
     errors: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the scores of a run depend on: the stage that holds its test episodes, and the group of each subtask."""
+
+    episodes: Path
+    groups: Mapping[str, str] | None
+
+
+def score(inputs: Scores, folder: Path) -> None:
+    """Write ``episodes.csv`` (:func:`results`, with the group where there is one) and ``summary.json``."""
+    table = results(load(inputs.episodes / "trajectories.jsonl"))
+    if inputs.groups:
+        table["group"] = table["task"].map(dict(inputs.groups))
+    table.to_csv(folder / "episodes.csv", index=False)
+    write_json(folder / "summary.json", summary(table, groups=inputs.groups))
 
 
 def results(trajectories: Iterable[Trajectory]) -> pd.DataFrame:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from eef.envs import EnvError, TextEnv, workers
 from eef.envs.scienceworld import ScienceWorld
@@ -23,7 +23,11 @@ from eef.envs.scienceworld.expert import play as perform
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import grade
 from eef.envs.webshop.shopper import Slips, play
+from eef.keys import joined_names
 from eef.trajectory import Trajectory, load
+
+if TYPE_CHECKING:
+    from eef.settings import ExpertSettings
 
 STRONG = Slips(base=0.06, growth=0.02, late=0.75, notice=0.6)
 WEAK = Slips(base=0.1, growth=0.04, late=0.85, notice=0.4)
@@ -34,6 +38,35 @@ STAND_INS: dict[str, dict[str, Any]] = {
         "weak": Lapses(fail=0.73, early=0.5, detour=0.2, mend=0.1),
     },
 }
+
+
+@dataclass(frozen=True)
+class Expertise:
+    """What the expert trajectories of a run depend on."""
+
+    env: TextEnv
+    experts: ExpertSettings
+    tasks: Sequence[str]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What perfect play depends on."""
+
+    env: TextEnv
+    tasks: Sequence[str]
+
+
+def collect_experts(inputs: Expertise, folder: Path, told: Callable[[int], None]) -> list[Trajectory]:
+    """The stage of :func:`collect`."""
+    experts = inputs.experts
+    return collect(inputs.env, experts.experts, inputs.tasks, inputs.seed, told, experts.slips)
+
+
+def demonstrate(inputs: Demonstrations, folder: Path, told: Callable[[int], None]) -> list[Trajectory]:
+    """The stage of :func:`demonstrations`."""
+    return demonstrations(inputs.env, inputs.tasks, told)
 
 
 def collect(
@@ -53,7 +86,7 @@ def collect(
     :class:`eef.trajectory.TrajectoryError` for a torn file.
     """
     found: list[Trajectory] = []
-    given = names.split("+")
+    given = joined_names(names)
     if len(set(given)) < len(given):
         raise ValueError(f"experts={names!r} names one expert twice")
     known = STAND_INS.get(env.name, {})
@@ -86,6 +119,20 @@ def collect(
 def demonstrations(env: TextEnv, tasks: Sequence[str], told: Callable[[int], None] | None = None) -> list[Trajectory]:
     """Perfect play on ``tasks``: what the ceiling is trained on."""
     return _played(env, Lapses() if isinstance(env, ScienceWorld) else Slips(), "perfect", tasks, 0, told)
+
+
+def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
+    """A win of the scripted player on a subtask of ``eval`` or ``train`` that is not one of ``tasks`` of ``split``."""
+    taken = set(tasks)
+    parts = sorted(("eval", "train"), key=lambda part: part == split)  # another split first, so that it stays the same
+    others = [task for part in parts for task in env.tasks(part)[::-1] if task not in taken]
+    for task in others[:50]:
+        shown = demonstrations(env, [task])[0]
+        if shown.won:
+            return shown
+    if others:
+        raise ValueError(f"one-shot: the scripted player has no win in {env.max_steps} steps: raise max_steps")
+    raise ValueError("one-shot: no subtask is left for the example: take fewer of them (train_tasks, --tasks)")
 
 
 def groups(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:

@@ -58,6 +58,12 @@ def code_key(*modules: str) -> dict[str, Any]:
     return {"sources": digest(sources), "libraries": {name: library_version(name) for name in sorted(libraries)}}
 
 
+def source_modules(kind: type) -> list[str]:
+    """The modules that define a class and what it inherits, without Python's own."""
+    names = [base.__module__ for base in kind.__mro__]
+    return [name for name in dict.fromkeys(names) if name.partition(".")[0] not in sys.stdlib_module_names]
+
+
 @cache
 def library_version(name: str) -> str:
     """The installed release of a library without its local part: ``2.13.0``; ``none`` where it is not installed."""
@@ -80,8 +86,10 @@ def _walk(modules: Iterable[str]) -> Iterator[tuple[str, Path, list[str]]]:
         yield name, path, imported
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # they run first
         for other in [*imported, *parents]:
-            where = PACKAGE.parent if other.partition(".")[0] == PACKAGE.name else base
-            if (file := _file(where, other)) is not None:
+            top = other.partition(".")[0]
+            where = PACKAGE.parent if top == PACKAGE.name else base
+            installed = where.name in ("site-packages", "dist-packages") and top != name.partition(".")[0]
+            if not installed and (file := _file(where, other)) is not None:
                 waiting.append((other, file, where))
 
 
@@ -142,8 +150,8 @@ def _code(path: Path, stat: tuple[int, ...]) -> str:
     """Hash of a file's code without docstrings, comments and layout."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and ast.get_docstring(node, clean=False) is not None:
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 

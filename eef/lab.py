@@ -2,125 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from eef import evaluate, react, trajectory
-from eef.chat import Chat, load_options
+from eef.acting import Simulation, play
+from eef.chat import Chat
 from eef.envs import TextEnv
-from eef.experts import collect, demonstrations, groups
-from eef.files import digest, read_json, write_json
-from eef.parallel import learn, learn_together, simulate_together
-from eef.policy import DTYPES, QUANTIZATIONS, Policy, folder_of, load_chat
-from eef.rollout import Start, simulate
-from eef.runs import Run, code_hash, log_metrics, work_folder
+from eef.evaluate import Scores
+from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, example, groups
+from eef.files import read_json, write_json
+from eef.learning import FineTuning, PreferenceTuning, fine_tune, prefer
+from eef.policy import load_chat
+from eef.rollout import Start
+from eef.runs import Run, log_metrics, work_folder
 from eef.selection import Example
-from eef.served import served
-from eef.train import BATCHES, OPTIMIZERS
+from eef.settings import (
+    ActingSettings,
+    ExpertSettings,
+    ModelSettings,
+    PreferenceSettings,
+    Settings,
+    TrainingSettings,
+)
+from eef.stages import stage_key
 from eef.trajectory import Trajectory
-
-_ACTING = ("rollout.py", "policy.py", "chat.py", "react.py", "trajectory.py", "envs")
-_LEARNING = ("train.py", "rows.py", "parallel.py", "policy.py", "chat.py", "trajectory.py")
-_TUNING = ("tune", "optimizer", "gradient_checkpointing", "micro", "batches", "processes")  # beside the first settings
-_KNOWN = {
-    "tune": ("lora", "full"),
-    "quantize": QUANTIZATIONS,
-    "dtype": DTYPES,
-    "optimizer": OPTIMIZERS,
-    "batches": BATCHES,
-    "gradient_checkpointing": (False, True),
-    "prompt": ("", "react"),
-    "restart": ("base", "last"),
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all arms share. ``temperature`` is for exploration, ``eval_temperature`` for the test (0: greedy);
-    ``dpo_...`` are ETO's alone.
-
-    ``engine``: the address of a vLLM server that plays the policy (:mod:`eef.served`), or nothing: ours. ``prompt``:
-    empty (answers are actions, after the instructions of the model's ``chat.json``) or ``react`` (thoughts, then an
-    action, after those of ``eef/prompts``), ``one_shot`` with an example played through; ``max_new_tokens`` is the
-    longest answer and ``context`` the longest conversation in tokens (None: the model's own). ``experts`` and
-    ``slips``: see :func:`eef.experts.collect`; stand-ins play with the run's seed. ``restart``: each iteration trains
-    from the ``base`` model, or goes on from the ``last`` adapter.
-
-    How it is trained: ``tune`` is ``lora`` (with ``quantize="nf4"``: QLoRA) or ``full`` (all weights); ``dtype`` is
-    that of the weights (``auto``: the checkpoint's); ``optimizer`` (``adamw_torch``, ``adamw_8bit``, on a GPU
-    ``paged_adamw_8bit``), ``gradient_checkpointing`` (memory against time), ``micro`` (rows at a time) and ``batches``
-    are those of :func:`eef.train.fit`. ``processes`` train and simulate together, one for each GPU; ``batch_size`` is
-    theirs together. Training that is killed goes on from a checkpoint at most ``checkpoint_minutes`` older, or a
-    fiftieth of the steps. ValueError for a value that is not known.
-    """
-
-    model: str = "embedded"
-    quantize: str | None = None
-    limited: bool | None = None
-    engine: str = ""
-    prompt: str = ""
-    one_shot: bool = False
-    max_new_tokens: int = 64
-    context: int | None = None
-    experts: str = "strong"
-    slips: Mapping[str, float] = field(default_factory=dict)
-    epochs: float = 10.0
-    lr: float = 4e-3
-    batch_size: int = 8
-    lora_r: int = 16
-    lora_alpha: int = 32
-    temperature: float = 1.0
-    eval_temperature: float = 0.0
-    slots: int = 64
-    iterations: int = 1
-    restart: str = "base"
-    dpo_beta: float = 0.1
-    dpo_lr: float = 1e-4
-    dpo_epochs: float = 3.0
-    tune: str = "lora"
-    dtype: str = "auto"
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
-    micro: int | None = None
-    batches: str = "auto"
-    processes: int = 1
-    checkpoint_minutes: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name, known in _KNOWN.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: known are {', '.join(map(repr, known))}")
-        for name in ("batch_size", "processes", "micro"):
-            value = getattr(self, name)
-            if (type(value) is not int or value < 1) and (name, value) != ("micro", None):
-                raise ValueError(f"{name}={value!r}: a whole number of at least 1 is known")
-        if self.tune == "full" and self.quantize:
-            raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights take an adapter, 'lora'")
-        if self.tune == "full" and self.engine:
-            raise ValueError(f"tune='full' with engine={self.engine!r}: a server is given adapters, 'lora'")
-        if self.batch_size % (self.processes * min(self.micro or 1, self.batch_size)):
-            raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of processes x micro: "
-                f"{self.processes} x {self.micro or 1}"
-            )
-        if not self.checkpoint_minutes >= 0:
-            raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes!r}: a number of at least 0 is known")
-
-    @property
-    def artefact(self) -> str:
-        """What training leaves, and so what every method simulates and tests; nothing is merged."""
-        return "full model" if self.tune == "full" else f"adapter on the {self.quantize or self.dtype} base model"
 
 
 @dataclass
 class Lab:
-    """One run's workbench: each step is a stage of the run, made once and shared by all runs that need it."""
+    """One run's workbench: each step is a stage of the run, made once and shared by all runs that need it.
+
+    Each method below says by its inputs (a dataclass) what a stage depends on; its key is computed from them
+    (:func:`eef.stages.stage_key`).
+    """
 
     run: Run
     env: TextEnv
@@ -131,113 +51,53 @@ class Lab:
     chat: Chat
     spent: list[Trajectory] = field(default_factory=list)
 
+    @cached_property
+    def _resolved(self) -> Settings:
+        return self.settings.resolved()
+
     def experts(self) -> list[Trajectory]:
         """The experts' trajectories on the training subtasks."""
-        key = {**self._world(), "experts": self._experts_key(), "tasks": self.tasks, "seed": self.seed}
-        return self._trajectories(
-            "experts",
-            key,
-            lambda told, _: collect(
-                self.env, self.settings.experts, self.tasks, self.seed, told, slips=self.settings.slips
-            ),
-        )
+        inputs = Expertise(self.env, self._resolved.group(ExpertSettings), self.tasks, self.seed)
+        return self._trajectories("experts", collect_experts, inputs, len(self.tasks))
 
     def demonstrations(self) -> list[Trajectory]:
-        key = {**self._world(), "experts": "perfect", "code": code_hash("experts.py", "envs"), "tasks": self.tasks}
-        return self._trajectories("demonstrations", key, lambda told, _: demonstrations(self.env, self.tasks, told))
+        """Perfect play on the training subtasks."""
+        inputs = Demonstrations(self.env, self.tasks)
+        return self._trajectories("demonstrations", demonstrate, inputs, len(self.tasks))
 
     def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
         """Simulations of the policy with ``adapter``, counted as spent."""
-        key = {
-            **self._world(),
-            **self._acting(),
-            "adapter": adapter.name,
-            "policy": self._policy_key(),
-            "starts": digest(
-                [[s.task, s.index, s.sample, trajectory.to_dict(s.expert) if s.expert else None] for s in starts]
-            ),
-            "temperature": self.settings.temperature,
-            "seed": seed,
-        }
-
-        def act(told: Callable[[int], None], folder: Path) -> list[Trajectory]:
-            return self._play(adapter, starts, seed, self.settings.temperature, told, folder)
-
-        found = self._trajectories(name, key, act, len(starts))
-        self.spent += found
-        return found
+        simulated = self._play(name, adapter, starts, seed, self.settings.temperature)
+        self.spent += simulated
+        return simulated
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
         """An adapter trained on ``examples``: from the base model, or from the adapter ``start``."""
-        settings = self.settings
-        key = {
-            "code": code_hash(*_LEARNING),
-            "policy": self._policy_key(),
-            "examples": digest([[trajectory.to_dict(e.trajectory), e.learn_from] for e in examples]),
-            "hyper": [settings.epochs, settings.lr, settings.batch_size, settings.lora_r, settings.lora_alpha],
-            "start": start.name if start else None,
-            "seed": self.seed,
-            **self._tuning_key(),
-        }
-
-        def make(folder: Path) -> None:
-            trajectory.save((e.trajectory for e in examples), folder / "examples.jsonl")
-            write_json(folder / "learn_from.json", {"learn_from": [e.learn_from for e in examples]})
-            hyper = {"epochs": settings.epochs, "lr": settings.lr}
-            new = {"seed": self.seed, "r": settings.lora_r, "alpha": settings.lora_alpha}
-            fresh = new if start is None and settings.tune == "lora" else None
-            self._learn(name, "sft", examples, folder, start, fresh, hyper)
-
-        return self.run.stage(name, key, make)
+        settings = self._resolved
+        inputs = FineTuning(
+            settings.group(ModelSettings), self.chat, settings.group(TrainingSettings), examples, start, self.seed
+        )
+        return self._train(name, "sft", fine_tune, inputs)
 
     def dpo(self, name: str, pairs: Sequence[tuple[Trajectory, Trajectory]], start: Path) -> Path:
         """The adapter ``start`` trained on ``pairs`` of a win and a loss on the same subtask (ETO)."""
-        settings = self.settings
-        key = {
-            "code": code_hash(*_LEARNING),
-            "policy": self._policy_key(),
-            "pairs": digest([[trajectory.to_dict(won), trajectory.to_dict(lost)] for won, lost in pairs]),
-            "hyper": [settings.dpo_epochs, settings.dpo_lr, settings.dpo_beta, settings.batch_size],
-            "start": start.name,
-            "seed": self.seed,
-            **self._tuning_key(),
-        }
-
-        def make(folder: Path) -> None:
-            trajectory.save((t for pair in pairs for t in pair), folder / "pairs.jsonl")
-            hyper = {"epochs": settings.dpo_epochs, "lr": settings.dpo_lr, "beta": settings.dpo_beta}
-            self._learn(name, "dpo", pairs, folder, start, None, hyper)
-
-        return self.run.stage(name, key, make)
+        settings = self._resolved
+        training, preference = settings.group(TrainingSettings), settings.group(PreferenceSettings)
+        inputs = PreferenceTuning(
+            settings.group(ModelSettings), self.chat, training, preference, pairs, start, self.seed
+        )
+        return self._train(name, "dpo", prefer, inputs)
 
     def evaluate(self, adapter: Path) -> dict[str, Any]:
-        """Win rate and reward of ``adapter`` on the test subtasks, with intervals; episodes and table are kept."""
-        settings = self.settings
-        grouped = groups(self.env, self.test)
-        key = {
-            **self._world(),
-            **self._acting("evaluate.py"),
-            "adapter": adapter.name,
-            "policy": self._policy_key(),
-            "tasks": self.test,
-            "temperature": settings.eval_temperature,
-            "groups": grouped,
-        }
+        """Win rate and reward of ``adapter`` on the test subtasks, with intervals.
 
-        def make(folder: Path) -> None:
-            with tqdm(desc="eval", total=len(self.test), unit="episode") as bar:
-                starts = [Start(task) for task in self.test]
-                played = self._play(
-                    adapter, starts, 0, settings.eval_temperature, lambda n: _advance(bar, n), folder
-                )  # fmt: skip
-            trajectory.save(played, folder / "trajectories.jsonl")
-            table = evaluate.results(played)
-            if grouped:
-                table["group"] = table["task"].map(grouped)
-            table.to_csv(folder / "episodes.csv", index=False)
-            write_json(folder / "summary.json", evaluate.summary(table, groups=grouped))
-
-        folder = self.run.stage("eval", key, make)
+        The episodes are the stage ``test``, their table and summary the stage ``eval``.
+        """
+        starts = [Start(task) for task in self.test]
+        self._play("test", adapter, starts, 0, self.settings.eval_temperature)
+        inputs = Scores(self.run.stages["test"], groups(self.env, self.test))
+        key = stage_key(evaluate.score, inputs)
+        folder = self.run.stage("eval", key, lambda at: evaluate.score(inputs, at))
         return read_json(folder / "summary.json")
 
     def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
@@ -252,114 +112,43 @@ class Lab:
         """Where the next SFT starts: None is the base model (``restart``)."""
         return None if self.settings.restart == "base" else adapter
 
-    def _trajectories(
-        self,
-        name: str,
-        key: dict[str, Any],
-        make: Callable[[Callable[[int], None], Path], list[Trajectory]],
-        total: int = 0,
+    def _play(
+        self, name: str, adapter: Path, starts: Sequence[Start], seed: int, temperature: float
     ) -> list[Trajectory]:
-        def write(folder: Path) -> None:
-            with tqdm(desc=name, total=total or len(self.tasks), unit="episode") as bar:
-                made = make(lambda n: _advance(bar, n), folder)
-            trajectory.save(made, folder / "trajectories.jsonl")
-            log_metrics(folder, {**evaluate.cost(made), "wins": sum(t.won for t in made)})
+        settings = self._resolved
+        inputs = Simulation(
+            self.env, settings.group(ModelSettings), self.chat, settings.group(ActingSettings), adapter, starts,
+            temperature, seed, settings.processes,
+        )  # fmt: skip
+        return self._trajectories(name, play, inputs, len(starts))
 
-        folder = self.run.stage(name, key, write)
+    def _trajectories(
+        self, name: str, body: Callable[..., list[Trajectory]], inputs: Any, total: int
+    ) -> list[Trajectory]:
+        """The trajectories that ``body(inputs, folder, on_progress)`` gives, as a stage."""
+
+        def write(folder: Path) -> None:
+            with tqdm(desc=name, total=total, unit="episode") as bar:
+                played = body(inputs, folder, lambda n: _advance(bar, n))
+            trajectory.save(played, folder / "trajectories.jsonl")
+            log_metrics(folder, {**evaluate.cost(played), "wins": sum(t.won for t in played)})
+
+        folder = self.run.stage(name, stage_key(body, inputs), write)
         try:
             return trajectory.load(folder / "trajectories.jsonl")
         except trajectory.TrajectoryError as error:
             raise trajectory.TrajectoryError(f"{error}; or delete {folder}: the next start makes it anew") from None
 
-    def _load(self, adapter: Path | None) -> dict[str, Any]:
-        """Arguments of :meth:`Policy.load`: the same for every method, for training and for acting."""
-        settings = self.settings
-        return {
-            "model": settings.model,
-            "adapter": str(adapter) if adapter else None,
-            "quantize": settings.quantize,
-            "dtype": settings.dtype,
-            "limited": settings.limited,
-            "opening": self.chat.opening,
-            "context": settings.context,
-            "max_new_tokens": settings.max_new_tokens,
-        }
+    def _train(self, name: str, kind: str, body: Callable[..., dict[str, Any]], inputs: Any) -> Path:
+        """What ``body(inputs, folder, work, on_step)`` trains, as a stage with its report and losses."""
 
-    def _play(
-        self, adapter: Path, starts: Sequence[Start], seed: int, temperature: float, told: Callable[[int], None],
-        folder: Path,
-    ) -> list[Trajectory]:  # fmt: skip
-        """Simulate with our engine, or with a server, which ``folder`` then names."""
-        settings, load = self.settings, self._load(adapter)
-        how: dict[str, Any] = {"seed": seed, "temperature": temperature, "slots": settings.slots, "told": told}
-        if settings.engine:
-            with served(
-                settings.engine, settings.model, adapter, limited=settings.limited, chat=self.chat,
-                context=settings.context, max_new_tokens=settings.max_new_tokens,
-            ) as policy:  # fmt: skip
-                write_json(folder / "engine.json", policy.about)
-                return simulate(policy, self.env, starts, **how)
-        if settings.processes > 1:
-            return simulate_together(load, self.env, starts, settings.processes, **how)
-        return simulate(Policy.load(**load), self.env, starts, **how)
+        def make(folder: Path) -> None:
+            with tqdm(desc=name, unit="step") as bar:
+                report = body(inputs, folder, work_folder(folder), _steps(bar))
+            log_metrics(folder, report.pop("losses"))
+            write_json(folder / f"{kind}.json", {**report, "artefact": self.settings.artefact})
 
-    def _acting(self, *more: str) -> dict[str, Any]:
-        """The code that plays, and the engine: another one gives other results."""
-        code = {"code": code_hash(*_ACTING, *more)}
-        return {**code, "engine": f"vllm {code_hash('served.py')}"} if self.settings.engine else code
-
-    def _learn(
-        self, name: str, kind: str, data: Sequence[Any], folder: Path, start: Path | None,
-        new_adapter: dict[str, Any] | None, hyper: dict[str, Any],
-    ) -> None:  # fmt: skip
-        """Train on ``data``, which lie in the stage's ``folder`` as well; its report and losses beside them."""
-        settings = self.settings
-        how = {
-            **hyper,
-            "batch_size": settings.batch_size,
-            "seed": self.seed,
-            "micro": settings.micro,
-            "optimizer": settings.optimizer,
-            "gradient_checkpointing": settings.gradient_checkpointing,
-            "work": str(work_folder(folder)),
-            "checkpoint_minutes": settings.checkpoint_minutes,
-            **({"batches": settings.batches} if kind == "sft" else {}),
-        }
-        job = {"kind": kind, "policy": self._load(start), "new_adapter": new_adapter, "settings": how}
-        with tqdm(desc=name, unit="step") as bar:
-            if settings.processes > 1:
-                report = learn_together(job, folder, settings.processes, _steps(bar))
-            else:
-                report = learn(job, data, folder, _steps(bar))
-        log_metrics(folder, report.pop("losses"))
-        write_json(folder / f"{kind}.json", {**report, "artefact": settings.artefact})
-
-    def _world(self) -> dict[str, Any]:
-        return {"env": self.env.stamp(), "max_steps": self.env.max_steps}
-
-    def _policy_key(self) -> dict[str, Any]:
-        return {
-            "model": model_hash(self.settings.model),
-            "quantize": self.settings.quantize,
-            "limited": self.settings.limited,
-            "chat": self.chat.hash,
-            "room": [self.settings.context, self.settings.max_new_tokens],
-            **({"dtype": self.settings.dtype} if self.settings.dtype != "auto" else {}),
-        }
-
-    def _tuning_key(self) -> dict[str, Any]:
-        """What of ``_TUNING`` is not as it is by default: the key of a stage that is holds as before."""
-        changed = {f.name: getattr(self.settings, f.name) for f in fields(Settings) if f.name in _TUNING}
-        changed = {name: value for name, value in changed.items() if value != getattr(Settings, name)}
-        return {"tuning": changed} if changed else {}
-
-    def _experts_key(self) -> list[str]:
-        return [
-            hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
-            if Path(name).is_file()
-            else f"{name} {json.dumps(dict(self.settings.slips), sort_keys=True)} {code_hash('experts.py', 'envs')}"
-            for name in self.settings.experts.split("+")
-        ]
+        return self.run.stage(name, stage_key(body, inputs), make)
 
 
 def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
@@ -372,29 +161,22 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
         return chat
-    told = react.scaffold(chat, env.name, react.example(env, "train", tasks) if settings.one_shot else None)
-    if settings.limited or (settings.limited is None and load_options(folder_of(settings.model)).get("limited")):
+    with_opening = react.scaffold(chat, env.name, example(env, "train", tasks) if settings.one_shot else None)
+    if settings.resolved().limited:
         raise ValueError(
             "prompt='react' needs limited=False: decoding limited to valid actions leaves no room for thoughts"
         )
-    return told
+    return with_opening
 
 
 def _advance(bar: Any, n: int) -> None:
     bar.update(n)
 
 
-def _steps(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
-    def told(step: int, steps: int, last: dict[str, float]) -> None:
+def _steps(bar: Any) -> Callable[[int, int, Mapping[str, float]], None]:
+    def told(step: int, steps: int, last: Mapping[str, float]) -> None:
         bar.total = steps
         bar.set_postfix(**({"loss": f"{last['loss']:.3f}"} if last else {}))
         bar.update(step - bar.n)
 
     return told
-
-
-def model_hash(name: str) -> str:
-    """Content hash of a local model's weights; a hub name stands for itself."""
-    folder = Path(folder_of(name))
-    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]) if weights else name

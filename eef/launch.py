@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,9 +19,9 @@ from typing import Any
 import yaml
 
 from eef.files import RunError, disk_errors, plain, write_text
+from eef.processes import end_with_parent
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child must not load libraries
 _ASK = 5.0  # seconds between two looks at Slurm's queue
 _LOST = 15.0  # seconds that a job may be out of the queue before its answer must be there (shared disks lag)
 
@@ -51,12 +49,6 @@ def start_notebook(
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
-
-
-def end_with_parent() -> None:
-    """On Linux a child is ended when its parent is killed outright, so that a restart does not meet its orphans."""
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def stop(processes: list[subprocess.Popen[bytes]]) -> None:

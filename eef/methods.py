@@ -18,11 +18,14 @@ import torch
 from eef import evaluate
 from eef.envs import TextEnv
 from eef.files import digest
-from eef.lab import Lab, Settings, model_hash, scaffold
+from eef.keys import joined_names
+from eef.lab import Lab, scaffold
 from eef.rollout import Start
 from eef.runs import Run, stamp
 from eef.selection import Example, cut_points, select
 from eef.served import Server
+from eef.settings import Settings
+from eef.stages import key_of
 from eef.train import check_optimizer
 from eef.trajectory import Trajectory
 
@@ -181,8 +184,14 @@ def experiment(
     """One run: train by ``method`` (a name of ``METHODS``, with its ``options``), test, record; the result's row.
 
     ``train_tasks`` and ``test_tasks`` take the first so many subtasks of each split. ``config`` is recorded with the
-    run. ValueError for an unknown method, a TypeError for an option that the method does not have.
+    run. ValueError for an unknown method, TypeError for an option that the method does not have and for an
+    environment without ``state_key()``.
     """
+    if not hasattr(env, "state_key"):
+        raise TypeError(
+            f"the environment {env.name!r} has no state_key(): return a dictionary of all that changes an observation, "
+            "a reward or an available action (see TextEnv in eef/envs/__init__.py); stages are reused by it"
+        )
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
     if settings.engine:
@@ -195,16 +204,17 @@ def experiment(
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = scaffold(settings, env, tasks)
-    hashes = {**env.stamp(), "test": digest(test), "policy": model_hash(settings.model)}
-    engine = {"engine": "vllm"} if settings.engine else {}  # not its address: a run goes on with a server elsewhere
-    hashes |= engine
+    resolved, environment = key_of(settings.resolved()), key_of(env)
+    engine = {"engine": "vllm"} if settings.engine else {}  # not its address: a run resumes with a server elsewhere
+    hashes = {**env.stamp(), "test": digest(test), "policy": resolved["model"], **engine}
     about = {**asdict(settings), **engine, "artefact": settings.artefact, **(config or {}), "method": method, **options}
-    about |= {"train": len(tasks), "test": len(test)}
+    about |= {"train": len(tasks), "test": len(test), "environment": environment}
+    identity = [resolved, environment, chat.hash, hashes, method, options, digest(tasks)]
     variant = "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
-    named = "+".join(Path(name).stem if Path(name).is_file() else name for name in settings.experts.split("+"))
+    named = "+".join(Path(name).stem if Path(name).is_file() else name for name in joined_names(settings.experts))
     label += f"-{named}" if named != "strong" else ""
-    run = Run.open(root, env.name, label, seed, about, stamp(hashes, chat.hash))
+    run = Run.open(root, env.name, label, seed, about, stamp(hashes, chat.hash), identity=identity)
     lab = Lab(run, env, settings, seed, tasks, test, chat)
     adapter = METHODS[method](lab, **options)
     result = {

@@ -81,7 +81,7 @@ def trajectory_tables(folder: Path) -> dict[str, list[Any]]:
     outcome, the turn from which loss is carried, text. At most ``SHOWN`` rows each; what a run lacks is left out.
     """
     found: dict[str, list[Any]] = {}
-    if (played := folder / "eval" / "trajectories.jsonl").is_file():
+    if (played := folder / "test" / "trajectories.jsonl").is_file():
         trajectories = load(played)
         lost, won = ([t for t in trajectories if bool(t.won) == side] for side in (False, True))
         half = max(SHOWN // 2, SHOWN - len(won)), max(SHOWN // 2, SHOWN - len(lost))

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from eef.chat import Chat, Dialogue, load_options
+
+if TYPE_CHECKING:
+    from eef.settings import ModelSettings
 
 EMBEDDED = "embedded"
 _EMBEDDED = {  # names and folders beside this module
@@ -151,6 +154,18 @@ class Policy:
         """What fills short rows: masked everywhere, so any id does where the tokenizer names none."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return int(next(token for token in known if token is not None))
+
+
+def load_arguments(model: ModelSettings, chat: Chat, adapter: Path | None) -> dict[str, Any]:
+    """Arguments of :meth:`Policy.load`: the same for every method, for training and for acting."""
+    return {
+        "model": model.model,
+        "adapter": str(adapter) if adapter else None,
+        "quantize": model.quantize,
+        "dtype": model.dtype,
+        "context": model.context,
+        "opening": chat.opening,
+    }
 
 
 def load_chat(model: str = EMBEDDED, instructions: str | None = None, opening: Sequence[Sequence[str]] = ()) -> Chat:

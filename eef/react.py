@@ -6,11 +6,7 @@ answers, and pages under ``Observation:``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from eef.chat import OBSERVATION, TASK, Chat, action_of
-from eef.envs import TextEnv
-from eef.experts import demonstrations
 from eef.files import PACKAGE
 from eef.trajectory import Trajectory
 
@@ -40,20 +36,6 @@ def page(observation: str) -> Message:
 def first_page(prompt: str) -> Message:
     """The first page of the subtask itself."""
     return user(f"{TASK}{prompt}")
-
-
-def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
-    """A win of the scripted player on a subtask of ``eval`` or ``train`` that is not one of ``tasks`` of ``split``."""
-    taken = set(tasks)
-    parts = sorted(("eval", "train"), key=lambda part: part == split)  # another split first, so that it stays the same
-    others = [task for part in parts for task in env.tasks(part)[::-1] if task not in taken]
-    for task in others[:50]:
-        shown = demonstrations(env, [task])[0]
-        if shown.won:
-            return shown
-    if others:
-        raise ValueError(f"one-shot: the scripted player has no win in {env.max_steps} steps: raise max_steps")
-    raise ValueError("one-shot: no subtask is left for the example: take fewer of them (train_tasks, --tasks)")
 
 
 def opening(name: str, shown: Trajectory | None = None) -> list[Message]:

@@ -6,7 +6,6 @@ link to each stage; ``root/stages/{name}-{hash}/`` holds the stages. The folder 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -50,14 +49,6 @@ def repo_root() -> Path:
 def default_root() -> Path:
     """``EEF_ROOT`` (sweeps set it), else ``experiments/runs`` of the checkout."""
     return Path(os.environ.get("EEF_ROOT") or repo_root() / "experiments" / "runs").resolve()
-
-
-def code_hash(*names: str) -> str:
-    """Hash of the package's files (code and shipped data), or of the named files and folders (``"train.py"``)."""
-    places = [PACKAGE / name for name in names] or [PACKAGE]
-    found = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
-    kept = sorted(path for path in found if "__pycache__" not in path.parts and not path.name.startswith("."))
-    return digest({str(path.relative_to(PACKAGE)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept})
 
 
 def log_metrics(path: Path, rows: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
@@ -127,6 +118,7 @@ class Run:
     seed: int
     config: dict[str, Any]
     stamp: dict[str, Any]
+    identity: str
     tags: tuple[str, ...] = ()
     group: str = ""
     stages: dict[str, Path] = field(default_factory=dict)
@@ -134,12 +126,17 @@ class Run:
     @classmethod
     def open(
         cls, root: str | Path | None, env: str, method: str, seed: int, config: Mapping[str, Any],
-        stamp: Mapping[str, Any], tags: Iterable[str] = (), group: str | None = None,
+        stamp: Mapping[str, Any], tags: Iterable[str] = (), group: str | None = None, identity: Any = None,
     ) -> Run:  # fmt: skip
-        """Make or find the run's folder. ``root`` None means :func:`default_root`; ``group`` is the sweep's name."""
+        """Make or find the run's folder. ``root`` None means :func:`default_root`; ``group`` is the sweep's name.
+
+        ``identity`` is what distinguishes runs of one method and seed; None: the configuration and the stamp's hashes.
+        """
         where = Path(root).resolve() if root else default_root()
         named = os.environ.get("EEF_SWEEP", "") if group is None else group
-        run = cls(where, env, method, int(seed), plain(config), plain(stamp), tuple(tags), named)
+        made = plain(stamp)
+        identity = [plain(config), made.get("hashes", {})] if identity is None else identity
+        run = cls(where, env, method, int(seed), plain(config), made, digest(identity, 8), tuple(tags), named)
         about = {"run_id": run.run_id, "env": env, "method": method, "seed": run.seed}
         write_json(run.folder / "config.json", {**about, "group": named, "tags": run.tags, "config": run.config})
         write_json(run.folder / "stamp.json", run.stamp)
@@ -154,8 +151,7 @@ class Run:
     @property
     def run_id(self) -> str:
         """Deterministic, so that starting again finds the same folder."""
-        hashed = digest([self.config, self.stamp.get("hashes", {})], 8)
-        return f"{_safe(self.env)}__{_safe(self.method)}__s{self.seed}__{hashed}"
+        return f"{_safe(self.env)}__{_safe(self.method)}__s{self.seed}__{self.identity}"
 
     @property
     def folder(self) -> Path:
@@ -168,7 +164,7 @@ class Run:
     def stage(self, name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder of a stage, made by ``make(folder)`` unless a run with the same name and key made it before.
 
-        ``key`` holds all that the stage's content depends on (with :func:`code_hash` where code matters). The folder
+        ``key`` holds all that the stage's content depends on (:func:`eef.stages.stage_key`). The folder
         appears whole or not at all; of several processes one makes it and the others wait.
         """
         if _safe(name) != name or not name or "." in name:

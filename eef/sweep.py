@@ -28,8 +28,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from eef.files import digest, disk_errors, link, plain, read_json, write_json
+from eef.keys import code_key
 from eef.launch import Execution, Job, adopt, check_slurm, failure, stop, submit
-from eef.runs import code_hash, default_root, repo_root
+from eef.runs import default_root, repo_root
 from eef.screen import Screen
 
 _KINDS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list,)}
@@ -201,7 +202,7 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
     check(spec, points)
     cells = json.loads(spec.notebook.read_text(encoding="utf-8"))["cells"]
     source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    code, seen = code_hash(), {}
+    code, seen = code_key("eef.methods")["sources"], {}
     planned = []
     for parameters in points:
         for value in parameters.values():

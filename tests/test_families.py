@@ -20,8 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from eef import react
 from eef.chat import Chat
 from eef.envs.webshop import WebShop
-from eef.lab import Settings, scaffold
+from eef.lab import scaffold
 from eef.methods import experiment
+from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn, load
 
 CHATML = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -198,7 +199,7 @@ def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> No
     settings = Settings(str(tmp_path / "model"), prompt="react", one_shot=True, max_new_tokens=8, epochs=1)
     found = experiment("sft_pos", shop, settings, 0, train_tasks=8, test_tasks=2, root=tmp_path, wandb="disabled")
     assert found["errors"] == 0 and found["win_rate"] == 0
-    (table,) = tmp_path.glob("webshop__*/eval/trajectories.jsonl")
+    (table,) = tmp_path.glob("webshop__*/test/trajectories.jsonl")
     for played in load(table):
         assert not any(turn.learn for turn in played.turns if not turn.action)
         assert all(turn.reply or not turn.action for turn in played.turns) and played.outcome == "max_steps"

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from eef import trajectory
-from eef.lab import Settings
 from eef.methods import FAILED, _merge, experiment, wins
 from eef.pretrain import make_model, save
 from eef.runs import load_runs
 from eef.selection import Example, select
+from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn
 
 
@@ -102,7 +102,7 @@ def test_iterations_go_on_from_base_or_from_the_last_adapter(run, root: Path) ->
     for restart in ("base", "last"):
         row = run("rft", options={"n": 1}, iterations=2, restart=restart)
         stage = json.loads((root / row["run_id"] / "sft-1" / "stage.json").read_text())
-        keys.append(stage["key"]["start"])
+        keys.append(stage["key"]["inputs"]["start"])
         assert row["episodes"] == 40
     assert keys[0] is None and keys[1].startswith("sft-0")
 
@@ -132,7 +132,7 @@ def test_eto_learns_from_pairs_of_a_win_and_its_own_loss(run, shop, root: Path) 
         assert [t.won for t in sides] == [True, False] * (len(sides) // 2)
         assert {t.source for t in sides[1::2]} == {"policy"}
         assert json.loads((folder / "dpo.json").read_text())["pairs"] == len(sides) // 2
-        start = json.loads((folder / "stage.json").read_text())["key"]["start"]
+        start = json.loads((folder / "stage.json").read_text())["key"]["inputs"]["start"]
         assert start.startswith("dpo-0" if iteration else "bc")
 
 

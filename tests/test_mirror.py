@@ -45,7 +45,7 @@ def finished(root: Path, wandb: str = "offline", wins: int = 30, losses: int = 5
         save([played(f"t{i}", i < wins) for i in range(wins + losses)], at / "trajectories.jsonl")
 
     run.stage("sft-0", {}, sft)
-    run.stage("eval", {"wins": wins}, test)
+    run.stage("test", {"wins": wins}, test)
     run.finish(RESULT, wandb=wandb)
     return run
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eef import parallel, trajectory
+from eef import trajectory
+from eef.acting import simulate_together
 from eef.envs import TextEnv, make_env
 from eef.experts import collect, demonstrations
 from eef.files import write_json
-from eef.parallel import learn, learn_together, simulate_together
+from eef.learning import learn, learn_together
 from eef.policy import Policy
 from eef.pretrain import make_model, save
 from eef.rollout import Start, simulate
@@ -127,7 +128,7 @@ def test_a_worker_that_fails_is_an_error_and_fewer_starts_take_fewer_workers(bas
 
 def test_an_environment_that_cannot_travel_is_refused(base: str) -> None:
     class Local:
-        def stamp(self) -> dict[str, str]:
+        def state_key(self) -> dict[str, str]:
             return {}
 
     with pytest.raises(ValueError, match="processes=2: the environment cannot be sent to another process"):
@@ -135,8 +136,8 @@ def test_an_environment_that_cannot_travel_is_refused(base: str) -> None:
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch, shop, tmp_path) -> None:
-    monkeypatch.setattr(parallel.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(parallel.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="processes=2, but there are 1 GPUs"):
         simulate_together({}, shop, [], 2)
     with pytest.raises(ValueError, match="processes=2, but there are 1 GPUs"):

@@ -20,7 +20,6 @@ from eef.chat import Chat
 from eef.experts import collect
 from eef.figures import FigureError, comparable
 from eef.files import read_json
-from eef.lab import Settings
 from eef.methods import experiment
 from eef.policy import Policy
 from eef.pretrain import make_model, save
@@ -28,6 +27,7 @@ from eef.rollout import Start, simulate
 from eef.runs import load_runs
 from eef.selection import cut_points
 from eef.served import ServedActor, Server, ServerError, served
+from eef.settings import Settings
 
 Answer = tuple[int, dict[str, Any]]
 

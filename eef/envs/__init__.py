@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol, cast
 
 from eef.trajectory import Trajectory
@@ -59,7 +60,15 @@ class TextEnv(Protocol):
         ...
 
     def stamp(self) -> dict[str, str]:
-        """Hashes that two runs must share to be comparable: catalogue, goals, split, tagger."""
+        """Hashes that two runs must share to be comparable, such as those of the catalogue and of the split."""
+        ...
+
+    def state_key(self) -> dict[str, Any]:
+        """All that changes an observation, a reward or an available action, as JSON values: options and hashes of data.
+
+        Stages are reused by it, together with ``max_steps`` and the source code of the environment's class, which need
+        not be part of it. Which subtasks belong to a split does not change a state.
+        """
         ...
 
 
@@ -80,23 +89,19 @@ def workers(env: TextEnv, count: int) -> list[TextEnv]:
     return []
 
 
+_CLASSES = {"webshop": "WebShop", "scienceworld": "ScienceWorld"}
+
+
 def make_env(name: str, **options: Any) -> TextEnv:
     """The environment called ``name`` (``webshop`` or ``scienceworld``); ``options`` are its own keywords, and both
     are kept as ``made``, for processes that need one of their own.
 
     ValueError for an unknown name, TypeError for an option that it does not have.
     """
-    env: TextEnv
-    if name == "webshop":
-        from eef.envs.webshop import WebShop
-
-        env = WebShop(**options)
-    elif name == "scienceworld":
-        from eef.envs.scienceworld import ScienceWorld
-
-        env = ScienceWorld(**options)
-    else:
-        raise ValueError(f"unknown environment {name!r}: known are 'webshop' and 'scienceworld'")
+    if name not in _CLASSES:
+        raise ValueError(f"unknown environment {name!r}: known are {' and '.join(map(repr, _CLASSES))}")
+    # by name and not by an import statement: a stage then depends on the code of the environment that it receives alone
+    env: TextEnv = getattr(import_module(f"eef.envs.{name}"), _CLASSES[name])(**options)
     vars(env)["made"] = (name, options)
     return env
 

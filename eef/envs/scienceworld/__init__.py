@@ -190,6 +190,15 @@ class ScienceWorld:
             "valid_actions": str(self.valid_actions),
         }
 
+    def state_key(self) -> dict[str, Any]:
+        """All that changes a page, a score or a valid action; step limits too, since they end an episode."""
+        return {
+            "simulator": jar_hash(),
+            "simplification": self.simplification,
+            "valid_actions": self.valid_actions,
+            "limits": dict(self._limits),
+        }
+
     def close(self) -> None:
         """End the simulators; the environment can be used again and then starts new ones."""
         for twin in self._twins:

@@ -111,6 +111,16 @@ class WebShop:
             "goals": built.goals,
             "split": digest,
             "tagger": self._nouns.name,
+            "pages": observation + (" with attributes" if show_attrs else ""),
+        }
+        # the catalogue's hash holds the drawn prices, the goals' hash the price caps; a seed also draws random results
+        self._state_key = {
+            "catalogue": built.catalogue,
+            "goals": built.goals,
+            "tagger": self._nouns.name,
+            "observation": observation,
+            "show_attrs": show_attrs,
+            "seed": seed,
         }
         self.state: State | None = None
         self._page = ""
@@ -164,8 +174,12 @@ class WebShop:
         return True
 
     def stamp(self) -> dict[str, str]:
-        """Hashes of catalogue (drawn prices included), goals and split, and the name of the tagger."""
+        """Hashes of catalogue (drawn prices included), goals and split, the tagger's name, and how pages are shown."""
         return dict(self._stamp)
+
+    def state_key(self) -> dict[str, Any]:
+        """All that changes a page, a reward or a clickable."""
+        return dict(self._state_key)
 
     def goal(self, task: str | None = None) -> dict[str, Any]:
         """The goal of ``task``, or of the current episode, as a fresh dictionary with the official keys."""

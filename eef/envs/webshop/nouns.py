@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 
@@ -74,7 +75,7 @@ class Nouns:
             self.name = "given:" + hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:12]
             self._tag = table.__getitem__
         elif tagger is not None:
-            self.name = f"given:{getattr(tagger, '__name__', type(tagger).__name__)}"
+            self.name = f"given:{getattr(tagger, '__name__', type(tagger).__name__)}-{_source_hash(tagger)}"
             self._tag = tagger
         elif importlib.util.find_spec("spacy") and importlib.util.find_spec("en_core_web_sm"):
             self.name, self._tag = _spacy()
@@ -99,6 +100,15 @@ class Nouns:
             everything = words(title)
             return found, sum(max(everything.count(noun), 1) for noun in found)
         return found, len(tagged)
+
+
+def _source_hash(tagger: Callable[[str], Iterable[str]]) -> str:
+    """Of a function's source, or of its class's; what Python itself defines has none and never changes."""
+    try:
+        source = inspect.getsource(tagger if inspect.isroutine(tagger) else type(tagger))
+    except (OSError, TypeError):
+        return "built-in"
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
 def _letters(title: str) -> Iterable[str]:

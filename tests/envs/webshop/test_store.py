@@ -57,7 +57,11 @@ def test_products_prices_and_goals_are_equal(folder: Path, options: dict[str, An
     assert stored.shop.goals == plain.shop.goals and stored.skipped == plain.skipped
     assert stored.product("B000000002") == plain.product("b000000002")
     same = {name: plain.stamp()[name] == stored.stamp()[name] for name in plain.stamp()}
-    assert same == {"catalogue": options.get("seed", 0) == 0, "goals": True, "split": True, "tagger": True}
+    catalogue = {"catalogue": options.get("seed", 0) == 0}
+    assert same == {**catalogue, "goals": True, "split": True, "tagger": True, "pages": True}
+    assert {name: plain.state_key()[name] == value for name, value in stored.state_key().items()} == {
+        **catalogue, "goals": True, "tagger": True, "observation": True, "show_attrs": True, "seed": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["text", "text_rich"])

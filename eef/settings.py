@@ -1,0 +1,232 @@
+"""What a run is made of: settings in groups. A stage receives whole groups, and its key holds their fields.
+
+To add an option, add a field to the group that it belongs to: it is then a keyword of :class:`Settings`, it enters the
+keys of the stages that receive the group, and their code can read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import AutoConfig
+
+from eef.chat import load_options
+from eef.keys import file_key, joined_names, model_key
+from eef.policy import DTYPES, QUANTIZATIONS, folder_of
+from eef.train import BATCHES, OPTIMIZERS
+
+T = TypeVar("T")
+
+
+def _experts_key(names: str) -> list[str]:
+    """Names of scripted experts as they are, files by their contents."""
+    return [file_key(name) if Path(name).is_file() else name for name in joined_names(names)]
+
+
+# A field's "key" says what a stage key holds instead of the value. None leaves the field out: no result depends on it.
+NOT_IN_KEYS: Mapping[str, Any] = {"key": None}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The base model, for training and for acting.
+
+    ``model``: a name, a folder or a file. ``quantize``: ``nf4`` (4-bit weights, for QLoRA) or None. ``dtype``: that of
+    the weights (``auto``: the checkpoint's). ``context``: the longest conversation in tokens (None: the model's own).
+    """
+
+    model: str = field(default="embedded", metadata={"key": lambda name: model_key(folder_of(name))})
+    quantize: str | None = None
+    dtype: str = "auto"
+    context: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How the policy is spoken to; stages receive the scaffold made of it (:class:`eef.chat.Chat`).
+
+    ``prompt``: empty (answers are actions, after the instructions of the model's ``chat.json``) or ``react`` (thoughts,
+    then an action, after those of ``eef/prompts``); ``one_shot``: with an example episode.
+    """
+
+    prompt: str = ""
+    one_shot: bool = False
+
+
+@dataclass(frozen=True)
+class ActingSettings:
+    """How the policy plays.
+
+    ``limited``: decoding is limited to the environment's available actions (None: as the model's ``chat.json`` says).
+    ``max_new_tokens``: the longest answer. ``engine``: the address of a vLLM server that plays the policy
+    (:mod:`eef.served`); empty: our own engine. ``slots``: episodes at once; no result depends on it.
+    """
+
+    limited: bool | None = None
+    max_new_tokens: int = 64
+    engine: str = field(default="", metadata={"key": lambda address: "vllm" if address else ""})
+    slots: int = field(default=64, metadata=NOT_IN_KEYS)
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """Whose trajectories are learnt from: ``experts`` and ``slips``, see :func:`eef.experts.collect`.
+
+    Scripted experts play with the run's seed.
+    """
+
+    experts: str = field(default="strong", metadata={"key": _experts_key})
+    slips: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How SFT trains; DPO too, but for ``epochs``, ``lr`` and a new adapter's ``lora_r`` and ``lora_alpha``.
+
+    ``tune``: ``lora`` (with ``quantize="nf4"``: QLoRA) or ``full`` (all weights). ``optimizer`` (``adamw_torch``,
+    ``adamw_8bit``, on a GPU ``paged_adamw_8bit``), ``gradient_checkpointing`` (memory against time), ``micro`` (rows at
+    a time) and ``batches`` are those of :func:`eef.train.fit`. ``processes`` train and simulate together, one for each
+    GPU; ``batch_size`` is theirs together. Training that is killed resumes from a checkpoint at most
+    ``checkpoint_minutes`` old, or a fiftieth of the steps; no result depends on it.
+    """
+
+    tune: str = "lora"
+    epochs: float = 10.0
+    lr: float = 4e-3
+    batch_size: int = 8
+    lora_r: int = 16
+    lora_alpha: int = 32
+    optimizer: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    micro: int | None = None
+    batches: str = "auto"
+    processes: int = 1
+    checkpoint_minutes: float = field(default=10.0, metadata=NOT_IN_KEYS)
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """DPO, the training of ETO."""
+
+    dpo_beta: float = 0.1
+    dpo_lr: float = 1e-4
+    dpo_epochs: float = 3.0
+
+
+@dataclass(frozen=True)
+class ExplorationSettings:
+    """The loop of a method. ``temperature``: of the simulations. ``restart``: each iteration trains from the ``base``
+    model, or from the ``last`` adapter."""
+
+    temperature: float = 1.0
+    iterations: int = 1
+    restart: str = "base"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How the trained policy is tested. ``eval_temperature`` 0 is greedy."""
+
+    eval_temperature: float = 0.0
+
+
+GROUPS = (
+    ModelSettings,
+    PromptSettings,
+    ActingSettings,
+    ExpertSettings,
+    TrainingSettings,
+    PreferenceSettings,
+    ExplorationSettings,
+    EvaluationSettings,
+)
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "tune": ("lora", "full"),
+    "quantize": QUANTIZATIONS,
+    "dtype": DTYPES,
+    "optimizer": OPTIMIZERS,
+    "batches": BATCHES,
+    "gradient_checkpointing": (False, True),
+    "one_shot": (False, True),
+    "limited": (None, False, True),
+    "prompt": ("", "react"),
+    "restart": ("base", "last"),
+}
+_AT_LEAST_ONE = (
+    "batch_size",
+    "processes",
+    "micro",
+    "context",
+    "max_new_tokens",
+    "slots",
+    "lora_r",
+    "lora_alpha",
+    "iterations",
+)
+_NONE_ALLOWED = ("micro", "context")
+
+
+@dataclass(frozen=True)
+class Settings(
+    ModelSettings,
+    PromptSettings,
+    ActingSettings,
+    ExpertSettings,
+    TrainingSettings,
+    PreferenceSettings,
+    ExplorationSettings,
+    EvaluationSettings,
+):
+    """What all arms share: the fields of all groups, each by its name. ValueError for a value that cannot be."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.type == "float" and type(value := getattr(self, each.name)) is int:
+                object.__setattr__(self, each.name, float(value))  # 10 and 10.0 are one setting
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known or (isinstance(value, int) and not isinstance(value, bool)):
+                raise ValueError(f"{name}={value!r}: known are {', '.join(map(repr, known))}")
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and not (value is None and name in _NONE_ALLOWED):
+                raise ValueError(f"{name}={value!r} must be a positive integer")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type == "float" and not (type(value) is float and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{each.name}={value!r} must be a finite number of at least 0")
+        if self.tune == "full" and self.quantize:
+            raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights take an adapter, 'lora'")
+        if self.tune == "full" and self.engine:
+            raise ValueError(f"tune='full' with engine={self.engine!r}: a server is given adapters, 'lora'")
+        if self.batch_size % (self.processes * min(self.micro or 1, self.batch_size)):
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of processes x micro: "
+                f"{self.processes} x {self.micro or 1}"
+            )
+
+    def group(self, kind: type[T]) -> T:
+        """One group of these settings, such as ``settings.group(TrainingSettings)``."""
+        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
+
+    def resolved(self) -> Settings:
+        """The same settings with what the model's files decide filled in: ``limited`` and ``context``.
+
+        OSError for an unknown model.
+        """
+        folder, context = folder_of(self.model), self.context
+        if context is None:
+            longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+            context = int(longest) if longest else None
+        limited = bool(load_options(folder).get("limited", False)) if self.limited is None else self.limited
+        return replace(self, limited=limited, context=context)
+
+    @property
+    def artefact(self) -> str:
+        """What training leaves, and so what every method simulates and tests; nothing is merged."""
+        return "full model" if self.tune == "full" else f"adapter on the {self.quantize or self.dtype} base model"
