@@ -31,7 +31,7 @@ def _experts_key(names: str) -> list[str]:
 NOT_IN_KEYS: Mapping[str, Any] = {"key": None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The base model, for training and for acting.
 
@@ -45,7 +45,7 @@ class ModelSettings:
     context: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptSettings:
     """How the policy is spoken to; stages receive the scaffold made of it (:class:`eef.chat.Chat`).
 
@@ -57,7 +57,7 @@ class PromptSettings:
     one_shot: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ActingSettings:
     """How the policy plays.
 
@@ -72,7 +72,7 @@ class ActingSettings:
     slots: int = field(default=64, metadata=NOT_IN_KEYS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExpertSettings:
     """Whose trajectories are learnt from: ``experts`` and ``slips``, see :func:`eef.experts.collect`.
 
@@ -83,7 +83,7 @@ class ExpertSettings:
     slips: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How SFT trains; DPO too, but for ``epochs``, ``lr`` and a new adapter's ``lora_r`` and ``lora_alpha``.
 
@@ -108,7 +108,7 @@ class TrainingSettings:
     checkpoint_minutes: float = field(default=10.0, metadata=NOT_IN_KEYS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreferenceSettings:
     """DPO, the training of ETO."""
 
@@ -117,7 +117,7 @@ class PreferenceSettings:
     dpo_epochs: float = 3.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExplorationSettings:
     """The loop of a method. ``temperature``: of the simulations. ``restart``: each iteration trains from the ``base``
     model, or from the ``last`` adapter."""
@@ -127,7 +127,7 @@ class ExplorationSettings:
     restart: str = "base"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """How the trained policy is tested. ``eval_temperature`` 0 is greedy."""
 
@@ -171,7 +171,7 @@ _AT_LEAST_ONE = (
 _NONE_ALLOWED = ("micro", "context")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(
     ModelSettings,
     PromptSettings,

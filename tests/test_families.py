@@ -196,7 +196,7 @@ def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> No
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     shop = WebShop(catalogue={"products": 700, "train": 20, "eval": 2, "test": 20}, max_steps=15)
-    settings = Settings(str(tmp_path / "model"), prompt="react", one_shot=True, max_new_tokens=8, epochs=1)
+    settings = Settings(model=str(tmp_path / "model"), prompt="react", one_shot=True, max_new_tokens=8, epochs=1)
     found = experiment("sft_pos", shop, settings, 0, train_tasks=8, test_tasks=2, root=tmp_path, wandb="disabled")
     assert found["errors"] == 0 and found["win_rate"] == 0
     (table,) = tmp_path.glob("webshop__*/test/trajectories.jsonl")
