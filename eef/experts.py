@@ -23,7 +23,7 @@ from eef.envs.scienceworld.expert import play as perform
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import grade
 from eef.envs.webshop.shopper import Slips, play
-from eef.keys import joined_names
+from eef.files import joined_names
 from eef.trajectory import Trajectory, load
 
 if TYPE_CHECKING:

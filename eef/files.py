@@ -127,3 +127,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise RunError(f"{path}, line {number}: the line is torn or no JSON; delete the line") from None
     return rows
+
+
+def joined_names(value: str) -> list[str]:
+    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole."""
+    names, parts = [], value.split("+")
+    while parts:
+        sizes = range(len(parts), 0, -1)
+        size = next(size for size in sizes if size == 1 or Path("+".join(parts[:size])).exists())
+        names.append("+".join(parts[:size]))
+        parts = parts[size:]
+    return names

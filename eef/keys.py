@@ -25,7 +25,9 @@ from eef.files import PACKAGE, digest, write_json
 # one run are then always made by the same releases. The local part ("+cpu", "+cu130") and the device do not belong to
 # it: machines of one cluster share stages, and stage.json records where each was made.
 LIBRARIES = ("accelerate", "bitsandbytes", "numpy", "peft", "tokenizers", "torch", "transformers")
-_IMPLIED = {"transformers": ("tokenizers",)}
+_IMPLIED = {"transformers": ("tokenizers", "bitsandbytes")}  # imported by transformers for us
+
+_INSTALLED = ("site-packages", "dist-packages")
 
 # What transformers never reads of a model folder, or what cannot change an answer.
 _NOT_THE_MODEL = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".metadata", ".log"}
@@ -85,11 +87,12 @@ def _walk(modules: Iterable[str]) -> Iterator[tuple[str, Path, list[str]]]:
         imported = _imports(path, name, _stat(path))
         yield name, path, imported
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # they run first
+        own = name.partition(".")[0]
         for other in [*imported, *parents]:
             top = other.partition(".")[0]
             where = PACKAGE.parent if top == PACKAGE.name else base
-            installed = where.name in ("site-packages", "dist-packages") and top != name.partition(".")[0]
-            if not installed and (file := _file(where, other)) is not None:
+            library = top not in (PACKAGE.name, own) and (own == PACKAGE.name or base.name in _INSTALLED)
+            if other not in seen and not library and (file := _file(where, other)) is not None:
                 waiting.append((other, file, where))
 
 
@@ -252,14 +255,3 @@ def _hub_commit(name: str) -> str:
             f"no model {name!r}: it is neither a folder nor a file, nor a model of the hub that can be reached"
         )
     return str(commit)
-
-
-def joined_names(value: str) -> list[str]:
-    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole."""
-    names, parts = [], value.split("+")
-    while parts:
-        sizes = range(len(parts), 0, -1)
-        size = next(size for size in sizes if size == 1 or Path("+".join(parts[:size])).exists())
-        names.append("+".join(parts[:size]))
-        parts = parts[size:]
-    return names

@@ -17,8 +17,7 @@ import torch
 
 from eef import evaluate
 from eef.envs import TextEnv
-from eef.files import digest
-from eef.keys import joined_names
+from eef.files import digest, joined_names
 from eef.lab import Lab, scaffold
 from eef.rollout import Start
 from eef.runs import Run, stamp

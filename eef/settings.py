@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from transformers import AutoConfig
 
 from eef.chat import load_options
-from eef.keys import file_key, joined_names, model_key
+from eef.files import joined_names
+from eef.keys import file_key, model_key
 from eef.policy import DTYPES, QUANTIZATIONS, folder_of
 from eef.train import BATCHES, OPTIMIZERS
 
