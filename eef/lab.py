@@ -17,11 +17,11 @@ from eef.envs import TextEnv
 from eef.experts import collect, demonstrations, groups
 from eef.parallel import learn, learn_together, simulate_together
 from eef.policy import DTYPES, QUANTIZATIONS, Policy, folder_of, load_chat
-from eef.rollout import Start, simulate
+from eef.rollout import OnProgress, Start, simulate
 from eef.runs import Run, code_hash, digest, log_metrics, read_json, work_folder, write_json
 from eef.selection import Example
 from eef.served import served
-from eef.train import BATCHES, OPTIMIZERS
+from eef.train import BATCHES, OPTIMIZERS, OnStep
 from eef.trajectory import Trajectory
 
 _ACTING = ("rollout.py", "policy.py", "chat.py", "react.py", "trajectory.py", "envs")
@@ -136,14 +136,16 @@ class Lab:
         return self._trajectories(
             "experts",
             key,
-            lambda told, _: collect(
-                self.env, self.settings.experts, self.tasks, self.seed, told, slips=self.settings.slips
+            lambda on_progress, _: collect(
+                self.env, self.settings.experts, self.tasks, self.seed, on_progress, slips=self.settings.slips
             ),
         )
 
     def demonstrations(self) -> list[Trajectory]:
         key = {**self._world(), "experts": "perfect", "code": code_hash("experts.py", "envs"), "tasks": self.tasks}
-        return self._trajectories("demonstrations", key, lambda told, _: demonstrations(self.env, self.tasks, told))
+        return self._trajectories(
+            "demonstrations", key, lambda on_progress, _: demonstrations(self.env, self.tasks, on_progress)
+        )
 
     def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
         """Simulations of the policy with ``adapter``, counted as spent."""
@@ -159,8 +161,8 @@ class Lab:
             "seed": seed,
         }
 
-        def act(told: Callable[[int], None], folder: Path) -> list[Trajectory]:
-            return self._play(adapter, starts, seed, self.settings.temperature, told, folder)
+        def act(on_progress: OnProgress, folder: Path) -> list[Trajectory]:
+            return self._play(adapter, starts, seed, self.settings.temperature, on_progress, folder)
 
         found = self._trajectories(name, key, act, len(starts))
         self.spent += found
@@ -227,7 +229,7 @@ class Lab:
             with tqdm(desc="eval", total=len(self.test), unit="episode") as bar:
                 starts = [Start(task) for task in self.test]
                 played = self._play(
-                    adapter, starts, 0, settings.eval_temperature, lambda n: _advance(bar, n), folder
+                    adapter, starts, 0, settings.eval_temperature, lambda n, *_: _advance(bar, n), folder
                 )  # fmt: skip
             trajectory.save(played, folder / "trajectories.jsonl")
             table = evaluate.results(played)
@@ -255,12 +257,12 @@ class Lab:
         self,
         name: str,
         key: dict[str, Any],
-        make: Callable[[Callable[[int], None], Path], list[Trajectory]],
+        make: Callable[[OnProgress, Path], list[Trajectory]],
         total: int = 0,
     ) -> list[Trajectory]:
         def write(folder: Path) -> None:
             with tqdm(desc=name, total=total or len(self.tasks), unit="episode") as bar:
-                made = make(lambda n: _advance(bar, n), folder)
+                made = make(lambda n, *_: _advance(bar, n), folder)
             trajectory.save(made, folder / "trajectories.jsonl")
             log_metrics(folder, {**evaluate.cost(made), "wins": sum(t.won for t in made)})
 
@@ -285,12 +287,17 @@ class Lab:
         }
 
     def _play(
-        self, adapter: Path, starts: Sequence[Start], seed: int, temperature: float, told: Callable[[int], None],
+        self, adapter: Path, starts: Sequence[Start], seed: int, temperature: float, on_progress: OnProgress,
         folder: Path,
     ) -> list[Trajectory]:  # fmt: skip
         """Simulate with our engine, or with a server, which ``folder`` then names."""
         settings, load = self.settings, self._load(adapter)
-        how: dict[str, Any] = {"seed": seed, "temperature": temperature, "slots": settings.slots, "told": told}
+        how: dict[str, Any] = {
+            "seed": seed,
+            "temperature": temperature,
+            "slots": settings.slots,
+            "on_progress": on_progress,
+        }
         if settings.engine:
             with served(
                 settings.engine, settings.model, adapter, limited=settings.limited, chat=self.chat,
@@ -383,13 +390,14 @@ def _advance(bar: Any, n: int) -> None:
     bar.update(n)
 
 
-def _steps(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
-    def told(step: int, steps: int, last: dict[str, float]) -> None:
+def _steps(bar: Any) -> OnStep:
+    def on_step(step: int, steps: int, row: dict[str, float]) -> None:
         bar.total = steps
-        bar.set_postfix(**({"loss": f"{last['loss']:.3f}"} if last else {}))
+        if row:
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
         bar.update(step - bar.n)
 
-    return told
+    return on_step
 
 
 def model_hash(name: str) -> str:

@@ -23,16 +23,14 @@ from eef import trajectory
 from eef.envs import TextEnv, make_env
 from eef.launch import end_with_parent
 from eef.policy import Policy
-from eef.rollout import Start, simulate
+from eef.rollout import OnProgress, Start, simulate, streams
 from eef.runs import read_json, write_json
 from eef.selection import Example
-from eef.train import dpo, first, sft
+from eef.train import OnStep, dpo, first, sft
 from eef.trajectory import Trajectory
 
-Told = Callable[[int, int, dict[str, float]], None]
 
-
-def learn(job: dict[str, Any], data: Sequence[Any], folder: Path, told: Told | None = None) -> dict[str, Any]:
+def learn(job: dict[str, Any], data: Sequence[Any], folder: Path, on_step: OnStep | None = None) -> dict[str, Any]:
     """Train by ``job`` on examples or pairs, save what was trained in ``folder``, and return the report.
 
     ``job``: ``kind`` (``sft`` or ``dpo``), ``policy`` (arguments of :meth:`eef.policy.Policy.load`), ``new_adapter``
@@ -42,10 +40,10 @@ def learn(job: dict[str, Any], data: Sequence[Any], folder: Path, told: Told | N
     if job["new_adapter"]:
         policy.new_adapter(**job["new_adapter"])
     train: Callable[..., dict[str, Any]] = sft if job["kind"] == "sft" else dpo
-    return train(policy, data, folder, told=told, **job["settings"])
+    return train(policy, data, folder, on_step=on_step, **job["settings"])
 
 
-def learn_together(job: dict[str, Any], folder: Path, processes: int, told: Told | None = None) -> dict[str, Any]:
+def learn_together(job: dict[str, Any], folder: Path, processes: int, on_step: OnStep | None = None) -> dict[str, Any]:
     """As :func:`learn`, by ``processes`` processes under ``accelerate launch``, on the data that lie in ``folder``.
 
     The data are ``examples.jsonl`` with ``learn_from.json``, or ``pairs.jsonl``. RuntimeError, with the processes' own
@@ -65,8 +63,8 @@ def learn_together(job: dict[str, Any], folder: Path, processes: int, told: Told
             assert running.stdout is not None
             try:
                 for line in running.stdout:
-                    if told and line.startswith("{"):
-                        told(*json.loads(line)["told"])
+                    if on_step and line.startswith("{"):
+                        on_step(*json.loads(line)["step"])
             except BaseException:
                 running.terminate()  # the launcher ends its processes
                 raise
@@ -96,7 +94,7 @@ def _main(folder: Path) -> None:
     else:
         both = trajectory.load(folder / "pairs.jsonl")
         data = list(zip(both[::2], both[1::2], strict=True))
-    report = learn(job, data, folder, lambda *state: print(json.dumps({"told": state}), flush=True))
+    report = learn(job, data, folder, lambda *state: print(json.dumps({"step": state}), flush=True))
     if first():
         write_json(folder / "report.json", report)
 
@@ -107,7 +105,7 @@ def simulate_together(
     starts: Sequence[Start],
     processes: int,
     *,
-    told: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> list[Trajectory]:
     """As :func:`eef.rollout.simulate`, the same trajectories in the same order, by ``processes`` workers.
@@ -118,7 +116,8 @@ def simulate_together(
     """
     _enough_gpus(processes)
     ends = [len(starts) * place // processes for place in range(processes + 1)]
-    parts = [list(starts[a:b]) for a, b in pairwise(ends) if a < b]
+    seeds = streams(starts, settings.get("seed", 0))
+    parts = [(list(starts[a:b]), seeds[a:b]) for a, b in pairwise(ends) if a < b]
     made = getattr(env, "made", None)
     about = (policy, made, None if made else env, env.stamp())
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA and threads
@@ -128,7 +127,7 @@ def simulate_together(
     try:
         for number, part in enumerate(parts):
             here, there = context.Pipe()
-            arguments = (there, number, torch.get_num_threads(), *about, part, settings)
+            arguments = (there, number, torch.get_num_threads(), *about, *part, settings)
             worker = context.Process(target=_work, args=arguments, daemon=True)
             try:
                 worker.start()
@@ -150,9 +149,9 @@ def simulate_together(
                     message = f"it ended with exit code {workers[pipes[pipe]].exitcode}"
                 if isinstance(message, str):
                     raise RuntimeError(f"rollout worker {pipes[pipe]} of {len(parts)}: {message}")
-                if isinstance(message, int):
-                    if told:
-                        told(message)
+                if isinstance(message, tuple):
+                    if on_progress:
+                        on_progress(*message)
                 else:
                     found[pipes.pop(pipe)] = message
     finally:
@@ -172,6 +171,7 @@ def _work(
     env: TextEnv | None,
     stamp: dict[str, str],
     starts: list[Start],
+    seeds: list[list[int]],
     settings: dict[str, Any],
 ) -> None:
     end_with_parent()
@@ -182,7 +182,8 @@ def _work(
         assert world is not None
         if world.stamp() != stamp:
             raise ValueError(f"the environment that it made has the stamp {world.stamp()}, not {stamp}")
-        pipe.send(simulate(Policy.load(**policy), world, starts, told=pipe.send, **settings))
+        loaded = Policy.load(**policy)
+        pipe.send(simulate(loaded, world, starts, seeds=seeds, on_progress=lambda *more: pipe.send(more), **settings))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
 

@@ -118,12 +118,12 @@ def test_a_stage_that_was_killed_in_training_goes_on_in_the_next_start(base: str
 
     def watched(limit: int):
         def steps_of(bar):
-            def told(step: int, *_) -> None:
+            def on_step(step: int, *_) -> None:
                 steps.append(step)
                 if step == limit:
                     raise Killed
 
-            return told
+            return on_step
 
         return steps_of
 
@@ -143,7 +143,7 @@ def test_a_stage_that_was_killed_in_training_goes_on_in_the_next_start(base: str
     steps.clear()
     monkeypatch.setattr(lab_module, "_steps", watched(-1))
     made["killed"] = run(tmp_path / "killed")
-    assert steps == [4, 5]
+    assert steps == [1, 2, 3, 4, 5], "the rows of the checkpoint, then the steps after it"
     for name in ("adapter_model.safetensors", "metrics.jsonl", "sft.json", "examples.jsonl", "learn_from.json"):
         assert (made["whole"] / name).read_bytes() == (made["killed"] / name).read_bytes()
     assert not [path for path in (tmp_path / "killed" / "stages").glob(".bc-*") if path.is_dir()]
