@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from eef.envs import TextEnv
+from eef.envs import EnvError, TextEnv
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import Shop, generate
 from eef.envs.webshop.shopper import play
@@ -133,6 +133,25 @@ def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
         collect(other, "strong", ["0"], 0)
     with pytest.raises(ValueError, match="no perfect player of counter"):
         demonstrations(other, ["0"])
+
+
+def test_a_subtask_on_which_the_environment_fails_is_neither_won_nor_lost(
+    shop: WebShop, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = collect(shop, "strong", tasks[:3], 0)
+    reset = WebShop.reset
+
+    def failing(self: WebShop, task: str) -> str:
+        if task == tasks[1]:
+            raise EnvError("the catalogue is gone")
+        return reset(self, task)
+
+    monkeypatch.setattr(WebShop, "reset", failing)
+    progress: list[tuple[int, int, int]] = []
+    played = collect(shop, "strong", tasks[:3], 0, lambda *more: progress.append(more))
+    assert (played[0], played[2]) == (expected[0], expected[2])
+    assert (played[1].task, played[1].outcome, played[1].failed) == (tasks[1], "env_error", False)
+    assert len(progress) == 3
 
 
 def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:

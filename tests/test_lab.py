@@ -65,6 +65,25 @@ def test_settings_as_they_are_by_default_leave_the_keys_as_they_were(base: str, 
     assert keys(dtype="float32")[0] == {**keys()[0], "dtype": "float32"}
 
 
+def test_iterations_samples_and_seeds_draw_from_streams_of_their_own(
+    base: str, shop, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple] = []
+    monkeypatch.setattr(
+        Lab, "simulate", lambda self, name, adapter, starts, seed: seen.append((seed, {s.sample for s in starts}))
+    )
+    labs = [make(base, shop, tmp_path) for _ in range(2)]
+    labs[1].seed = 1
+    for lab in labs:
+        for iteration in range(2):
+            for sample in range(2):
+                lab.from_s0(Path("bc"), iteration, sample)
+            assert lab.sampling_seed(iteration) == seen[-1][0], "expert states are simulated with the seed of s0"
+    assert [samples for _, samples in seen] == [{0}, {1}] * 4
+    seeds = [seed for seed, _ in seen[::2]]
+    assert len(set(seeds)) == 4
+
+
 def test_a_full_model_is_trained_simulated_and_tested_like_an_adapter(base: str, shop, tmp_path) -> None:
     settings = Settings(model=base, epochs=2, tune="full", lr=1e-3, iterations=2, restart="last", micro=1)
     row = experiment(

@@ -71,7 +71,8 @@ def test_a_replay_that_diverges_is_its_own_outcome(shop, experts, policy: Policy
 def test_a_divergence_costs_only_the_states_after_it(shop, experts, policy: Policy) -> None:
     expert = next(t for t in experts if t.failed and len(t) > 4)
     turns = (*expert.turns[:2], replace(expert.turns[2], observation="another page"), *expert.turns[3:])
-    starts = [Start(expert.task, replace(expert, turns=turns), index) for index in (3, 1, 4, 2)]
+    broken = replace(expert, turns=turns)
+    starts = [Start(broken.task, broken, index) for index in (3, 1, 4, 2)]
     played = simulate(policy, shop, starts, seed=0)
     assert [t.outcome in ("done", "max_steps") for t in played] == [False, True, False, True]
     assert {played[0].outcome, played[2].outcome} == {"replay_divergence"}
