@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
@@ -18,7 +18,7 @@ from eef.envs import TextEnv, make_env
 from eef.files import write_json
 from eef.policy import Policy, load_arguments
 from eef.processes import end_with_parent, enough_gpus
-from eef.rollout import Start, simulate
+from eef.rollout import OnProgress, Start, simulate, streams
 from eef.served import served
 from eef.trajectory import Trajectory
 
@@ -45,14 +45,14 @@ class Simulation:
     processes: int = field(default=1, metadata={"key": None})
 
 
-def play(inputs: Simulation, folder: Path, told: Callable[[int], None]) -> list[Trajectory]:
+def play(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
     """The trajectories of ``inputs.starts``, in their order; ``folder`` names the server where one played."""
     model, acting = inputs.model, inputs.acting
     how: dict[str, Any] = {
         "seed": inputs.seed,
         "temperature": inputs.temperature,
         "slots": acting.slots,
-        "told": told,
+        "on_progress": on_progress,
     }
     if acting.engine:
         with served(
@@ -77,7 +77,7 @@ def simulate_together(
     starts: Sequence[Start],
     processes: int,
     *,
-    told: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> list[Trajectory]:
     """As :func:`eef.rollout.simulate`, the same trajectories in the same order, by ``processes`` workers.
@@ -88,7 +88,8 @@ def simulate_together(
     """
     enough_gpus(processes)
     ends = [len(starts) * place // processes for place in range(processes + 1)]
-    parts = [list(starts[a:b]) for a, b in pairwise(ends) if a < b]
+    seeds = streams(starts, settings.get("seed", 0))
+    parts = [(list(starts[a:b]), seeds[a:b]) for a, b in pairwise(ends) if a < b]
     made = getattr(env, "made", None)
     about = (policy, made, None if made else env, env.state_key())
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA and threads
@@ -98,7 +99,7 @@ def simulate_together(
     try:
         for number, part in enumerate(parts):
             here, there = context.Pipe()
-            arguments = (there, number, torch.get_num_threads(), *about, part, settings)
+            arguments = (there, number, torch.get_num_threads(), *about, *part, settings)
             worker = context.Process(target=_work, args=arguments, daemon=True)
             try:
                 worker.start()
@@ -120,9 +121,9 @@ def simulate_together(
                     message = f"it ended with exit code {workers[pipes[pipe]].exitcode}"
                 if isinstance(message, str):
                     raise RuntimeError(f"rollout worker {pipes[pipe]} of {len(parts)}: {message}")
-                if isinstance(message, int):
-                    if told:
-                        told(message)
+                if isinstance(message, tuple):
+                    if on_progress:
+                        on_progress(*message)
                 else:
                     found[pipes.pop(pipe)] = message
     finally:
@@ -142,6 +143,7 @@ def _work(
     env: TextEnv | None,
     state_key: dict[str, Any],
     starts: list[Start],
+    seeds: list[list[int]],
     settings: dict[str, Any],
 ) -> None:
     end_with_parent()
@@ -152,6 +154,7 @@ def _work(
         assert world is not None
         if world.state_key() != state_key:
             raise ValueError(f"the environment that it made has the state key {world.state_key()}, not {state_key}")
-        pipe.send(simulate(Policy.load(**policy), world, starts, told=pipe.send, **settings))
+        loaded = Policy.load(**policy)
+        pipe.send(simulate(loaded, world, starts, seeds=seeds, on_progress=lambda *more: pipe.send(more), **settings))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")

@@ -27,7 +27,7 @@ from eef.envs import EnvError, TextEnv, workers
 from eef.experts import demonstrations, example
 from eef.files import digest, disk_errors
 from eef.react import NO_ACTION, STOP, Message, action_in, agent, first_page, opening, page
-from eef.trajectory import Trajectory, Turn, from_dict, to_dict
+from eef.trajectory import Trajectory, Turn, check, from_dict, to_dict
 
 CHARACTERS, ANSWER = 4, 100  # of the estimate: characters per token, tokens per answer
 
@@ -265,6 +265,7 @@ async def _play(
 
 
 def _append(path: Path, trajectory: Trajectory) -> None:
+    check(trajectory)
     line = (json.dumps(to_dict(trajectory)) + "\n").encode()
     with disk_errors(path, (errno.ENOSPC, errno.EDQUOT)), open(path, "ab", buffering=0) as out:
         if out.write(line) < len(line):

@@ -58,15 +58,15 @@ class Demonstrations:
     tasks: Sequence[str]
 
 
-def collect_experts(inputs: Expertise, folder: Path, told: Callable[[int], None]) -> list[Trajectory]:
+def collect_experts(inputs: Expertise, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
     """The stage of :func:`collect`."""
     experts = inputs.experts
-    return collect(inputs.env, experts.experts, inputs.tasks, inputs.seed, told, experts.slips)
+    return collect(inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.slips)
 
 
-def demonstrate(inputs: Demonstrations, folder: Path, told: Callable[[int], None]) -> list[Trajectory]:
+def demonstrate(inputs: Demonstrations, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
     """The stage of :func:`demonstrations`."""
-    return demonstrations(inputs.env, inputs.tasks, told)
+    return demonstrations(inputs.env, inputs.tasks, on_progress)
 
 
 def collect(
@@ -74,7 +74,7 @@ def collect(
     names: str,
     tasks: Sequence[str],
     seed: int,
-    told: Callable[[int], None] | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
     slips: Mapping[str, float] | None = None,
 ) -> list[Trajectory]:
     """Expert trajectories on ``tasks``. ``names`` joins stand-ins and files by ``+`` (``strong+weak``, ``my.jsonl``).
@@ -102,7 +102,7 @@ def collect(
         raise ValueError(f"slips change stand-ins ({there}) alone, and experts={names!r} names none")
     for name in given:
         if name in known:
-            found += _played(env, replace(known[name], **(slips or {})), name, tasks, seed, told)
+            found += _played(env, replace(known[name], **(slips or {})), name, tasks, seed, on_progress)
         elif Path(name).is_file():
             wanted, read = set(tasks), load(name)
             kept = [replace(item, source=item.source or Path(name).stem) for item in read if item.task in wanted]
@@ -116,9 +116,11 @@ def collect(
     return found
 
 
-def demonstrations(env: TextEnv, tasks: Sequence[str], told: Callable[[int], None] | None = None) -> list[Trajectory]:
+def demonstrations(
+    env: TextEnv, tasks: Sequence[str], on_progress: Callable[[int, int, int], None] | None = None
+) -> list[Trajectory]:
     """Perfect play on ``tasks``: what the ceiling is trained on."""
-    return _played(env, Lapses() if isinstance(env, ScienceWorld) else Slips(), "perfect", tasks, 0, told)
+    return _played(env, Lapses() if isinstance(env, ScienceWorld) else Slips(), "perfect", tasks, 0, on_progress)
 
 
 def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
@@ -146,19 +148,24 @@ def groups(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
 
 
 def _played(
-    env: TextEnv, slips: Any, name: str, tasks: Sequence[str], seed: int, told: Callable[[int], None] | None
+    env: TextEnv,
+    slips: Any,
+    name: str,
+    tasks: Sequence[str],
+    seed: int,
+    on_progress: Callable[[int, int, int], None] | None,
 ) -> list[Trajectory]:
     def one(seat: TextEnv, task: str) -> Trajectory:
-        if isinstance(seat, ScienceWorld):
-            try:
+        try:
+            if isinstance(seat, ScienceWorld):
                 played = perform(seat, task, slips, seed)
-            except EnvError:  # of the machinery: neither won nor lost
-                played = Trajectory(task, "", (), outcome="env_error")
-        else:
-            shop = cast(WebShop, seat.fork())
-            played = play(shop, task, slips, seed, insight=not shop.generated)
-        if told:
-            told(1)
+            else:
+                shop = cast(WebShop, seat.fork())
+                played = play(shop, task, slips, seed, insight=not shop.generated)
+        except EnvError:  # of the machinery: neither won nor lost
+            played = Trajectory(task, "", (), outcome="env_error")
+        if on_progress:
+            on_progress(1, int(played.won), 0)
         return replace(played, source=name)
 
     if not isinstance(env, (WebShop, ScienceWorld)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate,
 from eef.files import read_json, write_json
 from eef.learning import FineTuning, PreferenceTuning, fine_tune, prefer
 from eef.policy import load_chat
-from eef.rollout import Start
+from eef.rollout import OnProgress, Start
 from eef.runs import Run, log_metrics, work_folder
 from eef.selection import Example
 from eef.settings import (
@@ -31,6 +31,7 @@ from eef.settings import (
     TrainingSettings,
 )
 from eef.stages import stage_key
+from eef.train import OnStep
 from eef.trajectory import Trajectory
 
 
@@ -129,7 +130,7 @@ class Lab:
 
         def write(folder: Path) -> None:
             with tqdm(desc=name, total=total, unit="episode") as bar:
-                played = body(inputs, folder, lambda n: _advance(bar, n))
+                played = body(inputs, folder, _episodes(bar, self.run, name))
             trajectory.save(played, folder / "trajectories.jsonl")
             log_metrics(folder, {**evaluate.cost(played), "wins": sum(t.won for t in played)})
 
@@ -144,7 +145,7 @@ class Lab:
 
         def make(folder: Path) -> None:
             with tqdm(desc=name, unit="step") as bar:
-                report = body(inputs, folder, work_folder(folder), _steps(bar))
+                report = body(inputs, folder, work_folder(folder), _steps(bar, self.run, name))
             log_metrics(folder, report.pop("losses"))
             write_json(folder / f"{kind}.json", {**report, "artefact": self.settings.artefact})
 
@@ -169,14 +170,27 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     return with_opening
 
 
-def _advance(bar: Any, n: int) -> None:
-    bar.update(n)
+def _episodes(bar: Any, run: Run, stage: str) -> OnProgress:
+    """Shows episodes that have ended in the progress bar and, as totals so far, on W&B."""
+    totals = {"episodes": 0, "wins": 0, "tokens": 0}
+
+    def on_progress(episodes: int, wins: int, tokens: int) -> None:
+        for name, more in (("episodes", episodes), ("wins", wins), ("tokens", tokens)):
+            totals[name] += more
+        bar.update(episodes)
+        run.progress(stage, totals)
+
+    return on_progress
 
 
-def _steps(bar: Any) -> Callable[[int, int, Mapping[str, float]], None]:
-    def told(step: int, steps: int, last: Mapping[str, float]) -> None:
+def _steps(bar: Any, run: Run, stage: str) -> OnStep:
+    """Shows training steps in the progress bar and their losses on W&B."""
+
+    def on_step(step: int, steps: int, row: dict[str, float]) -> None:
         bar.total = steps
-        bar.set_postfix(**({"loss": f"{last['loss']:.3f}"} if last else {}))
+        if row:
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
+            run.progress(stage, row)
         bar.update(step - bar.n)
 
-    return told
+    return on_step

@@ -23,13 +23,11 @@ from eef.files import read_json, write_json
 from eef.policy import Policy, load_arguments
 from eef.processes import end_with_parent, enough_gpus
 from eef.selection import Example
-from eef.train import dpo, first, sft
+from eef.train import OnStep, dpo, first, sft
 from eef.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from eef.settings import ModelSettings, PreferenceSettings, TrainingSettings
-
-Told = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class PreferenceTuning:
     seed: int
 
 
-def fine_tune(inputs: FineTuning, folder: Path, work: Path, told: Told) -> dict[str, Any]:
+def fine_tune(inputs: FineTuning, folder: Path, work: Path, on_step: OnStep) -> dict[str, Any]:
     """Train by SFT, write examples and adapter (or full model) into ``folder``, and return the report.
 
     ``work`` is a folder for checkpoints, which outlives a killed process.
@@ -68,20 +66,20 @@ def fine_tune(inputs: FineTuning, folder: Path, work: Path, told: Told) -> dict[
     settings = {"epochs": training.epochs, "lr": training.lr, "batches": training.batches}
     adapter = {"seed": inputs.seed, "r": training.lora_r, "alpha": training.lora_alpha}
     new_adapter = adapter if inputs.start is None and training.tune == "lora" else None
-    return _train("sft", inputs, inputs.examples, folder, work, new_adapter, settings, told)
+    return _train("sft", inputs, inputs.examples, folder, work, new_adapter, settings, on_step)
 
 
-def prefer(inputs: PreferenceTuning, folder: Path, work: Path, told: Told) -> dict[str, Any]:
+def prefer(inputs: PreferenceTuning, folder: Path, work: Path, on_step: OnStep) -> dict[str, Any]:
     """As :func:`fine_tune`, by DPO on pairs."""
     trajectory.save((one for pair in inputs.pairs for one in pair), folder / "pairs.jsonl")
     preference = inputs.preference
     settings = {"epochs": preference.dpo_epochs, "lr": preference.dpo_lr, "beta": preference.dpo_beta}
-    return _train("dpo", inputs, inputs.pairs, folder, work, None, settings, told)
+    return _train("dpo", inputs, inputs.pairs, folder, work, None, settings, on_step)
 
 
 def _train(
     kind: str, inputs: FineTuning | PreferenceTuning, data: Sequence[Any], folder: Path, work: Path,
-    new_adapter: dict[str, Any] | None, settings: dict[str, Any], told: Told,
+    new_adapter: dict[str, Any] | None, settings: dict[str, Any], on_step: OnStep,
 ) -> dict[str, Any]:  # fmt: skip
     training = inputs.training
     settings |= {
@@ -96,11 +94,11 @@ def _train(
     policy = load_arguments(inputs.model, inputs.chat, inputs.start)
     job = {"kind": kind, "policy": policy, "new_adapter": new_adapter, "settings": settings}
     if training.processes > 1:
-        return learn_together(job, folder, training.processes, told)
-    return learn(job, data, folder, told)
+        return learn_together(job, folder, training.processes, on_step)
+    return learn(job, data, folder, on_step)
 
 
-def learn(job: dict[str, Any], data: Sequence[Any], folder: Path, told: Told | None = None) -> dict[str, Any]:
+def learn(job: dict[str, Any], data: Sequence[Any], folder: Path, on_step: OnStep | None = None) -> dict[str, Any]:
     """Train by ``job`` on examples or pairs, save what was trained in ``folder``, and return the report.
 
     ``job``: ``kind`` (``sft`` or ``dpo``), ``policy`` (arguments of :meth:`eef.policy.Policy.load`), ``new_adapter``
@@ -110,10 +108,10 @@ def learn(job: dict[str, Any], data: Sequence[Any], folder: Path, told: Told | N
     if job["new_adapter"]:
         policy.new_adapter(**job["new_adapter"])
     train: Callable[..., dict[str, Any]] = sft if job["kind"] == "sft" else dpo
-    return train(policy, data, folder, told=told, **job["settings"])
+    return train(policy, data, folder, on_step=on_step, **job["settings"])
 
 
-def learn_together(job: dict[str, Any], folder: Path, processes: int, told: Told | None = None) -> dict[str, Any]:
+def learn_together(job: dict[str, Any], folder: Path, processes: int, on_step: OnStep | None = None) -> dict[str, Any]:
     """As :func:`learn`, by ``processes`` processes under ``accelerate launch``, on the data that lie in ``folder``.
 
     The data are ``examples.jsonl`` with ``learn_from.json``, or ``pairs.jsonl``. RuntimeError, with the processes' own
@@ -133,8 +131,8 @@ def learn_together(job: dict[str, Any], folder: Path, processes: int, told: Told
             assert running.stdout is not None
             try:
                 for line in running.stdout:
-                    if told and line.startswith("{"):
-                        told(*json.loads(line)["told"])
+                    if on_step and line.startswith("{"):
+                        on_step(*json.loads(line)["step"])
             except BaseException:
                 running.terminate()  # the launcher ends its processes
                 raise
@@ -164,7 +162,7 @@ def _main(folder: Path) -> None:
     else:
         both = trajectory.load(folder / "pairs.jsonl")
         data = list(zip(both[::2], both[1::2], strict=True))
-    report = learn(job, data, folder, lambda *state: print(json.dumps({"told": state}), flush=True))
+    report = learn(job, data, folder, lambda *state: print(json.dumps({"step": state}), flush=True))
     if first():
         write_json(folder / "report.json", report)
 

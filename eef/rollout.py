@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eef.chat import Dialogue, action_of
-from eef.envs import EnvError, ReplayDivergence, TextEnv, expert_states, restore, workers
+from eef.envs import EnvError, ReplayDivergence, TextEnv, restore, walk, workers
 from eef.policy import Actor, Limits, Policy
 from eef.react import NO_ACTION, STOP, action_in
 from eef.served import Served, ServedActor
@@ -26,6 +29,33 @@ class Start:
     expert: Trajectory | None = None
     index: int = 0
     sample: int = 0
+
+
+OnProgress = Callable[[int, int, int], None]
+
+
+def streams(starts: Sequence[Start], seed: int) -> list[list[int]]:
+    """The seed of each start's random stream: no two are equal, and none depends on the order of different starts.
+
+    It depends on ``seed``, task and sample; for an expert state also on the expert's source, the index and the whole
+    trajectory. Of equal starts, the second and later ones are told apart by their number.
+    """
+    contents: dict[int, str] = {}
+    seen: Counter[tuple[int, ...]] = Counter()
+    seeds = []
+    for start in starts:
+        expert = start.expert
+        key = f"{start.task}|{expert.source if expert else ''}|{start.index}|{start.sample}"
+        if expert is None:
+            own = [seed, zlib.crc32(key.encode())]
+        else:
+            if id(expert) not in contents:
+                contents[id(expert)] = json.dumps([expert.prompt, [[t.action, t.observation] for t in expert.turns]])
+            own = [seed, int.from_bytes(hashlib.sha256(f"{key}|{contents[id(expert)]}".encode()).digest()[:16])]
+        before = seen[tuple(own)]
+        seen[tuple(own)] += 1
+        seeds.append([*own, before] if before else own)
+    return seeds
 
 
 @dataclass
@@ -55,26 +85,36 @@ def simulate(
     slots: int = 64,
     max_steps: int | None = None,
     source: str = "policy",
-    told: Callable[[int], None] | None = None,
+    seeds: Sequence[Sequence[int]] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Trajectory]:
     """Simulate ``policy`` from each start; whole trajectories (an expert's prefix included) in order of start.
 
-    ``max_steps`` counts all turns of an episode, the prefix included (default: the environment's). Sampling is seeded
-    by start (``seed``, task, expert, index, sample), so that ``slots`` and order change no result. An episode that
-    the machinery breaks (a replay that diverges, a context that overflows) ends with its own ``outcome``.
-    ``told(n)`` is called with the number of episodes that have ended. ServerError where a policy that is played by a
-    server (:mod:`eef.served`) loses it.
+    ``max_steps`` counts all turns of an episode, the prefix included (default: the environment's). Each start has a
+    random stream of its own, so that ``slots`` and order change no result; ``seeds`` are those of :func:`streams`, to
+    be passed where ``starts`` is a part of a longer list. An episode that the machinery breaks (a replay that diverges,
+    an environment that fails, a context that overflows) ends with its own ``outcome``; the others go on.
+
+    ``on_progress(episodes, wins, tokens)`` is called after each episode with what it adds: 1, 1 if it won else 0, and
+    the tokens that the policy sampled. ValueError for a state that an expert does not have. ServerError where a policy
+    that is played by a server (:mod:`eef.served`) loses it.
     """
+    for start in starts:
+        if start.expert is not None and not 0 <= start.index < max(len(start.expert), 1):
+            raise ValueError(
+                f"state {start.index} of an expert trajectory of {len(start.expert)} turns (task {start.task})"
+            )
     limit = max_steps or env.max_steps
+    seeds = streams(starts, seed) if seeds is None else seeds
     seats = workers(env, min(slots, max(1, len(starts))))  # none where states can be forked
     places = min(len(seats) or slots, max(1, len(starts)))
     actor = ServedActor(policy, places) if isinstance(policy, Served) else Actor(policy, places)
     done: list[Trajectory | None] = [None] * len(starts)
     queue = list(range(len(starts)))[::-1]
-    twins: dict[int, dict[int, TextEnv]] = {}
+    twins: dict[int, _Twins] = {}
     wanted: dict[int, list[int]] = {}  # by expert: the states that any start asks for
     for start in starts:
-        if start.expert is not None:
+        if start.expert is not None and start.index < limit:
             wanted.setdefault(id(start.expert), []).append(start.index)
     live: dict[int, _Episode] = {}
     free = list(range(places))[::-1]
@@ -82,11 +122,19 @@ def simulate(
     def begin(pair: tuple[int, int]) -> tuple[_Episode, list[int], str]:
         slot, number = pair
         start = starts[number]
-        if seats:
-            placed = _replayed(seats[slot], start)
+        prompt = start.expert.prompt if start.expert else ""
+        place, broken = env, ""
+        if start.expert and start.index >= limit:
+            broken = "max_steps"
         else:
-            placed = _forked(env, start, wanted, twins)
-        return _begin(number, start, policy, seed, *placed)
+            try:
+                if seats:
+                    place, prompt = seats[slot], _replayed(seats[slot], start)
+                else:
+                    place, prompt = _forked(env, start, wanted, twins)
+            except EnvError as error:
+                broken = _outcome(error)
+        return _begin(number, start, policy, seeds[number], place, prompt, broken)
 
     def end(episode: _Episode, outcome: str) -> None:
         done[episode.number] = Trajectory(
@@ -100,8 +148,8 @@ def simulate(
             prefix=episode.start.index,
             info={"tokens": episode.tokens, "invalid": episode.invalid, "sample": episode.start.sample, **episode.info},
         )
-        if told:
-            told(1)
+        if on_progress:
+            on_progress(1, int(episode.won), episode.tokens)
 
     with ThreadPoolExecutor(max(1, len(seats))) as threads:  # a worker is a process: its thread waits for it
         at_once: Callable[..., Iterable[Any]] = threads.map if seats else map
@@ -119,11 +167,19 @@ def simulate(
                         live[slot], opened[slot] = episode, ids
             if opened:
                 actor.open(opened)
+            limits: dict[int, Limits] | None = None
+            if policy.limited:
+                limits = {}
+                for slot, episode in list(live.items()):
+                    try:
+                        actions = episode.env.available_actions()
+                    except EnvError as error:
+                        end(live.pop(slot), _outcome(error))
+                        free.append(slot)
+                    else:
+                        limits[slot] = Limits.of(episode.talk, actions, episode.prompt_ids)
             if not live:
                 continue
-            limits = None
-            if policy.limited:
-                limits = {s: Limits.of(e.talk, e.env.available_actions(), e.prompt_ids) for s, e in live.items()}
             said = actor.act(list(live), {slot: episode.draw for slot, episode in live.items()}, temperature, limits)
             stepped = list(at_once(_step, live.values(), [said[slot] for slot in live], [limit] * len(live)))
             for (slot, episode), outcome in zip(list(live.items()), stepped, strict=True):
@@ -140,44 +196,51 @@ def simulate(
     return [trajectory for trajectory in done if trajectory is not None]
 
 
-def _forked(
-    env: TextEnv, start: Start, wanted: dict[int, list[int]], twins: dict[int, dict[int, TextEnv]]
-) -> tuple[TextEnv, str, str]:
-    """An environment in the start's state, the text of s0, and what went wrong if something did."""
+@dataclass
+class _Twins:
+    """The states of one expert that were reached, and the error that kept the others from being reached."""
+
+    states: dict[int, TextEnv] = field(default_factory=dict)
+    error: EnvError = field(default_factory=EnvError)
+
+
+def _outcome(error: EnvError) -> str:
+    return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"
+
+
+def _forked(env: TextEnv, start: Start, wanted: dict[int, list[int]], twins: dict[int, _Twins]) -> tuple[TextEnv, str]:
+    """An environment in the start's state, and the text of s0."""
     expert = start.expert
     if expert is None:
         twin = env.fork()
-        return twin, twin.reset(start.task), ""
+        return twin, twin.reset(start.task)
     if id(expert) not in twins:
+        twins[id(expert)] = _Twins()
         try:
-            twins[id(expert)] = expert_states(env, expert, wanted[id(expert)])
-        except ReplayDivergence:
-            twins[id(expert)] = {}
-    if start.index not in twins[id(expert)]:
-        return env, expert.prompt, "replay_divergence"
-    return twins[id(expert)][start.index].fork(), expert.prompt, ""
+            for index, twin in walk(env, expert, wanted[id(expert)]):
+                twins[id(expert)].states[index] = twin
+        except EnvError as error:  # it costs the later states alone
+            twins[id(expert)].error = error
+    if start.index not in twins[id(expert)].states:
+        raise twins[id(expert)].error
+    return twins[id(expert)].states[start.index].fork(), expert.prompt
 
 
-def _replayed(seat: TextEnv, start: Start) -> tuple[TextEnv, str, str]:
-    """As :func:`_forked`, for an environment that has to go all the way."""
+def _replayed(seat: TextEnv, start: Start) -> str:
+    """Bring an environment that cannot fork to the start's state; the text of s0."""
     expert, index = start.expert, start.index
-    try:
-        if expert is None:
-            return seat, seat.reset(start.task), ""
-        restore(seat, start.task, expert.actions[:index], [expert.state(i) for i in range(index + 1)])
-        return seat, expert.prompt, ""
-    except EnvError as error:
-        broken = "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"
-        return seat, expert.prompt if expert else "", broken
+    if expert is None:
+        return seat.reset(start.task)
+    restore(seat, start.task, expert.actions[:index], [expert.state(i) for i in range(index + 1)], live=True)
+    return expert.prompt
 
 
 def _begin(
-    number: int, start: Start, policy: Policy | Served, seed: int, env: TextEnv, prompt: str, broken: str
+    number: int, start: Start, policy: Policy | Served, seed: Sequence[int], env: TextEnv, prompt: str, broken: str
 ) -> tuple[_Episode, list[int], str]:
     """An episode at its start, the ids of its history, and what went wrong if something did."""
     expert = start.expert
-    key = f"{start.task}|{expert.source if expert else ''}|{start.index}|{start.sample}"
-    draw = np.random.default_rng([seed, zlib.crc32(key.encode())]).random
+    draw = np.random.default_rng(seed).random
     talk = policy.chat.begin()
     turns = list(expert.turns[: start.index]) if expert else []
     prompt_ids = talk.hear(prompt)

@@ -33,6 +33,9 @@ OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
 BATCHES = ("auto", "padded", "flat")
 _WHOLE = "whole.pt"  # in a checkpoint that is complete: the random state in which its epoch began
 _HALF = (torch.bfloat16, torch.float16)
+SMALL_MODEL = 20_000_000  # parameters; on a CPU a smaller model trains faster on two rows at a time than on one
+
+OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 class _Rows(Dataset):
@@ -66,20 +69,64 @@ def _wait() -> None:
 
 
 class _Watch(TrainerCallback):
-    def __init__(self, told: Callable[[int, int, dict[str, float]], None] | None) -> None:
-        self.told = told
+    """Reports each step to ``on_step`` and stops a training that has diverged.
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs and not math.isfinite(logs["loss"]):
-            raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate")
+    The Trainer adds up the losses of all steps since the last logged one, and weights that are not finite never
+    recover, so a check at logged steps misses no step in between. The last step is always logged, and a checkpoint is
+    only written after a logged step.
+    """
+
+    def __init__(self, on_step: OnStep | None) -> None:
+        self.on_step = on_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for row in _losses(state):  # those of the checkpoint that training resumes from
+            self._report(int(row["step"]), state, row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.told and first():
-            self.told(state.global_step, state.max_steps, (_losses(state) or [{}])[-1])
+        control.should_log |= state.global_step >= state.max_steps
+        if not control.should_log:
+            self._report(state.global_step, state, {})
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, model: Any = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs:  # the Trainer's summary after the last step
+            return
+        _check_finite(f"the loss at step {state.global_step} of {state.max_steps}", logs["loss"], args.learning_rate)
+        if not args.fp16:  # the gradient scaler of float16 meets such gradients and skips their steps
+            norm = float(logs.get("grad_norm", 0.0))
+            _check_finite(
+                f"the gradient norm at step {state.global_step} of {state.max_steps}", norm, args.learning_rate
+            )
+        _check_weights(model, f"step {state.global_step} of {state.max_steps}", args.learning_rate)
+        self._report(state.global_step, state, _losses(state)[-1])
+
+    def _report(self, step: int, state: Any, row: dict[str, float]) -> None:
+        if self.on_step and first():
+            self.on_step(step, state.max_steps, row)
+
+
+def _check_finite(name: str, value: float, lr: float) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"training diverged: {name} is {value}. The trained weights were not saved. Lower the learning rate "
+            f"(lr={lr:g}); if the model is in half precision, check dtype"
+        )
+
+
+def _check_weights(model: Any, where: str, lr: float) -> None:
+    """FloatingPointError if a trainable weight is not finite."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    if not math.isfinite(torch.nn.utils.get_total_norm(weights.values(), math.inf)):
+        largest = {name: float(weight.abs().max()) for name, weight in weights.items()}
+        name = next(name for name, value in largest.items() if not math.isfinite(value))
+        _check_finite(f"the largest value of weight {name!r} after {where}", largest[name], lr)
 
 
 def _losses(state: Any) -> list[dict[str, float]]:
-    return [{name: row[name] for name in ("step", "epoch", "loss")} for row in state.log_history if "loss" in row]
+    names = ("step", "epoch", "loss", "learning_rate")
+    return [{name: row[name] for name in names} for row in state.log_history if "loss" in row]
 
 
 class _Keep(TrainerCallback):
@@ -171,11 +218,14 @@ def fit(
     batches: str = "auto",
     **settings: Any,
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place on ``rows`` and return the logged losses (step, epoch, mean loss per learnt token).
+    """Train ``model`` in place on ``rows`` and return the logged rows: step, epoch, loss, learning_rate.
 
-    An update takes ``batch_size`` rows of similar length, over all processes, ``micro`` of them at a time in each
-    (default: 2 on CPU, where small pieces stay in the cache and are over twice as fast, else all); the gradient is the
-    same. Equal arguments give equal weights on CPU at an equal number of threads.
+    ``loss`` is the mean loss per learnt token since the row before.
+
+    An update takes ``batch_size`` rows of similar length, over all processes, ``micro`` of them at a time in each; the
+    gradient is the same. By default ``micro`` is all rows on a GPU. On a CPU it is 2 for a model of fewer than
+    ``SMALL_MODEL`` parameters and 1 for a larger one, which takes less time and half the memory. Equal arguments give
+    equal weights on CPU at an equal number of threads.
 
     ``batches``: ``padded``, ``flat`` (see :func:`flatten`) or ``auto``: flat on a GPU with FlashAttention and a model
     in half precision, else padded. ``flat`` without FlashAttention is right and slow. (The tests compare flat and
@@ -184,11 +234,13 @@ def fit(
     ``settings``: ``optimizer`` (one of ``OPTIMIZERS``), ``gradient_checkpointing``, ``warmup`` (share of the steps),
     ``weight_decay``, ``work`` (a folder for checkpoints: a call with equal arguments goes on from the last one that is
     whole, to equal weights on CPU; :func:`sft` and :func:`dpo` remove them at the end), ``checkpoint_minutes`` between
-    two of them, ``told(step, steps, last loss)``, called after each step.
+    two of them, ``on_step(step, steps, row)``, called after each step: ``row`` is the row logged at that step, {} where
+    none was. After a restart ``on_step`` first gets the rows of the steps before the checkpoint, in order.
 
     Where the weights that train come in half precision, they are held in float32 meanwhile and the forward pass is
     autocast: small steps vanish in half precision. ValueError where no token carries loss, and where ``batch_size``
-    cannot be divided.
+    cannot be divided. FloatingPointError where a loss, a gradient norm or a weight is not finite, before it gets into
+    a checkpoint.
     """
     if not any(any(row.mask[1:]) for row in rows):
         raise ValueError(f"no token carries loss in {len(rows)} training examples: check the selection and the masks")
@@ -227,7 +279,7 @@ def _run(
     gradient_checkpointing: bool = False,
     work: str | Path | None = None,
     checkpoint_minutes: float = 10.0,
-    told: Callable[[int, int, dict[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[dict[str, float]]:
     """Train in place by the Trainer that ``kind`` makes; the logged losses."""
     check_optimizer(optimizer)
@@ -237,7 +289,7 @@ def _run(
             f"batch_size {batch_size} cannot be shared by {ranks} processes: make it a multiple of {ranks}"
         )
     share = batch_size // ranks
-    micro = min(share, micro or (share if on_gpu else 2))
+    micro = min(share, micro or (share if on_gpu else _rows_at_a_time(model, share)))
     if share % micro:
         raise ValueError(
             f"batch_size {batch_size} is no multiple of micro {micro}" + (f" x {ranks} processes" if ranks > 1 else "")
@@ -262,6 +314,7 @@ def _run(
         bf16=half is torch.bfloat16,
         fp16=half is torch.float16,
         logging_steps=max(1, int(steps // 50)),
+        logging_nan_inf_filter=False,  # it would replace a loss that is not finite by the mean of those before
         train_sampling_strategy="group_by_length",
         length_column_name="length",
         save_strategy="no",
@@ -279,16 +332,23 @@ def _run(
     found = str(keep.found) if keep and keep.found else None
     trainer = kind(
         model=model, args=arguments, train_dataset=data, data_collator=collator,
-        callbacks=[_Watch(told), *([keep] if keep else [])],
+        callbacks=[_Watch(on_step), *([keep] if keep else [])],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=found)
     if half:
         model.to(half)
+    _check_weights(model, "the last step", lr)
     if gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
     return _losses(trainer.state)
+
+
+def _rows_at_a_time(model: Any, share: int) -> int:
+    """The default of ``micro`` on a CPU."""
+    small = sum(weight.numel() for weight in model.parameters()) < SMALL_MODEL
+    return 2 if small and share % 2 == 0 else 1
 
 
 def _save(policy: Policy, folder: str | Path, work: str | Path | None) -> None:
@@ -305,7 +365,8 @@ def sft(policy: Policy, examples: Sequence[Example], folder: str | Path, **setti
 
     ``settings`` are those of :func:`fit`. Examples of which one's conversation begins another's train as one row (see
     :func:`united`), and as one of ``batch_size``. Returns examples, rows, dropped, tokens (per epoch), learnt tokens
-    and losses. ValueError where there is nothing to learn from.
+    and losses. ValueError where there is nothing to learn from, FloatingPointError where training diverges: then
+    nothing is saved.
     """
     if not examples:
         raise ValueError("there is no training example: the expert has no win and no simulation won")
@@ -314,6 +375,10 @@ def sft(policy: Policy, examples: Sequence[Example], folder: str | Path, **setti
         raise ValueError(f"all {dropped} examples exceed the context of {policy.context} tokens")
     kept, rows = len(rows), united(rows)
     losses = fit(policy.model, rows, pad=policy.pad, folder=folder, **settings)
+    shortest = min(rows, key=lambda row: len(row.ids))
+    _check_finite(
+        "the log-likelihood of a training row after the last step", _judged(policy, shortest)[0], settings["lr"]
+    )
     _save(policy, folder, settings.get("work"))
     return {
         "examples": kept,
@@ -328,7 +393,7 @@ def sft(policy: Policy, examples: Sequence[Example], folder: str | Path, **setti
 class _Pairs(Dataset):
     """Pairs with their reference; index -1 is one that fills up a share of a batch and has no part in the loss."""
 
-    def __init__(self, pairs: Sequence[tuple[Row, Row]], reference: Sequence[tuple[float, float]], filler: Row) -> None:
+    def __init__(self, pairs: Sequence[tuple[Row, Row]], reference: Sequence[Sequence[float]], filler: Row) -> None:
         self.pairs, self.reference, self.filler = pairs, reference, filler
 
     def __len__(self) -> int:
@@ -383,6 +448,14 @@ def log_likelihoods(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return (logs * learnt).sum(-1)
 
 
+def _judged(policy: Policy, *rows: Row) -> list[float]:
+    """The log-likelihood of each row."""
+    items = [{"input_ids": row.ids, "mask": row.mask} for row in rows]
+    batch = {name: value.to(policy.model.device) for name, value in collate(items, policy.pad).items()}
+    with torch.no_grad():
+        return log_likelihoods(policy.model, batch).tolist()
+
+
 def dpo(
     policy: Policy,
     pairs: Sequence[tuple[Trajectory, Trajectory]],
@@ -403,7 +476,7 @@ def dpo(
     the agent's turns given their histories (Song et al., 2024, ETO); ref is the policy as it comes. ``micro`` pairs
     are read at a time (default: 1 on CPU, else all); ``settings`` are as for :func:`fit`. Returns pairs, dropped
     (beyond the context), the share of pairs whose order is right after training, and losses. ValueError where no pair
-    is left.
+    is left, FloatingPointError where training diverges: then nothing is saved.
     """
     rows, dropped = [], 0
     for pair in pairs:
@@ -416,17 +489,6 @@ def dpo(
     if not rows:
         raise ValueError(f"there is no pair to learn from ({dropped} exceed the context of {policy.context} tokens)")
 
-    def judged() -> list[tuple[float, float]]:
-        """Log-likelihoods of both sides of each pair."""
-        found = []
-        with torch.no_grad():
-            for pair in rows:
-                items = [{"input_ids": row.ids, "mask": row.mask} for row in pair]
-                batch = {name: value.to(policy.model.device) for name, value in collate(items, policy.pad).items()}
-                won, lost = log_likelihoods(policy.model, batch).tolist()
-                found.append((won, lost))
-        return found
-
     def collated(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sides = [item["rows"][side] for side in (0, 1) for item in items]
         reference = torch.tensor([item["reference"] for item in items]).T
@@ -434,12 +496,14 @@ def dpo(
         return {**collate(sides, policy.pad), "reference": reference, "counts": counts}
 
     policy.model.eval()
-    before = judged()
+    before = [_judged(policy, *pair) for pair in rows]
     if not torch.cuda.is_available():
         micro = micro or 1
     kind, data = partial(_PairTrainer, beta=beta), _Pairs(rows, before, Row((policy.pad,), (False,)))
     losses = _run(kind, policy.model, data, collated, folder, epochs, lr, batch_size, seed, micro, **settings)
+    after = [_judged(policy, *pair) for pair in rows]
+    gains = [(a[0] - b[0]) - (a[1] - b[1]) for a, b in zip(after, before, strict=True)]
+    _check_finite("the sum of the log-likelihoods after the last step", sum(map(sum, after)), lr)
     _save(policy, folder, settings.get("work"))
-    gains = [(a[0] - b[0]) - (a[1] - b[1]) for a, b in zip(judged(), before, strict=True)]
     ordered = sum(gain > 0 for gain in gains) / len(gains)
     return {"pairs": len(rows), "dropped": dropped, "ordered": ordered, "losses": losses}

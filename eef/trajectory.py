@@ -101,34 +101,55 @@ def from_dict(row: dict[str, Any]) -> Trajectory:
         raise TrajectoryError(f"field {error} is missing") from None
     except TypeError as error:
         raise TrajectoryError(re.sub(r"^\w+\.__init__\(\) ", "", str(error))) from None
+    check(trajectory)
+    return trajectory
+
+
+def check(trajectory: Trajectory) -> None:
+    """:class:`TrajectoryError` for a trajectory that no file may hold: both :func:`load` and :func:`save` refuse it."""
     if not isinstance(trajectory.prompt, str) or not isinstance(trajectory.task, str):
         raise TrajectoryError("'task' and 'prompt' must be strings")
-    if isinstance(trajectory.reward, bool) or not isinstance(trajectory.reward, (int, float)):
-        raise TrajectoryError(f"'reward' must be a number, not {trajectory.reward!r}")
-    if not 0 <= trajectory.reward <= 1:
-        raise TrajectoryError(f"'reward' must lie in [0, 1], not {trajectory.reward!r}")
-    if type(trajectory.prefix) is not int or not 0 <= trajectory.prefix <= len(turns):
-        raise TrajectoryError(f"'prefix' must be a number of turns, 0 to {len(turns)}, not {trajectory.prefix!r}")
+    check_reward(trajectory.reward)
+    if type(trajectory.prefix) is not int or not 0 <= trajectory.prefix <= len(trajectory):
+        raise TrajectoryError(f"'prefix' must be a number of turns, 0 to {len(trajectory)}, not {trajectory.prefix!r}")
     if not isinstance(trajectory.won, bool):
         raise TrajectoryError(f"'won' must be true or false, not {trajectory.won!r}")
-    for index, turn in enumerate(turns):
+    for index, turn in enumerate(trajectory.turns):
         if not all(isinstance(text, str) for text in (turn.action, turn.observation, turn.reply)):
             raise TrajectoryError(f"turn {index}: action, observation and reply must be strings")
         if not all(type(token) is int for token in turn.ids):
             raise TrajectoryError(f"turn {index}: 'ids' must be whole numbers")
         if not isinstance(turn.learn, bool):
             raise TrajectoryError(f"turn {index}: 'learn' must be true or false, not {turn.learn!r}")
-    return trajectory
+
+
+def check_reward(reward: Any) -> None:
+    """:class:`TrajectoryError` unless ``reward`` is a number in [0, 1]."""
+    if isinstance(reward, bool) or not isinstance(reward, (int, float)):
+        raise TrajectoryError(f"'reward' must be a number, not {reward!r}")
+    if not 0 <= reward <= 1:  # true of NaN too
+        raise TrajectoryError(
+            f"'reward' must lie in [0, 1], not {reward!r}: divide ScienceWorld scores by 100, write 0 for a failure "
+            "that it scores below 0"
+        )
 
 
 def save(trajectories: Iterable[Trajectory], path: str | Path) -> Path:
-    """Write JSON Lines whole or not at all (a file beside it, then a rename)."""
+    """Write JSON Lines whole or not at all (a file beside it, then a rename).
+
+    :class:`TrajectoryError` for a trajectory that :func:`load` would refuse.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "w", encoding="utf-8") as out:
-            for trajectory in trajectories:
+            for number, trajectory in enumerate(trajectories, start=1):
+                try:
+                    check(trajectory)
+                except TrajectoryError as error:
+                    where = f"trajectory {number} (task {trajectory.task})"
+                    raise TrajectoryError(f"{path} was not written, {where}: {error}") from None
                 out.write(json.dumps(to_dict(trajectory)) + "\n")
             out.flush()
             os.fsync(out.fileno())
@@ -252,16 +273,13 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
         raise TrajectoryError(
             "the conversation has no 'reward' ('success' only says that something was bought): add it, 1 for a win"
         )
-    try:
-        reward = float(row["reward"])
-    except (TypeError, ValueError):
-        raise TrajectoryError(f"'reward' must be a number, not {row['reward']!r}") from None
+    check_reward(row["reward"])
     return Trajectory(
         task=task,
         prompt=said[0][1],
         turns=tuple(turns),
-        reward=reward,
-        won=reward >= 1.0,
+        reward=float(row["reward"]),
+        won=row["reward"] == 1,
         source=str(row.get("source", "eto")),
         info=info,
     )

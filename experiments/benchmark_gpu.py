@@ -125,14 +125,14 @@ def training(policy: Policy, length: int, steps: int, optimizer: str, folder: Pa
         rows.append(Row(ids, tuple(place % 64 >= 32 for place in range(length))))
     ends: list[float] = []
 
-    def told(*_: Any) -> None:
+    def on_step(*_: Any) -> None:
         wait()
         ends.append(time.perf_counter())
 
     peak()
     fit(
         policy.model, rows, pad=policy.pad, folder=folder, epochs=1, lr=1e-4, batch_size=8, seed=0, micro=1,
-        optimizer=optimizer, gradient_checkpointing=True, told=told,
+        optimizer=optimizer, gradient_checkpointing=True, on_step=on_step,
     )  # fmt: skip
     return {"tokens_per_s": 8 * length * (len(ends) - 1) / (ends[-1] - ends[0]), "memory_GB": peak()}
 

@@ -19,13 +19,13 @@ import pytest
 
 from eef.chat import action_of
 from eef.cli import main
-from eef.collect import CollectError, Expert, estimate, example, opening, read_key, run
+from eef.collect import CollectError, Expert, _append, estimate, example, held, opening, read_key, run
 from eef.envs import expert_states, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
 from eef.experts import collect, demonstrations
 from eef.files import PACKAGE
-from eef.trajectory import load
+from eef.trajectory import Trajectory, TrajectoryError, load, to_dict
 
 SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}  # as in conftest
 KEY = "sk-test-3f9a1c77d2e84b60"
@@ -541,3 +541,15 @@ def test_the_command_collects_and_its_mistakes_are_one_message(
     monkeypatch.setitem(sys.modules, "openai", None)
     assert main([*words[:1], str(tmp_path / "f.jsonl"), *words[2:]]) == 2
     assert "the openai client is missing: .venv/bin/pip install -e '.[collect]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reward", [75.0, -1.0, float("nan")])
+def test_a_reward_out_of_range_is_neither_written_nor_resumed_from(tmp_path: Path, reward: float) -> None:
+    path = tmp_path / "t.jsonl"
+    wrong = Trajectory("7", "s0", (), reward)
+    with pytest.raises(TrajectoryError, match=r"'reward' must lie in \[0, 1\]"):
+        _append(path, wrong)
+    assert not path.exists()
+    path.write_text(json.dumps(to_dict(wrong)) + "\n")
+    with pytest.raises(CollectError, match=r"t.jsonl, line 1: 'reward' must lie in \[0, 1\]"):
+        held(path, {})

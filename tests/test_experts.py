@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from eef.envs import TextEnv
+from eef.envs import EnvError, TextEnv
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import Shop, generate
 from eef.envs.webshop.shopper import play
@@ -65,9 +65,10 @@ def test_the_stand_ins_are_as_strong_as_they_say(default: WebShop, seed: int) ->
 
 
 def test_demonstrations_are_nearly_always_wins(default: WebShop) -> None:
-    told: list[int] = []
-    played = demonstrations(default, default.tasks("train")[:100], told.append)
-    assert rate(played) >= 0.9 and {item.source for item in played} == {"perfect"} and sum(told) == 100
+    progress: list[tuple[int, int, int]] = []
+    played = demonstrations(default, default.tasks("train")[:100], lambda *more: progress.append(more))
+    assert rate(played) >= 0.9 and {item.source for item in played} == {"perfect"}
+    assert progress == [(1, int(item.won), 0) for item in played]
 
 
 def test_collecting_is_seeded_and_leaves_the_environment_alone(shop: WebShop, tasks: list[str]) -> None:
@@ -79,11 +80,11 @@ def test_collecting_is_seeded_and_leaves_the_environment_alone(shop: WebShop, ta
 
 
 def test_stand_ins_and_files_are_joined_in_order(shop: WebShop, tasks: list[str], file: Path) -> None:
-    told: list[int] = []
-    found = collect(shop, f"strong+weak+{file}", tasks, 0, told.append)
+    episodes: list[int] = []
+    found = collect(shop, f"strong+weak+{file}", tasks, 0, lambda *more: episodes.append(more[0]))
     assert Counter(item.source for item in found) == {"strong": 20, "weak": 20, "mine": 2}
     assert [item.source for item in found[::20]] == ["strong", "weak", "mine"]
-    assert sum(told) == 40
+    assert sum(episodes) == 40
     assert found[:20] == collect(shop, "strong", tasks, 0)
 
 
@@ -132,6 +133,25 @@ def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
         collect(other, "strong", ["0"], 0)
     with pytest.raises(ValueError, match="no perfect player of counter"):
         demonstrations(other, ["0"])
+
+
+def test_a_subtask_on_which_the_environment_fails_is_neither_won_nor_lost(
+    shop: WebShop, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = collect(shop, "strong", tasks[:3], 0)
+    reset = WebShop.reset
+
+    def failing(self: WebShop, task: str) -> str:
+        if task == tasks[1]:
+            raise EnvError("the catalogue is gone")
+        return reset(self, task)
+
+    monkeypatch.setattr(WebShop, "reset", failing)
+    progress: list[tuple[int, int, int]] = []
+    played = collect(shop, "strong", tasks[:3], 0, lambda *more: progress.append(more))
+    assert (played[0], played[2]) == (expected[0], expected[2])
+    assert (played[1].task, played[1].outcome, played[1].failed) == (tasks[1], "env_error", False)
+    assert len(progress) == 3
 
 
 def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:

@@ -56,6 +56,25 @@ def make(base: str, shop, root: Path, **changes) -> Lab:
     return Lab(Run.open(root, "webshop", "x", 0, {}, {"hashes": {}}), shop, settings, 0, shop.tasks("train"), [], chat)
 
 
+def test_iterations_samples_and_seeds_draw_from_streams_of_their_own(
+    base: str, shop, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple] = []
+    monkeypatch.setattr(
+        Lab, "simulate", lambda self, name, adapter, starts, seed: seen.append((seed, {s.sample for s in starts}))
+    )
+    labs = [make(base, shop, tmp_path) for _ in range(2)]
+    labs[1].seed = 1
+    for lab in labs:
+        for iteration in range(2):
+            for sample in range(2):
+                lab.from_s0(Path("bc"), iteration, sample)
+            assert lab.sampling_seed(iteration) == seen[-1][0], "expert states are simulated with the seed of s0"
+    assert [samples for _, samples in seen] == [{0}, {1}] * 4
+    seeds = [seed for seed, _ in seen[::2]]
+    assert len(set(seeds)) == 4
+
+
 def test_a_full_model_is_trained_simulated_and_tested_like_an_adapter(base: str, shop, tmp_path) -> None:
     settings = Settings(model=base, epochs=2, tune="full", lr=1e-3, iterations=2, restart="last", micro=1)
     row = experiment(
@@ -111,12 +130,12 @@ def test_a_stage_that_was_killed_in_training_goes_on_in_the_next_start(base: str
 
     def watched(limit: int):
         def steps_of(bar):
-            def told(step: int, *_) -> None:
+            def on_step(step: int, *_) -> None:
                 steps.append(step)
                 if step == limit:
                     raise Killed
 
-            return told
+            return on_step
 
         return steps_of
 
@@ -136,7 +155,7 @@ def test_a_stage_that_was_killed_in_training_goes_on_in_the_next_start(base: str
     steps.clear()
     monkeypatch.setattr(lab_module, "_steps", watched(-1))
     made["killed"] = run(tmp_path / "killed")
-    assert steps == [4, 5]
+    assert steps == [1, 2, 3, 4, 5], "the rows of the checkpoint, then the steps after it"
     for name in ("adapter_model.safetensors", "metrics.jsonl", "sft.json", "examples.jsonl", "learn_from.json"):
         assert (made["whole"] / name).read_bytes() == (made["killed"] / name).read_bytes()
     assert not [path for path in (tmp_path / "killed" / "stages").glob(".bc-*") if path.is_dir()]

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 import torch
 
 from eef import trajectory
-from eef.methods import FAILED, _merge, experiment, wins
+from eef.methods import FAILED, _merge, eef, eto, experiment, wins
 from eef.pretrain import make_model, save
+from eef.rollout import Start
 from eef.runs import load_runs
 from eef.selection import Example, select
 from eef.settings import Settings
@@ -88,13 +91,131 @@ def test_a_second_start_reuses_every_stage_and_gives_the_same_row(run, root: Pat
     assert one == (tmp_path / first["run_id"] / "result.json").read_bytes()
 
 
-def test_examples_of_eef_never_learn_harmful_actions(run, root: Path) -> None:
+def test_examples_of_eef_are_wins_with_something_to_learn(run, root: Path) -> None:
     row = run("eef", options={"m": 3})
     folder = root / row["run_id"] / "sft-0"
     kept = trajectory.load(folder / "examples.jsonl")
     begins = json.loads((folder / "learn_from.json").read_text())["learn_from"]
     assert len(kept) == len(begins) and all(t.won for t in kept)
     assert all(0 <= begin < len(t) for t, begin in zip(kept, begins, strict=True))
+
+
+EXPERT_WIN = replace(made("easy", "w"), source="strong")
+FAILURE = replace(made("hard", "abcdefgh", won=False), source="strong")
+
+
+def ended(index: int, how: str, task: str = "hard") -> Trajectory:
+    """The simulation from state ``index`` of ``FAILURE``: won, lost, or broken by the machinery."""
+    turns = (*FAILURE.turns[:index], Turn(f"agent {index} {how}", "the end"))
+    outcome = "replay_divergence" if how == "broken" else "done"
+    return Trajectory(task, "s0", turns, float(how == "won"), how == "won", "policy", outcome, prefix=index)
+
+
+@dataclass
+class FakeLab:
+    """A lab whose simulations end as written down: per iteration, by the index of the state (s0 of "hard" is 0)."""
+
+    ends: Sequence[Mapping[int, str]]
+    settings: Settings = field(default_factory=Settings)
+    tasks: tuple[str, ...] = ("hard",)
+    uncuttable: str = ""
+    experts_: tuple[Trajectory, ...] = (EXPERT_WIN, FAILURE)
+    seeds: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    trained: dict[str, list] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(iterations=len(self.ends))
+        self.env = self
+
+    def cuttable(self, observation: str) -> bool:
+        return observation != self.uncuttable
+
+    def experts(self) -> list[Trajectory]:
+        return list(self.experts_)
+
+    def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
+        self.iteration = iteration
+        return [ended(0, self.ends[iteration].get(0, "lost"), task) for task in self.tasks]
+
+    def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
+        self.seeds.append(seed)
+        self.indices = [start.index for start in starts]
+        return [ended(start.index, self.ends[self.iteration].get(start.index, "lost")) for start in starts]
+
+    def sampling_seed(self, iteration: int) -> int:
+        return 100 + iteration
+
+    def start(self, adapter: Path) -> None:
+        return None
+
+    def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
+        self.trained[name] = [example for example in examples if example.trajectory.source == "policy"]
+        return Path(name)
+
+    def dpo(self, name: str, pairs: Sequence[tuple[Trajectory, Trajectory]], start: Path) -> Path:
+        self.trained[name] = list(pairs)
+        return Path(name)
+
+
+@pytest.mark.parametrize("recovery", [True, False])
+@pytest.mark.parametrize("one_per_state", [True, False])
+def test_examples_of_eef_never_learn_harmful_actions(recovery: bool, one_per_state: bool) -> None:
+    """Whatever the outcomes: an action between a state that won and the next one, which lost, carries no loss."""
+    barred = 0
+    for ends in product(["won", "lost", "broken"], repeat=4):
+        lab = FakeLab([dict(zip((0, 2, 4, 6), ends, strict=True))])
+        eef(lab, m=3, recovery=recovery, one_per_state=one_per_state)
+        known = [(state, how == "won") for state, how in zip((0, 2, 4, 6), ends, strict=True) if how != "broken"]
+        known.append((len(FAILURE), False))
+        harmful = {
+            turn for (begin, won), (end, later) in pairwise(known) for turn in range(begin, end) if won and not later
+        }
+        for example in lab.trained["sft-0"]:
+            prefix = range(example.trajectory.prefix)
+            assert example.trajectory.won and not any(example.mask[turn] for turn in harmful & set(prefix))
+            assert all(example.mask[example.trajectory.prefix :]), "the agent's own actions are learnt"
+            barred += len(harmful & set(prefix))
+    assert (barred > 0) == (recovery or not one_per_state)  # the first win is behind no harmful action
+
+
+def solved(lab: FakeLab, stage: str) -> list[tuple[int, int]]:
+    """The state that each example starts from, and its first turn with loss."""
+    return [(example.trajectory.prefix, example.learn_from) for example in lab.trained[stage]]
+
+
+def test_eef_keeps_the_wins_of_earlier_iterations() -> None:
+    lab = FakeLab([{2: "won", 6: "won"}, {0: "won", 6: "broken"}, {}])
+    eef(lab, m=3)
+    assert solved(lab, "sft-0") == [(2, 0), (6, 4)]
+    assert solved(lab, "sft-1") == solved(lab, "sft-2") == [(0, 0), (6, 4)]
+    assert lab.seeds == [100, 101, 102], "each iteration samples anew"
+
+
+def test_eef_does_not_count_a_broken_simulation_as_lost() -> None:
+    """Were s4 lost, what led there from s2 would be harmful, and the win from s6 its recovery."""
+    for how, examples in (("broken", [(2, 0)]), ("lost", [(2, 0), (6, 4)])):
+        lab = FakeLab([{2: "won", 4: how, 6: "won"}])
+        eef(lab, m=3)
+        assert solved(lab, "sft-0") == examples
+    lab = FakeLab([{0: "broken", 2: "won"}, {4: "won"}])  # s0 is not important before its outcome is known
+    eef(lab, m=3)
+    assert solved(lab, "sft-0") == [] and solved(lab, "sft-1") == [(2, 0)]
+
+
+def test_eef_starts_only_where_the_environment_allows_it() -> None:
+    lab = FakeLab([{2: "won"}], uncuttable=FAILURE.state(4))
+    eef(lab, m=3)
+    assert lab.indices == [2, 6]
+
+
+def test_eto_pairs_with_the_failures_of_all_iterations() -> None:
+    expert = replace(made("hard", "w"), source="strong")
+    lab = FakeLab([{0: "lost"}, {0: "won"}, {0: "lost"}], experts_=(expert,))
+    eto(lab)
+    lost = ended(0, "lost")
+    assert lab.trained["dpo-0"] == lab.trained["dpo-1"] == [(expert, lost)]
+    assert lab.trained["dpo-2"] == [(expert, lost), (expert, lost)]
 
 
 def test_iterations_go_on_from_base_or_from_the_last_adapter(run, root: Path) -> None:

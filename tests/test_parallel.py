@@ -45,10 +45,10 @@ def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> N
         trajectory.save((t for pair in data for t in pair), two / "pairs.jsonl")
         settings["beta"] = 0.1
     job = {"kind": kind, "policy": {"model": base}, "new_adapter": new, "settings": settings}
-    told: list[int] = []
+    steps: list[int] = []
     expected = learn(job, data, one)
-    report = learn_together(job, two, 2, lambda step, steps, last: told.append(step))
-    assert told == list(range(1, 9)), "8 updates of 4 rows, the last of each epoch smaller"
+    report = learn_together(job, two, 2, lambda step, *_: steps.append(step))
+    assert steps == list(range(1, 9)), "8 updates of 4 rows, the last of each epoch smaller"
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, two)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
     assert max(weight.abs().max() for name, weight in weights[0].items() if "lora_B" in name) > 1e-3
@@ -73,14 +73,14 @@ def test_two_processes_go_on_from_a_checkpoint_to_equal_weights(base: str, shop,
         job = {"kind": "sft", "policy": {"model": base}, "new_adapter": {"seed": 0, "r": 4}, "settings": settings}
         seen: list[int] = []
 
-        def told(step: int, steps: int, last: dict, seen=seen) -> None:
+        def on_step(step: int, steps: int, row: dict, seen=seen) -> None:
             seen.append(step)
             if step == 18:
                 raise KeyboardInterrupt
 
         if stopped:
             with pytest.raises(KeyboardInterrupt):
-                learn_together(job, folder, 2, told)
+                learn_together(job, folder, 2, on_step)
         seen.clear()
         report = learn_together(job, folder, 2, lambda step, *_, seen=seen: seen.append(step))
         made[name] = (folder / "adapter_model.safetensors").read_bytes(), report
@@ -112,12 +112,17 @@ def test_two_workers_simulate_what_one_process_does(made: bool, base: str, shop)
     """An environment that travels as it is, and one that each worker makes for itself."""
     options = {"catalogue": {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}}
     env = make_env("webshop", max_steps=15, **options) if made else shop
-    starts, told = starts_of(env), []
+    starts, progress = starts_of(env), []
+    starts += [starts[0], starts[-1]]  # equal starts, in the parts of different workers
     how = {"seed": 3, "temperature": 1.0, "slots": 4}
     expected = simulate(Policy.load(base), env, starts, **how)
-    found = simulate_together({"model": base}, env, starts, 2, told=told.append, **how)
+    found = simulate_together({"model": base}, env, starts, 2, on_progress=lambda *more: progress.append(more), **how)
     assert found == expected and len({tuple(t.actions) for t in found}) > 6
-    assert sum(told) == len(starts)
+    assert [sum(column) for column in zip(*progress, strict=True)] == [
+        len(starts), sum(t.won for t in found), sum(t.info["tokens"] for t in found)
+    ]  # fmt: skip
+    streams = [(t.task, t.prefix, tuple(t.actions[t.prefix :])) for t in (found[0], found[-2])]
+    assert streams[0] != streams[1], "equal starts have streams of their own"
 
 
 @pytest.mark.slow

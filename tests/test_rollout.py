@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import random
+import zlib
 from dataclasses import replace
 
 import pytest
 
 from eef import react
 from eef.chat import Chat
+from eef.envs import EnvError
 from eef.experts import collect
 from eef.policy import Policy
-from eef.rollout import Start, simulate
+from eef.rollout import Start, simulate, streams
 from eef.selection import cut_points
+from eef.trajectory import Turn
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,184 @@ def test_a_replay_that_diverges_is_its_own_outcome(shop, experts, policy: Policy
     assert played[1].outcome in ("done", "max_steps")
 
 
+def test_a_divergence_costs_only_the_states_after_it(shop, experts, policy: Policy) -> None:
+    expert = next(t for t in experts if t.failed and len(t) > 4)
+    turns = (*expert.turns[:2], replace(expert.turns[2], observation="another page"), *expert.turns[3:])
+    broken = replace(expert, turns=turns)
+    starts = [Start(broken.task, broken, index) for index in (3, 1, 4, 2)]
+    played = simulate(policy, shop, starts, seed=0)
+    assert [t.outcome in ("done", "max_steps") for t in played] == [False, True, False, True]
+    assert {played[0].outcome, played[2].outcome} == {"replay_divergence"}
+    assert [t.prefix for t in played] == [3, 1, 4, 2]
+
+
+class Faulty:
+    """A shop in which ``call`` fails on subtask ``bad``; ``fork`` fails the first time and the third."""
+
+    def __init__(self, shop, call: str, bad: str) -> None:
+        self.shop, self.call, self.bad, self.forks = shop, call, bad, 0
+        self.name, self.max_steps = shop.name, shop.max_steps
+
+    def _fail(self, call: str) -> None:
+        if call == self.call and self.task == self.bad:
+            raise EnvError(f"{call} failed")
+
+    def fork(self) -> Faulty:
+        self.forks += 1
+        if self.call == "fork" and self.forks in (1, 3):
+            raise EnvError("fork failed")
+        return Faulty(self.shop.fork(), self.call, self.bad)
+
+    def reset(self, task: str) -> str:
+        self.task = task
+        self._fail("reset")
+        return self.shop.reset(task)
+
+    def step(self, action: str):
+        self._fail("step")
+        return self.shop.step(action)
+
+    def available_actions(self):
+        self._fail("available_actions")
+        return self.shop.available_actions()
+
+
+@pytest.mark.parametrize("call", ["fork", "reset", "available_actions", "step"])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_an_environment_that_fails_costs_one_episode(call: str, slots: int, shop, policy: Policy) -> None:
+    starts = [Start(task) for task in shop.tasks("train")[:4]]
+    expected = simulate(policy, shop, starts, seed=0)
+    progress: list[tuple[int, int, int]] = []
+    env = Faulty(shop, call, starts[1].task)
+    played = simulate(policy, env, starts, seed=0, slots=slots, on_progress=lambda *more: progress.append(more))
+    assert played[1].outcome == "env_error" and not played[1].failed and not played[1].won
+    assert [played[place] for place in (0, 2, 3)] == [expected[place] for place in (0, 2, 3)]
+    assert [one[0] for one in progress] == [1] * 4
+
+
+@pytest.mark.parametrize("call", ["fork", "reset", "step"])
+def test_an_environment_that_fails_on_the_way_to_expert_states_costs_those(
+    call: str, shop, experts, policy: Policy
+) -> None:
+    expert = next(t for t in experts if t.failed and len(t) > 3)
+    other = next(task for task in shop.tasks("train") if task != expert.task)
+    starts = [Start(expert.task, expert, 1), Start(expert.task, expert, 2), Start(other)]
+    played = simulate(policy, Faulty(shop, call, expert.task), starts, seed=0)
+    assert "env_error" in {t.outcome for t in played[:2]} <= {"env_error", "done", "max_steps"}
+    assert played[2] == simulate(policy, shop, starts[2:], seed=0)[0]
+
+
+class Replayed:
+    """A shop that cannot fork, and in which an episode ends after ``steps`` steps: one more is a RuntimeError."""
+
+    def __init__(self, shop, steps: int, max_steps: int) -> None:
+        self.shop, self.steps, self.max_steps, self.name = shop.fork(), steps, max_steps, shop.name
+
+    def fork(self):
+        raise NotImplementedError
+
+    def workers(self, count: int) -> list[Replayed]:
+        return [Replayed(self.shop, self.steps, self.max_steps) for _ in range(min(count, 2))]
+
+    def reset(self, task: str) -> str:
+        self.left = self.steps
+        return self.shop.reset(task)
+
+    def step(self, action: str):
+        if not self.left:
+            raise RuntimeError("the episode is over: call reset(task)")
+        step = self.shop.step(action)
+        self.left = 0 if step.done else self.left - 1
+        return replace(step, done=not self.left)
+
+    def available_actions(self):
+        return self.shop.available_actions()
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "outcome"),
+    [(3, "max_steps"), (9, "replay_divergence")],  # a limit that is known, and one of the environment's own
+)
+def test_an_expert_longer_than_the_step_limit_costs_only_its_late_states(
+    max_steps: int, outcome: str, shop, experts, policy: Policy
+) -> None:
+    expert = next(t for t in experts if t.failed and len(t) > 5)
+    starts = [Start(expert.task, expert, index) for index in (5, 1, 3, 2, 4)]
+    played = simulate(policy, Replayed(shop, 3, max_steps), [*starts, Start(expert.task)], seed=0)
+    assert [played[place].outcome for place in (0, 2, 4)] == [outcome] * 3
+    assert all(played[place].outcome in ("done", "max_steps") for place in (1, 3, 5))
+    assert all(1 <= len(played[place]) <= 3 for place in (1, 3, 5))
+    assert [t.prefix for t in played] == [5, 1, 3, 2, 4, 0]
+
+
+def test_an_expert_beyond_the_step_limit_of_an_environment_that_forks(shop, experts, policy: Policy) -> None:
+    expert = next(t for t in experts if t.failed and len(t) > 4)
+    starts = [Start(expert.task, expert, index) for index in (4, 2, 1)]
+    played = simulate(policy, shop, starts, seed=0, max_steps=2)
+    assert [(t.outcome, len(t)) for t in played[:2]] == [("max_steps", 4), ("max_steps", 2)] and len(played[2]) == 2
+
+
+def test_a_state_that_the_expert_does_not_have_is_refused(shop, experts, policy: Policy) -> None:
+    with pytest.raises(ValueError, match="state 99 of an expert trajectory of"):
+        simulate(policy, shop, [Start(experts[0].task, experts[0], 99)])
+
+
+# Random streams
+
+
+def test_the_stream_of_s0_depends_on_seed_task_and_sample() -> None:
+    assert streams([Start("7", sample=2), Start("8")], 5) == [
+        [5, zlib.crc32(b"7||0|2")],
+        [5, zlib.crc32(b"8||0|0")],
+    ]
+
+
+def test_every_start_has_a_stream_of_its_own_whatever_the_order(experts) -> None:
+    expert = next(t for t in experts if len(t) > 3)
+    longer = replace(expert, turns=(*expert.turns, Turn("click[back to search]", "the first page")))
+    elsewhere = replace(expert, turns=(*expert.turns[:-1], replace(expert.turns[-1], observation="another page")))
+    starts = [
+        Start(t.task, t, index, sample) for t in (expert, longer, elsewhere) for index in (0, 1) for sample in (0, 1)
+    ]
+    starts += [Start(expert.task, sample=sample) for sample in (0, 1)]
+    seeds = streams(starts, 3)
+    assert len({tuple(seed) for seed in seeds}) == len(starts)
+    assert len({tuple(seed) for seed in [*seeds, *streams(starts, 4)]}) == 2 * len(starts)
+    order = list(range(len(starts)))
+    random.Random(0).shuffle(order)
+    assert streams([starts[place] for place in order], 3) == [seeds[place] for place in order]
+    copies = [replace(start, expert=start.expert and replace(start.expert)) for start in starts]
+    twice = streams(starts + copies, 3)
+    assert twice[: len(starts)] == seeds, "the first of equal starts is as if alone"
+    assert len({tuple(seed) for seed in twice}) == 2 * len(starts)
+
+
+def test_equal_starts_are_simulated_apart_and_a_part_like_the_whole(shop, experts, policy: Policy) -> None:
+    expert = next(t for t in experts if t.failed and len(t) > 3)
+    starts = [Start(expert.task, expert, 1), Start(expert.task), Start(expert.task, expert, 1), Start(expert.task)]
+    played = simulate(policy, shop, starts, seed=1)
+    assert played == simulate(policy, shop, starts, seed=1, slots=1)
+    assert played[0] != played[2] and played[1] != played[3]
+    assert simulate(policy, shop, starts[:2], seed=1) == played[:2]
+    assert simulate(policy, shop, starts[2:], seed=1, seeds=streams(starts, 1)[2:]) == played[2:]
+
+
+def test_two_failures_on_one_subtask_are_simulated_apart(shop, experts, policy: Policy) -> None:
+    """They share what comes before the state: what differs is behind it."""
+    expert = next(t for t in experts if t.failed and len(t) > 3)
+    other = replace(expert, turns=expert.turns[:-1])
+    one, two = simulate(policy, shop, [Start(t.task, t, 1) for t in (expert, other)], seed=0)
+    assert one.turns[:1] == two.turns[:1] and one.turns != two.turns
+
+
+def test_the_temperature_decides_between_the_best_and_a_drawn_action(shop, policy: Policy) -> None:
+    starts = [Start(task) for task in shop.tasks("train")[:8]]
+    greedy, cold, warm = (simulate(policy, shop, starts, seed=0, temperature=t) for t in (0.0, 1e-6, 1.0))
+    strip = [replace(t, info={}) for t in cold]
+    assert strip == [replace(t, info={}) for t in greedy] != [replace(t, info={}) for t in warm]
+    assert greedy == simulate(policy, shop, starts, seed=1, temperature=0.0)
+
+
 def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> None:
     policy.context = 150
     played = simulate(policy, shop, [Start(task) for task in shop.tasks("train")], seed=0)
@@ -72,9 +254,11 @@ def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> No
 
 
 def test_progress_counts_every_episode(shop, policy: Policy) -> None:
-    seen: list[int] = []
-    simulate(policy, shop, [Start(task) for task in shop.tasks("train")], seed=0, told=seen.append)
-    assert sum(seen) == len(shop.tasks("train"))
+    seen: list[tuple[int, int, int]] = []
+    starts = [Start(task) for task in shop.tasks("train")]
+    played = simulate(policy, shop, starts, seed=0, on_progress=lambda *more: seen.append(more))
+    assert sorted(seen) == sorted((1, int(t.won), t.info["tokens"]) for t in played)
+    assert min(tokens for _, _, tokens in seen) > 0
 
 
 class Scripted:

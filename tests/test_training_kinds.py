@@ -146,11 +146,11 @@ def test_flat_batches_train_like_padded_ones(base: str, examples, tmp_path) -> N
 
 
 def killed_at(step: int):
-    def told(now: int, steps: int, last: dict) -> None:
+    def on_step(now: int, steps: int, row: dict) -> None:
         if now == step:
             raise Killed
 
-    return told
+    return on_step
 
 
 def pairs_of(examples) -> list[tuple[Trajectory, Trajectory]]:
@@ -169,17 +169,17 @@ def test_a_killed_training_goes_on_to_equal_weights_and_losses(kind: str, base: 
     whole = train(start(base), data, tmp_path / "whole", **SETTINGS, **more)
     work = {"work": tmp_path / "work", "checkpoint_minutes": 0.0}
     seen: list[int] = []
-    for step in (3, 6, 8):  # each is told before its checkpoint is made
+    for step in (3, 6, 8):  # each is reported before its checkpoint is written
         with pytest.raises(Killed):
-            train(start(base), data, tmp_path / "killed", **SETTINGS, **more, **work, told=killed_at(step))
+            train(start(base), data, tmp_path / "killed", **SETTINGS, **more, **work, on_step=killed_at(step))
         kept = list((tmp_path / "work").glob("checkpoint-*"))
         assert [path.name for path in kept] == [f"checkpoint-{step - 1}"]
     (tmp_path / "work" / "checkpoint-8").mkdir()  # torn: not marked as whole
     (tmp_path / "work" / "checkpoint-8" / "trainer_state.json").write_text("{")
     report = train(
-        start(base), data, tmp_path / "killed", **SETTINGS, **more, **work, told=lambda now, *_: seen.append(now)
+        start(base), data, tmp_path / "killed", **SETTINGS, **more, **work, on_step=lambda now, *_: seen.append(now)
     )
-    assert seen == [8, 9], "it went on after the last whole checkpoint"
+    assert seen == list(range(1, 10)), "the rows of the checkpoint, then the steps after it"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert report == whole
     assert not list((tmp_path / "work").glob("checkpoint-*"))
@@ -212,10 +212,10 @@ def test_half_precision_is_tuned_in_float32_and_saved_as_it_came(base: str, exam
     policy = Policy.load(base, dtype="bfloat16")
     before, seen = policy.model.lm_head.weight.detach().clone(), set()
 
-    def told(*_) -> None:
+    def on_step(*_) -> None:
         seen.add(policy.model.lm_head.weight.dtype)
 
-    report = sft(policy, examples, tmp_path / "half", **{**SETTINGS, "epochs": 6}, told=told)
+    report = sft(policy, examples, tmp_path / "half", **{**SETTINGS, "epochs": 6}, on_step=on_step)
     assert seen == {torch.float32} and before.dtype == torch.bfloat16 == policy.model.lm_head.weight.dtype
     assert report["losses"][-1]["loss"] < report["losses"][0]["loss"] - 0.2
     again = Policy.load(base, tmp_path / "half").model
@@ -254,7 +254,7 @@ def test_the_four_bit_path_goes_on_from_a_checkpoint_too(tokenizer, examples, tm
     work = {"work": tmp_path / "work", "checkpoint_minutes": 0.0}
     sft(trainable(base, quantize="nf4"), examples, tmp_path / "whole", **settings)
     with pytest.raises(Killed):
-        sft(trainable(base, quantize="nf4"), examples, tmp_path / "b", **settings, **work, told=killed_at(6))
+        sft(trainable(base, quantize="nf4"), examples, tmp_path / "b", **settings, **work, on_step=killed_at(6))
     sft(trainable(base, quantize="nf4"), examples, tmp_path / "b", **settings, **work)
     both = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "b")]
     assert both[0] == both[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,28 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: object, message: str) -> None
     path.write_text(json.dumps(to_dict(SMALL)) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(TrajectoryError, match=rf"t.jsonl, line 2: .*{message}"):
         load(path)
+
+
+@pytest.mark.parametrize("reward", [75, -1, -1.0, 1.0001, float("nan"), float("inf"), True, "1", None])
+@pytest.mark.parametrize("layout", ["ours", "eto_list", "eto_lines"])
+def test_a_reward_out_of_range_is_named_in_every_format(tmp_path: Path, reward: object, layout: str) -> None:
+    path = tmp_path / "t.jsonl"
+    ours = layout == "ours"
+    rows = [{**to_dict(SMALL), "reward": r} if ours else eto_row(reward=r) for r in (1.0, reward)]
+    path.write_text(json.dumps(rows) if layout == "eto_list" else "\n".join(map(json.dumps, rows)))
+    number = isinstance(reward, (int, float)) and not isinstance(reward, bool)
+    what = r"'reward' must lie in \[0, 1\], not .*: divide ScienceWorld scores by 100" if number else "must be a number"
+    with pytest.raises(TrajectoryError, match=f"t.jsonl, {'item 1' if layout == 'eto_list' else 'line 2'}: .*{what}"):
+        load(path)
+
+
+@pytest.mark.parametrize("change", [{"reward": 75.0}, {"reward": float("nan")}, {"reward": True}, {"prefix": 3}])
+def test_what_cannot_be_loaded_is_not_saved(tmp_path: Path, change: dict) -> None:
+    path = save([SMALL], tmp_path / "t.jsonl")
+    with pytest.raises(TrajectoryError, match=r"t.jsonl was not written, trajectory 2 \(task 7\): '(reward|prefix)'"):
+        save([SMALL, replace(SMALL, **change)], path)
+    assert load(path) == [SMALL]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
 
 
 # ETO's conversations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -86,6 +87,8 @@ def workers(env: TextEnv, count: int) -> list[TextEnv]:
         env.fork()
     except NotImplementedError:
         return cast(ReplayEnv, env).workers(count)
+    except EnvError:  # it forks, but failed this time
+        pass
     return []
 
 
@@ -106,21 +109,38 @@ def make_env(name: str, **options: Any) -> TextEnv:
     return env
 
 
-def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]) -> str:
+def restore(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> str:
     """Bring ``env`` to the state after ``actions`` and compare every observation on the way.
 
     An empty action is an answer that held none: the environment was left alone, and is so again.
     ``observations`` holds the text of s0, s1, ...: one more than ``actions``. Returns the last one.
-    :class:`ReplayDivergence` names the first step that differs.
+    :class:`ReplayDivergence` names the first step that differs, or the action that ended the episode too early: before
+    the last one or, with ``live``, with the last one, so that no action could follow.
     """
     if len(observations) != len(actions) + 1:
         raise ValueError(f"{len(actions)} actions need {len(actions) + 1} observations, not {len(observations)}")
     seen = env.reset(task)
     _compare(task, 0, seen, observations[0])
+    ended = False
     for index, action in enumerate(actions):
-        seen = env.step(action).observation if action else observations[index + 1]
+        if ended:
+            raise _ended_early(task, index - 1, len(actions))
+        if action:
+            step = env.step(action)
+            seen, ended = step.observation, step.done
+        else:
+            seen = observations[index + 1]
         _compare(task, index + 1, seen, observations[index + 1])
+    if ended and live:
+        raise _ended_early(task, len(actions) - 1, len(actions) + 1)
     return seen
+
+
+def _ended_early(task: str, action: int, actions: int) -> ReplayDivergence:
+    return ReplayDivergence(
+        f"task {task}: the replay ended with action {action}, but the recording has at least {actions} actions: use "
+        "the environment and the step limit of the recording"
+    )
 
 
 def _compare(task: str, index: int, seen: str, recorded: str) -> None:
@@ -133,21 +153,30 @@ def _compare(task: str, index: int, seen: str, recorded: str) -> None:
         )
 
 
-def expert_states(env: TextEnv, expert: Trajectory, indices: list[int]) -> dict[int, TextEnv]:
-    """Environments put in the states s_i of ``expert`` for each i of ``indices`` (paper, section 4.1).
+def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[tuple[int, TextEnv]]:
+    """Replay ``expert`` once; yield (i, an environment in its state s_i) for each i of ``indices``, in ascending order.
 
-    One pass over the expert's actions, a fork at each wanted state, every observation compared.
+    Every observation is compared. :class:`ReplayDivergence` is raised where the replay diverges, after the states
+    before have been yielded.
     """
-    wanted, twins = sorted(set(indices)), {}
+    wanted = sorted(set(indices))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < max(len(expert), 1):
         raise ValueError(f"states {wanted} of an expert trajectory of {len(expert)} turns (task {expert.task})")
     _compare(expert.task, 0, env.reset(expert.task), expert.prompt)
     for index in range(wanted[-1] + 1 if wanted else 0):
         if index in wanted:
-            twins[index] = env.fork()
+            yield index, env.fork()
         if index < wanted[-1] and expert.turns[index].action:  # an answer without an action left it alone
             step = env.step(expert.turns[index].action)
             _compare(expert.task, index + 1, step.observation, expert.turns[index].observation)
             if step.done:
-                raise ReplayDivergence(f"task {expert.task}: the replay ended with action {index} of {len(expert)}")
-    return twins
+                raise _ended_early(expert.task, index, len(expert))
+
+
+def expert_states(env: TextEnv, expert: Trajectory, indices: list[int]) -> dict[int, TextEnv]:
+    """Environments put in the states s_i of ``expert`` for each i of ``indices`` (paper, section 4.1).
+
+    One pass over the expert's actions, a fork at each wanted state, every observation compared. All states or
+    :class:`ReplayDivergence`; :func:`walk` also gives the states before a divergence.
+    """
+    return dict(walk(env, expert, indices))

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from eef.envs import ReplayDivergence, Step, TextEnv, expert_states, make_env, restore
+from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, expert_states, make_env, restore, walk, workers
 from eef.trajectory import Trajectory, Turn
 
 
@@ -87,6 +87,38 @@ def test_a_page_cut_short_is_a_divergence() -> None:
 def test_restore_needs_one_observation_more() -> None:
     with pytest.raises(ValueError, match="4 actions need 5 observations, not 4"):
         restore(Counter(), "1", ACTIONS, PAGES[:4])
+
+
+@pytest.mark.parametrize("last", ["add[1]", ""])
+def test_a_replay_that_ends_before_the_last_action_is_a_divergence(last: str) -> None:
+    actions = ["add[4]", "add[5]", last]  # the second one reaches 10
+    pages = ["the total is 1 now", "the total is 5 now", "the total is 10 now", "the total is 11 now"]
+    env = Counter()
+    with pytest.raises(ReplayDivergence, match="the replay ended with action 1, but the recording has at least 3"):
+        restore(env, "1", actions, pages)
+    assert env.replayed == 2  # nothing is played past the end
+    assert restore(env, "1", actions[:2], pages[:3]) == pages[2]
+    with pytest.raises(ReplayDivergence, match="the replay ended with action 1"):
+        restore(env, "1", actions[:2], pages[:3], live=True)
+    assert restore(env, "1", actions[:1], pages[:2], live=True) == pages[1]
+
+
+def test_the_states_before_a_divergence_are_reached() -> None:
+    states = walk(Counter(drift_at=3), EXPERT, [3, 0, 2])
+    assert [(index, twin.step("add[1]").observation) for index, twin in (next(states), next(states))] == [
+        (0, "the total is 2 now"),
+        (2, "the total is 505 now"),  # the drift of the third step
+    ]
+    with pytest.raises(ReplayDivergence, match="task 1, state 3"):
+        next(states)
+
+
+def test_an_environment_whose_fork_fails_is_not_taken_for_one_that_cannot_fork() -> None:
+    class Failing(Counter):
+        def fork(self) -> Counter:
+            raise EnvError("no memory")
+
+    assert workers(Failing(), 2) == []
 
 
 def test_expert_states_stand_where_the_expert_stood() -> None:
