@@ -227,7 +227,7 @@ class Lab:
             with tqdm(desc="eval", total=len(self.test), unit="episode") as bar:
                 starts = [Start(task) for task in self.test]
                 played = self._play(
-                    adapter, starts, 0, settings.eval_temperature, lambda n: _advance(bar, n), folder
+                    adapter, starts, 0, settings.eval_temperature, _advance(bar, self.run, "eval"), folder
                 )  # fmt: skip
             trajectory.save(played, folder / "trajectories.jsonl")
             table = evaluate.results(played)
@@ -260,7 +260,7 @@ class Lab:
     ) -> list[Trajectory]:
         def write(folder: Path) -> None:
             with tqdm(desc=name, total=total or len(self.tasks), unit="episode") as bar:
-                made = make(lambda n: _advance(bar, n), folder)
+                made = make(_advance(bar, self.run, name), folder)
             trajectory.save(made, folder / "trajectories.jsonl")
             log_metrics(folder, {**evaluate.cost(made), "wins": sum(t.won for t in made)})
 
@@ -327,9 +327,9 @@ class Lab:
         job = {"kind": kind, "policy": self._load(start), "new_adapter": new_adapter, "settings": how}
         with tqdm(desc=name, unit="step") as bar:
             if settings.processes > 1:
-                report = learn_together(job, folder, settings.processes, _steps(bar))
+                report = learn_together(job, folder, settings.processes, _steps(bar, self.run, name))
             else:
-                report = learn(job, data, folder, _steps(bar))
+                report = learn(job, data, folder, _steps(bar, self.run, name))
         log_metrics(folder, report.pop("losses"))
         write_json(folder / f"{kind}.json", {**report, "artefact": settings.artefact})
 
@@ -379,15 +379,21 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     return told
 
 
-def _advance(bar: Any, n: int) -> None:
-    bar.update(n)
+def _advance(bar: Any, run: Run, stage: str) -> Callable[[int], None]:
+    def told(n: int) -> None:
+        bar.update(n)
+        run.progress(stage, {"episodes": bar.n})
+
+    return told
 
 
-def _steps(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
+def _steps(bar: Any, run: Run, stage: str) -> Callable[[int, int, dict[str, float]], None]:
     def told(step: int, steps: int, last: dict[str, float]) -> None:
         bar.total = steps
         bar.set_postfix(**({"loss": f"{last['loss']:.3f}"} if last else {}))
         bar.update(step - bar.n)
+        if last:
+            run.progress(stage, last)
 
     return told
 

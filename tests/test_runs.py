@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from eef import runs
+from eef import live, runs
 from eef.runs import Run, RunError, code_hash, digest, load_runs, log_metrics, stamp
 
 STAMP = {"commit": "abc", "hashes": {"catalogue": "c1", "chat": "t1"}}
@@ -294,21 +294,16 @@ def test_wandb_offline_folder_is_written_once(
 def test_wandb_troubles_are_one_line_and_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tried = []
-
-    def broken(folder: Path, mode: str) -> str | None:
-        tried.append(mode)
-        return "no network" if mode == "online" else None
-
-    monkeypatch.setattr(runs, "_mirror_apart", broken)
+    broken = "import sys; print('some log'); print('no space', file=sys.stderr); sys.exit(3)"
+    monkeypatch.setattr(live, "COMPANION", [sys.executable, "-c", broken])
     monkeypatch.setenv("WANDB_MODE", "online")
     run = open_run(tmp_path)
     run.finish({"win_rate": 0.5})
-    assert tried == ["online", "offline"] and run.done
+    assert run.done
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: W&B")]
-    assert len(said) == 1 and "no network" in said[0]
+    assert len(said) == 1 and "ended with code 3: no space" in said[0]
     state = json.loads((run.folder / "timing.json").read_text())["wandb"]
-    assert state["error"] == "no network" and state["used"] == "offline"
+    assert state["error"] in said[0] and (state["mode"], state["used"]) == ("online", "disabled")
     monkeypatch.setenv("WANDB_MODE", "onlin")
     run.finish({"win_rate": 0.5})
     assert "'onlin' is unknown" in capsys.readouterr().out
