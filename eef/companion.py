@@ -46,14 +46,15 @@ class State:
 
 @dataclass
 class Companion:
-    """One run's W&B run. It is opened when there is something to send; ``replayed`` are the stages seen so far."""
+    """One run's W&B run, opened when there is something to send. ``labels`` and ``complete``: stage -> its folder."""
 
     folder: Path
     mode: str
     parent: int
     state: State
     run: Any = None
-    replayed: list[tuple[str, str]] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    complete: dict[str, str] = field(default_factory=dict)
     axes: set[str] = field(default_factory=set)
 
     @classmethod
@@ -113,7 +114,7 @@ class Companion:
         """Leave what was sent as it is, and send everything again to a W&B run of its own."""
         self.state = State(self.mode, self.state.attempt + 1, error=self.state.error, pid=self.state.pid)
         self.open()
-        for stage, label in self.replayed:
+        for stage, label in self.complete.items():
             self.rows(stage, label)
 
     def handle(self, event: dict[str, Any]) -> int | None:
@@ -122,7 +123,7 @@ class Companion:
             case "stage":
                 self.stage(event["stage"], event["label"], event["status"])
             case "progress":
-                self.log(event["stage"], self.label(event["stage"]), event["row"])
+                self.log(event["stage"], self.labels.get(event["stage"], event["stage"]), event["row"])
             case "finish":
                 self.finish(event["content"])
                 return 0
@@ -135,8 +136,9 @@ class Companion:
         earlier = [name for name in self.state.sent if name.rpartition("-")[0] == stage]
         if self.run is None and earlier and label not in earlier:
             self.renew()
-        if (stage, label) not in self.replayed:
-            self.replayed.append((stage, label))
+        self.labels[stage] = label
+        if status != "started":
+            self.complete[stage] = label
         if self.state.sent.get(label, 0) is None:
             return
         self.open()
@@ -144,9 +146,6 @@ class Companion:
             self.run.summary.update({"stage": stage})
         else:
             self.rows(stage, label)
-
-    def label(self, stage: str) -> str:
-        return dict(self.replayed).get(stage, stage)
 
     def rows(self, stage: str, label: str) -> None:
         """Send the rows of a complete stage that were not sent while it was in progress."""
