@@ -201,7 +201,7 @@ def follow(folder: str, mode: str, parent: str) -> int:
     """Send the events of a run until it ends; what ``python -c`` calls. Returns 0, or 1 where W&B failed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends with the run, not before
         signal.signal(number, signal.SIG_IGN)
-    at, lock = Path(folder), FileLock(Path(folder) / "wandb" / ".lock")
+    at, lock = Path(folder), FileLock(Path(folder) / "wandb" / mirror.LOCK)
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:

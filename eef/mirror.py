@@ -15,10 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from eef.live import writable_folders
 from eef.runs import RunError, apart, digest, read_json, write_json
 from eef.trajectory import Trajectory, load
 
+LOCK = ".lock"  # in a run's folder wandb, held by the companion process
 SHOWN = 40  # trajectories in a table of a run, half of them lost
 BUDGET = ("episodes", "env_steps", "tokens")
 TEST = ("win_rate", "win_low", "win_high", "mean_reward", "win_rate_easy", "win_rate_medium", "win_rate_hard")
@@ -129,10 +132,21 @@ def account() -> str | None:
 
 
 def unsynced(root: Path) -> list[Path]:
-    """The offline folders below ``root`` that have not been sent to W&B, oldest first."""
+    """The offline folders below ``root`` that were not sent to W&B, oldest first, without those of runs in progress."""
     found = [*root.glob("*__*/wandb/offline-run-*"), *root.glob("sweeps/*.wandb/wandb/offline-run-*")]
     left = [path for path in found if path.is_dir() and list(path.glob("*.wandb")) and not list(path.glob("*.synced"))]
-    return sorted(left, key=lambda path: path.name)
+    return sorted((path for path in left if not _in_progress(path.parent)), key=lambda path: path.name)
+
+
+def _in_progress(folder: Path) -> bool:
+    """Whether a run's companion process is writing to its folder ``wandb``."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:

@@ -2,6 +2,7 @@
 
 ``root/{run_id}/`` holds ``config.json``, ``stamp.json``, ``metrics.jsonl``, ``result.json``, ``timing.json`` and a
 link to each stage; ``root/stages/{name}-{hash}/`` holds the stages. The folder is the record: figures read it alone.
+``events.jsonl`` and ``wandb/`` are W&B's (see :mod:`eef.live`).
 """
 
 from __future__ import annotations

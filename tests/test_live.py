@@ -30,7 +30,7 @@ from eef.runs import Run, log_metrics, read_json, write_json
 from eef.trajectory import save as save_trajectories
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from eef.runs import Run, log_metrics
 root, wandb, steps, delay, crash = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
 with Run.open(root, "webshop", "eef-m5", 3, {"method": "eef"}, {"hashes": {}}, group="demo", wandb=wandb) as run:
@@ -47,6 +47,11 @@ with Run.open(root, "webshop", "eef-m5", 3, {"method": "eef"}, {"hashes": {}}, g
                 raise RuntimeError("out of memory")
         log_metrics(at, rows)
 
+    if os.environ.get("FORK"):
+        if (child := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(0)
+        print("child", child, flush=True)
     run.stage("bc", {}, behaviour_cloning)
     run.stage("sft-0", {}, sft)
     run.finish({"method": "eef", "win_rate": 0.5, "episodes": 90})
@@ -88,6 +93,8 @@ def training(root: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
         try:
             for line in running.stdout:
                 assert time.monotonic() < limit, "W&B was not opened"
+                if line.startswith("child "):
+                    (root / "child").write_text(line.split()[1])
                 if line.startswith("step "):
                     seen.append(int(line.split()[1]))
                     if opened is None and list(root.glob("*/wandb/offline-run-*/*.wandb")):
@@ -106,6 +113,7 @@ def wait_for_companion(folder: Path) -> None:
 
 def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Path, offline: None) -> None:
     with training(tmp_path) as (running, seen):
+        assert mirror.unsynced(tmp_path) == [], "a run in progress is not synced"
         running.kill()
     folder = folder_of(tmp_path)
     wait_for_companion(folder)
@@ -113,7 +121,7 @@ def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Pa
     assert curve == list(range(len(curve))) and len(seen) <= len(curve) <= len(seen) + 2
     assert history(folder, "sft-0/loss") == [1 / (1 + step) for step in curve]
     assert set(history(folder, "sft-0/learning_rate")) == {0.1} and history(folder, "bc/loss") == [9.0, 8.0]
-    assert exit_codes(folder) == [1]
+    assert exit_codes(folder) == [1] and mirror.unsynced(tmp_path) == list(folder.glob("wandb/offline-run-*"))
     assert (summary(folder)["stage"], summary(folder)["error"]) == ("sft-0", "the run's process ended without a result")
 
     subprocess.run(words(tmp_path), check=True, timeout=120)
@@ -122,6 +130,19 @@ def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Pa
     assert summary(folder)["stage"] == "finished"
     state = read_json(folder / "timing.json")["wandb"]
     assert (state["mode"], state["used"], state["error"]) == ("offline", "offline", None)
+
+
+def test_a_forked_process_that_survives_does_not_keep_the_run_open(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORK", "1")
+    with training(tmp_path) as (running, _):
+        running.kill()
+    try:
+        wait_for_companion(folder_of(tmp_path))
+        assert exit_codes(folder_of(tmp_path)) == [1]
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
 def test_after_the_death_of_all_processes_a_restart_writes_the_whole_history(tmp_path: Path, offline: None) -> None:
@@ -372,6 +393,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 FINISH = {"event": "finish", "content": "c"}
+
+
+@pytest.mark.parametrize(("value", "disabled"), [(None, True), ("true", True), ("false", False)])
+def test_system_metrics_are_of_the_run_and_only_on_request(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, value: str | None, disabled: bool
+) -> None:
+    import wandb
+
+    monkeypatch.delenv("WANDB_X_DISABLE_STATS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("WANDB_X_DISABLE_STATS", value)
+    monkeypatch.setattr(wandb, "init", lambda **options: options["settings"])
+    settings = mirror.open_run(tmp_path, "run", "offline", pid=123)
+    assert (settings.x_disable_stats, settings.x_stats_pid) == (disabled, 123)
 
 
 def test_online_a_restart_goes_on_in_the_same_history(folder: Path, server: Server) -> None:
