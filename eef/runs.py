@@ -390,10 +390,12 @@ class Run:
             return sent
         used, error = "disabled", None
         if live.mode != "disabled":
-            if self.live is None:
+            if live.companion is None:
                 for name, at in self.stages.items():
                     live.stage(name, at.name, "reused")
             used, error = live.finish(content)
+            if self.live is not None:
+                self.live = Live(self.folder, live.wanted)  # another result is sent by another companion
         if error:
             print(
                 f"warning: W&B {live.wanted} -> {used}: {error}; the record in {self.folder.name} is complete",

@@ -182,8 +182,10 @@ def test_a_second_start_of_a_finished_run_opens_nothing(
         start()
     assert read_json(folder / "timing.json")["wandb"] == sent and sent["error"] is None
     assert list(folder.glob("wandb/offline-run-*/*.wandb")) == [record] and record.stat().st_mtime_ns == before
-    start(win_rate=0.75)
+    run = start(win_rate=0.75)
     assert history(folder, "test/win_rate") == [0.75] and history(folder, "bc/step") == [1]
+    run.finish({"win_rate": 0.25})
+    assert history(folder, "test/win_rate") == [0.25] and history(folder, "bc/step") == [1]
 
 
 @pytest.mark.parametrize(("env", "reason"), [({}, "nobody is logged in"), ({"WANDB_API_KEY": KEY}, "does not answer")])
@@ -247,9 +249,9 @@ def test_a_companion_that_hangs_does_not_delay_the_run(
     run = Run.open(tmp_path, "webshop", "eef-m5", 3, {}, {"hashes": {}}, wandb="online")
     for step in range(5000):
         run.progress("bc", {"step": step, "loss": 1.0})
+    assert run.live is not None and (companion := run.live.companion) is not None
     run.finish({"win_rate": 0.5})
-    assert time.monotonic() - started < 5
-    assert run.live is not None and run.live.companion is not None and run.live.companion.poll() == -signal.SIGKILL
+    assert time.monotonic() - started < 5 and companion.poll() == -signal.SIGKILL
     assert "W&B did not finish within 0 s and was stopped" in capsys.readouterr().out
 
 
