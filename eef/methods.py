@@ -183,8 +183,8 @@ def experiment(
     """One run: train by ``method`` (a name of ``METHODS``, with its ``options``), test, record; the result's row.
 
     ``train_tasks`` and ``test_tasks`` take the first so many subtasks of each split. ``config`` is recorded with the
-    run. ValueError for an unknown method, TypeError for an option that the method does not have and for an
-    environment without ``state_key()``.
+    run; ``wandb`` shows it on W&B while it runs (:meth:`eef.runs.Run.open`). ValueError for an unknown method,
+    TypeError for an option that the method does not have and for an environment without ``state_key()``.
     """
     if not hasattr(env, "state_key"):
         raise TypeError(
@@ -213,18 +213,20 @@ def experiment(
     label = "-".join([method + variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
     named = "+".join(Path(name).stem if Path(name).is_file() else name for name in joined_names(settings.experts))
     label += f"-{named}" if named != "strong" else ""
-    run = Run.open(root, env.name, label, seed, about, stamp(hashes, chat.hash), identity=identity)
-    lab = Lab(run, env, settings, seed, tasks, test, chat)
-    adapter = METHODS[method](lab, **options)
-    result = {
-        "method": method + variant,
-        "m": options.get("m"),
-        "n": options.get("n"),
-        "experts": "perfect" if method == "ceiling" else settings.experts,
-        "seed": seed,
-        **lab.evaluate(adapter),
-        **{name: value for name, value in evaluate.cost(lab.spent).items() if name != "errors"},
-        "simulation_errors": evaluate.cost(lab.spent)["errors"],
-    }
-    run.finish(result, wandb=wandb)
+    record = stamp(hashes, chat.hash)
+    run = Run.open(root, env.name, label, seed, about, record, identity=identity, wandb=wandb)
+    with run:  # an exception ends the W&B run as failed
+        lab = Lab(run, env, settings, seed, tasks, test, chat)
+        adapter = METHODS[method](lab, **options)
+        result = {
+            "method": method + variant,
+            "m": options.get("m"),
+            "n": options.get("n"),
+            "experts": "perfect" if method == "ceiling" else settings.experts,
+            "seed": seed,
+            **lab.evaluate(adapter),
+            **{name: value for name, value in evaluate.cost(lab.spent).items() if name != "errors"},
+            "simulation_errors": evaluate.cost(lab.spent)["errors"],
+        }
+        run.finish(result)
     return {"run_id": run.run_id, "seconds": run.seconds(), **result}

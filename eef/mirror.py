@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the run folders: runs, the sweep's figure, what is synced later, and a report.
+"""Weights & Biases as a mirror of the run folders: how a run is opened, a sweep's figure, later syncs, and a report.
 
 What a comparison there needs: ``group`` is the sweep, ``job_type`` the arm (``eef-m5``), tags and configuration hold
 method, environment and seed; ``budget/...`` and ``test/...`` are Figure 3's axes. W&B is never needed: what has no
@@ -15,14 +15,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eef.files import RunError, digest, read_json, read_rows, write_json
+from filelock import FileLock, Timeout
+
+from eef.files import RunError, digest, read_json, write_json
+from eef.live import writable_folders
 from eef.runs import apart
 from eef.trajectory import Trajectory, load
 
+LOCK = ".lock"  # in a run's folder wandb, held by the companion process
 SHOWN = 40  # trajectories in a table of a run, half of them lost
 BUDGET = ("episodes", "env_steps", "tokens")
 TEST = ("win_rate", "win_low", "win_high", "mean_reward", "win_rate_easy", "win_rate_medium", "win_rate_hard")
-_TRAJECTORY: list[str | int] = ["task", "won", "reward", "turns", "outcome", "learn_from", "text"]
+TRAJECTORY: list[str | int] = ["task", "won", "reward", "turns", "outcome", "learn_from", "text"]
 
 
 def project() -> str:
@@ -30,11 +34,15 @@ def project() -> str:
     return os.environ.get("WANDB_PROJECT", "eef")
 
 
-def _open(folder: Path, run_id: str, mode: str, **about: Any) -> Any:
-    import wandb  # 2.5 s, so only here
+def open_run(folder: Path, run_id: str, mode: str, pid: int | None = None, **about: Any) -> Any:
+    """Open a W&B run within a time limit. ``WANDB_X_DISABLE_STATS=false`` adds system metrics of process ``pid``."""
+    import wandb  # takes seconds, so only here
 
-    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True)
-    quiet.init_timeout, quiet.finish_timeout = 30, 90
+    stats = os.environ.get("WANDB_X_DISABLE_STATS", "true").lower() in ("false", "0")
+    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=not stats)
+    quiet.init_timeout, quiet.finish_timeout = 30, 60
+    if pid is not None:
+        quiet.x_stats_pid = pid
     return wandb.init(
         project=project(),
         id=run_id,
@@ -45,35 +53,6 @@ def _open(folder: Path, run_id: str, mode: str, **about: Any) -> Any:
         settings=quiet,
         **about,
     )
-
-
-def mirror_folder(folder: str | Path, mode: str) -> None:
-    """Write one run folder to W&B: configuration, metrics per stage and step, result, tables of trajectories."""
-    import wandb
-
-    at = Path(folder)
-    about, result = read_json(at / "config.json"), read_json(at / "result.json")
-    known = {"env": about["env"], "arm": about["method"], "seed": about["seed"]}
-    tags = [about["env"], about["method"], f"seed-{about['seed']}", result.get("method"), *about["tags"]]
-    run = _open(
-        at, about["run_id"], mode, group=about["group"] or None, job_type=about["method"],
-        tags=[str(tag)[:64] for tag in dict.fromkeys(tags) if tag],
-        config={**about["config"], **known, "stamp": read_json(at / "stamp.json")},
-    )  # fmt: skip
-    seen: set[str] = set()
-    for row in read_rows(at / "metrics.jsonl"):
-        stage = row.pop("stage")
-        if stage not in seen and "step" in row:
-            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        seen.add(stage)
-        run.log({f"{stage}/{key}": value for key, value in row.items() if value is not None})
-    run.define_metric("test/*", step_metric="budget/episodes")
-    axes = {f"budget/{key}": result.get(key) for key in BUDGET} | {f"test/{key}": result.get(key) for key in TEST}
-    run.log({key: value for key, value in axes.items() if value is not None})
-    for name, rows in trajectory_tables(at).items():
-        run.log({f"trajectories/{name}": wandb.Table(columns=list(_TRAJECTORY), data=list(rows))})
-    run.summary.update(result)
-    run.finish()
 
 
 def trajectory_tables(folder: Path) -> dict[str, list[Any]]:
@@ -104,7 +83,7 @@ def mirror_figure(folder: str | Path, name: str, files: Iterable[str | Path], mo
     import pandas as pd
     import wandb
 
-    run = _open(Path(folder), f"{name}__figure", mode, group=name, job_type="figure", tags=["figure", name[:64]])
+    run = open_run(Path(folder), f"{name}__figure", mode, group=name, job_type="figure", tags=["figure", name[:64]])
     for path in map(Path, files):
         if path.suffix == ".png":
             run.log({f"figure/{path.stem}": wandb.Image(str(path))})
@@ -125,9 +104,9 @@ def figure(root: Path, name: str, files: list[Path], mode: str = "offline") -> s
         return None
     folder.mkdir(parents=True, exist_ok=True)
     code = "from eef.mirror import mirror_figure; a = sys.argv; mirror_figure(a[1], a[2], a[4:], a[3])"
-    trouble = apart(code, str(folder), name, mode, *kept)
+    trouble = apart(root, code, str(folder), name, mode, *kept)
     if trouble and mode == "online":
-        apart(code, str(folder), name, "offline", *kept)
+        apart(root, code, str(folder), name, "offline", *kept)
     if not trouble:
         write_json(state, {"content": content, "mode": mode})
     return trouble
@@ -154,10 +133,21 @@ def account() -> str | None:
 
 
 def unsynced(root: Path) -> list[Path]:
-    """The offline folders below ``root`` that have not been sent to W&B, oldest first."""
+    """The offline folders below ``root`` that were not sent to W&B, oldest first, without those of runs in progress."""
     found = [*root.glob("*__*/wandb/offline-run-*"), *root.glob("sweeps/*.wandb/wandb/offline-run-*")]
     left = [path for path in found if path.is_dir() and list(path.glob("*.wandb")) and not list(path.glob("*.synced"))]
-    return sorted(left, key=lambda path: path.name)
+    return sorted((path for path in left if not _in_progress(path.parent)), key=lambda path: path.name)
+
+
+def _in_progress(folder: Path) -> bool:
+    """Whether a run's companion process is writing to its folder ``wandb``."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
@@ -175,7 +165,13 @@ def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
         words = [sys.executable, "-m", "wandb", "sync", *map(str, batch)]
         try:
             done = subprocess.run(
-                words, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
+                words,
+                cwd=root,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                env={**os.environ, **writable_folders(root)},
             )  # in root, where wandb leaves its logs
             said = (done.stderr + done.stdout).strip().splitlines() or ["no message"]
         except subprocess.TimeoutExpired:
@@ -192,7 +188,7 @@ def save_report(root: Path, name: str, pictures: Iterable[Path], about: str) -> 
     kept = root / "reports" / f"{name}.url"
     kept.parent.mkdir(parents=True, exist_ok=True)
     code = "from eef.mirror import *; a = sys.argv; Path(a[1]).write_text(report(a[2], map(Path, a[4:]), a[3]))"
-    trouble = apart(code, str(kept), name, about, *map(str, pictures))
+    trouble = apart(root, code, str(kept), name, about, *map(str, pictures))
     return f"none: {trouble}" if trouble else kept.read_text()
 
 

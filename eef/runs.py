@@ -1,7 +1,8 @@
-"""What a run leaves behind: a folder per run, content-addressed stages that runs share, and W&B as a mirror.
+"""What a run leaves behind: a folder per run, content-addressed stages that runs share, and a copy on W&B.
 
 ``root/{run_id}/`` holds ``config.json``, ``stamp.json``, ``metrics.jsonl``, ``result.json``, ``timing.json`` and a
 link to each stage; ``root/stages/{name}-{hash}/`` holds the stages. The folder is the record: figures read it alone.
+``events.jsonl`` and ``wandb/`` are W&B's (see :mod:`eef.live`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pandas as pd
@@ -37,6 +39,7 @@ from eef.files import (
     write_json,
     write_text,
 )
+from eef.live import Live, writable_folders
 
 _CLOCK = re.compile(r"(^|_)(seconds|time)$")
 
@@ -110,7 +113,10 @@ def stamp(env_stamp: Mapping[str, Any], chat_hash: str) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """One method, environment and seed under one configuration; :meth:`open` makes or finds its folder."""
+    """One method, environment and seed under one configuration; :meth:`open` makes or finds its folder.
+
+    As a context manager, it ends the W&B run as failed when an exception leaves the block.
+    """
 
     root: Path
     env: str
@@ -122,15 +128,19 @@ class Run:
     tags: tuple[str, ...] = ()
     group: str = ""
     stages: dict[str, Path] = field(default_factory=dict)
+    live: Live | None = None
 
     @classmethod
     def open(
         cls, root: str | Path | None, env: str, method: str, seed: int, config: Mapping[str, Any],
         stamp: Mapping[str, Any], tags: Iterable[str] = (), group: str | None = None, identity: Any = None,
+        wandb: str | None = None,
     ) -> Run:  # fmt: skip
         """Make or find the run's folder. ``root`` None means :func:`default_root`; ``group`` is the sweep's name.
 
         ``identity`` is what distinguishes runs of one method and seed; None: the configuration and the stamp's hashes.
+        ``wandb`` (``offline``, ``online`` or ``disabled``; ``WANDB_MODE`` goes before it) shows the run on W&B while it
+        runs. None leaves that to :meth:`finish`. A finished run is opened on W&B only when a stage is made again.
         """
         where = Path(root).resolve() if root else default_root()
         named = os.environ.get("EEF_SWEEP", "") if group is None else group
@@ -146,7 +156,18 @@ class Run:
             if ids := os.environ.get("EEF_RUN_IDS"):  # how a sweep learns which runs a point made
                 with open(ids, "a", encoding="utf-8") as out:
                     out.write(run.run_id + "\n")
+        if wandb is not None:
+            run.live = Live(run.folder, wandb)
+            if run._sent(run.live) is None:
+                run.live.start()
         return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None and self.live is not None:
+            self.live.fail(f"{type(error).__name__}: {error}")
 
     @property
     def run_id(self) -> str:
@@ -176,12 +197,26 @@ class Run:
         if not _whole(final):
             with _lock(stages / f".{label}.lock", f"[{name}] waits for another process that makes {label}"):
                 if made := not _whole(final):
+                    if self.live is not None:
+                        self.live.start()
+                        self.live.stage(name, label, "started")
                     self._make(name, key, final, make)
         if not made:
             print(f"[{name}] reused ({label})", flush=True)
         link(self.folder / name, Path("..") / "stages" / label)
         self.stages[name] = final
+        if self.live is not None:
+            self.live.stage(name, label, "made" if made else "reused")
         return final
+
+    def progress(self, stage: str, row: Mapping[str, Any]) -> None:
+        """Show how far a stage is, on W&B. It never waits and never raises.
+
+        ``row`` is a training step (``step``, ``epoch``, ``loss``, ``learning_rate``; a step that was reported is left
+        out) or the totals of a rollout so far (``episodes``, ``wins``, ``tokens``; sent at most once per second).
+        """
+        if self.live is not None:
+            self.live.progress(stage, row)
 
     def _make(self, name: str, key: Mapping[str, Any], final: Path, make: Callable[[Path], None]) -> None:
         """Make a stage beside its place, then rename; the caller holds the stage's lock."""
@@ -218,8 +253,9 @@ class Run:
         return [{"stage": name, **row} for name, at in self.stages.items() for row in read_rows(at / "metrics.jsonl")]
 
     def finish(self, result: Mapping[str, Any], wandb: str = "offline") -> Path:
-        """Write metrics and result, then mirror them to W&B; returns the path of ``result.json``.
+        """Write metrics and result, then complete the W&B run; returns the path of ``result.json``.
 
+        ``wandb`` is the mode of a run that was opened without one: it is sent to W&B now, as a whole.
         Keys that end in ``seconds`` or ``time`` go to ``timing.json``: equal runs have equal results, byte for byte.
         """
         kept = {key: value for key, value in plain(result).items() if not _CLOCK.search(key)}
@@ -232,10 +268,41 @@ class Run:
             "seconds": self.seconds(),
             "stages": {name: read_json(at / "stage.json")["seconds"] for name, at in self.stages.items()},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "wandb": wandb_mirror(self, wandb),
+            "wandb": self._complete(wandb),
         }
         write_json(self.folder / "timing.json", timing)
         return path
+
+    def _complete(self, mode: str) -> dict[str, Any]:
+        """Complete the W&B run; what became of it, for ``timing.json``. An error is one printed line and a field."""
+        live = self.live or Live(self.folder, mode)
+        content = digest([self.config, read_json(self.folder / "result.json")])
+        sent = self._sent(live)
+        if live.companion is None and sent is not None and sent["content"] == content:
+            return sent
+        used, error = "disabled", None
+        if live.mode != "disabled":
+            if live.companion is None:
+                for name, at in self.stages.items():
+                    live.stage(name, at.name, "reused")
+            used, error = live.finish(content)
+            if self.live is not None:
+                self.live = Live(self.folder, live.wanted)  # another result is sent by another companion
+        if error:
+            print(
+                f"warning: W&B {live.wanted} -> {used}: {error}; the record in {self.folder.name} is complete",
+                flush=True,
+            )
+        return {"mode": live.wanted, "content": content, "used": used, "error": error}
+
+    def _sent(self, live: Live) -> dict[str, Any] | None:
+        """``wandb`` in ``timing.json`` where an earlier start sent the finished run in this mode, else None."""
+        clock, state = self.folder / "timing.json", self.folder / "wandb" / "state.json"
+        if not (self.done and clock.is_file() and state.is_file()):
+            return None
+        sent = read_json(clock).get("wandb") or {}
+        complete = sent.get("mode") == live.wanted and sent.get("error") is None
+        return sent if complete and read_json(state).get("content") == sent.get("content") else None
 
 
 def work_folder(beside: Path) -> Path:
@@ -303,40 +370,17 @@ def load_runs(root: str | Path, run_ids: Iterable[str] | None = None) -> pd.Data
     return frame
 
 
-def wandb_mirror(run: Run, mode: str = "offline") -> dict[str, Any]:
-    """Mirror a finished run to W&B; ``WANDB_MODE`` goes before ``mode``. Returns what became of it, for timing.json.
+def apart(root: Path, code: str, *arguments: str, seconds: float = 180.0) -> str | None:
+    """Run Python code that uses W&B in a process without a terminal, within a time limit; its error in a line, or None.
 
-    It runs in a process of its own, without a terminal and within a time limit: W&B can neither ask, hang nor fail a
-    run. What goes wrong is one printed line and a field in the answer.
+    W&B keeps its own files in ``root`` where HOME cannot be written.
     """
-    wanted = os.environ.get("WANDB_MODE") or mode
-    state: dict[str, Any] = {"mode": wanted, "content": digest([run.config, read_json(run.folder / "result.json")])}
-    before = run.folder / "timing.json"
-    if before.exists() and {**state, "error": None}.items() <= (read_json(before).get("wandb") or {}).items():
-        return read_json(before)["wandb"]
-    error = None if wanted in ("offline", "online", "disabled") else f"W&B mode {wanted!r} is unknown: offline is used"
-    mode = wanted if error is None else "offline"
-    if mode != "disabled":
-        failed = _mirror_apart(run.folder, mode)
-        if failed and mode == "online":
-            mode, error = "offline", failed
-            failed = _mirror_apart(run.folder, mode)
-        error = "; ".join(filter(None, (error, failed))) or None
-    if error:
-        print(f"warning: W&B {wanted} -> {mode}: {error}; the record in {run.folder.name} is complete", flush=True)
-    return {**state, "used": mode, "error": error}
-
-
-def _mirror_apart(folder: Path, mode: str) -> str | None:
-    shutil.rmtree(folder / "wandb", ignore_errors=True)  # a mirror that was cut off
-    return apart("from eef.mirror import mirror_folder; mirror_folder(*sys.argv[1:])", str(folder), mode)
-
-
-def apart(code: str, *arguments: str, seconds: float = 180.0) -> str | None:
-    """Run Python code in a process without a terminal, within a time limit; None, or its last words of trouble."""
-    words = [sys.executable, "-c", f"import sys; {code}", *arguments]
+    words = [sys.executable, "-P", "-c", f"import sys; {code}", *arguments]
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
+            env={**os.environ, **writable_folders(root)},
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {str(error)[-200:]}"
     lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]

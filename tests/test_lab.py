@@ -129,7 +129,7 @@ def test_a_stage_that_was_killed_in_training_goes_on_in_the_next_start(base: str
         pass
 
     def watched(limit: int):
-        def steps_of(bar):
+        def steps_of(*_):
             def on_step(step: int, *_) -> None:
                 steps.append(step)
                 if step == limit:

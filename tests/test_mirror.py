@@ -257,6 +257,6 @@ def test_a_report_is_saved_apart_and_its_trouble_is_one_line(
     said = mirror.save_report(tmp_path, "demo", [], "about")
     assert said.startswith("none: exit 1: ") and "\n" not in said and "credentials" in said
     monkeypatch.setattr(
-        mirror, "apart", lambda code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
+        mirror, "apart", lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
     )
     assert mirror.save_report(tmp_path, "demo", [], "about") == "address of demo"
