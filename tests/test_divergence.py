@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from eef.parallel import learn_together
+from eef.learning import learn_together
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
