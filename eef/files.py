@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,18 @@ def _code(error: Exception) -> int:
         return errno.ENOSPC
     found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
     return int(found[1]) if found else 0
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a folder can be written, or made where it does not exist yet. Nothing is left behind."""
+    at = folder.resolve()
+    while not at.exists():
+        at = at.parent
+    try:
+        with tempfile.TemporaryFile(dir=at):
+            return True
+    except OSError:
+        return False
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -142,8 +142,8 @@ def _code(path: Path, stat: tuple[int, ...]) -> str:
     """Hash of a file's code without docstrings, comments and layout."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and ast.get_docstring(node, clean=False) is not None:
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
@@ -156,7 +156,11 @@ def imports_of(source: str) -> list[str]:
     """
     lines = ["pass" if line.lstrip().startswith(("%", "!", "?")) else line for line in source.splitlines()]
     names: list[str] = []
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    try:
+        tree = ast.parse("\n".join(lines))
+    except SyntaxError as error:
+        raise ValueError(f"invalid Python: {error.msg} ({(error.text or '').strip()!r})") from None
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -246,12 +250,15 @@ def _hub_commit(name: str) -> str:
     return str(commit)
 
 
-def joined_names(value: str) -> list[str]:
-    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole."""
+def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -> list[str]:
+    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole.
+
+    ``exists`` says what counts as a path.
+    """
     names, parts = [], value.split("+")
     while parts:
         sizes = range(len(parts), 0, -1)
-        size = next(size for size in sizes if size == 1 or Path("+".join(parts[:size])).exists())
+        size = next(size for size in sizes if size == 1 or exists("+".join(parts[:size])))
         names.append("+".join(parts[:size]))
         parts = parts[size:]
     return names

@@ -102,7 +102,7 @@ def test_runs_lists_finished_unfinished_and_torn(tmp_path: Path, capsys: pytest.
 def test_from_sweep_file_to_figure_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eef.sweep.code_hash", lambda: "as it was")  # an edit while tests run would start all anew
+    monkeypatch.setattr("eef.inputs.code_of", lambda notebook: {})  # an edit while tests run would start all anew
     root, out = tmp_path / "runs", tmp_path / "figure"
     words = ["sweep", str(write(tmp_path)), "--root", str(root), "--out", str(out)]
     assert main([*words, "--only", "n1"]) == 0

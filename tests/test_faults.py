@@ -107,7 +107,7 @@ def family(process: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
             found["jvm"].append(child)
         elif "papermill" in words:
             found["worker"].append(child)
-        elif "ipykernel_launcher" in words:
+        elif "ipykernel" in words:
             found["kernel"].append(child)
     return found
 
