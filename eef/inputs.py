@@ -5,10 +5,11 @@ path is text. Three forms are understood, at the beginning of the comment; what 
 
     data = ""  # file or folder: the official files; empty: the embedded catalogue
     experts = "strong"  # names or files, joined by +: strong, weak; others are trajectory files
+    model = "embedded"  # name or folder: embedded; or a name of the hub
     env_options = {}  # may name files: split (or simulator, official); keywords of the environment
 
 Where names are possible, those listed are never taken for paths. Any other value that exists as a path is one, and one
-with a file suffix or a directory separator must exist (but a hub's ``org/model``, under ``name or folder``).
+with a file suffix or a directory separator must exist. Only ``org/model`` need not, where the comment says ``hub``.
 """
 
 from __future__ import annotations
@@ -34,17 +35,19 @@ _NOT_CODE = (".html", ".md", ".py", ".pyc", ".orig", ".rej")  # pages are drawn 
 
 @dataclass(frozen=True)
 class Files:
-    """A declaration: ``names`` that are not files (None where only files are possible), joined by ``+`` or not."""
+    """A declaration: ``names`` that are not files (None where only files are possible), whether they are ``joined`` by
+    ``+``, and whether names of the hub are possible."""
 
     names: tuple[str, ...] | None = None
     joined: bool = False
+    hub: bool = False
 
 
 def declaration(comment: str) -> Files | dict[str, Files] | None:
     """What a parameter's comment declares: files, files under some keys of a dictionary, or None."""
     text = comment.strip("# ")
     if match := _FILES.match(text):
-        return Files(_words(match[3]) if match[1] else None, bool(match[2]))
+        return Files(_words(match[3]) if match[1] else None, bool(match[2]), bool(match[1]) and "hub" in text)
     if match := _KEYS.match(text):
         return {key: Files(_words(names)) for key, names in _KEY.findall(match[1])}
     return None
@@ -85,7 +88,7 @@ def _use(files: Files, name: str, key: str, folders: Sequence[Path], use: Callab
     if (path := _find(name, folders)) is not None:
         return use(path)
     suffix = re.search(r"\.[A-Za-z]\w*$", name)
-    hub = _HUB.fullmatch(name) and not files.joined
+    hub = files.hub and _HUB.fullmatch(name)
     if files.names is not None and (hub or not (suffix or os.sep in name)):
         return name
     tried = dict.fromkeys(str(folder / Path(name).expanduser()) for folder in folders)
