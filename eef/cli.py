@@ -295,10 +295,10 @@ def _figure_folder(given: argparse.Namespace, root: Path, name: str) -> Path:
     return root / "figures" / name
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, folder: Path | None = None) -> None:
     from eef.files import is_writable
 
-    if not is_writable(out):
+    if not is_writable(folder or out):
         raise ValueError(f"--out {out}: cannot write there; choose another folder")
 
 
@@ -324,7 +324,7 @@ def _report(given: argparse.Namespace) -> int:
     root, name = _root(given), given.sweep
     index = _index(root, name)
     if given.out:
-        _check_out(Path(given.out).parent)
+        _check_out(Path(given.out), Path(given.out).parent)
     folders = [base / "figures" / (name or "all") for base in (repo_root(), root)]
     newest = max((path.stat().st_mtime for path in [root / "sweeps" / f"{name}.json"] if name), default=0.0)
     drawn = [path for folder in folders for path in sorted(folder.glob("*.png"))]

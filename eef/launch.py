@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from eef.files import RunError, digest, disk_errors, plain, write_json, write_text
+from eef.files import PACKAGE, RunError, digest, disk_errors, plain, write_json, write_text
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child must not load libraries
@@ -70,7 +70,8 @@ def _own_kernel(notebook: Path, root: Path) -> dict[str, str]:
     """Variables under which the kernel ``python3`` is this interpreter, whatever else is installed or lies around.
 
     Modules in the current folder never hide a library or this package. The notebook's folder and the current one come
-    last on ``sys.path``, so that a notebook can import a module beside it.
+    last on ``sys.path``, so that a notebook can import a module beside it. This package comes before them: an editable
+    install is looked up after all of ``sys.path``.
     """
     kernels = root / ".jupyter" / digest(sys.executable, 8)
     # not ipykernel_launcher, which removes the current folder from the path even where PYTHONPATH names it
@@ -84,7 +85,7 @@ def _own_kernel(notebook: Path, root: Path) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "IPYTHONDIR": str(root / ".ipython"),
         "JUPYTER_PATH": os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH")])),
-        "EEF_LAST_ON_PATH": os.pathsep.join([str(notebook.parent), os.getcwd()]),
+        "EEF_LAST_ON_PATH": os.pathsep.join([str(PACKAGE.parent), str(notebook.parent), os.getcwd()]),
     }
 
 
