@@ -329,6 +329,16 @@ def test_a_notebook_imports_a_module_beside_it(tmp_path: Path, monkeypatch: pyte
     assert sweep(path, root=tmp_path / "runs") == 0
 
 
+@pytest.mark.slow
+def test_an_environment_of_ones_own_in_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = Path(__file__).resolve().parents[1] / "notebooks" / "own_environment.ipynb"
+    small = "{train_tasks: 40, test_tasks: 10, methods: [sft_pos], epochs: 1.0}"
+    (tmp_path / "own.yaml").write_text(f"notebook: '{notebook}'\nparameters: {small}\n")
+    monkeypatch.chdir(tmp_path)
+    assert sweep("own.yaml", root=tmp_path / "runs") == 0
+    assert result(tmp_path / "runs")["n_test"] == 10
+
+
 def test_braces_in_paths(tmp_path: Path) -> None:
     folder = tmp_path / "{n} {0}"
     folder.mkdir()
