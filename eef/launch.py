@@ -73,11 +73,12 @@ def _own_kernel(notebook: Path, root: Path) -> dict[str, str]:
     last on ``sys.path``, so that a notebook can import a module beside it. This package comes before them: an editable
     install is looked up after all of ``sys.path``.
     """
+    from ipykernel.kernelspec import get_kernel_dict
+
     kernels = root / ".jupyter" / digest(sys.executable, 8)
     # not ipykernel_launcher, which removes the current folder from the path even where PYTHONPATH names it
     argv = [sys.executable, "-m", "ipykernel", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
-    write_json(kernels / "kernels" / "python3" / "kernel.json", spec)
+    write_json(kernels / "kernels" / "python3" / "kernel.json", {**get_kernel_dict(), "argv": argv})
     line = "__import__('sys').path.extend(__import__('os').environ['EEF_LAST_ON_PATH'].split(__import__('os').pathsep))"
     config = {"InteractiveShellApp": {"ignore_cwd": True, "exec_lines": [line]}}
     write_json(root / ".ipython" / "profile_default" / "ipython_config.json", config)
