@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
-
-_POWER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,20 +189,16 @@ def _webshop_play(given: argparse.Namespace) -> int:
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """``key=value`` words with YAML values; ``1e-4`` is a number here, which YAML 1.1 would read as text."""
-    import yaml
+    """``key=value`` words with values as in a sweep file (:mod:`eef.strict_yaml`)."""
+    from eef.strict_yaml import load
 
-    found: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"-p {word!r}: write key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"-p {word!r}: the value is no YAML; quote it") from None
-        found[key] = float(value) if value == text and _POWER.fullmatch(text) else value
-    return found
+        overrides[key] = load(text, f"-p {word!r}", lines=False)
+    return overrides
 
 
 def _root(given: argparse.Namespace) -> Path:
@@ -218,6 +211,8 @@ def _sweep(given: argparse.Namespace) -> int:
     from eef.sweep import read_spec, sweep, sweep_label
 
     overrides = parse_overrides(given.overrides)
+    if given.out:
+        _check_out(Path(given.out))
     code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root, given.executor)
     if given.dry_run or code not in (0, 1):
         return code
@@ -253,7 +248,7 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
     ``figure`` is the section of the sweep file: a ``notebook``, and its parameters (``draw``, ...).
     """
     from eef.figures import markdown, table, win_rate_vs_budget
-    from eef.runs import load_runs, repo_root
+    from eef.runs import load_runs
 
     root = _root(given)
     index = _index(root, name)
@@ -266,7 +261,7 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
     if runs.empty and whole:
         print("the sweep's notebook made no runs: no figure")
         return 0
-    out = Path(given.out).resolve() if given.out else repo_root() / "figures" / (name or "all")
+    out = _figure_folder(given, root, name or "all")
     drawn = figure.get("draw", ["win_rate_vs_budget"])
     shown = f"\n{markdown(table(runs))}\n" if "win_rate_vs_budget" in drawn else ""
     if "notebook" in figure:
@@ -283,6 +278,28 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
         _publish(root, name, index, files)
     print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
     return 0
+
+
+def _figure_folder(given: argparse.Namespace, root: Path, name: str) -> Path:
+    """``--out``, else the checkout's figures/NAME, or ROOT/figures/NAME where the checkout is read-only."""
+    from eef.files import is_writable
+    from eef.runs import repo_root
+
+    if given.out:
+        _check_out(Path(given.out))
+        return Path(given.out).resolve()
+    out = repo_root() / "figures" / name
+    if is_writable(out):
+        return out
+    print(f"{out} cannot be written: the figure goes to {root / 'figures' / name} (--out chooses another folder)")
+    return root / "figures" / name
+
+
+def _check_out(out: Path, folder: Path | None = None) -> None:
+    from eef.files import is_writable
+
+    if not is_writable(folder or out):
+        raise ValueError(f"--out {out}: cannot write there; choose another folder")
 
 
 def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) -> None:
@@ -306,9 +323,12 @@ def _report(given: argparse.Namespace) -> int:
 
     root, name = _root(given), given.sweep
     index = _index(root, name)
-    drawn = repo_root() / "figures" / (name or "all")
+    if given.out:
+        _check_out(Path(given.out), Path(given.out).parent)
+    folders = [base / "figures" / (name or "all") for base in (repo_root(), root)]
     newest = max((path.stat().st_mtime for path in [root / "sweeps" / f"{name}.json"] if name), default=0.0)
-    pictures = sorted(path for path in drawn.glob("*.png") if path.stat().st_mtime >= newest)
+    drawn = [path for folder in folders for path in sorted(folder.glob("*.png"))]
+    pictures = [path for path in drawn if path.stat().st_mtime >= newest]
     out = Path(given.out).resolve() if given.out else root / "reports" / f"{name or 'all'}.html"
     print(f"report: {_near(page(root, name, out, pictures, index))}")
     if name:
@@ -327,15 +347,13 @@ def _wandb_sync(given: argparse.Namespace) -> int:
 
 
 def _draw_by_notebook(given: argparse.Namespace, notebook: str, parameters: dict[str, Any], root: Path) -> None:
-    from papermill.inspection import inspect_notebook
-
-    from eef.launch import failure, start_notebook, stop
+    from eef.launch import declared, failure, start_notebook, stop
     from eef.sweep import find_notebook
 
     path = find_notebook(Path(given.file), notebook)
-    declared = inspect_notebook(str(path))
+    known = declared(path)
     base = f"{root}/notebooks/{parameters['sweep']}__{path.stem}"
-    process = start_notebook(path, base, {key: value for key, value in parameters.items() if key in declared}, root)
+    process = start_notebook(path, base, {key: value for key, value in parameters.items() if key in known}, root)
     try:
         code = process.wait()
     except KeyboardInterrupt:

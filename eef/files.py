@@ -8,7 +8,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ def _code(error: Exception) -> int:
     return int(found[1]) if found else 0
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether a folder can be written, or made where it does not exist yet. Nothing is left behind."""
+    at = folder.resolve()
+    while not at.exists():
+        at = at.parent
+    try:
+        with tempfile.TemporaryFile(dir=at):
+            return True
+    except OSError:
+        return False
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -129,12 +142,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def joined_names(value: str) -> list[str]:
-    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole."""
+def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -> list[str]:
+    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole.
+
+    ``exists`` says what counts as a path.
+    """
     names, parts = [], value.split("+")
     while parts:
         sizes = range(len(parts), 0, -1)
-        size = next(size for size in sizes if size == 1 or Path("+".join(parts[:size])).exists())
+        size = next(size for size in sizes if size == 1 or exists("+".join(parts[:size])))
         names.append("+".join(parts[:size]))
         parts = parts[size:]
     return names

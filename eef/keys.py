@@ -167,7 +167,11 @@ def imports_of(source: str) -> list[str]:
     """
     lines = ["pass" if line.lstrip().startswith(("%", "!", "?")) else line for line in source.splitlines()]
     names: list[str] = []
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    try:
+        tree = ast.parse("\n".join(lines))
+    except SyntaxError as error:
+        raise ValueError(f"invalid Python: {error.msg} ({(error.text or '').strip()!r})") from None
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

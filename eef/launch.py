@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from eef.files import RunError, disk_errors, plain, write_text
+from eef.files import PACKAGE, RunError, digest, disk_errors, plain, write_json, write_text
 from eef.processes import end_with_parent
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
@@ -35,9 +35,10 @@ def start_notebook(
 ) -> subprocess.Popen[bytes]:
     """Start papermill on a notebook; ``base`` plus .ipynb is the executed copy, plus .log what the notebook printed."""
     write_text(Path(f"{base}.yaml"), yaml.safe_dump(plain(parameters), sort_keys=True))
-    words = [sys.executable, "-m", "papermill", str(notebook), f"{base}.ipynb", "-f", f"{base}.yaml", "-k", "python3"]
+    paths = [_escape(str(notebook)), _escape(f"{base}.ipynb")]
+    words = [sys.executable, "-m", "papermill", *paths, "-f", f"{base}.yaml", "-k", "python3"]
     words += ["--no-progress-bar", "--log-level", "WARNING", "--stdout-file", "-", "--stderr-file", "-"]
-    own = {"EEF_ROOT": str(root), "IPYTHONDIR": str(root / ".ipython"), "JUPYTER_PREFER_ENV_PATH": "1"}
+    own = {"EEF_ROOT": str(root), **_own_kernel(notebook, root)}
     fixed = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **dict.fromkeys(_THREADS, "1")}
     with disk_errors(Path(f"{base}.log")), open(f"{base}.log", "wb") as log:
         return subprocess.Popen(
@@ -49,6 +50,42 @@ def start_notebook(
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
+
+
+def _escape(path: str) -> str:
+    """Double the braces of a path: papermill formats its paths with the parameters."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+def declared(notebook: Path) -> dict[str, dict[str, str]]:
+    """The parameters that a notebook declares, by name, with papermill's ``default`` and ``help`` (the comment)."""
+    from papermill.inspection import inspect_notebook  # 1 s
+
+    return dict(inspect_notebook(_escape(str(notebook))))
+
+
+def _own_kernel(notebook: Path, root: Path) -> dict[str, str]:
+    """Variables under which the kernel ``python3`` is this interpreter, whatever else is installed or lies around.
+
+    Modules in the current folder never hide a library or this package. The notebook's folder and the current one come
+    last on ``sys.path``, so that a notebook can import a module beside it. This package comes before them: an editable
+    install is looked up after all of ``sys.path``.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+
+    kernels = root / ".jupyter" / digest(sys.executable, 8)
+    # not ipykernel_launcher, which removes the current folder from the path even where PYTHONPATH names it
+    argv = [sys.executable, "-m", "ipykernel", "-f", "{connection_file}"]
+    write_json(kernels / "kernels" / "python3" / "kernel.json", {**get_kernel_dict(), "argv": argv})
+    line = "__import__('sys').path.extend(__import__('os').environ['EEF_LAST_ON_PATH'].split(__import__('os').pathsep))"
+    config = {"InteractiveShellApp": {"ignore_cwd": True, "exec_lines": [line]}}
+    write_json(root / ".ipython" / "profile_default" / "ipython_config.json", config)
+    return {
+        "PYTHONSAFEPATH": "1",
+        "IPYTHONDIR": str(root / ".ipython"),
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH")])),
+        "EEF_LAST_ON_PATH": os.pathsep.join([str(PACKAGE.parent), str(notebook.parent), os.getcwd()]),
+    }
 
 
 def stop(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -122,7 +122,8 @@ def learn_together(job: dict[str, Any], folder: Path, processes: int, on_step: O
     words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     words += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
     words += ["-m", "eef.learning", str(folder)]
-    env = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
+    # PYTHONSAFEPATH: modules in the current folder never hide a library or this package
+    env = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ, "PYTHONSAFEPATH": "1"}
     with open(folder / "job.log", "w+", encoding="utf-8", errors="replace") as log:
         with subprocess.Popen(
             words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,

@@ -172,7 +172,8 @@ class Run:
     @property
     def run_id(self) -> str:
         """Deterministic, so that starting again finds the same folder."""
-        return f"{_safe(self.env)}__{_safe(self.method)}__s{self.seed}__{self.identity}"
+        env, method = (shorten(_safe(name), 80) for name in (self.env, self.method))
+        return f"{env}__{method}__s{self.seed}__{self.identity}"
 
     @property
     def folder(self) -> Path:
@@ -333,6 +334,12 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
 
 
+def shorten(name: str, size: int) -> str:
+    """The name, or its beginning and a hash where it takes more than ``size`` bytes: part of a file's name."""
+    encoded = name.encode()
+    return name if len(encoded) <= size else f"{encoded[: size - 9].decode(errors='ignore')}-{digest(name, 8)}"
+
+
 def _whole(stage: Path) -> bool:
     return (stage / "stage.json").is_file()
 
@@ -375,7 +382,7 @@ def apart(root: Path, code: str, *arguments: str, seconds: float = 180.0) -> str
 
     W&B keeps its own files in ``root`` where HOME cannot be written.
     """
-    words = [sys.executable, "-P", "-c", f"import sys; {code}", *arguments]
+    words = [sys.executable, "-P", "-c", f"import sys; {code}", *arguments]  # -P: not from the current folder
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,

@@ -4,6 +4,9 @@
 parameter sets), ``grid`` (parameter: list of values, as a product), ``figure`` and ``slurm`` (resources of a job, under
 submitit's names: ``time`` in minutes, ``mem``, ``cpus_per_task``, ``gres``, ``partition``, ...). What is finished is
 skipped, so the same command goes on where it was.
+
+Ambiguous YAML is refused (:mod:`eef.strict_yaml`). The notebook declares which parameters name files or folders
+(:mod:`eef.inputs`); they are looked up beside the sweep file, in the checkout and in the current folder.
 """
 
 from __future__ import annotations
@@ -18,22 +21,31 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from eef import inputs, strict_yaml
 from eef.files import digest, disk_errors, link, plain, read_json, write_json
-from eef.keys import code_key
-from eef.launch import Execution, Job, adopt, check_slurm, failure, stop, submit
-from eef.runs import default_root, repo_root
+from eef.keys import LIBRARIES, library_version
+from eef.launch import Execution, Job, adopt, check_slurm, declared, failure, stop, submit
+from eef.runs import default_root, repo_root, shorten
 from eef.screen import Screen
 
-_KINDS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list,)}
+_KINDS: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    list: (list,),
+    dict: (dict,),
+}
+_SEEDS = ("seed", "seeds")
 
 
 class SweepError(ValueError):
@@ -80,9 +92,11 @@ def read_spec(path: str | Path) -> Spec:
     if not file.is_file():
         raise SweepError(f"no sweep file at {file}")
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SweepError(f"{file} is no YAML: {error}") from None
+        raw = strict_yaml.load(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise SweepError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except ValueError as error:
+        raise SweepError(str(error)) from None
     if not isinstance(raw, dict) or "notebook" not in raw:
         raise SweepError(f"{file}: a sweep needs at least 'notebook'")
     kinds = {"parameters": dict, "seeds": list, "points": list, "grid": dict, "figure": dict, "slurm": dict}
@@ -96,14 +110,22 @@ def read_spec(path: str | Path) -> Spec:
         raise SweepError(f"{file}: each of 'points' is a set of parameters, such as {{method: rft, n: 4}}")
     if bad := [key for key, values in raw.get("grid", {}).items() if not isinstance(values, list)]:
         raise SweepError(f"{file}: grid: {bad[0]!r} needs a list of values")
+    for where in ("parameters", "points", "grid"):
+        for key in itertools.chain.from_iterable(raw["points"]) if where == "points" else raw.get(where, {}):
+            if key in _SEEDS:
+                raise SweepError(f"{file}: {where}: {key!r} is not a parameter here: use the top-level 'seeds: [...]'")
+            if where == "grid" and any(key in point for point in raw["points"]):
+                raise SweepError(f"{file}: {key!r} is in both 'points' and 'grid': keep one of the two")
     name = str(raw.pop("name", file.stem))
-    if not re.fullmatch(r"[\w-]+", name):
-        raise SweepError(f"{file}: the name {name!r} becomes a folder: letters, digits, - and _ alone")
+    if not re.fullmatch(r"[\w-]+", name) or len(name.encode()) > 60:
+        raise SweepError(f"{file}: the name {name!r} becomes a folder: letters, digits, - and _ alone, at most 60")
     return Spec(name, file, find_notebook(file, raw.pop("notebook")), **raw)
 
 
 def find_notebook(file: Path, notebook: str) -> Path:
     """A notebook's path is relative to the sweep file, the checkout or the current folder."""
+    if not isinstance(notebook, str):
+        raise SweepError(f"{file}: 'notebook' must be a path, not {notebook!r}")
     tried = [base / notebook for base in (file.parent, repo_root(), Path.cwd())]
     for path in tried:
         if path.is_file():
@@ -139,51 +161,61 @@ def expand(spec: Spec, overrides: Mapping[str, Any] | None = None) -> list[dict[
 
 
 def label(spec: Spec, parameters: Mapping[str, Any]) -> str:
-    """A short name for people, such as ``rft-n4-s0``."""
+    """A short name for people, such as ``rft-n4-s0``; at most 100 bytes, since files are named after it."""
     parts = [
         str(parameters[key]) if key == "method" else f"{key}{parameters[key]}"
         for key in spec.varying
         if key in parameters
     ]
-    return re.sub(r"[^\w.=-]+", "_", "-".join([*parts, f"s{parameters['seed']}"]))
+    return shorten(re.sub(r"[^\w.=-]+", "_", "-".join([*parts, f"s{parameters['seed']}"])), 100)
 
 
-def check(spec: Spec, points: list[dict[str, Any]]) -> None:
+def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any] | None = None) -> None:
     """Every parameter must be in the notebook's ``parameters`` cell, with a value of its default's kind.
 
     A comment ``# one of: a, b`` beside a parameter there limits its values.
     """
-    from papermill.inspection import inspect_notebook  # 1 s
-
-    declared = inspect_notebook(str(spec.notebook))
-    if not declared:
+    known = declared(spec.notebook)
+    if not known:
         raise SweepError(f"{spec.notebook}: no cell tagged 'parameters', or an empty one")
     for key, value in dict.fromkeys((k, json.dumps(plain(v))) for point in points for k, v in point.items()):
-        if key not in declared:
-            known = ", ".join(sorted(declared))
-            hint = _closest(key, list(declared))
-            raise SweepError(f"unknown parameter {key!r}{hint}; {spec.notebook.name} declares {known}")
-        _check_value(key, json.loads(value), declared[key])
+        where = "-p" if key in (overrides or {}) else str(spec.file)
+        if key not in known:
+            names = ", ".join(sorted(known))
+            hint = _closest(key, list(known))
+            raise SweepError(f"{where}: unknown parameter {key!r}{hint}; {spec.notebook.name} declares {names}")
+        _check_value(where, key, json.loads(value), known[key])
     if "notebook" in spec.figure:
         drawing = find_notebook(spec.file, spec.figure["notebook"])
-        declared = {"notebook": {}, **inspect_notebook(str(drawing))}
-        if unknown := [key for key in spec.figure if key not in declared]:
-            hint = _closest(unknown[0], list(declared))
+        known = {"notebook": {}, **declared(drawing)}
+        if unknown := [key for key in spec.figure if key not in known]:
+            hint = _closest(unknown[0], list(known))
             raise SweepError(f"{spec.file}: figure: {unknown[0]!r} is no parameter of {drawing.name}{hint}")
 
 
-def _check_value(key: str, value: Any, declared: Mapping[str, str]) -> None:
-    if choices := re.search(r"one of:?\s*([^;]+)", declared["help"]):
-        known = [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))]
-        if str(value) not in known:
-            raise SweepError(f"unknown {key} {value!r}{_closest(str(value), known)}; known: {', '.join(known)}")
+def _check_value(where: str, key: str, value: Any, known: Mapping[str, str]) -> None:
+    hint = " (YAML reads yes, no, on and off as true and false: put text in quotes)" if isinstance(value, bool) else ""
+    if choices := re.search(r"one of:?\s*([^;]+)", known["help"]):
+        words = [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))]
+        if str(value) not in words:
+            near = _closest(str(value), words)
+            raise SweepError(f"{where}: unknown {key} {value!r}{near}; known: {', '.join(words)}{hint}")
     try:
-        kind = type(ast.literal_eval(declared["default"]))
+        default = ast.literal_eval(known["default"])
     except (ValueError, SyntaxError):
         return
+    _check_kind(where, key, value, default, hint)
+
+
+def _check_kind(where: str, key: str, value: Any, default: Any, hint: str = "") -> None:
+    """The value must be of its default's kind; so must those below the keys of a dictionary that has defaults."""
+    kind = type(default)
     fits = _KINDS.get(kind, (object,))
     if value is not None and (not isinstance(value, fits) or (isinstance(value, bool) and kind in (int, float))):
-        raise SweepError(f"parameter {key!r} is {kind.__name__} in the notebook, not {value!r}")
+        raise SweepError(f"{where}: parameter {key!r} is {kind.__name__} in the notebook, not {value!r}{hint}")
+    if isinstance(default, dict) and isinstance(value, dict):
+        for name in [name for name in default if name in value]:
+            _check_kind(where, f"{key}.{name}", value[name], default[name])
 
 
 def _closest(word: str, known: list[str]) -> str:
@@ -197,19 +229,26 @@ def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
 
 
 def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Point]:
-    """The checked points, each with its state. A mark covers notebook, parameters, code, and files named by them."""
+    """The checked points, each with its state.
+
+    A mark covers the notebook, its parameters, the code that it imports, and the contents of the files that parameters
+    name, not their places: the same sweep from another folder has the same marks.
+    """
     points = expand(spec, overrides)
-    check(spec, points)
-    cells = json.loads(spec.notebook.read_text(encoding="utf-8"))["cells"]
-    source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    code, seen = code_key("eef.methods")["sources"], {}
+    check(spec, points, overrides)
+    try:
+        code = inputs.code_of(spec.notebook)
+        named = _on_files(spec, points, overrides or {})
+    except (ValueError, FileNotFoundError) as error:
+        raise SweepError(str(error)) from None
+    hashes = [digest({"parameters": contents, **code}) for _, contents, _ in named]
+    labels = [label(spec, shown) for _, _, shown in named]
     planned = []
-    for parameters in points:
-        for value in parameters.values():
-            if isinstance(value, str) and value not in seen:
-                seen[value] = _files(value)
-        hashed = digest([source, parameters, code, {k: seen[v] for k, v in parameters.items() if isinstance(v, str)}])
-        name = label(spec, parameters)
+    for (parameters, _, _), hashed, name in zip(named, hashes, labels, strict=True):
+        if hashes.count(hashed) > 1:
+            raise SweepError(f"{spec.file}: two points named {name} are the same: their files have the same contents")
+        if labels.count(name) > 1:
+            name = f"{name}-{hashed[:4]}"
         base = f"{root}/notebooks/{spec.name}__{name}__{hashed[:8]}"
         point = Point(name, parameters, root / "sweeps" / spec.name / f"{hashed}.json", base)
         if point.mark.is_file() and all((root / run / "result.json").is_file() for run in _run_ids(point)):
@@ -218,11 +257,27 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
     return planned
 
 
-def _files(value: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times below a path, so that changed data are not taken for finished."""
-    at = Path(value)
-    found = [p for p in [at, *at.rglob("*")] if p.is_file()] if value and at.exists() else []
-    return sorted((str(p.relative_to(at)), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+def _on_files(
+    spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
+) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """Each point's parameters with absolute paths (to pass on), with contents (the mark) and with stems (the label)."""
+    known = declared(spec.notebook)
+    declarations = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
+    uses: list[Callable[[Path], str]] = [str, cache(inputs.content), lambda path: path.stem]
+    named = []
+    for parameters in points:
+        versions = [dict(parameters) for _ in uses]
+        for key, files in declarations.items():
+            folders, where = [spec.file.resolve().parent, repo_root(), Path.cwd()], f"{spec.file}: {key}"
+            if key in overrides:  # as the shell completes them
+                folders, where = [folders[-1], *folders[:-1]], f"-p {key}"
+            value = parameters[key] if key in parameters else ast.literal_eval(known[key]["default"])
+            for version, use in zip(versions, uses, strict=True):
+                changed = inputs.on_files(files, value, where, folders, use)
+                if key in parameters or changed != value:  # a default may name a file, too
+                    version[key] = changed
+        named.append((versions[0], versions[1], versions[2]))
+    return named
 
 
 def _run_ids(point: Point) -> list[str]:
@@ -259,6 +314,8 @@ def sweep(
     jobs = jobs or (max(1, len(todo)) if slurm else 2)
     named = sweep_label(spec, overrides)
     print(f"sweep {named}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {where}")
+    if warning := _other_versions([point for point in chosen if point.state == "finished"], where):
+        print(warning)
     if dry_run:
         for point in chosen:
             print(f"  {point.state:9} {point.label}  {json.dumps(point.parameters)}")
@@ -282,16 +339,45 @@ def sweep(
     return code
 
 
+def _other_versions(finished: list[Point], root: Path) -> str | None:
+    """One line about finished points that other releases of libraries made than those installed; else None."""
+    seen: dict[tuple[str, str], list[Point]] = {}
+    for point in finished:
+        for run in _run_ids(point):
+            stamp = root / run / "stamp.json"
+            versions = (read_json(stamp).get("versions") or {}) if stamp.is_file() else {}
+            for name in LIBRARIES:
+                release = str(versions.get(name, "unknown")).partition("+")[0]
+                if release not in ("unknown", library_version(name)):
+                    seen.setdefault((name, release), []).append(point)
+    if not seen:
+        return None
+    marks = sorted({str(point.mark.name) for points in seen.values() for point in points})
+    which = f"{len(marks)} of {len(finished)} finished points"
+    libraries = ", ".join(f"{name} {release} (installed: {library_version(name)})" for name, release in sorted(seen))
+    folder = finished[0].mark.parent
+    where = f"{folder}/{marks[0]}" if len(marks) == 1 else f"in {folder} {', '.join(marks)}"
+    where = f"the folder {folder}" if len(marks) == len(list(folder.glob("*.json"))) else where
+    return f"warning: {which} were made with {libraries}; to run them anew, delete {where}, or use another --root"
+
+
 def repeat_command(
     path: str | Path, overrides: Mapping[str, Any] | None, root: str | Path | None, executor: str = "local"
 ) -> str:
     """The command line that repeats a sweep."""
     words = ["eef", "sweep", str(path)]
     for key, value in (overrides or {}).items():
-        bare = isinstance(value, str) and yaml.safe_load(value) == value  # "1" as text must stay text
-        words += ["-p", f"{key}={value if bare else json.dumps(value)}"]
+        words += ["-p", f"{key}={value if _is_bare(value) else json.dumps(value, ensure_ascii=False)}"]
     words += ["--executor", executor] * (executor != "local")
     return shlex.join(words + (["--root", str(root)] if root else []))
+
+
+def _is_bare(value: Any) -> bool:
+    """Whether text needs no quotes to stay the same text: ``1`` does."""
+    try:
+        return isinstance(value, str) and bool(strict_yaml.load(value, "") == value)
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -47,11 +47,12 @@ def test_help_is_fast_to_import() -> None:
 
 
 def test_override_values_are_yaml() -> None:
+    assert parse_overrides(["slips={base: 1e-2, l: [-.5]}"]) == {"slips": {"base": 1e-2, "l": [-0.5]}}
     words = ["n=4", "lr=1e-4", "data=a/b", "seeds=[0, 1]", "name=", "flag=true", "text=x=y", "version='1'"]
     assert parse_overrides(words) == {
         "n": 4, "lr": 1e-4, "data": "a/b", "seeds": [0, 1], "name": None, "flag": True, "text": "x=y", "version": "1",
     }  # fmt: skip
-    for bad in ("n", "=3", "a b=3", "n=[1"):
+    for bad in ("n", "=3", "a b=3", "n=[1", "n=010", "n=2026-01-01", "n={a: 1, a: 2}", "n=.nan", "n=1:30"):
         with pytest.raises(ValueError, match="-p "):
             parse_overrides([bad])
 
@@ -102,7 +103,7 @@ def test_runs_lists_finished_unfinished_and_torn(tmp_path: Path, capsys: pytest.
 def test_from_sweep_file_to_figure_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eef.sweep.code_hash", lambda: "as it was")  # an edit while tests run would start all anew
+    monkeypatch.setattr("eef.inputs.code_of", lambda notebook: {})  # an edit while tests run would start all anew
     root, out = tmp_path / "runs", tmp_path / "figure"
     words = ["sweep", str(write(tmp_path)), "--root", str(root), "--out", str(out)]
     assert main([*words, "--only", "n1"]) == 0
@@ -129,3 +130,33 @@ def test_a_failed_point_leaves_a_page_of_the_others(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "FAILED  n0-s0: AssertionError" in said and "assert n" in said and "report: " in said
     assert "1 points are not finished: n0-s0" in (root / "reports" / "demo.html").read_text()
+
+
+def test_a_figure_of_a_read_only_checkout_goes_to_the_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, root = tmp_path / "checkout", tmp_path / "runs"
+    checkout.mkdir()
+    (checkout / "figures").write_text("a file, so that no folder can be made here")
+    monkeypatch.setattr("eef.runs.repo_root", lambda: checkout)
+    assert main(["sweep", str(write(tmp_path)), "--root", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert f"{checkout}/figures/demo cannot be written: the figure goes to {root}/figures/demo" in said
+    assert (root / "figures" / "demo" / "win_rate_vs_budget.png").is_file() and f"report: {root}/reports" in said
+    assert main(["report", "--sweep", "demo", "--root", str(root)]) == 0
+    assert "data:image/png" in (root / "reports" / "demo.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["sweep", "figures", "report"])
+def test_an_unwritable_out_is_named_before_anything_starts(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, root = write(tmp_path), tmp_path / "runs"
+    (tmp_path / "file").write_text("")
+    if command != "sweep":
+        Run.open(root, "webshop", "rft-n4", 0, {}, {}).finish({"win_rate": 0.5})
+    monkeypatch.setattr("eef.sweep._work", lambda *given: pytest.fail("started"))
+    out = tmp_path / "file" / "figure" / "page.html"
+    words = [command, str(path)] if command == "sweep" else [command]
+    assert main([*words, "--root", str(root), "--out", str(out)]) == 2
+    assert f"--out {out}" in capsys.readouterr().err

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from eef.learning import learn_together
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from eef import train, trajectory
 from eef.experts import demonstrations
+from eef.learning import learn_together
 from eef.policy import Policy
 from eef.pretrain import make_model, save
 from eef.runs import write_json

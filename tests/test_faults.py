@@ -16,13 +16,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from test_sweep import write
 
+import eef
+from eef import learning
 from eef.figures import paired_table, run_table, write_table
-from eef.runs import load_runs
+from eef.runs import apart, load_runs
+from eef.sweep import sweep
 
 CLI = [sys.executable, "-m", "eef.cli", "sweep"]
 KILLS = 10
@@ -107,7 +111,7 @@ def family(process: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
             found["jvm"].append(child)
         elif "papermill" in words:
             found["worker"].append(child)
-        elif "ipykernel_launcher" in words:
+        elif "ipykernel" in words:
             found["kernel"].append(child)
     return found
 
@@ -262,3 +266,107 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
             subprocess.run(["umount", "-l", str(root)], check=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"cannot write at {root}" in done.stderr and "--root" in done.stderr
+
+
+PRINTS = """\
+import random, sys
+from pathlib import Path
+import eef
+from eef.runs import Run
+run = Run.open(None, "webshop", f"{method}-n{n}", seed, {"n": n}, {"hashes": {}})
+about = {"eef": eef.__file__, "random": random.__file__, "python": sys.executable, "path": sys.path}
+run.finish({"method": method, "n": n, "win_rate": 0.5, **about})
+"""
+
+
+def result(root: Path) -> dict[str, Any]:
+    """The only run's result."""
+    (path,) = root.glob("*__*/result.json")
+    return json.loads(path.read_text())
+
+
+def test_modules_of_the_current_folder_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from a folder that holds a clone named ``eef``, nor beside modules named as the library's or our own."""
+    for name in ("random", "eef", "papermill", "yaml"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('a module of the current folder was imported')\n")
+    (tmp_path / "parent" / "eef" / "eef").mkdir(parents=True)
+    for number, folder in enumerate((tmp_path, tmp_path / "parent")):
+        path = write(folder, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
+        monkeypatch.chdir(folder)
+        root = tmp_path / f"runs{number}"
+        assert sweep(path, root=root) == 0
+        found = result(root)
+        assert found["eef"] == eef.__file__ and found["random"] == random.__file__
+        assert found["path"].index(str(folder)) > found["path"].index(str(Path(random.__file__).parent))
+
+
+def test_other_processes_ignore_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('a module of the current folder was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    assert apart("import random") is None
+    code = "import sys; assert sys.flags.safe_path; sys.exit(3)"
+    words: list[list[str]] = []
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, given: list[str], **settings: Any) -> None:
+            words.append(given)
+            super().__init__([sys.executable, "-c", code], **settings)
+
+    monkeypatch.setattr(learning.subprocess, "Popen", Popen)
+    monkeypatch.setattr(learning, "enough_gpus", lambda processes: None)
+    with pytest.raises(RuntimeError, match="failed: $"):  # without an AssertionError
+        learning.learn_together({}, tmp_path, 2)
+    assert "accelerate.commands.launch" in words[0]
+
+
+def test_a_notebook_imports_a_module_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "beside.py").write_text("N = 3\n")
+    (tmp_path / "elsewhere" / "here.py").write_text("N = 4\n")
+    body = PRINTS + "import beside, here\nassert (beside.N, here.N) == (3, 4)\n"
+    path = write(tmp_path, body=body, parameters={}, seeds=[0], points=[{"n": 1}])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert sweep(path, root=tmp_path / "runs") == 0
+
+
+@pytest.mark.slow
+def test_an_environment_of_ones_own_in_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = Path(__file__).resolve().parents[1] / "notebooks" / "own_environment.ipynb"
+    small = "{train_tasks: 40, test_tasks: 10, methods: [sft_pos], epochs: 1.0}"
+    (tmp_path / "own.yaml").write_text(f"notebook: '{notebook}'\nparameters: {small}\n")
+    monkeypatch.chdir(tmp_path)
+    assert sweep("own.yaml", root=tmp_path / "runs") == 0
+    assert result(tmp_path / "runs")["n_test"] == 10
+
+
+def test_braces_in_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "{n} {0}"
+    folder.mkdir()
+    path = write(folder, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
+    root = folder / "runs {x}"
+    assert sweep(path, root=root) == 0
+    assert result(root)["win_rate"] == 0.5 and len(list((root / "notebooks").glob("demo__*.ipynb"))) == 1
+
+
+def test_the_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where JUPYTER_PATH or the user's folder have another kernel named ``python3``."""
+    for name in ("path", "user"):
+        kernel = tmp_path / name / "kernels" / "python3"
+        kernel.mkdir(parents=True)
+        spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Other", "language": "python"}
+        (kernel / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
+    path = write(tmp_path, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
+    assert sweep(path, root=tmp_path / "runs") == 0
+    assert result(tmp_path / "runs")["python"] == sys.executable
+    (book,) = (tmp_path / "runs" / "notebooks").glob("*.ipynb")
+    assert json.loads(book.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def test_long_values_are_no_long_file_names(tmp_path: Path) -> None:
+    cell = 'method = "rft"\nn = 1\nnote = ""\nseed = 0\n'
+    body = PRINTS.replace('f"{method}-n{n}"', 'f"{method}-{note}"')
+    path = write(tmp_path, cell=cell, body=body, parameters={}, seeds=[0], points=[{"note": "long " * 100}])
+    assert sweep(path, root=tmp_path / "runs") == 0
+    assert result(tmp_path / "runs")["win_rate"] == 0.5

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +19,12 @@ import nbformat
 import pytest
 import yaml
 from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
 
-from eef import launch
+from eef import inputs, keys, launch
 from eef import sweep as module
+from eef.cli import parse_overrides
 from eef.launch import failure
 from eef.sweep import SweepError, check, expand, label, plan, read_spec, repeat_command, sweep, sweep_label
 
@@ -97,10 +103,94 @@ def test_bad_sweep_files(tmp_path: Path, changes: dict[str, Any], overrides: dic
 
 def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "torn.yaml").write_text("points: [{method: rft")
-    with pytest.raises(SweepError, match=r"torn.yaml is no YAML"):
+    with pytest.raises(SweepError, match=r"torn.yaml is not valid YAML, line 1"):
         read_spec(tmp_path / "torn.yaml")
     with pytest.raises(SweepError, match="no sweep file"):
         read_spec(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("parameters: {seed: 3}", "parameters: 'seed' is not a parameter here: use the top-level 'seeds: "),
+        ("parameters: {seeds: [3]}", "parameters: 'seeds' is not a parameter here"),
+        ("points: [{n: 1}, {n: 2, seed: 3}]", "points: 'seed' is not a parameter here"),
+        ("grid: {seed: [1, 2]}", "grid: 'seed' is not a parameter here"),
+        ("points: [{n: 1}]\ngrid: {n: [2]}", "'n' is in both 'points' and 'grid'"),
+        ("parameters: {n: 1}\nparameters: {n: 2}", "line 3: parameters: the key is set twice"),
+        ("parameters:\n  n: 1\n  n: 2", r"line 4: parameters\.n: the key is set twice"),
+        ("parameters: {n: 010}", r"line 2: parameters\.n: 010 has a leading zero"),
+        ("parameters: {n: 0o10}", r"parameters\.n: 0o10 has a leading zero"),
+        ("parameters: {n: 09}", r"parameters\.n: 09 has a leading zero"),
+        ("points: [{n: 1:30}]", r"points\[0\]\.n: 1:30 is read as a number to base 60"),
+        ("parameters: {data: 2026-01-01}", r"parameters\.data: 2026-01-01 is read as a date: put it in quotes"),
+        ("grid: {lr: [1.0, .nan]}", r"grid\.lr\[1\]: \.nan is not a finite number"),
+        ("parameters: {lr: -.inf}", r"-\.inf is not a finite number"),
+        ("parameters: {lr: 1e999}", "1e999 is not a finite number"),
+        ("parameters: {1: 2}", "parameters: the key 1 is not text: put it in quotes"),
+        ("parameters: {on: 2}", "parameters: the key on is not text"),
+        ("parameters:\n\tn: 1", "not valid YAML, line 3: .*indent with spaces, not tabs"),
+        ("points: [&one {n: 1}, {<<: *one, n: 2}]", r"points\[1\]\.n: the key is set twice"),
+        ("points: &a [*a]", "an alias refers to the value that it is part of"),
+        ("parameters: {data: !!binary aGk=}", "the tag .*binary is not supported"),
+        ("name: " + "x" * 61, "at most 60"),
+    ],
+)
+def test_ambiguous_yaml_is_one_message(tmp_path: Path, lines: str, says: str) -> None:
+    write(tmp_path)
+    (tmp_path / "other.yaml").write_text(f"notebook: tiny.ipynb\n{lines}\n")
+    with pytest.raises(SweepError, match=rf"other\.yaml.*{says}") as caught:
+        read_spec(tmp_path / "other.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_are_numbers_wherever_they_stand(tmp_path: Path) -> None:
+    write(tmp_path)
+    text = "parameters: {lr: 1e-3, o: {base: 1E-2, l: [2e+1, -.5, '1e-3']}}\ngrid: {slow: [1e0]}"
+    (tmp_path / "other.yaml").write_text(f"notebook: tiny.ipynb\n{text}\n")
+    spec = read_spec(tmp_path / "other.yaml")
+    assert spec.parameters == {"lr": 1e-3, "o": {"base": 1e-2, "l": [20.0, -0.5, "1e-3"]}}
+    assert spec.grid == {"slow": [1.0]}
+
+
+def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(SweepError, match="bytes.yaml is not UTF-8 text"):
+        read_spec(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"slips": 3}, "'slips' is dict in the notebook, not 3"),
+        ({"slips": {"base": "much"}}, r"'slips\.base' is float in the notebook, not 'much'"),
+        ({"slips": {"base": True}}, r"'slips\.base' is float"),
+        ({"data": False}, "'data' is str in the notebook, not False.*yes, no, on and off.*quotes"),
+        ({"method": True}, "unknown method True.*yes, no, on and off"),
+    ],
+)
+def test_kinds_are_checked_below_dictionaries(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
+    spec = read_spec(write(tmp_path, cell=FILES))
+    check(spec, [{"slips": {"base": 1, "late": "x"}}])
+    with pytest.raises(SweepError, match=says):
+        check(spec, [parameters])
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text("aé😀:#{}[]&*!|>'\"%@`,0123456789.-+e_~=<? \t\n"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab1:", min_size=1), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(VALUES)
+def test_the_command_that_repeats_has_the_same_values(value: Any) -> None:
+    words = shlex.split(repeat_command("demo.yaml", {"v": value}, None))
+    assert words[:4] == ["eef", "sweep", "demo.yaml", "-p"] and parse_overrides(words[4:]) == {"v": value}
 
 
 @pytest.mark.parametrize(
@@ -144,30 +234,266 @@ def test_dry_run_lists_and_writes_nothing(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "runs").exists()
 
 
-def test_marks_follow_notebook_parameters_code_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "items.json").write_text("[]")
+def marks(file: Path, **overrides: Any) -> list[str]:
+    return [point.mark.name for point in plan(read_spec(file), overrides, file.parent / "runs")]
 
-    def marks(**overrides: Any) -> set[str]:
-        return {point.mark.name for point in plan(read_spec(tmp_path / "demo.yaml"), overrides, tmp_path / "runs")}
 
-    monkeypatch.setattr(module, "code_hash", lambda: "as it was")
+FILES = """\
+method = "rft"  # one of: rft, eef, bad
+n = 1
+data = ""  # file or folder: the shop; empty: none
+experts = "strong"  # names or files, joined by +: strong, weak
+model = "embedded"  # name or folder: embedded; or a name of the hub
+options = {}  # may name files: split (or official), lists; keywords
+slips = {"base": 0.1}
+note = ""
+seed = 0
+"""
+
+
+@pytest.fixture
+def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of one point whose notebook declares files, in a folder with a data folder and two expert files."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "items.json").write_text("[]")
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return write(tmp_path, cell=FILES, parameters={}, points=[{"n": 1}], seeds=[0])
+
+
+def test_a_mark_follows_notebook_and_parameters(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    first = marks(file)
+    assert marks(file) == first and len(set(first)) == 4
+    assert not set(marks(file, slow=0.5)) & set(first)
+    write(tmp_path, body=BODY + "print(1)\n")
+    assert not set(marks(file)) & set(first)
     write(tmp_path)
-    first, with_data = marks(), marks(data=str(data))
-    assert marks() == first and len(first) == 4 and not first & with_data
-    (data / "items.json").write_text("[1]")
-    assert not marks(data=str(data)) & with_data
-    write(tmp_path, body=BODY + "# changed")
-    assert not marks() & first
-    write(tmp_path)
-    assert marks() == first
-    monkeypatch.setattr(module, "code_hash", lambda: "other code")
-    assert not marks() & first
+    assert marks(file) == first
 
 
-def test_a_mark_without_its_run_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "code_hash", lambda: "as it was")
+def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that the notebook does not import, docstrings and page templates do not count."""
+    package = tmp_path / "copy" / "eef"
+    shutil.copytree(keys.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for copied in (keys, inputs):
+        monkeypatch.setattr(copied, "PACKAGE", package)
+    file = write(tmp_path, body="%matplotlib inline\nfrom eef.runs import Run\nimport helper\n")
+    (tmp_path / "helper.py").write_text("X = 1\n")
+    first = marks(file)
+    (package / "views.py").write_text("changed = True\n")
+    (package / "report.html").write_text("changed")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "runs.pyc").write_bytes(b"x")
+    (package / "runs.py").write_text((package / "runs.py").read_text().replace('"""What a run', '"""Whatever a run'))
+    assert marks(file) == first
+    for changed, line in (
+        (package / "runs.py", "x = 1\n"),
+        (package / "files.py", "x = 1\n"),  # imported by runs.py
+        (package / "envs" / "webshop" / "reward.py", "x = 1\n"),
+        (package / "prompts" / "webshop.txt", "more\n"),
+        (tmp_path / "helper.py", "Y = 1\n"),
+    ):
+        before = changed.read_text()
+        changed.write_text(before + line)
+        assert marks(file) != first, changed
+        changed.write_text(before)
+        assert marks(file) == first
+
+
+def test_a_parameter_that_merely_is_a_path_is_text(declared: Path) -> None:
+    """``eef`` is a method, ``strong`` an expert and ``embedded`` a model, also where folders have these names."""
+    first = marks(declared, method="eef", note="data")
+    for name in ("eef", "strong", "embedded", "official"):
+        (declared.parent / name).mkdir()
+        (declared.parent / name / "file").write_text("x")
+    (declared.parent / "data" / "new.json").write_text("x")
+    assert marks(declared, method="eef", note="data") == first
+    (point,) = plan(read_spec(declared), {"options": {"split": "official"}}, declared.parent)
+    assert point.parameters["options"] == {"split": "official"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ({"data": "data"}, "data/items.json"),
+        ({"experts": "a.jsonl"}, "a.jsonl"),
+        ({"experts": "a.jsonl+b.jsonl"}, "b.jsonl"),
+        ({"experts": "strong+b.jsonl"}, "b.jsonl"),
+        ({"model": "./data"}, "data/items.json"),
+        ({"options": {"split": "data"}}, "data/items.json"),
+        ({"options": {"split": {"train": "a.jsonl", "test": [1]}}}, "a.jsonl"),
+    ],
+)
+def test_a_mark_follows_the_contents_of_declared_files(
+    declared: Path, overrides: dict[str, Any], changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = marks(declared, **overrides)
+    (declared.parent / "data" / "__pycache__").mkdir()
+    (declared.parent / "data" / "__pycache__" / "x.pyc").write_bytes(b"x")
+    os.utime(declared.parent / changed, (1, 1))
+    monkeypatch.chdir(declared.parent / "elsewhere")
+    assert marks(declared, **overrides) == first
+    (declared.parent / changed).write_text("changed")
+    assert marks(declared, **overrides) != first
+
+
+def test_paths_are_passed_on_as_absolute_paths(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = declared.parent
+    (here / "c+d").mkdir()
+    (here / "c+d" / "e.jsonl").write_text("e")
+    parameters = {"data": "data", "experts": "strong+c+d/e.jsonl", "options": {"split": "data", "n": 1}, "note": "data"}
+    write(here, cell=FILES, parameters=parameters, points=[{"n": 1}], seeds=[0])
+    monkeypatch.chdir(here / "elsewhere")
+    (point,) = plan(read_spec(declared), {}, here / "runs")
+    assert point.parameters["data"] == f"{here}/data" and point.parameters["note"] == "data"
+    assert point.parameters["experts"] == f"strong+{here}/c+d/e.jsonl"
+    assert point.parameters["options"] == {"split": f"{here}/data", "n": 1}
+    first = point.mark
+    write(here, cell=FILES, parameters={**parameters, "data": f"{here}/./data"}, points=[{"n": 1}], seeds=[0])
+    assert plan(read_spec(declared), {}, here / "runs")[0].mark == first
+
+
+def test_the_current_folder_comes_first_for_an_override(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (declared.parent / "elsewhere" / "data").mkdir()
+    monkeypatch.chdir(declared.parent / "elsewhere")
+    (point,) = plan(read_spec(declared), {"data": "data"}, declared.parent)
+    assert point.parameters["data"] == f"{declared.parent}/elsewhere/data"
+
+
+def test_a_default_that_names_a_file_counts(declared: Path) -> None:
+    cell = FILES.replace('data = ""', 'data = "data"')
+    write(declared.parent, cell=cell, parameters={}, points=[{"n": 1}], seeds=[0])
+    first = marks(declared)
+    (declared.parent / "data" / "items.json").write_text("[1]")
+    assert marks(declared) != first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"data": "shop"}, r"^-p data: no file or folder shop \(tried .*/shop, "),
+        ({"experts": "c.jsonl"}, r"^-p experts: no file c.jsonl \(tried .*/c.jsonl"),
+        ({"experts": "strong+my/c"}, "experts: no file or folder my/c"),
+        ({"model": "./mine"}, "model: no file or folder ./mine"),
+        ({"model": "mine.gguf"}, "model: no file mine.gguf"),
+        ({"options": {"split": "my/split"}}, "options.split: no file or folder my/split"),
+    ],
+)
+def test_a_missing_file_stops_before_anything_starts(
+    declared: Path, overrides: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_work", lambda *given: pytest.fail("started"))
+    with pytest.raises(SweepError, match=says):
+        sweep(declared, overrides, root=declared.parent / "runs")
+    assert not (declared.parent / "runs").exists()
+
+
+def test_the_notebooks_of_this_repository_declare_their_files() -> None:
+    """The names in the comments are those that the code knows; every sweep file can be planned."""
+    from eef.experts import STAND_INS
+    from eef.policy import _EMBEDDED
+
+    experiments = keys.PACKAGE.parent / "experiments"
+    known = launch.declared(experiments.parent / "notebooks" / "experiment.ipynb")
+    files = {key: found for key in known if (found := inputs.declaration(known[key]["help"])) is not None}
+    assert set(files) == {"data", "experts", "model", "env_options"} and set(files["env_options"]) == {"split"}
+    assert files["data"] == inputs.Files()
+    assert files["experts"] == inputs.Files(tuple(STAND_INS["webshop"]), joined=True)
+    assert files["model"].hub and set(files["model"].names) == set(_EMBEDDED)
+    for file in experiments.glob("*.yaml"):
+        assert plan(read_spec(file), {}, experiments / "runs")
+
+
+def test_names_that_are_not_files_pass(declared: Path) -> None:
+    overrides = {"experts": "strong+gpt", "model": "org/model-0.5B", "options": {"split": "ratio"}}
+    (point,) = plan(read_spec(declared), overrides, declared.parent)
+    assert overrides.items() <= point.parameters.items()
+    (point,) = plan(read_spec(declared), {"model": "Qwen2.5-0.5B", "experts": ""}, declared.parent)
+    assert point.parameters["model"] == "Qwen2.5-0.5B"
+
+
+def test_two_files_with_the_same_contents_are_one_point(declared: Path) -> None:
+    shutil.copy(declared.parent / "a.jsonl", declared.parent / "elsewhere")
+    points = [{"experts": "a.jsonl"}, {"experts": "elsewhere/a.jsonl"}]
+    write(declared.parent, cell=FILES, parameters={}, points=points, seeds=[0])
+    with pytest.raises(SweepError, match="the same contents"):
+        plan(read_spec(declared), {}, declared.parent)
+
+
+def test_labels_are_short_and_name_files_by_their_stems(declared: Path) -> None:
+    (declared.parent / "elsewhere" / "a.jsonl").write_text("another")
+    experts = ["a.jsonl", "elsewhere/a.jsonl", "strong+b.jsonl"]
+    points = [{"experts": value} for value in experts] + [{"note": "x" * 300}, {"note": "x" * 300 + "y"}]
+    write(declared.parent, cell=FILES, parameters={}, points=points, seeds=[0])
+    planned = plan(read_spec(declared), {}, declared.parent / "runs")
+    labels = [point.label for point in planned]
+    assert len(set(labels)) == 5 and all(name.startswith("expertsa-") for name in labels[:2])
+    assert labels[2] == "expertsstrong_b-s0"
+    assert all(len(os.path.basename(point.base).encode()) < 140 for point in planned)
+
+
+@given(st.lists(st.text().map(lambda text: 20 * text), min_size=1, max_size=3))
+def test_any_label_is_a_short_file_name(values: list[str]) -> None:
+    spec = module.Spec("demo", Path("demo.yaml"), Path("x.ipynb"), points=[{f"p{i}": v for i, v in enumerate(values)}])
+    name = label(spec, {**spec.points[0], "seed": 0})
+    assert re.fullmatch(r"[\w.=-]+", name) and len(name.encode()) <= 100
+
+
+def test_finished_points_of_other_releases_are_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, root = write(tmp_path, points=[{"n": 1}], seeds=[0, 1]), tmp_path / "runs"
+    versions = [{"torch": "1.0+cpu", "numpy": keys.library_version("numpy")}, {"torch": keys.library_version("torch")}]
+    for number, point in enumerate(plan(read_spec(file), {}, root)):
+        (root / f"r{number}").mkdir(parents=True)
+        (root / f"r{number}" / "result.json").write_text("{}")
+        (root / f"r{number}" / "stamp.json").write_text(json.dumps({"versions": versions[number]}))
+        point.mark.parent.mkdir(parents=True, exist_ok=True)
+        point.mark.write_text(json.dumps({"run_ids": [f"r{number}"]}))
+    planned = plan(read_spec(file), {}, root)
+    assert [point.state for point in planned] == ["finished", "finished"]
+    assert sweep(file, dry_run=True, root=root) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert f"1 of 2 finished points were made with torch 1.0 (installed: {keys.library_version('torch')})" in line
+    assert f"delete {planned[0].mark}, or use another --root" in line and "numpy" not in line
+    assert sweep(file, dry_run=True, root=root, only="s1") == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_the_same_sweep_from_another_folder_has_nothing_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real executions; a changed expert file then starts the points anew that name it, and no others."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    root = tmp_path / "runs"
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(name)
+    for name in ("eef", "elsewhere"):
+        (tmp_path / name).mkdir()
+    body = (
+        "from eef.runs import Run\n"
+        'read = [open(name).read() for name in experts.split("+") if name != "strong"]\n'
+        'run = Run.open(None, "webshop", method, seed, {"read": read}, {})\n'
+        'run.finish({"method": method, "win_rate": 0.5})\n'
+    )
+    points = [{"method": "eef", "experts": "a.jsonl+b.jsonl"}, {"method": "rft", "experts": "strong+c.jsonl"}]
+    file = write(tmp_path, cell=FILES, body=body, parameters={}, points=points, seeds=[0])
+    monkeypatch.chdir(tmp_path)
+    assert sweep("demo.yaml", root=root) == 0 and "2 to do" in capsys.readouterr().out
+    (tmp_path / "eef" / "new").write_text("x")
+    assert sweep("demo.yaml", root=root) == 0 and "0 to do" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert sweep(file, root=root) == 0 and "0 to do" in capsys.readouterr().out
+    (tmp_path / "b.jsonl").write_text("changed")
+    assert sweep(file, root=root, dry_run=True) == 0
+    said = capsys.readouterr().out
+    assert "1 to do" in said and re.search(r"waits +\S+-eef-s0", said) and re.search(r"finished +\S+-rft-s0", said)
+
+
+def test_a_mark_without_its_run_is_not_finished(tmp_path: Path) -> None:
     spec, root = read_spec(write(tmp_path)), tmp_path / "runs"
     point = plan(spec, {}, root)[0]
     point.mark.parent.mkdir(parents=True)
@@ -205,7 +531,7 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(module, "code_hash", lambda: "as it was")  # an edit while tests run would start all anew
+    monkeypatch.setattr(module.inputs, "code_of", lambda notebook: {})  # an edit while tests run would start all anew
     root = tmp_path / "runs"
     path = write(tmp_path, seeds=[0], points=[{"method": "bad", "n": 1}, {"method": "rft", "n": 1}])
     assert sweep(path, jobs=2, root=root) == 1
