@@ -39,6 +39,7 @@ from eef.files import (
     write_json,
     write_text,
 )
+from eef.keys import LIBRARIES
 from eef.live import Live, writable_folders
 
 _CLOCK = re.compile(r"(^|_)(seconds|time)$")
@@ -72,12 +73,20 @@ def _git(*words: str) -> str | None:
 @cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("eef", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "papermill", "wandb"):
+    for name in ("eef", *LIBRARIES, "papermill", "wandb"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def _machine() -> dict[str, Any]:
+    """The device and the number of threads: they change the last bits of sums, and are no part of a stage's key."""
+    torch = sys.modules.get("torch")  # no stage without it computes on a device
+    if torch is None:
+        return {}
+    return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
 
 
 @cache
@@ -232,7 +241,7 @@ class Run:
             with disk_errors(final, FULL):  # of make's own errors only a full disk is ours to explain
                 make(beside)
             seconds = round(time.perf_counter() - start, 3)
-            made = {"versions": _versions(), "commit": self.stamp.get("commit", "unknown")}
+            made = {"versions": _versions(), "commit": self.stamp.get("commit", "unknown"), **_machine()}
             write_json(beside / "stage.json", {"name": name, "key": plain(key), "seconds": seconds, **made})
             with disk_errors(final):
                 if final.exists():  # a copy without stage.json is no stage

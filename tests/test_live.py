@@ -212,7 +212,7 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(
     (tmp_path / "a file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / home))
     run = Run.open(tmp_path / "runs", "webshop", "eef-m5", 3, {}, {"hashes": {}}, wandb="offline")
-    run.stage("eval", {}, lambda at: save_trajectories([played("t1", True)], at / "trajectories.jsonl"))
+    run.stage("test", {}, lambda at: save_trajectories([played("t1", True)], at / "trajectories.jsonl"))
     run.finish({"win_rate": 1.0})
     assert read_json(run.folder / "timing.json")["wandb"]["error"] is None
     assert history(run.folder, "trajectories/test/_type") == ["table-file"]
@@ -323,13 +323,13 @@ def test_an_experiment_reports_stages_training_and_rollouts(
     row = methods.experiment("sft_pos", shop, settings, 0, train_tasks=20, test_tasks=4, root=tmp_path)
     sent = events(tmp_path / row["run_id"])
     stages = [(event["stage"], event["status"]) for event in sent if event["event"] == "stage"]
-    assert stages == [(name, status) for name in ("experts", "bc", "eval") for status in ("started", "made")]
+    assert stages == [(name, status) for name in ("experts", "bc", "test", "eval") for status in ("started", "made")]
     rows = [event["row"] for event in sent if event["event"] == "progress" and event["stage"] == "bc"]
     made = [json.loads(line) for line in (tmp_path / row["run_id"] / "bc" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) >= 2 and [(row["step"], row["loss"]) for row in rows] == [
         (row["step"], row["loss"]) for row in made[: len(rows)]
     ]
-    rollout = [event["row"]["episodes"] for event in sent if event["event"] == "progress" and event["stage"] == "eval"]
+    rollout = [event["row"]["episodes"] for event in sent if event["event"] == "progress" and event["stage"] == "test"]
     assert rollout[-1] == 4 and sent[-1]["event"] == "finish"
 
 
