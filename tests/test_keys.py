@@ -23,7 +23,7 @@ from test_families import tokenizer_of
 from test_method_masks import EASY, FAILURE, LOST, STATES
 from transformers import LlamaConfig
 
-from eef import keys
+from eef import keys, methods
 from eef.chat import Chat
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
@@ -35,6 +35,7 @@ from eef.settings import GROUPS, Settings
 from eef.stages import key_of, stage_key
 from eef.trajectory import save
 
+SMALL = {"products": 700, "train": 6, "eval": 2, "test": 4, "grades": [1.0, 0.0, 0.0]}
 LOST_EASY = replace(LOST, task=EASY.task)  # what ETO learns from, beside the expert's win
 PLAY = {"s0-0-0", "states-0", "test"}  # simulations
 TRAIN = {"bc", "sft-0", "ceiling", "dpo-0"}
@@ -537,3 +538,28 @@ def test_the_imports_of_a_notebook() -> None:
     files = keys.source_files(["eef.report"])
     assert "eef.evaluate" in files and "eef.cli" not in files and files["eef.runs"] == keys.PACKAGE / "runs.py"
     assert code_key("eef.files")["libraries"] == {} and "torch" in code_key("eef.train")["libraries"]
+
+
+def test_a_run_has_its_own_folder_where_its_results_may_differ(model: Path, world, tmp_path, monkeypatch) -> None:
+    class Opened(Exception):
+        pass
+
+    def run_id(env: Any = world, method: str = "eef", options: Any = None, tasks: int = 6, **changes: Any) -> str:
+        def opened(lab: Lab, m: int = 5) -> Path:
+            raise Opened(lab.run.run_id)
+
+        monkeypatch.setitem(methods.METHODS, method, opened)
+        settings = Settings(model=str(model), **changes)
+        with pytest.raises(Opened) as caught:
+            methods.experiment(
+                method, env, settings, 0, options=options, train_tasks=tasks, root=tmp_path / "runs", wandb="disabled"
+            )
+        return str(caught.value)
+
+    rich = WebShop(catalogue=SMALL, observation="text_rich", max_steps=15)
+    shorter = WebShop(catalogue=SMALL, max_steps=14)
+    same = [{}, {"slots": 3}, {"checkpoint_minutes": 1.0}, {"context": 8192}, {"limited": False}, {"epochs": 10}]
+    other: list[dict[str, Any]] = [{"env": rich}, {"env": shorter}, {"tasks": 5}, {"options": {"m": 2}}, {"lr": 1e-3}]
+    other += [{"method": "rft"}, {"experts": "weak"}, {"prompt": "react"}, {"iterations": 2}, {"restart": "last"}]
+    assert len({run_id(**changes) for changes in same}) == 1
+    assert len({run_id(**changes) for changes in [{}, *other]}) == 1 + len(other)
