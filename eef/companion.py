@@ -43,6 +43,9 @@ class State:
     error: str | None = None
     pid: int = 0
 
+    def id_of(self, run_id: str) -> str:
+        return f"{run_id}-{self.attempt}" if self.attempt > 1 else run_id
+
 
 @dataclass
 class Companion:
@@ -64,7 +67,7 @@ class Companion:
         state = State(mode, before.attempt, pid=os.getpid())
         if mode == "online" and before.used == "online":
             state.sent, state.content = before.sent, before.content
-        elif (before.used == "online" and before.sent) or list(folder.glob("wandb/offline-run-*/*.synced")):
+        elif (before.used == "online" and before.sent) or synced(folder, before):
             state.attempt += 1
         return cls(folder, mode, parent, state)
 
@@ -93,12 +96,12 @@ class Companion:
         about = read_json(self.folder / "config.json")
         names = {"env": about["env"], "arm": about["method"], "seed": about["seed"]}
         tags = [about["env"], about["method"], f"seed-{about['seed']}", about["config"].get("method"), *about["tags"]]
-        suffix = f"-{self.state.attempt}" if self.state.attempt > 1 else ""
         earlier = set(self.folder.glob("wandb/run-*"))
         try:
             self.run = mirror.open_run(
-                self.folder, about["run_id"] + suffix, self.mode, pid=self.parent, group=about["group"] or None,
-                job_type=about["method"], tags=[str(tag)[:64] for tag in dict.fromkeys(tags) if tag],
+                self.folder, self.state.id_of(about["run_id"]), self.mode, pid=self.parent,
+                group=about["group"] or None, job_type=about["method"],
+                tags=[str(tag)[:64] for tag in dict.fromkeys(tags) if tag],
                 config={**about["config"], **names, "stamp": read_json(self.folder / "stamp.json")},
             )  # fmt: skip
         except Exception as error:  # no permission, a broken service, a disk that is full
@@ -195,6 +198,12 @@ class Companion:
         if self.run is not None:
             self.run.summary.update({"error": message})
             self.run.finish(exit_code=1)
+
+
+def synced(folder: Path, state: State) -> bool:
+    """Whether the offline folder of the last start was sent by ``eef wandb sync``."""
+    name = state.id_of(read_json(folder / "config.json")["run_id"])
+    return any(list(path.glob("*.synced")) for path in folder.glob(f"wandb/offline-run-*-{name}"))
 
 
 def follow(folder: str, mode: str, parent: str) -> int:

@@ -22,12 +22,8 @@ MODES = ("offline", "online", "disabled")
 FINISH_SECONDS = 90.0  # how long the end of a run waits for W&B
 FAIL_SECONDS = 20.0  # how long a failed run waits; the companion goes on without it
 ROLLOUT_SECONDS = 1.0  # between two reports of a rollout
-COMPANION = [
-    sys.executable,
-    "-P",
-    "-c",
-    "import sys; from eef.companion import follow; sys.exit(follow(*sys.argv[1:]))",
-]
+CODE = "import sys; sys.path.append(sys.argv.pop(1)); from eef.companion import follow; sys.exit(follow(*sys.argv[1:]))"
+COMPANION = [sys.executable, "-P", "-c", CODE, str(Path(__file__).resolve().parents[1])]  # -P: never a user's wandb.py
 
 
 class Live:

@@ -391,7 +391,8 @@ def apart(root: Path, code: str, *arguments: str, seconds: float = 180.0) -> str
 
     W&B keeps its own files in ``root`` where HOME cannot be written.
     """
-    words = [sys.executable, "-P", "-c", f"import sys; {code}", *arguments]  # -P: not from the current folder
+    path = "import sys; sys.path.append(sys.argv.pop(1))"  # -P: never a module of the current folder
+    words = [sys.executable, "-P", "-c", f"{path}; {code}", str(PACKAGE.parent), *arguments]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,

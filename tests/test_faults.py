@@ -303,7 +303,7 @@ def test_modules_of_the_current_folder_hide_nothing(tmp_path: Path, monkeypatch:
 def test_other_processes_ignore_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "random.py").write_text("raise RuntimeError('a module of the current folder was imported')\n")
     monkeypatch.chdir(tmp_path)
-    assert apart("import random") is None
+    assert apart(tmp_path, "import random") is None
     code = "import sys; assert sys.flags.safe_path; sys.exit(3)"
     words: list[list[str]] = []
 

@@ -289,6 +289,17 @@ def test_a_report_never_raises(tmp_path: Path, ignored: None) -> None:
     assert len(reports.errors) == 2 and all("could be sent to W&B" in error for error in reports.errors)
 
 
+def test_a_module_of_the_current_folder_is_not_taken_for_wandb(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text("raise SystemExit('this is not wandb')")
+    monkeypatch.chdir(tmp_path)
+    run = Run.open(tmp_path / "runs", "webshop", "eef-m5", 3, {}, {"hashes": {}})
+    run.finish({"win_rate": 0.5}, wandb="offline")
+    assert read_json(run.folder / "timing.json")["wandb"]["error"] is None
+    assert history(run.folder, "test/win_rate") == [0.5]
+
+
 def test_a_disabled_run_starts_no_companion(tmp_path: Path, ignored: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run = Run.open(tmp_path, "webshop", "eef-m5", 3, {}, {"hashes": {}}, wandb="online")
@@ -459,9 +470,10 @@ def test_what_was_sent_online_is_whole_offline_when_the_network_is_gone(folder: 
 
 
 def test_offline_a_synced_folder_stays_and_a_restart_has_another_id(folder: Path, server: Server) -> None:
-    for name in ("offline-run-1", "offline-run-2"):
+    for name in ("offline-run-1-run", "offline-run-2-run"):
         (folder / "wandb" / name).mkdir(parents=True)
-    (folder / "wandb" / "offline-run-1" / "run.wandb.synced").touch()
-    send(folder, stage("sft-1", "reused"), FINISH, mode="offline")
-    assert [path.name for path in folder.glob("wandb/offline-run-*")] == ["offline-run-1"]
-    assert server.steps("run-2 offline") == [1, 2, 3, 4, 5]
+    (folder / "wandb" / "offline-run-1-run" / "run.wandb.synced").touch()
+    for content in ("c", "d"):  # the second one takes the place of the first, which was not synced
+        send(folder, stage("sft-1", "reused"), {**FINISH, "content": content}, mode="offline")
+    assert [path.name for path in folder.glob("wandb/offline-run-*")] == ["offline-run-1-run"]
+    assert server.exits == {"run-2 offline": [0, 0]}
