@@ -189,7 +189,7 @@ def _webshop_play(given: argparse.Namespace) -> int:
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """``key=value`` words with values as in a sweep file (:mod:`eef.strict_yaml`)."""
+    """``key=value`` words with values as in a sweep file (:mod:`eef.strict_yaml`); ``1e-4`` is a number here."""
     from eef.strict_yaml import load
 
     overrides: dict[str, Any] = {}
@@ -197,7 +197,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"-p {word!r}: write key=value")
-        overrides[key] = load(text, f"-p {word!r}", lines=False)
+        overrides[key] = load(text, f"-p {word!r}", command_line=True)
     return overrides
 
 

@@ -1,7 +1,7 @@
 """YAML as people mean it: values that YAML 1.1 would read as something else are refused, with the right spelling.
 
-``1e-3`` is a number, as in YAML 1.2. Duplicate keys, dates, leading zeros, ``1:30``, ``.nan`` and keys that are not
-text are errors that name the file, the line and the key.
+Duplicate keys, dates, leading zeros, ``1e-3`` (text in YAML 1.1), ``1:30``, ``.nan`` and keys that are not text are
+errors that name the file, the line and the key. On the command line ``1e-3`` is a number: no other program reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 _KINDS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "value")}
 _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:value")
 _LEADING_ZERO = re.compile(r"[-+]?0(o[\d_]+|[\d_]*\d)")
-_NUMBER = re.compile(r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
+_NUMBER = re.compile(r"([-+]?)((0|[1-9]\d*)(\.\d*)?|\.\d+)(?:[eE]([-+]?)(\d+))?$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,7 +51,11 @@ class _Loader(yaml.SafeLoader):
                 self._check(value, inner, (*parents, node))
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("+-.0123456789"))
+class _CommandLine(_Loader):
+    """The same, with numbers as YAML 1.2 reads them."""
+
+
+_CommandLine.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("+-.0123456789"))
 yaml.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str, _Loader)  # a lone "="
 
 
@@ -72,6 +76,11 @@ def _reason(node: yaml.ScalarNode) -> str | None:
         return f"{text} is read as a number to base 60: put it in quotes, or write the number in full"
     if node.style is None and _LEADING_ZERO.fullmatch(text):
         return f"{text} has a leading zero and is read as octal or as text: write the number without it, or use quotes"
+    if tag == "str" and node.style is None and (number := _NUMBER.fullmatch(text)):
+        sign, mantissa, _, _, exponent_sign, exponent = number.groups()
+        mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+        right = f"{sign}{'0' if mantissa[0] == '.' else ''}{mantissa}e{exponent_sign or '+'}{exponent}"
+        return f"{text} is read as text: write {right}, or use quotes"
     if tag == "float" and (text.lower().lstrip("+-") in (".inf", ".nan") or not math.isfinite(_float(text))):
         return f"{text} is not a finite number"
     return None
@@ -81,17 +90,20 @@ def _float(text: str) -> float:
     return float(text.replace("_", ""))
 
 
-def load(text: str, name: str, lines: bool = True) -> Any:
-    """The value of a YAML document. ValueError, with ``name`` and the line, for one that is invalid or ambiguous."""
+def load(text: str, name: str, command_line: bool = False) -> Any:
+    """The value of a YAML document, or of one value of the command line.
+
+    ValueError, with ``name`` and the line of a document, where it is invalid or ambiguous.
+    """
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _CommandLine if command_line else _Loader)
     except _Refused as error:
-        where = f", line {error.line}" if lines else ""
+        where = "" if command_line else f", line {error.line}"
         raise ValueError(f"{name}{where}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
-        where = f", line {mark.line + 1}" if lines and mark else ""
+        where = f", line {mark.line + 1}" if mark and not command_line else ""
         hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
         raise ValueError(f"{name} is not valid YAML{where}: {problem}{hint}") from None
     except ValueError as error:

@@ -375,7 +375,7 @@ def repeat_command(
 def _is_bare(value: Any) -> bool:
     """Whether text needs no quotes to stay the same text: ``1`` does."""
     try:
-        return isinstance(value, str) and bool(strict_yaml.load(value, "") == value)
+        return isinstance(value, str) and bool(strict_yaml.load(value, "", command_line=True) == value)
     except ValueError:
         return False
 

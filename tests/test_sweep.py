@@ -126,7 +126,7 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
         ("parameters: {data: 2026-01-01}", r"parameters\.data: 2026-01-01 is read as a date: put it in quotes"),
         ("grid: {lr: [1.0, .nan]}", r"grid\.lr\[1\]: \.nan is not a finite number"),
         ("parameters: {lr: -.inf}", r"-\.inf is not a finite number"),
-        ("parameters: {lr: 1e999}", "1e999 is not a finite number"),
+        ("parameters: {lr: 1.0e+999}", r"1\.0e\+999 is not a finite number"),
         ("parameters: {1: 2}", "parameters: the key 1 is not text: put it in quotes"),
         ("parameters: {on: 2}", "parameters: the key on is not text"),
         ("parameters:\n\tn: 1", "not valid YAML, line 3: .*indent with spaces, not tabs"),
@@ -144,13 +144,37 @@ def test_ambiguous_yaml_is_one_message(tmp_path: Path, lines: str, says: str) ->
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_are_numbers_wherever_they_stand(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "right"),
+    [
+        ("1e-3", "1.0e-3"),
+        ("1E-2", "1.0e-2"),
+        ("2e+1", "2.0e+1"),
+        ("1.5e3", "1.5e+3"),
+        ("-.5e1", "-0.5e+1"),
+        ("1e0", "1.0e+0"),
+    ],
+)
+def test_a_number_that_yaml_reads_as_text_is_refused_with_the_right_spelling(
+    tmp_path: Path, number: str, right: str
+) -> None:
     write(tmp_path)
-    text = "parameters: {lr: 1e-3, o: {base: 1E-2, l: [2e+1, -.5, '1e-3']}}\ngrid: {slow: [1e0]}"
-    (tmp_path / "other.yaml").write_text(f"notebook: tiny.ipynb\n{text}\n")
-    spec = read_spec(tmp_path / "other.yaml")
-    assert spec.parameters == {"lr": 1e-3, "o": {"base": 1e-2, "l": [20.0, -0.5, "1e-3"]}}
-    assert spec.grid == {"slow": [1.0]}
+    path = tmp_path / "other.yaml"
+    places = {
+        "parameters.lr": f"parameters: {{lr: {number}}}",
+        "parameters.slips.base": f"parameters: {{slips: {{base: {number}}}}}",
+        r"grid.lr\[1\]": f"grid: {{lr: [1.0, {number}]}}",
+        r"points\[0\].lr": f"points: [{{lr: {number}}}]",
+    }
+    for key, line in places.items():
+        path.write_text(f"notebook: tiny.ipynb\n{line}\n")
+        with pytest.raises(
+            SweepError, match=rf"other\.yaml, line 2: {key}: {re.escape(number)} is read as text"
+        ) as caught:
+            read_spec(path)
+        assert f"write {right}, or use quotes" in str(caught.value)
+    path.write_text(f"notebook: tiny.ipynb\nparameters: {{lr: {right}, data: '{number}'}}\n")
+    assert read_spec(path).parameters == {"lr": float(number), "data": number}
 
 
 def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""Breaks the code one line at a time and counts what the tests notice.
+
+    python tests/mutations.py            all of them, some 20 minutes on two cores
+    python tests/mutations.py seeds      those whose name contains a word
+
+Each mutation is made in a copy of the project, and the tests beside it must fail. Those that survive are listed; more
+than two are an error (exit code 1).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ALLOWED = 2
+JOBS = 2
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old`` becomes ``new`` in ``file`` (once); ``tests`` are pytest's arguments."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+def out_of_key(name: str, file: str, line: str) -> Mutation:
+    """A field of a dataclass that no longer counts in keys."""
+    head, _, default = line.partition(" = ")
+    new = f'{head} = field({f"default={default}, " if default else ""}metadata={{"key": None}})'
+    return Mutation(f"keys: {name}", f"eef/{file}", f"    {line}\n", f"    {new}\n", "tests/test_keys.py")
+
+
+KEYS = "tests/test_keys.py"
+MUTATIONS = [
+    # keys
+    out_of_key("temperature of simulations", "acting.py", "temperature: float"),
+    out_of_key("starts, which hold the subtasks", "acting.py", "starts: Sequence[Start]"),
+    out_of_key("seed of simulations", "acting.py", "seed: int"),
+    out_of_key("adapter of simulations", "acting.py", "adapter: Path"),
+    out_of_key("learning rate", "settings.py", "lr: float = 4e-3"),
+    out_of_key("longest answer", "settings.py", "max_new_tokens: int = 64"),
+    out_of_key("quantisation", "settings.py", "quantize: str | None = None"),
+    Mutation("keys: subtasks of the experts", "eef/experts.py", "    tasks: Sequence[str]\n    seed: int\n",
+             '    tasks: Sequence[str] = field(metadata={"key": None})\n    seed: int\n', KEYS),
+    Mutation("keys: max_steps", "eef/stages.py", ', "max_steps": value.max_steps}', "}", KEYS),
+    Mutation("keys: code of the environment", "eef/stages.py", "modules += source_modules(type(value))", "pass", KEYS),
+    Mutation("keys: releases of libraries", "eef/keys.py", "for name in sorted(libraries)}}", "for name in ()}}", KEYS),
+    Mutation("keys: `from eef import x`", "eef/keys.py",
+             'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", KEYS),
+    Mutation("keys: chat template of a model", "eef/keys.py", '{".md", ', '{".md", ".jinja", ', KEYS),
+    Mutation("keys: contents of a folder", "eef/keys.py", "file.as_posix(): file_key(at / file)", "file.as_posix(): 0", KEYS),
+    Mutation("keys: a cached hash of a file that changed", "eef/keys.py", 'if cached["stat"] == list(stat):', "if cached:", KEYS),
+    Mutation("keys: how WebShop shows pages", "eef/envs/webshop/__init__.py", '            "observation": observation,\n', "", KEYS),
+    Mutation("keys: WebShop's seed of random results", "eef/envs/webshop/__init__.py", '            "seed": seed,\n        }\n', "        }\n", KEYS),
+    Mutation("keys: ScienceWorld's step limits", "eef/envs/scienceworld/__init__.py",
+             '            "limits": dict(self._limits),\n', "", KEYS),
+    Mutation("keys: a run's environment", "eef/methods.py", "[resolved, environment, chat.hash,", "[resolved, chat.hash,", KEYS),
+    Mutation("keys: a point's files", "eef/inputs.py", 'return f"{path.stem}:{path_key(path)}" if path.is_file()',
+             "return path.stem if path.is_file()", "tests/test_sweep.py -k declared"),
+    # seeds
+    Mutation("seeds: without the iteration", "eef/lab.py", "return 1000 * self.seed + iteration", "return 1000 * self.seed",
+             "tests/test_lab.py -k streams"),
+    Mutation("seeds: one stream for all samples", "eef/lab.py", "Start(task, sample=sample)", "Start(task)", "tests/test_lab.py -k streams"),
+    Mutation("seeds: one stream for two failures of a subtask", "eef/rollout.py",
+             'sha256(f"{key}|{contents[id(expert)]}".encode())', "sha256(key.encode())", "tests/test_rollout.py"),
+    Mutation("seeds: equal starts share a stream", "eef/rollout.py", "[*own, before] if before else own", "own", "tests/test_rollout.py"),
+    Mutation("seeds: a new adapter's", "eef/policy.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", "tests/test_policy.py tests/test_train.py"),
+    Mutation("seeds: the experts'", "eef/experts.py", "name, tasks, seed, on_progress)", "name, tasks, 0, on_progress)", "tests/test_experts.py"),
+    Mutation("seeds: temperature ignored", "eef/policy.py", "(logits.double() / temperature)", "logits.double()", "tests/test_rollout.py tests/test_policy.py"),
+    # training
+    Mutation("training: a loss that is not finite", "eef/train.py", "    if not math.isfinite(value):\n        raise", "    if False:\n        raise",
+             "tests/test_divergence.py"),
+    Mutation("training: losses filtered", "eef/train.py", "logging_nan_inf_filter=False", "logging_nan_inf_filter=True", "tests/test_divergence.py"),
+    Mutation("training: no warm-up", "eef/train.py", "warmup_steps=int(warmup * steps)", "warmup_steps=0", "tests/test_divergence.py"),
+    # masks
+    Mutation("masks: turns that are barred from loss", "eef/selection.py", "i >= self.learn_from and turn.learn for", "i >= self.learn_from for",
+             "tests/test_selection.py"),
+    Mutation("masks: one turn late", "eef/selection.py", "i >= self.learn_from and", "i > self.learn_from and", "tests/test_selection.py"),
+    Mutation("masks: loss on observations", "eef/chat.py", "mask += [False] * len(heard)", "mask += [learn[index]] * len(heard)", "tests/test_chat.py"),
+    Mutation("masks: of united rows", "eef/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/test_train.py tests/test_training_kinds.py"),
+    Mutation("masks: labels", "eef/rows.py", 'torch.where(torch.tensor(item["mask"]), torch.tensor(item["input_ids"]), IGNORE)',
+             'torch.tensor(item["input_ids"])', "tests/test_train.py"),
+    Mutation("masks: an invented observation is learnt", "eef/rollout.py", "learn = not (talk.chat.react and STOP in reply)", "learn = True",
+             "tests/test_rollout.py"),
+    Mutation("masks: recovery behind beneficial actions", "eef/selection.py", 'if part.kind == "harmful" and', 'if part.kind == "beneficial" and',
+             "tests/test_selection.py"),
+    Mutation("masks: a state is never solved by its own win", "eef/selection.py", "if index >= state and win", "if index > state and win",
+             "tests/test_selection.py"),
+    Mutation("masks: another expert's win is not refused", "eef/selection.py", "    _check(expert, outcomes)\n", "", "tests/test_selection.py"),
+    # outcomes
+    Mutation("outcomes: EEF forgets wins of earlier iterations", "eef/methods.py",
+             "        for key, played in zip(keys, simulated, strict=True):", "        outcomes = {}\n        for key, played in zip(keys, simulated, strict=True):",
+             "tests/test_methods.py -k earlier"),
+    Mutation("outcomes: broken simulations are losses", "eef/methods.py", "            elif played.failed:", "            else:", "tests/test_methods.py -k broken"),
+    Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.cuttable(one.state(i))]", "]", "tests/test_methods.py -k allows"),
+    Mutation("outcomes: ETO learns from the last failures alone", "eef/methods.py", "for t in found if t.failed and t.task in won]",
+             "for t in found[-len(lab.tasks) * n :] if t.failed and t.task in won]", "tests/test_methods.py -k eto_pairs"),
+    Mutation("outcomes: an error counts as failed", "eef/trajectory.py", 'return not self.won and self.outcome in ("done", "max_steps")',
+             "return not self.won", "tests/test_trajectory.py tests/test_rollout.py"),
+    Mutation("outcomes: an error counts in rates", "eef/evaluate.py", 'fair = table[~table["error"].astype(bool)] if "error" in table else table',
+             "fair = table", "tests/test_evaluate.py"),
+    Mutation("outcomes: a divergence is no divergence", "eef/rollout.py",
+             'return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"', 'return "env_error"', "tests/test_rollout.py"),
+    Mutation("outcomes: rewards above 1", "eef/trajectory.py", "if not 0 <= reward <= 1:", "if not 0 <= reward:", "tests/test_trajectory.py"),
+    Mutation("outcomes: ETO's bought counts as won", "eef/trajectory.py", 'won=row["reward"] == 1', 'won=row["reward"] > 0', "tests/test_trajectory.py"),
+    Mutation("outcomes: a killed run is finished on W&B", "eef/companion.py", "self.run.finish(exit_code=1)", "self.run.finish(exit_code=0)", "tests/test_live.py"),
+    # normalisation
+    Mutation("normalisation: DPO per piece of a batch", "eef/train.py", ".sum() / num_items_in_batch *", ".sum() *", "tests/test_train.py tests/test_training_kinds.py"),
+    Mutation("normalisation: DPO without its reference", "eef/train.py", ' - batch["reference"].flatten()', "", "tests/test_train.py tests/test_training_kinds.py"),
+    Mutation("normalisation: log-likelihood per token", "eef/train.py", "return (logs * learnt).sum(-1)", "return (logs * learnt).mean(-1)",
+             "tests/test_train.py tests/test_training_kinds.py"),
+    Mutation("normalisation: a task counts by its episodes", "eef/evaluate.py", '.groupby(fair["task"]).mean()\n', ".groupby(fair.index).mean()\n",
+             "tests/test_evaluate.py"),
+    Mutation("normalisation: the sign of a difference", "eef/evaluate.py",
+             'both[f"{value}_a"].astype(float) - both[f"{value}_b"].astype(float)', 'both[f"{value}_b"].astype(float) - both[f"{value}_a"].astype(float)',
+             "tests/test_evaluate.py"),
+    Mutation("normalisation: the expert's turns cost steps", "eef/evaluate.py", "len(trajectory) - trajectory.prefix", "len(trajectory)", "tests/test_evaluate.py"),
+    Mutation("normalisation: equal wins count twice", "eef/methods.py", "return [Example(t, 0) for t in reversed(kept.values())]",
+             "return [Example(t, 0) for t in trajectories]", "tests/test_methods.py -k distinct"),
+]  # fmt: skip
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    names = ("eef", "tests", "notebooks", "experiments", "pyproject.toml")
+    for name in names:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def noticed(mutation: Mutation) -> tuple[bool, str]:
+    """Whether a test fails with the mutation; and the line that says which, or why the mutation could not be made."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = copy_of_the_project(Path(name))
+        path = folder / mutation.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(mutation.old) != 1:
+            raise SystemExit(
+                f"{mutation.name}: {mutation.old!r} is {text.count(mutation.old)} times in {mutation.file}"
+            )
+        changed = text.replace(mutation.old, mutation.new)
+        if "field(" in mutation.new and "dataclass, field" not in changed:
+            changed = changed.replace("import dataclass", "import dataclass, field", 1)
+        path.write_text(changed, encoding="utf-8")
+        words = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutation.tests}"
+        env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(words, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"{mutation.name}: pytest {mutation.tests} could not run:\n{done.stdout}{done.stderr}")
+        return done.returncode == 1, lines[0] if lines else ""
+
+
+def main(word: str = "") -> int:
+    chosen = [mutation for mutation in MUTATIONS if word in mutation.name]
+    survivors = []
+    with ThreadPoolExecutor(JOBS) as threads:
+        for mutation, (failed, line) in zip(chosen, threads.map(noticed, chosen), strict=True):
+            print(f"{'noticed ' if failed else 'SURVIVED'}  {mutation.name}  {line[:100]}", flush=True)
+            survivors += [] if failed else [mutation.name]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutations were noticed")
+    return int(len(survivors) > ALLOWED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
