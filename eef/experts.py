@@ -144,7 +144,14 @@ def groups(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
         return {task: task.rpartition("/")[0] for task in tasks}
     if not isinstance(env, WebShop) or not env.generated:
         return None
-    return {task: grade(play(cast(WebShop, env.fork()), task).actions) for task in tasks}
+    return {task: _grade(env, task) for task in tasks}
+
+
+def _grade(env: WebShop, task: str) -> str:
+    try:
+        return grade(play(cast(WebShop, env.fork()), task).actions)
+    except EnvError:  # a subtask that cannot be played has no grade, and no say in the others'
+        return "ungraded"
 
 
 def _played(

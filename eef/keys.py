@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,20 +20,35 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eef.files import PACKAGE, digest, write_json
+from eef.files import PACKAGE, RunError, digest, write_json
 
 # Libraries whose releases change numbers: they belong to the key of each stage whose code imports them. Two stages of
 # one run are then always made by the same releases. The local part ("+cpu", "+cu130") and the device do not belong to
 # it: machines of one cluster share stages, and stage.json records where each was made.
-LIBRARIES = ("accelerate", "bitsandbytes", "numpy", "peft", "tokenizers", "torch", "transformers")
+LIBRARIES = (
+    "accelerate", "bitsandbytes", "numpy", "peft", "rapidfuzz", "regex", "tokenizers", "torch", "transformers",
+)  # fmt: skip
 _IMPLIED = {"transformers": ("tokenizers", "bitsandbytes")}  # imported by transformers for us
 
 _INSTALLED = ("site-packages", "dist-packages")
 
 # What transformers never reads of a model folder, or what cannot change an answer.
-_NOT_THE_MODEL = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".metadata", ".log"}
-_TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler")
+_NOT_THE_MODEL = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".metadata", ".log", ".out"}
+_NOT_THE_MODEL_EITHER = (
+    ".", "LICENSE", "README", "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler",
+    "all_results", "train_results", "eval_results", "stage.json",
+)  # fmt: skip
+_BACKUPS = ("~", ".bak", ".orig", ".rej", ".swp")  # what editors leave behind
 _TEMPLATES = "additional_chat_templates"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+_PYTHON = ".".join(platform.python_version_tuple()[:2])  # its random numbers and the way in which code is hashed
+# Source files as this process imported them. This package is read at once, other modules when they are first hashed.
+_first_seen = {path: _text(path) for path in PACKAGE.rglob("*.py") if path.parent.name != ".ipynb_checkpoints"}
 
 
 def source_files(modules: Iterable[str]) -> dict[str, Path]:
@@ -48,16 +64,23 @@ def source_files(modules: Iterable[str]) -> dict[str, Path]:
 def code_key(*modules: str) -> dict[str, Any]:
     """Hash of the code that ``modules`` depend on, and the releases of the libraries that it uses.
 
-    Comments, docstrings and layout do not count: they change no result.
+    Comments, docstrings and layout do not count: they change no result. RunError where a file has been edited since
+    this process first saw it, since the process still runs the code before the edit.
     """
     sources: dict[str, str] = {}
     libraries: set[str] = set()
     for name, path, imported in _walk(modules):
         sources[name] = _code(path, _stat(path))
+        if _code_of(_first_seen.setdefault(path, _text(path))) != sources[name]:
+            raise RunError(
+                f"{path} was edited while this process runs, which still executes the code before the edit: start "
+                "again (restart the kernel); finished stages are reused"
+            )
         for module in imported:
             top = module.partition(".")[0]
             libraries |= {top, *_IMPLIED.get(top, ())} & set(LIBRARIES)
-    return {"sources": digest(sources), "libraries": {name: library_version(name) for name in sorted(libraries)}}
+    releases = {name: library_version(name) for name in sorted(libraries)}
+    return {"sources": digest(sources), "libraries": {"python": _PYTHON, **releases}}
 
 
 def source_modules(kind: type) -> list[str]:
@@ -130,7 +153,7 @@ def _imports(path: Path, module: str, stat: tuple[int, ...]) -> list[str]:
     names: list[str] = []
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for later in node.orelse:
                 visit(later)
             return
@@ -144,14 +167,19 @@ def _imports(path: Path, module: str, stat: tuple[int, ...]) -> list[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    visit(ast.parse(_text(path), str(path)))
     return list(dict.fromkeys(names))
 
 
 @lru_cache(maxsize=1024)
 def _code(path: Path, stat: tuple[int, ...]) -> str:
     """Hash of a file's code without docstrings, comments and layout."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _code_of(_text(path))
+
+
+@lru_cache(maxsize=1024)
+def _code_of(text: str) -> str:
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
@@ -216,14 +244,23 @@ def _hash(path: Path) -> str:
 def path_key(path: str | Path) -> str:
     """Hash of a file's content, or of the names and contents of all files below a folder.
 
-    Hidden files and ``__pycache__`` do not count, nor do times. FileNotFoundError where there is nothing.
+    Links are followed. Hidden files, ``__pycache__`` and backups of editors do not count, nor do times.
+    FileNotFoundError where there is nothing.
     """
     at = Path(path)
     if not at.is_dir():
         return file_key(at)
-    files = [file.relative_to(at) for file in at.rglob("*") if file.is_file()]
-    counted = [file for file in files if not any(part[0] == "." or part == "__pycache__" for part in file.parts)]
-    return digest({file.as_posix(): file_key(at / file) for file in counted})
+    counted: dict[str, str] = {}
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(at, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [name for name in folders if name[0] != "." and name != "__pycache__" and real not in seen]
+        if real not in seen:  # a link to a folder above would go round for ever
+            names = [name for name in files if name[0] != "." and not name.endswith(_BACKUPS)]
+            paths = [Path(folder, name) for name in names]
+            counted |= {file.relative_to(at).as_posix(): file_key(file) for file in paths if file.is_file()}
+        seen.add(real)
+    return digest(counted)
 
 
 def model_key(name: str) -> str:
@@ -232,8 +269,11 @@ def model_key(name: str) -> str:
     These are weights of any format, configurations, tokenizer, chat templates and ``chat.json``; documentation and the
     state of a Trainer do not count. ``name`` may also be a single file (GGUF). A name of the hub stands for itself with
     the commit that it refers to. ``embedded`` names are to be resolved first (:func:`eef.policy.folder_of`).
+    ValueError for the folder of an adapter, whose base model lies elsewhere.
     """
     at = Path(name)
+    if (at / "adapter_config.json").is_file():
+        raise ValueError(f"model={name!r} is the folder of an adapter: give its base model, or a merged model")
     if at.is_file():
         return file_key(at)
     if not at.is_dir():
@@ -243,8 +283,8 @@ def model_key(name: str) -> str:
         file
         for file in files
         if file.suffix.lower() not in _NOT_THE_MODEL
-        and not file.name.startswith((".", "LICENSE", *_TRAINING_STATE))
-        and not file.name.endswith("~")
+        and not file.name.startswith(_NOT_THE_MODEL_EITHER)
+        and not file.name.endswith(_BACKUPS)
     ]
     return digest({file.relative_to(at).as_posix(): file_key(file) for file in counted})
 

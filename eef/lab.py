@@ -95,7 +95,7 @@ class Lab:
         The episodes are the stage ``test``, their table and summary the stage ``eval``.
         """
         starts = [Start(task) for task in self.test]
-        self._play("test", adapter, starts, 0, self.settings.eval_temperature)
+        self._play("test", adapter, starts, self.seed, self.settings.eval_temperature)
         inputs = Scores(self.run.stages["test"], groups(self.env, self.test))
         key = stage_key(evaluate.score, inputs)
         folder = self.run.stage("eval", key, lambda at: evaluate.score(inputs, at))
@@ -131,6 +131,7 @@ class Lab:
         def write(folder: Path) -> None:
             with tqdm(desc=name, total=total, unit="episode") as bar:
                 played = body(inputs, folder, _episodes(bar, self.run, name))
+            self._check_code(body, inputs)
             trajectory.save(played, folder / "trajectories.jsonl")
             log_metrics(folder, {**evaluate.cost(played), "wins": sum(t.won for t in played)})
 
@@ -140,13 +141,26 @@ class Lab:
         except trajectory.TrajectoryError as error:
             raise trajectory.TrajectoryError(f"{error}; or delete {folder}: the next start makes it anew") from None
 
+    def _check_code(self, body: Callable[..., Any], inputs: Any) -> None:
+        """RunError where the code was edited while several processes worked: some may have imported it after that."""
+        if self.settings.processes > 1:
+            stage_key(body, inputs)
+
     def _train(self, name: str, kind: str, body: Callable[..., dict[str, Any]], inputs: Any) -> Path:
         """What ``body(inputs, folder, work, on_step)`` trains, as a stage with its report and losses."""
 
         def make(folder: Path) -> None:
             with tqdm(desc=name, unit="step") as bar:
                 report = body(inputs, folder, work_folder(folder), _steps(bar, self.run, name))
-            log_metrics(folder, report.pop("losses"))
+            self._check_code(body, inputs)
+            losses = report.pop("losses")
+            if losses and losses[-1]["loss"] > 2 * losses[0]["loss"]:
+                print(
+                    f"warning: [{name}] the loss rose from {losses[0]['loss']:.3g} to {losses[-1]['loss']:.3g}: "
+                    "lower the learning rate",
+                    flush=True,
+                )
+            log_metrics(folder, losses)
             write_json(folder / f"{kind}.json", {**report, "artefact": self.settings.artefact})
 
         return self.run.stage(name, stage_key(body, inputs), make)

@@ -200,6 +200,9 @@ def experiment(
     inspect.signature(METHODS[method]).bind(None, **options)
     for name in {"n", "m"} & options.keys():
         _at_least_one(name, options[name])
+    for name, count in (("train_tasks", train_tasks), ("test_tasks", test_tasks), ("max_steps", env.max_steps)):
+        if count is not None and (type(count) is not int or count < 1):
+            raise ValueError(f"{name}={count!r} must be a positive integer")
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = scaffold(settings, env, tasks)

@@ -18,7 +18,7 @@ from eef.envs import EnvError, ReplayDivergence, TextEnv, restore, walk, workers
 from eef.policy import Actor, Limits, Policy
 from eef.react import NO_ACTION, STOP, action_in
 from eef.served import Served, ServedActor
-from eef.trajectory import Trajectory, Turn
+from eef.trajectory import Trajectory, Turn, check_reward
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,7 @@ def _step(episode: _Episode, said: list[int], limit: int) -> str:
         return "env_error"
     episode.invalid += not step.valid
     episode.turns.append(Turn(action, step.observation, reply if reply != action else "", learn, kept, scaffold))
+    check_reward(float(step.reward))
     episode.reward, episode.won = float(step.reward), bool(step.info.get("won"))
     episode.info = {name: step.info[name] for name in ("score", "max_score") if name in step.info}
     if step.done:

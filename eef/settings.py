@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from transformers import AutoConfig
 
 from eef.chat import load_options
+from eef.experts import STAND_INS
 from eef.files import joined_names
 from eef.keys import file_key, model_key
 from eef.policy import DTYPES, QUANTIZATIONS, folder_of
@@ -23,9 +24,13 @@ from eef.train import BATCHES, OPTIMIZERS
 T = TypeVar("T")
 
 
-def _experts_key(names: str) -> list[str]:
-    """Names of scripted experts as they are, files by their contents."""
-    return [file_key(name) if Path(name).is_file() else name for name in joined_names(names)]
+def _experts_key(names: str) -> list[Any]:
+    """Names of scripted experts as they are, files by contents and stem, which names the source of trajectories."""
+    scripted = {name for known in STAND_INS.values() for name in known}
+    return [
+        [Path(name).stem, file_key(name)] if name not in scripted and Path(name).is_file() else name
+        for name in joined_names(names)
+    ]
 
 
 # A field's "key" says what a stage key holds instead of the value. None leaves the field out: no result depends on it.
@@ -201,6 +206,9 @@ class Settings(
             value = getattr(self, each.name)
             if each.type == "float" and not (type(value) is float and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{each.name}={value!r} must be a finite number of at least 0")
+        for name in ("epochs", "dpo_epochs", "lr", "dpo_lr", "dpo_beta"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name}=0 trains nothing: it must be positive")
         if self.tune == "full" and self.quantize:
             raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights take an adapter, 'lora'")
         if self.tune == "full" and self.engine:

@@ -7,6 +7,7 @@ these enter the key: nothing is listed by hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ def key_of(value: Any) -> Any:
     """What stands for a value in a key.
 
     - a dataclass: its fields; a field with the metadata ``key`` by that function of it, or not at all for None
-    - an environment: its ``state_key()`` and ``max_steps``
+    - an environment: its class, ``state_key()`` and ``max_steps``
     - a :class:`~eef.chat.Chat`: its hash
     - the folder of an earlier stage: its name, which holds its key; any other path: its contents
     - a sequence of dataclasses (trajectories, examples, starts): a hash of them all
@@ -37,7 +38,8 @@ def key_of(value: Any) -> Any:
     if isinstance(value, Chat):
         return value.hash
     if hasattr(value, "state_key"):
-        return {"state": key_of(value.state_key()), "max_steps": value.max_steps}
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"class": kind, "state": key_of(value.state_key()), "max_steps": value.max_steps}
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: key for each in fields(value) if (key := _field_key(each, value)) is not _LEFT_OUT}
     if isinstance(value, Path):
@@ -47,6 +49,8 @@ def key_of(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         keys = [key_of(item) for item in value]
         return digest(keys) if any(map(is_dataclass, _flat(value))) else keys
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} cannot enter a stage: its key would be that of None")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
@@ -79,9 +83,13 @@ def _environment_modules(inputs: Any) -> list[str]:
     seen: set[int] = set()
     while waiting:
         value = waiting.pop()
-        if not hasattr(value, "state_key") or id(value) in seen:
+        if id(value) in seen:
             continue
         seen.add(id(value))
+        if isinstance(value, (list, tuple, dict)) and len(value) <= 100:  # not a thousand trajectories
+            waiting += value.values() if isinstance(value, dict) else value
+        if not hasattr(value, "state_key"):
+            continue
         modules += source_modules(type(value))
         waiting += vars(value).values()
     return sorted(set(modules))

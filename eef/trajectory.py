@@ -114,6 +114,8 @@ def check(trajectory: Trajectory) -> None:
         raise TrajectoryError(f"'prefix' must be a number of turns, 0 to {len(trajectory)}, not {trajectory.prefix!r}")
     if not isinstance(trajectory.won, bool):
         raise TrajectoryError(f"'won' must be true or false, not {trajectory.won!r}")
+    if trajectory.outcome not in OUTCOMES:
+        raise TrajectoryError(f"'outcome' must be one of {', '.join(OUTCOMES)}, not {trajectory.outcome!r}")
     for index, turn in enumerate(trajectory.turns):
         if not all(isinstance(text, str) for text in (turn.action, turn.observation, turn.reply)):
             raise TrajectoryError(f"turn {index}: action, observation and reply must be strings")
@@ -121,6 +123,9 @@ def check(trajectory: Trajectory) -> None:
             raise TrajectoryError(f"turn {index}: 'ids' must be whole numbers")
         if not isinstance(turn.learn, bool):
             raise TrajectoryError(f"turn {index}: 'learn' must be true or false, not {turn.learn!r}")
+
+
+OUTCOMES = ("done", "max_steps", "replay_divergence", "context_overflow", "env_error")
 
 
 def check_reward(reward: Any) -> None:
@@ -237,6 +242,9 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
         said = [(message["from"], message["value"], message.get("loss")) for message in messages]
         if not all(isinstance(text, str) for _, text, _ in said):
             raise TypeError
+        for _, _, loss in said:
+            if loss is not None and not isinstance(loss, (bool, int)):
+                raise TrajectoryError(f"'loss' of a message must be true or false, not {loss!r}")
     except (KeyError, TypeError, AttributeError):
         raise TrajectoryError("each message of 'conversations' needs 'from' and 'value'") from None
     if len(said) >= 2 and said[1][0] == "gpt" and said[1][1].strip().lower().rstrip(".!") == "ok":

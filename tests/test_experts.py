@@ -195,3 +195,16 @@ def test_a_doubled_expert_or_a_wrong_slip_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         collect(shop, names, tasks, 0, slips=slips)
+
+
+def test_a_subtask_that_cannot_be_graded_costs_its_grade_alone(shop, monkeypatch) -> None:
+    tasks = shop.tasks("test")[:3]
+    expected = groups(shop, tasks)
+
+    def fails(env, task, *given, **words):
+        if task == tasks[1]:
+            raise EnvError("broken")
+        return play(env, task, *given, **words)
+
+    monkeypatch.setattr("eef.experts.play", fails)
+    assert groups(shop, tasks) == {**expected, tasks[1]: "ungraded"}

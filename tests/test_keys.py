@@ -27,7 +27,7 @@ from eef import keys, methods
 from eef.chat import Chat
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
-from eef.files import digest, joined_names, write_json
+from eef.files import RunError, digest, joined_names, write_json
 from eef.keys import code_key, file_key, imports_of, model_key, path_key
 from eef.lab import Lab, scaffold
 from eef.methods import ceiling, eef, eto
@@ -309,6 +309,11 @@ MODEL_FILES = {
     "training_args.bin": False,
     ".gitattributes": False,
     "config.json~": False,
+    "config.json.bak": False,
+    "README.txt": False,
+    "nohup.out": False,
+    "all_results.json": False,
+    "stage.json": False,
     "figure.png": False,
     "original/consolidated.00.pth": False,
 }
@@ -340,14 +345,15 @@ def test_files_that_the_model_is_made_of_reach_every_stage_that_uses_it(stages, 
 
 
 def test_an_expert_file_is_keyed_by_its_content_and_not_by_its_path(stages, model: Path, world, tmp_path) -> None:
-    one, copy, plus = tmp_path / "one.jsonl", tmp_path / "copy.jsonl", tmp_path / "a+b" / "one.jsonl"
-    plus.parent.mkdir()
+    one, copy, plus = tmp_path / "one.jsonl", tmp_path / "copy" / "one.jsonl", tmp_path / "a+b" / "one.jsonl"
     for path in (one, copy, plus):
         save([EASY, FAILURE], path)
     base, *others = (
         keys_of(stages, world, Settings(model=str(model), experts=str(path))) for path in (one, copy, plus)
     )
     assert others == [base, base]
+    renamed = save([EASY, FAILURE], tmp_path / "two.jsonl")  # the stem names the source of its trajectories
+    assert changed(base, keys_of(stages, world, Settings(model=str(model), experts=str(renamed)))) == {"experts"}
     both = keys_of(stages, world, Settings(model=str(model), experts=f"strong+{one}"))
     save([EASY], one)
     after = keys_of(stages, world, Settings(model=str(model), experts=f"strong+{one}"))
@@ -394,7 +400,15 @@ def package(tmp_path, monkeypatch) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "base*")
     shutil.copytree(keys.PACKAGE, copy, ignore=ignored)
     monkeypatch.setattr(keys, "PACKAGE", copy)
+    monkeypatch.setattr(keys, "_first_seen", Forgetful())
     return copy
+
+
+class Forgetful(dict):
+    """In place of the sources that a process has seen: each edit counts as if the process had been started anew."""
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        return default
 
 
 def test_code_counts_where_it_is_imported_and_nowhere_else(stages, model: Path, world, package: Path) -> None:
@@ -418,6 +432,7 @@ def test_another_release_of_a_library_makes_anew_what_it_computes(stages, model:
     base = keys_of(stages, world, settings)
     current = keys.library_version
     expected = {"torch": POLICY, "transformers": POLICY, "tokenizers": POLICY, "peft": POLICY, "accelerate": POLICY}
+    expected |= {"rapidfuzz": WORLD, "regex": WORLD}  # what WebShop's reward is computed with
     expected |= {"numpy": EVERYTHING, "bitsandbytes": POLICY, "pandas": set(), "matplotlib": set()}
     for library, stages_made in expected.items():
         monkeypatch.setattr(
@@ -441,6 +456,7 @@ def test_an_environment_of_ones_own_counts_by_its_code_and_that_of_its_neighbour
     (tmp_path / "helper.py").write_text("PAGE = 'a'\n")
     (tmp_path / "stranger.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(keys, "_first_seen", Forgetful())
     from own_world import Own  # type: ignore[import-not-found]
 
     @dataclass
@@ -457,11 +473,18 @@ def test_an_environment_of_ones_own_counts_by_its_code_and_that_of_its_neighbour
             self.inner, self.max_steps = inner, inner.max_steps
             self.state_key = inner.state_key
 
-    before = key(Own()), key(Wrapper(Own()))
+    class Listed(Wrapper):
+        """One that holds several."""
+
+        def __init__(self, inner: Any) -> None:
+            super().__init__(inner)
+            self.inner = [inner]
+
+    before = key(Own()), key(Wrapper(Own())), key(Listed(Own()))
     for name, counts in (("own_world.py", True), ("helper.py", True), ("stranger.py", False)):
         (tmp_path / name).write_text((tmp_path / name).read_text() + "ADDED = 1\n")
-        after = key(Own()), key(Wrapper(Own()))
-        assert [a != b for a, b in zip(before, after, strict=True)] == [counts, counts], name
+        after = key(Own()), key(Wrapper(Own())), key(Listed(Own()))
+        assert [a != b for a, b in zip(before, after, strict=True)] == [counts] * 3, name
         before = after
 
 
@@ -474,6 +497,8 @@ def test_an_environment_without_a_source_file_is_refused() -> None:
 def test_what_no_key_can_hold_does_not_enter_a_stage() -> None:
     with pytest.raises(TypeError, match="object cannot enter a stage"):
         key_of({"x": object()})
+    with pytest.raises(ValueError, match="nan cannot enter a stage"):
+        key_of([float("nan")])
     assert key_of([1, 2.0, "a", None, True, {"b": (1,)}]) == [1, 2.0, "a", None, True, {"b": [1]}]
     assert key_of([EASY]) == key_of((EASY,)) != key_of([FAILURE]) and isinstance(key_of([(EASY, FAILURE)]), str)
 
@@ -503,6 +528,45 @@ def test_a_folder_counts_by_names_and_contents_alone(tmp_path) -> None:
     assert path_key(tmp_path / "data") != before
     with pytest.raises(FileNotFoundError):
         path_key(tmp_path / "nothing")
+
+
+def test_links_to_folders_are_followed_and_backups_of_editors_do_not_count(tmp_path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "real" / "b.json").write_text("1")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+    before = path_key(tmp_path / "data")
+    for name in ("a.json~", "a.json.bak", ".a.json.swp", "a.json.orig"):
+        (tmp_path / "data" / name).write_text("x")
+    assert path_key(tmp_path / "data") == before
+    (tmp_path / "real" / "b.json").write_text("2")
+    assert path_key(tmp_path / "data") != before
+
+
+def test_an_adapter_is_no_base_model(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is the folder of an adapter: give its base model"):
+        model_key(str(tmp_path))
+
+
+def test_code_that_was_edited_while_the_process_runs_is_refused(package: Path, monkeypatch) -> None:
+    monkeypatch.setattr(keys, "_first_seen", {})
+    before = code_key("eef.selection")
+    path = package / "selection.py"
+    path.write_text(path.read_text() + "\n# a comment\n")
+    assert code_key("eef.selection") == before
+    path.write_text(path.read_text() + "ADDED = 1\n")
+    with pytest.raises(RunError, match=r"selection.py was edited while this process runs.*start again"):
+        code_key("eef.selection")
+    assert path == keys.PACKAGE / "selection.py"
+
+
+def test_the_code_of_this_process_is_noted_when_it_is_imported() -> None:
+    code = "import sys; from eef import keys; print(len(keys._first_seen), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    count, torch = done.stdout.split()
+    assert int(count) >= 40 and torch == "False"
 
 
 def test_large_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch) -> None:
@@ -537,7 +601,7 @@ def test_the_imports_of_a_notebook() -> None:
     assert imports_of(source) == ["eef.views", "eef", "eef.sweep", "eef.runs"]
     files = keys.source_files(["eef.report"])
     assert "eef.evaluate" in files and "eef.cli" not in files and files["eef.runs"] == keys.PACKAGE / "runs.py"
-    assert code_key("eef.files")["libraries"] == {} and "torch" in code_key("eef.train")["libraries"]
+    assert set(code_key("eef.files")["libraries"]) == {"python"} and "torch" in code_key("eef.train")["libraries"]
 
 
 def test_a_run_has_its_own_folder_where_its_results_may_differ(model: Path, world, tmp_path, monkeypatch) -> None:
@@ -556,10 +620,21 @@ def test_a_run_has_its_own_folder_where_its_results_may_differ(model: Path, worl
             )
         return str(caught.value)
 
+    class Harsh(WebShop):
+        pass
+
     rich = WebShop(catalogue=SMALL, observation="text_rich", max_steps=15)
+    harsh = Harsh(catalogue=SMALL, max_steps=15)
     shorter = WebShop(catalogue=SMALL, max_steps=14)
     same = [{}, {"slots": 3}, {"checkpoint_minutes": 1.0}, {"context": 8192}, {"limited": False}, {"epochs": 10}]
-    other: list[dict[str, Any]] = [{"env": rich}, {"env": shorter}, {"tasks": 5}, {"options": {"m": 2}}, {"lr": 1e-3}]
+    other: list[dict[str, Any]] = [
+        {"env": rich},
+        {"env": shorter},
+        {"env": harsh},
+        {"tasks": 5},
+        {"options": {"m": 2}},
+        {"lr": 1e-3},
+    ]
     other += [{"method": "rft"}, {"experts": "weak"}, {"prompt": "react"}, {"iterations": 2}, {"restart": "last"}]
     assert len({run_id(**changes) for changes in same}) == 1
     assert len({run_id(**changes) for changes in [{}, *other]}) == 1 + len(other)

@@ -12,7 +12,7 @@ from eef import lab as lab_module
 from eef import train
 from eef.files import read_json
 from eef.lab import Lab
-from eef.methods import experiment
+from eef.methods import experiment, wins
 from eef.policy import Policy, load_chat
 from eef.pretrain import make_model, save
 from eef.runs import Run
@@ -41,6 +41,10 @@ def base(tokenizer, tmp_path_factory) -> str:
         ({"batch_size": 8, "processes": 3}, "batch_size=8 must be a multiple of processes x micro: 3 x 1"),
         ({"batch_size": 8, "micro": 3}, "batch_size=8 must be a multiple of processes x micro: 1 x 3"),
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes=-1.0 must be a finite number of at least 0"),
+        ({"epochs": 0}, "epochs=0 trains nothing: it must be positive"),
+        ({"lr": float("nan")}, "lr=nan must be a finite number"),
+        ({"temperature": "1"}, "temperature='1' must be a finite number"),
+        ({"limited": 1}, "limited=1: known are None, False, True"),
         ({"tune": "full", "quantize": "nf4"}, "tune='full' with quantize='nf4'"),
         ({"tune": "full", "engine": "http://x"}, "tune='full' with engine="),
     ],
@@ -110,6 +114,12 @@ def test_every_method_trains_and_acts_on_one_form_of_artefact(base: str, shop, t
     assert read_json(tmp_path / row["run_id"] / "config.json")["config"]["artefact"] == "adapter on the auto base model"
 
 
+def test_a_loss_that_rises_is_a_visible_warning(base: str, shop, tmp_path, capsys) -> None:
+    lab = make(base, shop, tmp_path, tune="full", lr=100.0, batch_size=2)
+    lab.sft("bc", wins(lab.demonstrations())[:6])
+    assert "warning: [bc] the loss rose from" in capsys.readouterr().out
+
+
 def test_an_optimizer_that_the_machine_lacks_stops_a_run_before_it_starts(
     base: str, shop, tmp_path, monkeypatch
 ) -> None:
@@ -142,8 +152,6 @@ def test_a_stage_that_was_killed_in_training_goes_on_in_the_next_start(base: str
     def run(root: Path) -> Path:
         lab = make(base, shop, root, checkpoint_minutes=0.0, batch_size=2)
         return lab.sft("bc", train_on)
-
-    from eef.methods import wins
 
     train_on = wins(make(base, shop, tmp_path / "whole").demonstrations())[:9]
     made["whole"] = run(tmp_path / "whole")

@@ -277,6 +277,21 @@ def test_a_wrong_method_or_number_is_named(run, method: str, options: dict, mess
         run(method, options=options)
 
 
+@pytest.mark.parametrize(("name", "count"), [("train_tasks", -5), ("test_tasks", 0)])
+def test_a_number_of_subtasks_is_positive(shop, base: str, tmp_path: Path, name: str, count: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}={count} must be a positive integer"):
+        experiment("sft_pos", shop, Settings(model=base), 0, root=tmp_path, wandb="disabled", **{name: count})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_environment_without_a_state_key_is_refused(shop, base: str, tmp_path: Path) -> None:
+    class Old:
+        name, max_steps = "old", 3
+
+    with pytest.raises(TypeError, match=r"the environment 'old' has no state_key\(\): return a dictionary"):
+        experiment("sft_pos", Old(), Settings(model=base), 0, root=tmp_path, wandb="disabled")
+
+
 def test_an_option_that_the_method_lacks_is_named(run) -> None:
     with pytest.raises(TypeError, match="'n'"):
         run("eef", options={"n": 2})

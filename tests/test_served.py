@@ -490,9 +490,9 @@ def test_a_run_says_which_engine_played(vllm: VLLM, base: str, shop, tmp_path: P
     kept = [key for key in ours if key not in ("run_id", "seconds")]
     assert [ours[key] for key in kept] == [theirs[key] for key in kept]
     mine, other = tmp_path / ours["run_id"], tmp_path / theirs["run_id"]
-    same = {name: (mine / name).resolve() == (other / name).resolve() for name in ("experts", "bc", "s0-0-0", "eval")}
-    assert same == {"experts": True, "bc": True, "s0-0-0": False, "eval": False}
-    for stage in ("s0-0-0", "states-1", "eval"):
+    same = {name: (mine / name).resolve() == (other / name).resolve() for name in ("experts", "bc", "s0-0-0", "test")}
+    assert same == {"experts": True, "bc": True, "s0-0-0": False, "test": False}
+    for stage in ("s0-0-0", "states-1", "test"):
         told = read_json(other / stage / "engine.json")
         assert (told["engine"], told["version"], told["model"]) == ("vllm", "0.0.test", base)
         assert not (mine / stage / "engine.json").exists()

@@ -297,3 +297,17 @@ def test_an_error_is_neither_win_nor_failure() -> None:
 def test_without_loss_bars_and_never_frees() -> None:
     assert [turn.learn for turn in without_loss(SMALL, [1]).turns] == [False, False]
     assert without_loss(SMALL, []) == SMALL
+
+
+@pytest.mark.parametrize("outcome", ["lost", None, ["done"]])
+def test_an_unknown_outcome_is_refused(tmp_path: Path, outcome: object) -> None:
+    row = {"task": "1", "prompt": "s0", "turns": [], "outcome": outcome}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(TrajectoryError, match=r"t.jsonl, line 1: 'outcome' must be one of done, max_steps, "):
+        load(tmp_path / "t.jsonl")
+
+
+def test_a_loss_flag_that_is_text_is_refused() -> None:
+    talk = [{"from": "human", "value": "a task"}, {"from": "gpt", "value": "Action: look", "loss": "False"}]
+    with pytest.raises(TrajectoryError, match="'loss' of a message must be true or false, not 'False'"):
+        from_sharegpt({"id": "1", "reward": 1.0, "conversations": talk})
