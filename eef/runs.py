@@ -40,7 +40,7 @@ from eef.files import (
     write_text,
 )
 from eef.keys import LIBRARIES
-from eef.live import Live, writable_folders
+from eef.live import Live, wandb_environment
 
 _CLOCK = re.compile(r"(^|_)(seconds|time)$")
 
@@ -389,14 +389,14 @@ def load_runs(root: str | Path, run_ids: Iterable[str] | None = None) -> pd.Data
 def apart(root: Path, code: str, *arguments: str, seconds: float = 180.0) -> str | None:
     """Run Python code that uses W&B in a process without a terminal, within a time limit; its error in a line, or None.
 
-    W&B keeps its own files in ``root`` where HOME cannot be written.
+    See :func:`eef.live.wandb_environment` for where W&B keeps its own files.
     """
     path = "import sys; sys.path.append(sys.argv.pop(1))"  # -P: never a module of the current folder
     words = [sys.executable, "-P", "-c", f"{path}; {code}", str(PACKAGE.parent), *arguments]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
-            env={**os.environ, **writable_folders(root)},
+            env=wandb_environment(root),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {str(error)[-200:]}"
