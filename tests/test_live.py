@@ -188,6 +188,29 @@ def test_a_second_start_of_a_finished_run_opens_nothing(
     assert history(folder, "test/win_rate") == [0.25] and history(folder, "bc/step") == [1]
 
 
+def test_a_finished_run_with_a_new_stage_is_sent_whole_although_a_start_failed(tmp_path: Path, offline: None) -> None:
+    def start(commit: str, loss: float | None) -> Path:
+        def bc(at: Path) -> None:
+            if loss is None:
+                raise RuntimeError("out of memory")
+            log_metrics(at, {"step": 1, "loss": loss})
+
+        stamp = {"commit": commit, "hashes": {}}
+        with Run.open(tmp_path, "webshop", "eef-m5", 3, {}, stamp, wandb="offline") as run:
+            run.stage("bc", {"commit": commit}, bc)
+            run.finish({"win_rate": 0.5})
+        return run.folder
+
+    folder = start("a", 1.0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        start("b", None)
+    assert exit_codes(folder) == [1] and history(folder, "test/win_rate") == []
+    assert not (folder / "result.json").exists() and (folder / "timing.json").is_file()
+    start("b", 2.0)
+    assert history(folder, "bc/loss") == [2.0] and history(folder, "test/win_rate") == [0.5]
+    assert exit_codes(folder) == [0]
+
+
 @pytest.mark.parametrize(
     ("value", "mode"),
     [("Offline", "offline"), ("DRYRUN", "offline"), ("run", "online"), ("ONLINE", "online"), ("Disabled", "disabled")],
