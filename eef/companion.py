@@ -34,7 +34,10 @@ LOCK_SECONDS = 60.0  # the companion of a start before this one may still be fin
 
 @dataclass
 class State:
-    """``wandb/state.json``. ``sent``: folder of a stage -> last step or episode sent, None when all was sent."""
+    """``wandb/state.json``. ``sent``: folder of a stage -> last step or episode sent, None when all was sent.
+
+    ``used`` is the mode of the W&B run, ``disabled`` until one is opened.
+    """
 
     used: str
     attempt: int = 1
@@ -64,9 +67,9 @@ class Companion:
     def of(cls, folder: Path, mode: str, parent: int) -> Companion:
         path = folder / "wandb" / "state.json"
         before = State(**read_json(path)) if path.is_file() else State("disabled")
-        state = State(mode, before.attempt, pid=os.getpid())
+        state = State("disabled", before.attempt, pid=os.getpid())
         if mode == "online" and before.used == "online":
-            state.sent, state.content = before.sent, before.content
+            state.used, state.sent, state.content = before.used, before.sent, before.content
         elif (before.used == "online" and before.sent) or synced(folder, before):
             state.attempt += 1
         return cls(folder, mode, parent, state)
@@ -82,8 +85,7 @@ class Companion:
             if not list(path.glob("*.synced")):
                 shutil.rmtree(path)
         if self.mode == "online" and (error := mirror.account() or self._init()):
-            self.mode = self.state.used = "offline"
-            self.state.error = error
+            self.mode, self.state.used, self.state.error = "offline", "disabled", error
             if self.state.sent:
                 self.renew()
                 return
@@ -111,11 +113,13 @@ class Companion:
             lines = str(error).strip().splitlines() or [""]
             return f"{type(error).__name__}: {lines[0][:200]}"
         self.run.define_metric("test/*", step_metric="budget/episodes")
+        self.state.used = self.mode
+        self.save()
         return None
 
     def renew(self) -> None:
         """Leave what was sent as it is, and send everything again to a W&B run of its own."""
-        self.state = State(self.mode, self.state.attempt + 1, error=self.state.error, pid=self.state.pid)
+        self.state = State("disabled", self.state.attempt + 1, error=self.state.error, pid=self.state.pid)
         self.open()
         for stage, label in self.complete.items():
             self.rows(stage, label)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MODES = ("offline", "online", "disabled")
+ALIASES = {"dryrun": "offline", "run": "online"}  # older names that wandb accepts
 FINISH_SECONDS = 90.0  # how long the end of a run waits for W&B
 FAIL_SECONDS = 20.0  # how long a failed run waits; the companion goes on without it
 ROLLOUT_SECONDS = 1.0  # between two reports of a rollout
@@ -34,11 +35,9 @@ class Live:
 
     def __init__(self, folder: Path, mode: str) -> None:
         self.folder = folder
-        self.wanted = os.environ.get("WANDB_MODE") or mode
-        self.mode = self.wanted if self.wanted in MODES else "offline"
-        self.errors: list[str] = []
-        if self.mode != self.wanted:
-            self.errors.append(f"W&B mode {self.wanted!r} is unknown: use one of {', '.join(MODES)}")
+        self.mode, error = wandb_mode(mode)
+        self.wanted = (os.environ.get("WANDB_MODE") or mode) if error else self.mode
+        self.errors: list[str] = [error] if error else []
         self.companion: subprocess.Popen[bytes] | None = None
         self._out: TextIO | None = None
         self._steps: dict[str, float] = {}  # stage -> last training step that was sent
@@ -49,7 +48,8 @@ class Live:
         """Start the companion process, unless it was started."""
         if self.companion is not None or self.mode == "disabled":
             return
-        env = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # another process's own
+        env = wandb_environment(self.folder.parent)
+        env.pop("WANDB_SERVICE", None)  # another process's own
         try:
             self._open()
             (self.folder / "wandb").mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ class Live:
                 self.companion = subprocess.Popen(
                     [*COMPANION, str(self.folder), self.mode, str(os.getpid())],
                     stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-                    env={**env, **writable_folders(self.folder.parent)},
+                    env={**env, "WANDB_MODE": self.mode},
                 )  # fmt: skip
         except OSError as error:
             self._note(error)
@@ -161,6 +161,26 @@ class Live:
         message = f"not all events could be sent to W&B ({type(error).__name__}: {error})"
         if message not in self.errors:
             self.errors.append(message)
+
+
+def wandb_mode(default: str) -> tuple[str, str | None]:
+    """One of ``MODES``, and an error message where the mode is unknown and offline is used instead.
+
+    ``WANDB_MODE`` goes before ``default``. The case of letters does not matter.
+    """
+    wanted = os.environ.get("WANDB_MODE") or default
+    mode = ALIASES.get(wanted.lower(), wanted.lower())
+    if mode in MODES:
+        return mode, None
+    return "offline", f"W&B mode {wanted!r} is unknown: use one of {', '.join(MODES)}"
+
+
+def wandb_environment(root: Path) -> dict[str, str]:
+    """The environment of a process that uses W&B: ``WANDB_MODE`` as wandb accepts it, and :func:`writable_folders`."""
+    env = {**os.environ, **writable_folders(root)}
+    if env.get("WANDB_MODE"):
+        env["WANDB_MODE"] = wandb_mode("")[0]
+    return env
 
 
 def writable_folders(root: Path) -> dict[str, str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eef.files import RunError, digest, read_json, write_json
-from eef.live import writable_folders
+from eef.live import wandb_environment, wandb_mode
 from eef.runs import apart
 from eef.trajectory import Trajectory, load
 
@@ -43,16 +44,29 @@ def open_run(folder: Path, run_id: str, mode: str, pid: int | None = None, **abo
     quiet.init_timeout, quiet.finish_timeout = 30, 60
     if pid is not None:
         quiet.x_stats_pid = pid
-    return wandb.init(
-        project=project(),
-        id=run_id,
-        name=run_id,
-        dir=str(folder),
-        mode=mode,  # type: ignore[arg-type]
-        resume="allow" if mode == "online" else None,
-        settings=quiet,
-        **about,
-    )
+    with _setting_errors():
+        return wandb.init(
+            project=project(),
+            id=run_id,
+            name=run_id,
+            dir=str(folder),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
+            settings=quiet,
+            **about,
+        )
+
+
+@contextmanager
+def _setting_errors() -> Iterator[None]:
+    """Turn pydantic's error for invalid W&B settings, which takes several lines, into one line."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        invalid = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise RunError(f"invalid W&B settings: {invalid}") from None
 
 
 def trajectory_tables(folder: Path) -> dict[str, list[Any]]:
@@ -94,9 +108,9 @@ def mirror_figure(folder: str | Path, name: str, files: Iterable[str | Path], mo
 
 def figure(root: Path, name: str, files: list[Path], mode: str = "offline") -> str | None:
     """Mirror a sweep's figure to ``root/sweeps/NAME.wandb``, once for the same files; trouble in one line, or None."""
-    mode = os.environ.get("WANDB_MODE") or mode
+    mode, _ = wandb_mode(mode)
     kept = [str(path) for path in files if path.suffix in (".png", ".csv") and path.is_file()]
-    if mode not in ("offline", "online") or not kept:
+    if mode == "disabled" or not kept:
         return None
     folder, content = root / "sweeps" / f"{name}.wandb", digest([mode, [Path(p).read_bytes().hex() for p in kept]])
     state = folder / "state.json"
@@ -117,10 +131,14 @@ def account() -> str | None:
     import requests
     import wandb
 
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return f"WANDB_MODE is {os.environ['WANDB_MODE']}"
+    mode, error = wandb_mode("online")
+    if mode != "online":
+        return error or f"WANDB_MODE is {os.environ['WANDB_MODE']}"
+    if os.environ.get("WANDB_MODE"):
+        os.environ["WANDB_MODE"] = mode  # wandb reads it here and refuses capitals
     try:
-        settings = wandb.setup(wandb.Settings(silent=True)).settings
+        with _setting_errors():
+            settings = wandb.setup(wandb.Settings(silent=True)).settings
         if not wandb.login(prompt=False, verify=False):
             return "nobody is logged in (`wandb login`)"
     except Exception as error:  # a malformed key, a broken netrc: whatever it is, there is no account to use
@@ -162,7 +180,7 @@ def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
         raise RunError(f"{reason}: {len(folders)} offline runs in {root} are kept, start again when W&B can be reached")
     for start in range(0, len(folders), 10):
         batch = folders[start : start + 10]
-        words = [sys.executable, "-m", "wandb", "sync", *map(str, batch)]
+        words = [sys.executable, "-P", "-m", "wandb", "sync", *map(str, batch)]
         try:
             done = subprocess.run(
                 words,
@@ -171,7 +189,7 @@ def sync(root: Path, seconds: float = 600.0) -> tuple[int, list[Path]]:
                 capture_output=True,
                 text=True,
                 timeout=seconds,
-                env={**os.environ, **writable_folders(root)},
+                env=wandb_environment(root),
             )  # in root, where wandb leaves its logs
             said = (done.stderr + done.stdout).strip().splitlines() or ["no message"]
         except subprocess.TimeoutExpired:

@@ -2,6 +2,8 @@
 
 ``root/{run_id}/`` holds ``config.json``, ``stamp.json``, ``metrics.jsonl``, ``result.json``, ``timing.json`` and a
 link to each stage; ``root/stages/{name}-{hash}/`` holds the stages. The folder is the record: figures read it alone.
+``result.json`` belongs to the stamp and the stages beside it. When a stage of a finished run is replaced, the result
+becomes ``result.before.json`` and the run is unfinished until there is a new one.
 ``events.jsonl`` and ``wandb/`` are W&B's (see :mod:`eef.live`).
 """
 
@@ -40,7 +42,7 @@ from eef.files import (
     write_text,
 )
 from eef.keys import LIBRARIES
-from eef.live import Live, writable_folders
+from eef.live import Live, wandb_environment
 
 _CLOCK = re.compile(r"(^|_)(seconds|time)$")
 
@@ -149,16 +151,15 @@ class Run:
 
         ``identity`` is what distinguishes runs of one method and seed; None: the configuration and the stamp's hashes.
         ``wandb`` (``offline``, ``online`` or ``disabled``; ``WANDB_MODE`` goes before it) shows the run on W&B while it
-        runs. None leaves that to :meth:`finish`. A finished run is opened on W&B only when a stage is made again.
+        runs. None leaves that to :meth:`finish`. A finished run is opened on W&B only for a new stage or result.
         """
         where = Path(root).resolve() if root else default_root()
         named = os.environ.get("EEF_SWEEP", "") if group is None else group
         made = plain(stamp)
         identity = [plain(config), made.get("hashes", {})] if identity is None else identity
         run = cls(where, env, method, int(seed), plain(config), made, digest(identity, 8), tuple(tags), named)
-        about = {"run_id": run.run_id, "env": env, "method": method, "seed": run.seed}
-        write_json(run.folder / "config.json", {**about, "group": named, "tags": run.tags, "config": run.config})
-        write_json(run.folder / "stamp.json", run.stamp)
+        if not run.done:
+            run._write_origin()
         with disk_errors(where):
             (where / "stages").mkdir(exist_ok=True)
             _remove_stale(where / "stages")
@@ -167,7 +168,7 @@ class Run:
                     out.write(run.run_id + "\n")
         if wandb is not None:
             run.live = Live(run.folder, wandb)
-            if run._sent(run.live) is None:
+            if not run.done:
                 run.live.start()
         return run
 
@@ -196,19 +197,23 @@ class Run:
         """The folder of a stage, made by ``make(folder)`` unless a run with the same name and key made it before.
 
         ``key`` holds all that the stage's content depends on (:func:`eef.stages.stage_key`). The folder
-        appears whole or not at all; of several processes one makes it and the others wait.
+        appears whole or not at all; of several processes one makes it and the others wait. A finished run becomes
+        unfinished when the stage is not the one that its result was computed from.
         """
         if _safe(name) != name or not name or "." in name:
             raise ValueError(f"stage name {name!r}: letters, digits, - and _ alone")
         label = f"{name}-{digest(key)}"
         stages = self.root / "stages"
         final = stages / label
+        if not _whole(final) or (self.folder / name).resolve() != final.resolve():
+            self._reopen()
+            if self.live is not None:
+                self.live.start()
         made = False
         if not _whole(final):
             with _lock(stages / f".{label}.lock", f"[{name}] waits for another process that makes {label}"):
                 if made := not _whole(final):
                     if self.live is not None:
-                        self.live.start()
                         self.live.stage(name, label, "started")
                     self._make(name, key, final, make)
         if not made:
@@ -218,6 +223,20 @@ class Run:
         if self.live is not None:
             self.live.stage(name, label, "made" if made else "reused")
         return final
+
+    def _write_origin(self) -> None:
+        """Write ``config.json`` and ``stamp.json``."""
+        named = {"run_id": self.run_id, "env": self.env, "method": self.method, "seed": self.seed}
+        about = {**named, "group": self.group, "tags": self.tags, "config": self.config}
+        write_json(self.folder / "config.json", about)
+        write_json(self.folder / "stamp.json", self.stamp)
+
+    def _reopen(self) -> None:
+        """Make a finished run unfinished: rename its result, then write the configuration and stamp of this start."""
+        if self.done:
+            with disk_errors(self.folder):
+                os.replace(self.folder / "result.json", self.folder / "result.before.json")
+            self._write_origin()
 
     def progress(self, stage: str, row: Mapping[str, Any]) -> None:
         """Show how far a stage is, on W&B. It never waits and never raises.
@@ -271,8 +290,10 @@ class Run:
         kept = {key: value for key, value in plain(result).items() if not _CLOCK.search(key)}
         clock = {key: value for key, value in plain(result).items() if _CLOCK.search(key)}
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.metrics]
+        self._reopen()
         write_text(self.folder / "metrics.jsonl", "".join(lines))
         path = write_json(self.folder / "result.json", kept)
+        (self.folder / "result.before.json").unlink(missing_ok=True)
         timing = {
             **clock,
             "seconds": self.seconds(),
@@ -389,14 +410,14 @@ def load_runs(root: str | Path, run_ids: Iterable[str] | None = None) -> pd.Data
 def apart(root: Path, code: str, *arguments: str, seconds: float = 180.0) -> str | None:
     """Run Python code that uses W&B in a process without a terminal, within a time limit; its error in a line, or None.
 
-    W&B keeps its own files in ``root`` where HOME cannot be written.
+    See :func:`eef.live.wandb_environment` for where W&B keeps its own files.
     """
     path = "import sys; sys.path.append(sys.argv.pop(1))"  # -P: never a module of the current folder
     words = [sys.executable, "-P", "-c", f"{path}; {code}", str(PACKAGE.parent), *arguments]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
-            env={**os.environ, **writable_folders(root)},
+            env=wandb_environment(root),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {str(error)[-200:]}"

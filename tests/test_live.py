@@ -188,6 +188,70 @@ def test_a_second_start_of_a_finished_run_opens_nothing(
     assert history(folder, "test/win_rate") == [0.25] and history(folder, "bc/step") == [1]
 
 
+def test_a_finished_run_with_a_new_stage_is_sent_whole_although_a_start_failed(tmp_path: Path, offline: None) -> None:
+    def start(commit: str, loss: float | None) -> Path:
+        def bc(at: Path) -> None:
+            if loss is None:
+                raise RuntimeError("out of memory")
+            log_metrics(at, {"step": 1, "loss": loss})
+
+        stamp = {"commit": commit, "hashes": {}}
+        with Run.open(tmp_path, "webshop", "eef-m5", 3, {}, stamp, wandb="offline") as run:
+            run.stage("bc", {"commit": commit}, bc)
+            run.finish({"win_rate": 0.5})
+        return run.folder
+
+    folder = start("a", 1.0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        start("b", None)
+    assert exit_codes(folder) == [1] and history(folder, "test/win_rate") == []
+    assert not (folder / "result.json").exists() and (folder / "timing.json").is_file()
+    start("b", 2.0)
+    assert history(folder, "bc/loss") == [2.0] and history(folder, "test/win_rate") == [0.5]
+    assert exit_codes(folder) == [0]
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [("Offline", "offline"), ("DRYRUN", "offline"), ("run", "online"), ("ONLINE", "online"), ("Disabled", "disabled")],
+)
+def test_modes_in_any_case_and_by_their_older_names(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, value: str, mode: str
+) -> None:
+    from_argument = Live(tmp_path, value)
+    monkeypatch.setenv("WANDB_MODE", value)
+    for reports in (from_argument, Live(tmp_path, "offline")):
+        assert (reports.mode, reports.wanted, reports.errors) == (mode, mode, [])
+
+
+UNKNOWN = "W&B mode 'onlin' is unknown: use one of offline, online, disabled"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "used", "reason"),
+    [
+        ("WANDB_MODE", "Offline", "offline", None),
+        ("WANDB_MODE", "onlin", "offline", UNKNOWN),
+        ("WANDB_PROJECT", "a/b", "disabled", "Invalid project name 'a/b'"),
+        ("WANDB_CONSOLE", "loud", "disabled", "invalid W&B settings: console: Input should be "),
+    ],
+)
+def test_the_mode_that_was_used_and_the_reason(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    variable: str, value: str, used: str, reason: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(variable, value)
+    run = Run.open(tmp_path, "webshop", "eef-m5", 3, {}, {"hashes": {}}, wandb="offline")
+    run.finish({"win_rate": 0.5})
+    sent = read_json(run.folder / "timing.json")["wandb"]
+    opened = list(run.folder.glob("wandb/offline-run-*/*.wandb"))
+    assert sent["used"] == used and len(opened) == (used == "offline")
+    if reason is None:
+        assert sent["error"] is None and "warning" not in capsys.readouterr().out
+    else:
+        assert reason in sent["error"] and sent["error"] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("env", "reason"), [({}, "nobody is logged in"), ({"WANDB_API_KEY": KEY}, "does not answer")])
 def test_online_without_an_account_or_network_is_offline_with_the_reason(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], reason: str
@@ -448,6 +512,7 @@ def test_online_a_finished_run_is_not_opened_again(folder: Path, server: Server)
     send(folder, *start)
     send(folder, stage("bc-1", "reused"), stage("sft-1", "started"))
     assert json.dumps([server.rows, server.exits]) == before
+    assert read_json(folder / "wandb" / "state.json")["used"] == "online"
 
 
 def test_online_other_content_gets_a_run_of_its_own(folder: Path, server: Server) -> None:

@@ -19,7 +19,7 @@ import pytest
 from eef import mirror
 from eef.cli import main
 from eef.files import RunError, write_json
-from eef.runs import Run, log_metrics
+from eef.runs import Run, apart, log_metrics
 from eef.trajectory import Trajectory, Turn, save
 
 KEY = "a" * 40
@@ -156,6 +156,10 @@ def test_online_without_an_account_falls_back_at_once(
         ({"WANDB_API_KEY": "short"}, "cannot be used: "),
         ({"WANDB_API_KEY": KEY}, "does not answer"),
         ({"WANDB_MODE": "offline"}, "WANDB_MODE is offline"),
+        ({"WANDB_MODE": "DryRun"}, "WANDB_MODE is DryRun"),
+        ({"WANDB_MODE": "Online"}, "nobody is logged in"),
+        ({"WANDB_MODE": "onlin"}, "W&B mode 'onlin' is unknown"),
+        ({"WANDB_CONSOLE": "loud"}, "cannot be used: invalid W&B settings: console: "),
     ],
 )
 def test_sync_and_report_without_an_account_or_network(
@@ -204,6 +208,32 @@ def test_a_server_that_takes_nothing_is_one_message(tmp_path: Path, offline: Non
     assert len(read_back(run.folder)) > 5 and mirror.unsynced(tmp_path)
 
 
+def test_sync_ignores_a_module_of_the_current_folder(
+    tmp_path: Path, offline: None, refusing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "env__run" / "wandb" / "offline-run-1"
+    folder.mkdir(parents=True)
+    (folder / "run.wandb").write_bytes(b"x")
+    (tmp_path / "wandb.py").write_text("raise SystemExit('this is not wandb')")
+    monkeypatch.setattr(mirror, "account", lambda: None)
+    with pytest.raises(RunError, match="W&B took none of 1 offline runs") as caught:
+        mirror.sync(tmp_path)
+    assert "this is not wandb" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "mode"), [("Offline", "offline"), ("RUN", "online"), ("onlin", "offline")])
+def test_figures_and_other_processes_get_a_mode_that_wandb_accepts(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, value: str, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", value)
+    code = "import os; print(os.environ['WANDB_MODE'], file=sys.stderr); sys.exit(3)"
+    assert apart(tmp_path, code) == f"exit 3: {mode}"
+    modes = []
+    monkeypatch.setattr(mirror, "apart", lambda root, code, folder, name, mode, *files: modes.append(mode))
+    (tmp_path / "rates.csv").write_text("n,rate\n1,0.5\n")
+    assert mirror.figure(tmp_path, "demo", [tmp_path / "rates.csv"]) is None and modes == [mode]
+
+
 def test_sync_counts_what_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +243,7 @@ def test_sync_counts_what_went(
         (folder / "run.wandb").write_bytes(b"x")
 
     def sent(words: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
-        for path in words[4:]:
+        for path in words[words.index("sync") + 1 :]:
             if not path.endswith("11"):
                 (Path(path) / "run.wandb.synced").touch()
         return subprocess.CompletedProcess(words, 0, "", "")

@@ -36,18 +36,21 @@ def add(root: Path, method: str, seed: int, rate: float, dirty: bool = False, **
     rows = [f"t{i},{won},{float(won)},3,done,False,{'hard' if i % 2 else 'easy'}" for i, won in enumerate(wins)]
 
     def test(at: Path) -> None:
-        (at / "episodes.csv").write_text("\n".join(["task,won,reward,steps,outcome,error,group", *rows]) + "\n")
         turns = (Turn("click[<b>buy</b>]", "a page with <script>alert(1)</script>"),)
         save(
             [Trajectory(f"t{i}", "find a mug", turns, float(won), won) for i, won in enumerate(wins)],
             at / "trajectories.jsonl",
         )
 
+    def score(at: Path) -> None:
+        (at / "episodes.csv").write_text("\n".join(["task,won,reward,steps,outcome,error,group", *rows]) + "\n")
+
     def sft(at: Path) -> None:
         log_metrics(at, [{"step": i, "loss": 1 / (i + 1)} for i in range(9)])
 
     run.stage("sft-0", {"method": method, "seed": seed}, sft)
-    run.stage("eval", {"method": method, "seed": seed, **config}, test)
+    run.stage("test", {"method": method, "seed": seed, **config}, test)
+    run.stage("eval", {"method": method, "seed": seed, **config}, score)
     method, *options = method.split("-")
     result = {
         "method": method,

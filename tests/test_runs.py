@@ -110,8 +110,9 @@ SCRIPT = textwrap.dedent(
     import sys, time
     from pathlib import Path
     from eef.runs import Run, log_metrics
-    root, pause = Path(sys.argv[1]), float(sys.argv[2])
-    run = Run.open(root, "webshop", "rft-n4", 0, {"lr": 0.1}, {"hashes": {"catalogue": "c1", "chat": "t1"}})
+    root, pause, commit = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+    stamp = {"commit": commit, "hashes": {"catalogue": "c1", "chat": "t1"}}
+    run = Run.open(root, "webshop", "rft-n4", 0, {"lr": 0.1}, stamp)
     def make(folder):
         with open(root / "calls", "a") as out:
             out.write("x")
@@ -119,14 +120,70 @@ SCRIPT = textwrap.dedent(
         (folder / "half").write_text("half")
         time.sleep(pause)
         (folder / "half").write_text("whole")
-    run.stage("bc", {"k": 1}, make)
-    run.finish({"win_rate": 0.5})
+    run.stage("bc", {"code": commit}, make)
+    run.finish({"win_rate": 0.5 if commit == "abc" else 0.75})
     """
 )
 
 
-def start(root: Path, pause: float) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(root), str(pause)], stdout=subprocess.PIPE, text=True)
+def start(root: Path, pause: float, commit: str = "abc") -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", SCRIPT, str(root), str(pause), commit]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_half(root: Path) -> None:
+    limit = time.monotonic() + 60
+    while not list(root.glob("stages/.bc-*/half")):
+        assert time.monotonic() < limit, "the stage was not started"
+        time.sleep(0.1)
+
+
+def test_a_finished_run_is_unfinished_while_a_stage_is_made_again(tmp_path: Path) -> None:
+    assert start(tmp_path, 0).wait(60) == 0
+    (folder,) = tmp_path.glob("webshop*")
+    old = (folder / "result.json").read_bytes()
+    second = start(tmp_path, 60, commit="def")
+    try:
+        wait_for_half(tmp_path)
+    finally:
+        second.kill()
+        second.wait()
+    frame = load_runs(tmp_path)
+    assert frame.empty and frame.attrs["unfinished"] == [folder.name]
+    assert (folder / "result.before.json").read_bytes() == old
+    assert json.loads((folder / "stamp.json").read_text())["commit"] == "def"
+    assert start(tmp_path, 0, commit="def").wait(60) == 0
+    assert load_runs(tmp_path)["win_rate"].tolist() == [0.75] and not (folder / "result.before.json").exists()
+
+
+def test_a_finished_run_is_unfinished_when_it_takes_another_stage_that_exists(tmp_path: Path) -> None:
+    run, other = open_run(tmp_path), open_run(tmp_path, "eef-m5")
+    run.stage("bc", {"code": 1}, make)
+    run.finish({"win_rate": 0.5})
+    other.stage("bc", {"code": 2}, make)
+    again = open_run(tmp_path)
+    again.stage("bc", {"code": 1}, make)
+    assert again.done
+    again.stage("bc", {"code": 2}, make)
+    assert not again.done and run.run_id in load_runs(tmp_path).attrs["unfinished"]
+    assert json.loads((again.folder / "result.before.json").read_text()) == {"win_rate": 0.5}
+
+
+def test_a_result_keeps_its_stamp_until_there_is_another(tmp_path: Path) -> None:
+    def opened(commit: str) -> Run:
+        return Run.open(tmp_path, "webshop", "rft-n4", 0, {"lr": 0.1}, {**STAMP, "commit": commit})
+
+    def commit() -> str:
+        return json.loads((first.folder / "stamp.json").read_text())["commit"]
+
+    first = opened("abc")
+    first.stage("bc", {}, make)
+    first.finish({"win_rate": 0.5})
+    second = opened("def")
+    second.stage("bc", {}, make)
+    assert second.done and commit() == "abc"
+    second.finish({"win_rate": 0.5})
+    assert second.done and commit() == "def" and not (second.folder / "result.before.json").exists()
 
 
 def test_killed_in_the_middle_then_the_same_result(tmp_path: Path) -> None:
