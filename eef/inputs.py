@@ -15,22 +15,23 @@ with a file suffix or a directory separator must exist. Only ``org/model`` need 
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import site
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from eef.files import PACKAGE, digest, joined_names
-from eef.keys import code_key, file_key, imports_of, path_key
+from eef.keys import _code, _imports, _stat, code_key, file_key, imports_of, model_key, path_key
 
 _FILES = re.compile(r"(names? or )?(?:file or folder|files?|folders?)(, joined by \+)?:([^;]*)")
 _KEYS = re.compile(r"may name files:([^;]*)")
 _KEY = re.compile(r"(\w+)\s*(?:\(or ([^)]*)\))?")
 _HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_NOT_CODE = (".html", ".md", ".py", ".pyc", ".orig", ".rej")  # pages are drawn from results; .py is hashed by imports
 
 
 @dataclass(frozen=True)
@@ -106,32 +107,44 @@ def content(path: Path) -> str:
     return f"{path.stem}:{path_key(path)}" if path.is_file() else path_key(path)
 
 
-def code_of(notebook: Path) -> dict[str, Any]:
-    """Hashes of the code that a notebook runs: its cells, what they import of this package, and modules beside it.
+def read_notebook(path: Path) -> Any:
+    """A notebook as nbformat's object, in format 4. ValueError for a file that is not a notebook."""
+    import nbformat
 
-    Every environment counts, since ``make_env`` imports them by name, and so do the data that the package holds (base
-    models, prompts). Comments and docstrings of modules do not. ValueError where a cell is not valid Python.
+    try:
+        return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, nbformat.ValidationError) as error:
+        reason = str(error).partition("\n")[0][:100]
+        raise ValueError(f"{path} is not a Jupyter notebook ({reason}): name an .ipynb file") from None
+
+
+def last_on_path(notebook: Path) -> list[Path]:
+    """The folders that come after the libraries on the kernel's ``sys.path``."""
+    return list(dict.fromkeys([PACKAGE.parent, notebook.parent, Path.cwd()]))
+
+
+def code_of(notebook: Path) -> dict[str, Any]:
+    """Hashes of the code that a notebook runs: its cells, what they import of this package, and the user's own modules.
+
+    The latter are modules and packages beside the notebook, in the current folder or in the checkout. Every environment
+    counts, since ``make_env`` imports them by name, and so do the base models and prompts of this package. Comments and
+    docstrings of modules do not count. ValueError where a cell or a module is not valid Python.
     """
     from IPython.core.inputtransformer2 import TransformerManager  # %magics to Python
 
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code = [cell.source for cell in read_notebook(notebook).cells if cell.cell_type == "code"]
     try:
-        waiting = ["\n".join(TransformerManager().transform_cell(cell) for cell in code)]
-        modules, beside = set(_environments()), dict[str, str]()
-        while waiting:
-            source = waiting.pop()
-            modules |= set(imports_of(source))
-            for name in _imported(source):
-                path = notebook.parent / f"{name}.py"
-                if name not in beside and path.is_file():
-                    beside[name] = file_key(path)
-                    waiting.append(path.read_text(encoding="utf-8"))
+        source = "\n".join(TransformerManager().transform_cell(cell) for cell in code)
+        beside = _own_modules(_imported(source), last_on_path(notebook))
+        modules = {*_environments(), *imports_of(source)}
+        for path in beside.values():
+            modules |= set(imports_of(path.read_text(encoding="utf-8")))
+        hashes = {name: _code(path, _stat(path)) for name, path in beside.items()}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{notebook}: {error}") from None
     # The releases of libraries do not count: an update must not start a finished sweep anew. A warning names them.
     sources = code_key(*sorted(modules))["sources"]
-    return {"cells": code, "sources": sources, "beside": beside, "data": _package_data()}
+    return {"cells": code, "sources": sources, "beside": hashes, "data": _package_data()}
 
 
 def _environments() -> list[str]:
@@ -139,20 +152,47 @@ def _environments() -> list[str]:
 
 
 def _imported(source: str) -> list[str]:
-    """Top-level modules that a piece of code imports."""
+    """Every module that a piece of code may import; ``from a import b`` gives both ``a`` and ``a.b``."""
     nodes = list(ast.walk(ast.parse(source)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    return [name.partition(".")[0] for name in names]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _own_modules(names: Iterable[str], folders: Iterable[Path]) -> dict[str, Path]:
+    """Source files in ``folders`` of the modules ``names`` and of all that these import, by module name."""
+    installed = [*site.getsitepackages(), site.getusersitepackages()]
+    searched = [folder for folder in folders if str(folder) not in installed]
+    waiting, files = list(names), dict[str, Path]()
+    while waiting:
+        name = waiting.pop()
+        top = name.partition(".")[0]
+        if name in files or top == PACKAGE.name:
+            continue
+        first = [folder for folder in searched if _source(folder, top)][:1]  # a package is in one folder
+        path = next((path for folder in first or searched if (path := _source(folder, name))), None)
+        if path is not None and not _is_library(top, installed):
+            files[name] = path
+            parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # they run first
+            waiting += [*parents, *_imports(path, name, _stat(path))]
+    return files
+
+
+def _source(folder: Path, module: str) -> Path | None:
+    at = folder.joinpath(*module.split("."))
+    return next((path for path in (at / "__init__.py", at.with_name(f"{at.name}.py")) if path.is_file()), None)
+
+
+def _is_library(name: str, installed: Sequence[str]) -> bool:
+    """Whether a top-level module is Python's own or installed, and so hides a module of this name beside a notebook."""
+    spec = PathFinder.find_spec(name, installed)
+    return name in sys.stdlib_module_names or (spec is not None and spec.origin is not None)
 
 
 def _package_data() -> str:
-    files = [path for path in PACKAGE.rglob("*") if path.is_file()]
-    relative = {path.relative_to(PACKAGE).as_posix(): path for path in files}
-    return digest(
-        {
-            name: file_key(path)
-            for name, path in relative.items()
-            if path.suffix not in _NOT_CODE and name[-1] != "~" and not re.search(r"(^|/)[._]", name)
-        }
-    )
+    """Hash of the data that this package ships: base models and prompts."""
+    models = {path.parent.name: model_key(str(path.parent)) for path in PACKAGE.glob("*/config.json")}
+    prompts = {path.name: file_key(path) for path in PACKAGE.glob("prompts/[!.]*.txt")}
+    return digest({"models": models, "prompts": prompts})

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from eef.files import PACKAGE, RunError, digest, disk_errors, plain, write_json, write_text
+from eef.files import RunError, digest, disk_errors, plain, write_json, write_text
+from eef.inputs import last_on_path, read_notebook
 from eef.processes import end_with_parent
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
@@ -36,14 +38,17 @@ def start_notebook(
     """Start papermill on a notebook; ``base`` plus .ipynb is the executed copy, plus .log what the notebook printed."""
     write_text(Path(f"{base}.yaml"), yaml.safe_dump(plain(parameters), sort_keys=True))
     paths = [_escape(str(notebook)), _escape(f"{base}.ipynb")]
-    words = [sys.executable, "-m", "papermill", *paths, "-f", f"{base}.yaml", "-k", "python3"]
+    words = [sys.executable, "-m", "papermill", *paths, "-f", f"{base}.yaml"]
+    words += ["-k", "python3", "--language", "python"]  # a notebook's metadata need not name a kernel
     words += ["--no-progress-bar", "--log-level", "WARNING", "--stdout-file", "-", "--stderr-file", "-"]
     own = {"EEF_ROOT": str(root), **_own_kernel(notebook, root)}
     fixed = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **dict.fromkeys(_THREADS, "1")}
+    # not PYTHONSTARTUP: kernels execute that file, too
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSTARTUP"}
     with disk_errors(Path(f"{base}.log")), open(f"{base}.log", "wb") as log:
         return subprocess.Popen(
             words,
-            env={**os.environ, **fixed, **own, **env},
+            env={**inherited, **fixed, **own, **env},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -59,9 +64,11 @@ def _escape(path: str) -> str:
 
 def declared(notebook: Path) -> dict[str, dict[str, str]]:
     """The parameters that a notebook declares, by name, with papermill's ``default`` and ``help`` (the comment)."""
-    from papermill.inspection import inspect_notebook  # 1 s
+    from papermill.translators import papermill_translators  # 1 s
 
-    return dict(inspect_notebook(_escape(str(notebook))))
+    cells = [cell for cell in read_notebook(notebook).cells if "parameters" in cell.metadata.get("tags", [])]
+    translator = papermill_translators.find_translator("python3", "python")
+    return {item.name: item._asdict() for cell in cells[:1] for item in translator.inspect(cell)}
 
 
 def _own_kernel(notebook: Path, root: Path) -> dict[str, str]:
@@ -74,18 +81,30 @@ def _own_kernel(notebook: Path, root: Path) -> dict[str, str]:
     from ipykernel.kernelspec import get_kernel_dict
 
     kernels = root / ".jupyter" / digest(sys.executable, 8)
+    if os.pathsep in str(kernels):  # JUPYTER_PATH would be split there
+        kernels = _private_folder(digest([str(root), sys.executable], 8))
     # not ipykernel_launcher, which removes the current folder from the path even where PYTHONPATH names it
     argv = [sys.executable, "-m", "ipykernel", "-f", "{connection_file}"]
     write_json(kernels / "kernels" / "python3" / "kernel.json", {**get_kernel_dict(), "argv": argv})
-    line = "__import__('sys').path.extend(__import__('os').environ['EEF_LAST_ON_PATH'].split(__import__('os').pathsep))"
+    line = "__import__('sys').path.extend(__import__('json').loads(__import__('os').environ['EEF_LAST_ON_PATH']))"
     config = {"InteractiveShellApp": {"ignore_cwd": True, "exec_lines": [line]}}
     write_json(root / ".ipython" / "profile_default" / "ipython_config.json", config)
     return {
         "PYTHONSAFEPATH": "1",
         "IPYTHONDIR": str(root / ".ipython"),
         "JUPYTER_PATH": os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH")])),
-        "EEF_LAST_ON_PATH": os.pathsep.join([str(PACKAGE.parent), str(notebook.parent), os.getcwd()]),
+        "EEF_LAST_ON_PATH": json.dumps([str(folder) for folder in last_on_path(notebook)]),
     }
+
+
+def _private_folder(name: str) -> Path:
+    """A folder for temporary files that no other user can write."""
+    folder = Path(tempfile.gettempdir()) / f"eef-{os.getuid()}-{name}"
+    with disk_errors(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise LaunchError(f"{folder} belongs to another user: set TMPDIR to a folder of yours")
+    return folder
 
 
 def stop(processes: list[subprocess.Popen[bytes]]) -> None:

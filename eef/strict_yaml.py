@@ -15,6 +15,7 @@ import yaml
 _KINDS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "value")}
 _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:value")
 _LEADING_ZERO = re.compile(r"[-+]?0(o[\d_]+|[\d_]*\d)")
+_DEEPEST = 100
 _NUMBER = re.compile(r"([-+]?)((0|[1-9]\d*)(\.\d*)?|\.\d+)(?:[eE]([-+]?)(\d+))?$")
 
 
@@ -30,6 +31,8 @@ class _Loader(yaml.SafeLoader):
     def _check(self, node: yaml.Node, key: str, parents: tuple[yaml.Node, ...]) -> None:
         if node in parents:
             raise _Refused(node, key, "an alias refers to the value that it is part of")
+        if len(parents) > _DEEPEST:
+            raise _Refused(node, "", f"values are nested more than {_DEEPEST} levels deep")
         if isinstance(node, yaml.ScalarNode):
             if reason := _reason(node):
                 raise _Refused(node, key, reason)
@@ -106,5 +109,7 @@ def load(text: str, name: str, command_line: bool = False) -> Any:
         where = f", line {mark.line + 1}" if mark and not command_line else ""
         hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
         raise ValueError(f"{name} is not valid YAML{where}: {problem}{hint}") from None
+    except RecursionError:
+        raise ValueError(f"{name}: values are nested more than {_DEEPEST} levels deep") from None
     except ValueError as error:
         raise ValueError(f"{name} is not valid YAML: {error}") from None

@@ -46,6 +46,7 @@ _KINDS: dict[type, tuple[type, ...]] = {
     dict: (dict,),
 }
 _SEEDS = ("seed", "seeds")
+_NO_LITERAL = object()
 
 
 class SweepError(ValueError):
@@ -129,6 +130,10 @@ def find_notebook(file: Path, notebook: str) -> Path:
     tried = [base / notebook for base in (file.parent, repo_root(), Path.cwd())]
     for path in tried:
         if path.is_file():
+            try:
+                inputs.read_notebook(path)
+            except ValueError as error:
+                raise SweepError(f"{file}: {error}") from None
             return path.resolve()
     raise SweepError(f"{file}: no notebook {notebook} (tried {', '.join(map(str, dict.fromkeys(tried)))})")
 
@@ -141,8 +146,8 @@ def expand(spec: Spec, overrides: Mapping[str, Any] | None = None) -> list[dict[
     given = dict(overrides or {})
     seeds = given.pop("seeds", given.pop("seed", spec.seeds))
     seeds = seeds if isinstance(seeds, list) else [seeds]
-    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
-        raise SweepError(f"seeds are whole numbers, at least one, not {seeds!r}")
+    if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise SweepError(f"{spec.file}: seeds are whole numbers from 0 to {2**32 - 1}, at least one, not {seeds!r}")
     for key in given:
         if key in spec.varying:
             raise SweepError(f"{key!r} is set by the points of {spec.file}: pick points with --only, or edit the file")
@@ -191,26 +196,45 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
         if unknown := [key for key in spec.figure if key not in known]:
             hint = _closest(unknown[0], list(known))
             raise SweepError(f"{spec.file}: figure: {unknown[0]!r} is no parameter of {drawing.name}{hint}")
+    elif unknown := [key for key in spec.figure if key != "draw"]:
+        hint = _closest(unknown[0], ["notebook", "draw"])
+        raise SweepError(
+            f"{spec.file}: figure: {unknown[0]!r} needs a notebook that declares it: add 'notebook: ...'{hint}"
+        )
 
 
 def _check_value(where: str, key: str, value: Any, known: Mapping[str, str]) -> None:
     hint = " (YAML reads yes, no, on and off as true and false: put text in quotes)" if isinstance(value, bool) else ""
+    default = _default(known)
+    if value is None and default is not _NO_LITERAL:
+        _check_kind(where, key, value, default)
+        return
     if choices := re.search(r"one of:?\s*([^;]+)", known["help"]):
         words = [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))]
         if str(value) not in words:
             near = _closest(str(value), words)
             raise SweepError(f"{where}: unknown {key} {value!r}{near}; known: {', '.join(words)}{hint}")
+    if default is not _NO_LITERAL:
+        _check_kind(where, key, value, default, hint)
+
+
+def _default(known: Mapping[str, str]) -> Any:
+    """A parameter's default; ``_NO_LITERAL`` where it is an expression."""
     try:
-        default = ast.literal_eval(known["default"])
+        return ast.literal_eval(known["default"])
     except (ValueError, SyntaxError):
-        return
-    _check_kind(where, key, value, default, hint)
+        return _NO_LITERAL
 
 
 def _check_kind(where: str, key: str, value: Any, default: Any, hint: str = "") -> None:
     """The value must be of its default's kind; so must those below the keys of a dictionary that has defaults."""
     kind = type(default)
     fits = _KINDS.get(kind, (object,))
+    if value is None and default is not None:
+        text = ", or write '' for empty text" if isinstance(default, str) else ""
+        raise SweepError(
+            f"{where}: parameter {key!r} has no value (null): leave it out for the default, {default!r}{text}"
+        )
     if value is not None and (not isinstance(value, fits) or (isinstance(value, bool) and kind in (int, float))):
         raise SweepError(f"{where}: parameter {key!r} is {kind.__name__} in the notebook, not {value!r}{hint}")
     if isinstance(default, dict) and isinstance(value, dict):
@@ -232,21 +256,24 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
     """The checked points, each with its state.
 
     A mark covers the notebook, its parameters, the code that it imports, and the contents of the files that parameters
-    name, not their places: the same sweep from another folder has the same marks.
+    name, not their places: the same sweep from another folder has the same marks. A default counts the same whether it
+    is written out or not.
     """
     points = expand(spec, overrides)
     check(spec, points, overrides)
     try:
-        code = inputs.code_of(spec.notebook)
         named = _on_files(spec, points, overrides or {})
+        hashes = _hashes(spec, named)
     except (ValueError, FileNotFoundError) as error:
         raise SweepError(str(error)) from None
-    hashes = [digest({"parameters": contents, **code}) for _, contents, _ in named]
     labels = [label(spec, shown) for _, _, shown in named]
     planned = []
-    for (parameters, _, _), hashed, name in zip(named, hashes, labels, strict=True):
-        if hashes.count(hashed) > 1:
-            raise SweepError(f"{spec.file}: two points named {name} are the same: their files have the same contents")
+    for number, ((parameters, _, _), hashed, name) in enumerate(zip(named, hashes, labels, strict=True)):
+        if (first := hashes.index(hashed)) < number:
+            defaults = _defaults(spec)
+            equal = _complete(parameters, defaults) == _complete(named[first][0], defaults)
+            why = "their parameters are equal" if equal else "the files that they name have the same contents"
+            raise SweepError(f"{spec.file}: the points {labels[first]} and {name} are the same: {why}; remove one")
         if labels.count(name) > 1:
             name = f"{name}-{hashed[:4]}"
         base = f"{root}/notebooks/{spec.name}__{name}__{hashed[:8]}"
@@ -257,11 +284,34 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
     return planned
 
 
+def _hashes(spec: Spec, named: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """What the marks of points are named after, from the answer of :func:`_on_files`."""
+    code, defaults = inputs.code_of(spec.notebook), _defaults(spec)
+    return [digest({"parameters": _complete(contents, defaults), **code}) for _, contents, _ in named]
+
+
+def _defaults(spec: Spec) -> dict[str, Any]:
+    """The notebook's parameters whose defaults are literals, with these."""
+    defaults = {key: _default(known) for key, known in declared(spec.notebook).items()}
+    return {key: value for key, value in defaults.items() if value is not _NO_LITERAL}
+
+
+def _complete(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` with the defaults of those left out; where the default is a float, numbers are floats."""
+    return {**defaults, **{key: _as_default(value, defaults.get(key)) for key, value in parameters.items()}}
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    if isinstance(value, dict) and isinstance(default, dict):
+        return {key: _as_default(item, default.get(key)) for key, item in value.items()}
+    return float(value) if isinstance(default, float) and type(value) is int else value
+
+
 def _on_files(
     spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
 ) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """Each point's parameters with absolute paths (to pass on), with contents (the mark) and with stems (the label)."""
-    known = declared(spec.notebook)
+    known, defaults = declared(spec.notebook), _defaults(spec)
     declarations = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
     uses: list[Callable[[Path], str]] = [str, cache(inputs.content), lambda path: path.stem]
     named = []
@@ -271,7 +321,7 @@ def _on_files(
             folders, where = [spec.file.resolve().parent, repo_root(), Path.cwd()], f"{spec.file}: {key}"
             if key in overrides:  # as the shell completes them
                 folders, where = [folders[-1], *folders[:-1]], f"-p {key}"
-            value = parameters[key] if key in parameters else ast.literal_eval(known[key]["default"])
+            value = parameters.get(key, defaults.get(key))
             for version, use in zip(versions, uses, strict=True):
                 changed = inputs.on_files(files, value, where, folders, use)
                 if key in parameters or changed != value:  # a default may name a file, too
@@ -420,7 +470,7 @@ def _work(spec: Spec, named: str, todo: list[Point], jobs: int, root: Path, slur
                     code = point.work.poll() if point.work else 1
                     if code is not None:
                         running.remove(point)
-                        text = _end(point, code, root)
+                        text = _end(spec, point, code, root)
                         screen.say(f"{text}  [{screen.left()}]")
                     elif point.state == "queued" and Path(f"{point.base}.log").is_file():
                         point.state, point.start = "runs", time.monotonic()
@@ -453,7 +503,18 @@ def _submit(spec: Spec, named: str, todo: list[Point], jobs: int, root: Path, sc
     return list(todo)
 
 
-def _end(point: Point, code: int, root: Path) -> str:
+def _changes(spec: Spec, point: Point) -> str | None:
+    """A message where the point's code or files are no longer those that its mark is named after; else None."""
+    detail = ""
+    try:
+        if _hashes(spec, _on_files(spec, [point.parameters], {})) == [point.mark.stem]:
+            return None
+    except (ValueError, OSError, RuntimeError) as error:  # such as a file that is no longer there
+        detail = f" ({error})"
+    return f"its code or files changed while it ran{detail}: start the sweep again to run it anew"
+
+
+def _end(spec: Spec, point: Point, code: int, root: Path) -> str:
     """Mark a finished point, or say why it failed; each run gets a link to its executed notebook."""
     runs = Path(f"{point.base}.runs")
     made = list(dict.fromkeys(runs.read_text().split())) if runs.exists() else []
@@ -461,13 +522,15 @@ def _end(point: Point, code: int, root: Path) -> str:
     point.seconds = round(time.monotonic() - point.start, 1)
     for run in made if Path(f"{point.base}.ipynb").is_file() else []:
         link(root / run / "notebook.ipynb", Path("..") / "notebooks" / f"{Path(point.base).name}.ipynb")
-    if code == 0 and not open_ends:
+    changes = _changes(spec, point) if code == 0 and not open_ends else None
+    if code == 0 and not open_ends and not changes:
         point.state = "done"
         write_json(point.mark, {"label": point.label, "parameters": point.parameters, "run_ids": made})
         text = f"done    {point.label} in {point.seconds:.0f} s"
     else:
         point.state = "failed"
-        why = failure(point.base, code) if code else f"the notebook ended without finishing {', '.join(open_ends)}"
+        unfinished = f"the notebook ended without finishing {', '.join(open_ends)}"
+        why = failure(point.base, code) if code else changes or unfinished
         text = f"FAILED  {point.label}: {why}\n        ({point.base}.ipynb)"
     if isinstance(point.work, Job):
         point.work.forget()

@@ -364,6 +364,36 @@ def test_the_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads(book.read_text())["metadata"]["kernelspec"]["name"] == "python3"
 
 
+def test_a_separator_of_paths_in_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is still this interpreter, and modules beside the notebook are imported."""
+    folder, tmp = tmp_path / f"a{os.pathsep}b", tmp_path / "tmp"
+    folder.mkdir()
+    tmp.mkdir()
+    (folder / "beside.py").write_text("N = 3\n")
+    kernel = tmp_path / "path" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Other", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "path"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp))
+    path = write(folder, body=f"import beside\n{PRINTS}", parameters={}, seeds=[0], points=[{"n": 1}])
+    assert sweep(path, root=folder / "runs") == 0
+    assert result(folder / "runs")["python"] == sys.executable
+    (made,) = tmp.glob(f"eef-{os.getuid()}-*")
+    assert made.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_notebook_without_a_kernel_and_a_startup_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebook's metadata name no kernel: ours runs it, and does not execute the user's PYTHONSTARTUP."""
+    (tmp_path / "startup.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
+    path = write(tmp_path, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
+    book = json.loads((tmp_path / "tiny.ipynb").read_text())
+    (tmp_path / "tiny.ipynb").write_text(json.dumps(book | {"metadata": {}}))
+    assert sweep(path, root=tmp_path / "runs") == 0
+    assert result(tmp_path / "runs")["python"] == sys.executable
+
+
 def test_long_values_are_no_long_file_names(tmp_path: Path) -> None:
     cell = 'method = "rft"\nn = 1\nnote = ""\nseed = 0\n'
     body = PRINTS.replace('f"{method}-n{n}"', 'f"{method}-{note}"')

@@ -84,6 +84,9 @@ def test_expand_lists_points_then_grid_then_seeds(tmp_path: Path) -> None:
         ({}, {"n": 3}, "'n' is set by the points"),
         ({}, {"seed": "x"}, "seeds are whole numbers"),
         ({"seeds": []}, {}, "seeds are whole numbers"),
+        ({"seeds": [-1]}, {}, "demo.yaml: seeds are whole numbers from 0 to 4294967295"),
+        ({"seeds": [2**32]}, {}, "seeds are whole numbers from 0 to 4294967295"),
+        ({}, {"seed": 2**32}, "seeds are whole numbers from 0 to 4294967295"),
         ({"seeds": [1, 1]}, {}, "the same point twice"),
         ({"grid": {"slow": []}}, {}, "leaves no points"),
         ({"grid": {"slow": 3}}, {}, "needs a list"),
@@ -133,6 +136,8 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
         ("points: [&one {n: 1}, {<<: *one, n: 2}]", r"points\[1\]\.n: the key is set twice"),
         ("points: &a [*a]", "an alias refers to the value that it is part of"),
         ("parameters: {data: !!binary aGk=}", "the tag .*binary is not supported"),
+        ("parameters: {data: " + 101 * "[" + 101 * "]" + "}", "values are nested more than 100 levels deep"),
+        ("parameters: {data: " + 10_000 * "[" + 10_000 * "]" + "}", "values are nested more than 100 levels deep"),
         ("name: " + "x" * 61, "at most 60"),
     ],
 )
@@ -191,6 +196,9 @@ def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
         ({"slips": {"base": True}}, r"'slips\.base' is float"),
         ({"data": False}, "'data' is str in the notebook, not False.*yes, no, on and off.*quotes"),
         ({"method": True}, "unknown method True.*yes, no, on and off"),
+        ({"slips": {"base": None}}, r"demo\.yaml: parameter 'slips\.base' has no value \(null\).*default, 0\.1"),
+        ({"experts": None}, r"demo\.yaml: parameter 'experts' has no value .*default, 'strong', or write '' for empty"),
+        ({"method": None}, "'method' has no value"),
     ],
 )
 def test_kinds_are_checked_below_dictionaries(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
@@ -226,11 +234,12 @@ def test_the_command_that_repeats_has_the_same_values(value: Any) -> None:
         ({"n": True}, "'n' is int in the notebook"),
         ({"n": 1.5}, "'n' is int in the notebook"),
         ({"lr": "1e-3"}, "'lr' is float in the notebook"),
+        ({"lr": None}, "'lr' has no value"),
     ],
 )
 def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
     spec = read_spec(write(tmp_path))
-    check(spec, [{"method": "eef", "n": 2, "lr": 1, "data": "anything", "slow": 0, "seed": 1}])
+    check(spec, [{"method": "eef", "n": 2, "lr": 1, "data": "anything", "slow": 0, "seed": 1}, {"data": None}])
     with pytest.raises(SweepError, match=says):
         check(spec, [parameters])
 
@@ -240,6 +249,19 @@ def test_parameters_of_the_figure_are_checked_too(tmp_path: Path) -> None:
     check(read_spec(write(tmp_path, figure=figure)), [])
     with pytest.raises(SweepError, match="figure: 'lrr' is no parameter of tiny.ipynb.*did you mean 'lr'"):
         check(read_spec(write(tmp_path, figure=figure | {"lrr": 1.0})), [])
+    check(read_spec(write(tmp_path, figure={"draw": ["win_rate_vs_budget"]})), [])
+    with pytest.raises(SweepError, match="demo.yaml: figure: 'lr' needs a notebook"):
+        check(read_spec(write(tmp_path, figure={"lr": 1})), [])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "# A page\n", '{"nbformat": 4, "metadata": {}, "cells": [3]}'])
+def test_a_file_that_is_no_notebook_is_one_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(SweepError, match=r"demo\.yaml: .*page\.md is not a Jupyter notebook") as caught:
+        read_spec(write(tmp_path, notebook="page.md"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SweepError, match=r"demo\.yaml: .*page\.md is not a Jupyter notebook"):
+        check(read_spec(write(tmp_path, figure={"notebook": "page.md"})), [])
 
 
 def test_mistakes_stop_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,9 +323,7 @@ def test_a_mark_follows_notebook_and_parameters(tmp_path: Path) -> None:
 def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that the notebook does not import, docstrings and page templates do not count."""
     package = tmp_path / "copy" / "eef"
-    shutil.copytree(keys.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
-    for copied in (keys, inputs):
-        monkeypatch.setattr(copied, "PACKAGE", package)
+    copy_package(package, monkeypatch)
     file = write(tmp_path, body="%matplotlib inline\nfrom eef.runs import Run\nimport helper\n")
     (tmp_path / "helper.py").write_text("X = 1\n")
     first = marks(file)
@@ -325,6 +345,150 @@ def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monke
         assert marks(file) != first, changed
         changed.write_text(before)
         assert marks(file) == first
+
+
+def copy_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of this package, without weights, whose files marks are made of."""
+    shutil.copytree(keys.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for copied in (keys, inputs):
+        monkeypatch.setattr(copied, "PACKAGE", package)
+
+
+def test_a_mark_follows_no_stray_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "copy" / "eef"
+    copy_package(package, monkeypatch)
+    file = write(tmp_path)
+    first = marks(file)
+    for name in ("nohup.out", "notes.txt", "train.py.bak", "Untitled.ipynb", "prompts/.webshop.txt.swp"):
+        (package / name).write_text("x")
+        assert marks(file) == first, name
+    (package / "base" / "model.safetensors").write_text("weights")
+    assert marks(file) != first
+
+
+@pytest.mark.parametrize("place", [".", "here"], ids=["beside the notebook", "in the current folder"])
+def test_a_mark_follows_packages_of_the_user(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments and docstrings do not count, nor modules that the notebook does not import or that a library hides."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = tmp_path / place
+    sources = {
+        "mypack/__init__.py": "Z = 0\n",
+        "mypack/sub.py": "from . import deep\nfrom .deep import inner\nX = 1\n",
+        "mypack/deep/__init__.py": "V = 0\n",
+        "mypack/deep/inner.py": "import flat\n",
+        "flat.py": "Y = 1\n",
+        "plain_folder/part.py": "W = 1\n",
+    }
+    for name, text in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    file = write(tmp_path, body="from mypack.sub import X\nimport plain_folder.part, random, yaml\n")
+    first = marks(file)
+    for name, text in sources.items():
+        (folder / name).write_text(f'"""About this."""\n# a comment\n{text}')
+        assert marks(file) == first, name
+        (folder / name).write_text(f"{text}CHANGED = 1\n")
+        assert marks(file) != first, name
+        (folder / name).write_text(text)
+    for name in ("random.py", "yaml.py", "mypack/other.py"):
+        (folder / name).write_text("X = 1\n")
+    assert marks(file) == first
+
+
+def test_a_module_of_the_user_that_is_not_python(tmp_path: Path) -> None:
+    file = write(tmp_path, body="import helper\n")
+    (tmp_path / "helper.py").write_text("X = (\n")
+    with pytest.raises(SweepError, match=r"tiny\.ipynb: .*helper\.py"):
+        marks(file)
+
+
+def test_a_default_counts_the_same_whether_it_is_written_out_or_not(tmp_path: Path) -> None:
+    first = marks(write(tmp_path, cell=FILES, parameters={}))
+    same = {"note": "", "experts": "strong", "slips": {"base": 0.1}}
+    assert marks(write(tmp_path, cell=FILES, parameters=same)) == first
+    assert not set(marks(write(tmp_path, cell=FILES, parameters={"note": "x"}))) & set(first)
+    whole, point = [marks(write(tmp_path, parameters={"lr": lr, "slow": 0})) for lr in (1, 1.0)]
+    assert whole == point
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"points": [{}], "grid": {"lr": [1, 1.0]}}, "lr1-s0 and lr1.0-s0"),
+        ({"points": [{"n": 2}, {"n": 1}, {}]}, "n1-s0 and s0"),
+    ],
+)
+def test_points_of_equal_parameters_are_refused(tmp_path: Path, changes: dict[str, Any], names: str) -> None:
+    file = write(tmp_path, parameters={}, seeds=[0], **changes)
+    with pytest.raises(SweepError, match=f"demo.yaml: the points {names} are the same: their parameters are equal"):
+        marks(file)
+
+
+def ended(spec: module.Spec, point: module.Point, root: Path) -> str:
+    """What a sweep says of a point whose notebook ran well."""
+    (root / "notebooks").mkdir(parents=True, exist_ok=True)
+    Path(f"{point.base}.runs").write_text("")
+    return module._end(spec, point, 0, root)
+
+
+@pytest.mark.parametrize("changed", ["helper.py", "a.jsonl", "tiny.ipynb"])
+def test_a_point_whose_code_or_files_change_while_it_runs_is_not_finished(declared: Path, changed: str) -> None:
+    here, root = declared.parent, declared.parent / "runs"
+    (here / "helper.py").write_text("X = 1\n")
+    write(here, cell=FILES, body="import helper\n", parameters={"experts": "a.jsonl"}, points=[{"n": 1}], seeds=[0])
+    spec = read_spec(declared)
+    (point,) = plan(spec, {}, root)
+    assert "done" in ended(spec, point, root) and point.mark.is_file()
+    (here / changed).write_text((here / changed).read_text().replace("X = 1", "X = 2").replace("a.j", "b.j") + "\n ")
+    if changed == "tiny.ipynb":
+        write(here, cell=FILES, body="import helper\nprint(1)\n", points=[{"n": 1}], seeds=[0])
+    point.mark.unlink()
+    text = ended(spec, point, root)
+    assert point.state == "failed" and not point.mark.exists()
+    assert "code or files changed while it ran: start the sweep again to run it anew" in text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("eef/train.py was edited"), FileNotFoundError("no a.jsonl")])
+def test_a_point_whose_code_cannot_be_checked_is_not_finished(
+    declared: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(notebook: Path) -> dict[str, Any]:
+        raise error
+
+    spec, root = read_spec(declared), declared.parent / "runs"
+    (point,) = plan(spec, {}, root)
+    monkeypatch.setattr(inputs, "code_of", refuse)
+    assert f"changed while it ran ({error}): start the sweep again" in ended(spec, point, root)
+    assert point.state == "failed" and not point.mark.exists()
+
+
+def test_a_sweep_notices_an_edit_of_a_module_while_it_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real execution: the notebook itself edits the module that it has imported, once."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (tmp_path / "helper.py").write_text("N = 1\n")
+    edit = f"import helper\nopen({str(tmp_path / 'helper.py')!r}, 'w').write('N = 2\\n')\n"
+    file, root = write(tmp_path, body=edit + BODY, points=[{"n": 1}], seeds=[0]), tmp_path / "runs"
+    assert sweep(file, root=root) == 1
+    assert "FAILED  n1-s0: its code or files changed while it ran" in capsys.readouterr().out
+    assert sweep(file, root=root) == 0 and "1 to do" in capsys.readouterr().out
+    assert sweep(file, root=root) == 0 and "0 to do" in capsys.readouterr().out
+
+
+def test_names_of_methods_and_the_like_are_checked_before_anything_starts() -> None:
+    spec = read_spec(keys.PACKAGE.parent / "experiments" / "demo.yaml")
+    known = {
+        "tune": "lora, full",
+        "dtype": "auto, float32, bfloat16, float16",
+        "optimizer": "adamw_torch, adamw_8bit, paged_adamw_8bit",
+        "env": "webshop, scienceworld",
+    }
+    for key, names in known.items():
+        check(spec, [{key: name} for name in names.split(", ")])
+        with pytest.raises(SweepError, match=f"unknown {key} 'other'; known: {names}$"):
+            check(spec, [{key: "other"}])
 
 
 def test_a_parameter_that_merely_is_a_path_is_text(declared: Path) -> None:
@@ -443,7 +607,7 @@ def test_two_files_with_the_same_contents_are_one_point(declared: Path) -> None:
     shutil.copy(declared.parent / "a.jsonl", declared.parent / "elsewhere")
     points = [{"experts": "a.jsonl"}, {"experts": "elsewhere/a.jsonl"}]
     write(declared.parent, cell=FILES, parameters={}, points=points, seeds=[0])
-    with pytest.raises(SweepError, match="the same contents"):
+    with pytest.raises(SweepError, match="are the same: the files that they name have the same contents"):
         plan(read_spec(declared), {}, declared.parent)
 
 
