@@ -383,10 +383,14 @@ def test_a_separator_of_paths_in_a_path(tmp_path: Path, monkeypatch: pytest.Monk
     assert made.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_notebook_without_a_kernel_and_a_startup_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The notebook's metadata name no kernel: ours runs it, and does not execute the user's PYTHONSTARTUP."""
+def test_the_kernel_does_not_execute_the_users_startup_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "startup.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
+    path = write(tmp_path, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
+    assert sweep(path, root=tmp_path / "runs") == 0
+
+
+def test_a_notebook_whose_metadata_name_no_kernel_runs(tmp_path: Path) -> None:
     path = write(tmp_path, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
     book = json.loads((tmp_path / "tiny.ipynb").read_text())
     (tmp_path / "tiny.ipynb").write_text(json.dumps(book | {"metadata": {}}))
