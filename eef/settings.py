@@ -140,17 +140,6 @@ class EvaluationSettings:
     eval_temperature: float = 0.0
 
 
-GROUPS = (
-    ModelSettings,
-    PromptSettings,
-    ActingSettings,
-    ExpertSettings,
-    TrainingSettings,
-    PreferenceSettings,
-    ExplorationSettings,
-    EvaluationSettings,
-)
-
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "tune": ("lora", "full"),
     "quantize": QUANTIZATIONS,
@@ -239,3 +228,6 @@ class Settings(
     def artefact(self) -> str:
         """What training leaves, and so what every method simulates and tests; nothing is merged."""
         return "full model" if self.tune == "full" else f"adapter on the {self.quantize or self.dtype} base model"
+
+
+GROUPS: tuple[type, ...] = Settings.__bases__

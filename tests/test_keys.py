@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forgetful import Forgetful
 from test_families import tokenizer_of
 from test_method_masks import EASY, FAILURE, LOST, STATES
 from transformers import LlamaConfig
@@ -402,13 +403,6 @@ def package(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(keys, "PACKAGE", copy)
     monkeypatch.setattr(keys, "_first_seen", Forgetful())
     return copy
-
-
-class Forgetful(dict):
-    """In place of the sources that a process has seen: each edit counts as if the process had been started anew."""
-
-    def setdefault(self, key: Any, default: Any = None) -> Any:
-        return default
 
 
 def test_code_counts_where_it_is_imported_and_nowhere_else(stages, model: Path, world, package: Path) -> None:

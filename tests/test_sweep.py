@@ -19,6 +19,7 @@ import nbformat
 import pytest
 import yaml
 from filelock import FileLock
+from forgetful import Forgetful
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -352,6 +353,7 @@ def copy_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(keys.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for copied in (keys, inputs):
         monkeypatch.setattr(copied, "PACKAGE", package)
+    monkeypatch.setattr(keys, "_first_seen", Forgetful())
 
 
 def test_a_mark_follows_no_stray_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
