@@ -1,4 +1,4 @@
-"""For tests that edit source files in one process, which otherwise refuses code that changed since it was first seen."""
+"""For tests that edit source files in one process, which otherwise refuses code that changed since it was seen."""
 
 from __future__ import annotations
 
