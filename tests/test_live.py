@@ -132,6 +132,45 @@ def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Pa
     assert (state["mode"], state["used"], state["error"]) == ("offline", "offline", None)
 
 
+TRAINING = """
+    import sys
+    from eef.envs.webshop import WebShop
+    from eef.methods import experiment
+    from eef.settings import Settings
+    root, base = sys.argv[1:]
+    catalogue = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}
+    shop = WebShop(catalogue=catalogue, max_steps=15)
+    settings = Settings(model=base, epochs=100, batch_size=2, lora_r=4, checkpoint_minutes=0.0)
+    experiment("sft_pos", shop, settings, 0, test_tasks=4, root=root, wandb="offline")
+"""
+
+
+@pytest.mark.slow
+def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenizer: Any, offline: None) -> None:
+    torch.manual_seed(0)
+    base = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path / "base", {"aliases": True, "limited": True}))
+    root = tmp_path / "runs"
+    start = [sys.executable, "-c", textwrap.dedent(TRAINING), str(root), base]
+    with subprocess.Popen(start) as running:
+        limit, reported = time.monotonic() + 120, 0
+        while reported < 10 or not list(root.glob("*/wandb/offline-run-*/*.wandb")):
+            assert running.poll() is None and time.monotonic() < limit, "the training was not seen on W&B"
+            time.sleep(0.05)
+            reported = sum(path.read_text().count("learning_rate") for path in root.glob("*/events.jsonl"))
+        running.kill()
+    (folder,) = root.glob("webshop__sft_pos__*")
+    wait_for_companion(folder)
+    curve = history(folder, "bc/step")
+    assert len(curve) >= reported - 1 and curve == sorted(set(curve)) and exit_codes(folder) == [1]
+    assert all(isinstance(loss, float) for loss in history(folder, "bc/loss")) and not (folder / "result.json").exists()
+
+    subprocess.run(start, check=True, timeout=300)
+    rows = [json.loads(line) for line in (folder / "bc" / "metrics.jsonl").read_text().splitlines()]
+    for name in ("step", "loss", "learning_rate"):
+        assert history(folder, f"bc/{name}") == [row[name] for row in rows], "one whole curve, from before the kill too"
+    assert len(rows) > len(curve) and exit_codes(folder) == [0] and summary(folder)["stage"] == "finished"
+
+
 def test_a_forked_process_that_survives_does_not_keep_the_run_open(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
