@@ -23,6 +23,9 @@ ALLOWED = 2
 JOBS = 2
 
 
+KEYS = "tests/test_keys.py"
+
+
 @dataclass(frozen=True)
 class Mutation:
     """``old`` becomes ``new`` in ``file`` (once); ``tests`` are pytest's arguments."""
@@ -34,38 +37,37 @@ class Mutation:
     tests: str
 
 
-def out_of_key(name: str, file: str, line: str) -> Mutation:
+def out_of_key(name: str, file: str, line: str, word: str = "setting") -> Mutation:
     """A field of a dataclass that no longer counts in keys."""
     head, _, default = line.partition(" = ")
     new = f'{head} = field({f"default={default}, " if default else ""}metadata={{"key": None}})'
-    return Mutation(f"keys: {name}", f"eef/{file}", f"    {line}\n", f"    {new}\n", "tests/test_keys.py")
+    return Mutation(f"keys: {name}", f"eef/{file}", f"    {line}\n", f"    {new}\n", f"{KEYS} -k {word}")
 
 
-KEYS = "tests/test_keys.py"
 MUTATIONS = [
     # keys
     out_of_key("temperature of simulations", "acting.py", "temperature: float"),
-    out_of_key("starts, which hold the subtasks", "acting.py", "starts: Sequence[Start]"),
-    out_of_key("seed of simulations", "acting.py", "seed: int"),
+    out_of_key("starts, which hold the subtasks", "acting.py", "starts: Sequence[Start]", "option_of_webshop"),
+    out_of_key("seed of simulations", "acting.py", "seed: int", "the_seed"),
     out_of_key("adapter of simulations", "acting.py", "adapter: Path"),
     out_of_key("learning rate", "settings.py", "lr: float = 4e-3"),
     out_of_key("longest answer", "settings.py", "max_new_tokens: int = 64"),
     out_of_key("quantisation", "settings.py", "quantize: str | None = None"),
     Mutation("keys: subtasks of the experts", "eef/experts.py", "    tasks: Sequence[str]\n    seed: int\n",
-             '    tasks: Sequence[str] = field(metadata={"key": None})\n    seed: int\n', KEYS),
-    Mutation("keys: max_steps", "eef/stages.py", ', "max_steps": value.max_steps}', "}", KEYS),
-    Mutation("keys: code of the environment", "eef/stages.py", "modules += source_modules(type(value))", "pass", KEYS),
-    Mutation("keys: releases of libraries", "eef/keys.py", "releases = {name: library_version(name) for name in sorted(libraries)}", "releases = {}", KEYS),
+             '    tasks: Sequence[str] = field(metadata={"key": None})\n    seed: int\n', f"{KEYS} -k option_of_webshop"),
+    Mutation("keys: max_steps", "eef/stages.py", ', "max_steps": value.max_steps}', "}", f"{KEYS} -k option_of_webshop"),
+    Mutation("keys: code of the environment", "eef/stages.py", "modules += source_modules(type(value))", "pass", f"{KEYS} -k ones_own"),
+    Mutation("keys: releases of libraries", "eef/keys.py", "releases = {name: library_version(name) for name in sorted(libraries)}", "releases = {}", f"{KEYS} -k release"),
     Mutation("keys: `from eef import x`", "eef/keys.py",
-             'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", KEYS),
-    Mutation("keys: chat template of a model", "eef/keys.py", '{".md", ', '{".md", ".jinja", ', KEYS),
-    Mutation("keys: contents of a folder", "eef/keys.py", "as_posix(): file_key(file) for file in paths", 'as_posix(): "" for file in paths', KEYS),
-    Mutation("keys: a cached hash of a file that changed", "eef/keys.py", 'if cached["stat"] == list(stat):', "if cached:", KEYS),
-    Mutation("keys: how WebShop shows pages", "eef/envs/webshop/__init__.py", '            "observation": observation,\n', "", KEYS),
-    Mutation("keys: WebShop's seed of random results", "eef/envs/webshop/__init__.py", '            "seed": seed,\n        }\n', "        }\n", KEYS),
+             'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", f"{KEYS} -k code_counts"),
+    Mutation("keys: chat template of a model", "eef/keys.py", '{".md", ', '{".md", ".jinja", ', f"{KEYS} -k keyed_by_every"),
+    Mutation("keys: contents of a folder", "eef/keys.py", "as_posix(): file_key(file) for file in paths", 'as_posix(): "" for file in paths', f"{KEYS} -k folder_counts"),
+    Mutation("keys: a cached hash of a file that changed", "eef/keys.py", 'if cached["stat"] == list(stat):', "if cached:", f"{KEYS} -k large_files"),
+    Mutation("keys: how WebShop shows pages", "eef/envs/webshop/__init__.py", '            "observation": observation,\n', "", f"{KEYS} -k option_of_webshop"),
+    Mutation("keys: WebShop's seed of random results", "eef/envs/webshop/__init__.py", '            "seed": seed,\n        }\n', "        }\n", f"{KEYS} -k option_of_webshop"),
     Mutation("keys: ScienceWorld's step limits", "eef/envs/scienceworld/__init__.py",
-             '            "limits": dict(self._limits),\n', "", KEYS),
-    Mutation("keys: a run's environment", "eef/methods.py", "[resolved, environment, chat.hash,", "[resolved, chat.hash,", KEYS),
+             '            "limits": dict(self._limits),\n', "", f"{KEYS} -k option_of_scienceworld"),
+    Mutation("keys: a run's environment", "eef/methods.py", "[resolved, environment, chat.hash,", "[resolved, chat.hash,", f"{KEYS} -k own_folder"),
     Mutation("keys: a point's files", "eef/inputs.py", 'return f"{path.stem}:{path_key(path)}" if path.is_file()',
              "return path.stem if path.is_file()", "tests/test_sweep.py -k declared"),
     # seeds
@@ -73,26 +75,26 @@ MUTATIONS = [
              "tests/test_lab.py -k streams"),
     Mutation("seeds: one stream for all samples", "eef/lab.py", "Start(task, sample=sample)", "Start(task)", "tests/test_lab.py -k streams"),
     Mutation("seeds: one stream for two failures of a subtask", "eef/rollout.py",
-             'sha256(f"{key}|{contents[id(expert)]}".encode())', "sha256(key.encode())", "tests/test_rollout.py"),
-    Mutation("seeds: equal starts share a stream", "eef/rollout.py", "[*own, before] if before else own", "own", "tests/test_rollout.py"),
-    Mutation("seeds: a new adapter's", "eef/policy.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", "tests/test_policy.py tests/test_train.py"),
-    Mutation("seeds: the experts'", "eef/experts.py", "name, tasks, seed, on_progress)", "name, tasks, 0, on_progress)", "tests/test_experts.py"),
-    Mutation("seeds: temperature ignored", "eef/policy.py", "(logits.double() / temperature)", "logits.double()", "tests/test_rollout.py tests/test_policy.py"),
+             'sha256(f"{key}|{contents[id(expert)]}".encode())', "sha256(key.encode())", "tests/test_rollout.py -k stream"),
+    Mutation("seeds: equal starts share a stream", "eef/rollout.py", "[*own, before] if before else own", "own", "tests/test_rollout.py -k stream"),
+    Mutation("seeds: a new adapter's", "eef/policy.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", "tests/test_policy.py -k 'one_seed'"),
+    Mutation("seeds: the experts'", "eef/experts.py", "name, tasks, seed, on_progress)", "name, tasks, 0, on_progress)", "tests/test_experts.py -k seeded"),
+    Mutation("seeds: temperature ignored", "eef/policy.py", "(logits.double() / temperature)", "logits.double()", "tests/test_rollout.py -k temperature"),
     # training
     Mutation("training: a loss that is not finite", "eef/train.py", "    if not math.isfinite(value):\n        raise", "    if False:\n        raise",
-             "tests/test_divergence.py"),
-    Mutation("training: losses filtered", "eef/train.py", "logging_nan_inf_filter=False", "logging_nan_inf_filter=True", "tests/test_divergence.py"),
-    Mutation("training: no warm-up", "eef/train.py", "warmup_steps=int(warmup * steps)", "warmup_steps=0", "tests/test_divergence.py"),
+             "tests/test_divergence.py -k too_high"),
+    Mutation("training: losses filtered", "eef/train.py", "logging_nan_inf_filter=False", "logging_nan_inf_filter=True", "tests/test_divergence.py -k between"),
+    Mutation("training: no warm-up", "eef/train.py", "warmup_steps=int(warmup * steps)", "warmup_steps=0", "tests/test_divergence.py -k warms"),
     # masks
     Mutation("masks: turns that are barred from loss", "eef/selection.py", "i >= self.learn_from and turn.learn for", "i >= self.learn_from for",
              "tests/test_selection.py"),
     Mutation("masks: one turn late", "eef/selection.py", "i >= self.learn_from and", "i > self.learn_from and", "tests/test_selection.py"),
     Mutation("masks: loss on observations", "eef/chat.py", "mask += [False] * len(heard)", "mask += [learn[index]] * len(heard)", "tests/test_chat.py"),
-    Mutation("masks: of united rows", "eef/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/test_train.py tests/test_training_kinds.py"),
+    Mutation("masks: of united rows", "eef/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/test_training_kinds.py -k 'one_row or branches'"),
     Mutation("masks: labels", "eef/rows.py", 'torch.where(torch.tensor(item["mask"]), torch.tensor(item["input_ids"]), IGNORE)',
-             'torch.tensor(item["input_ids"])', "tests/test_train.py"),
+             'torch.tensor(item["input_ids"])', "tests/test_train.py -k labels"),
     Mutation("masks: an invented observation is learnt", "eef/rollout.py", "learn = not (talk.chat.react and STOP in reply)", "learn = True",
-             "tests/test_rollout.py"),
+             "tests/test_rollout.py -k thoughts"),
     Mutation("masks: recovery behind beneficial actions", "eef/selection.py", 'if part.kind == "harmful" and', 'if part.kind == "beneficial" and',
              "tests/test_selection.py"),
     Mutation("masks: a state is never solved by its own win", "eef/selection.py", "if index >= state and win", "if index > state and win",
@@ -107,19 +109,19 @@ MUTATIONS = [
     Mutation("outcomes: ETO learns from the last failures alone", "eef/methods.py", "for t in found if t.failed and t.task in won]",
              "for t in found[-len(lab.tasks) * n :] if t.failed and t.task in won]", "tests/test_methods.py -k eto_pairs"),
     Mutation("outcomes: an error counts as failed", "eef/trajectory.py", 'return not self.won and self.outcome in ("done", "max_steps")',
-             "return not self.won", "tests/test_trajectory.py tests/test_rollout.py"),
+             "return not self.won", "tests/test_rollout.py -k 'diverge or overflows'"),
     Mutation("outcomes: an error counts in rates", "eef/evaluate.py", 'fair = table[~table["error"].astype(bool)] if "error" in table else table',
              "fair = table", "tests/test_evaluate.py"),
     Mutation("outcomes: a divergence is no divergence", "eef/rollout.py",
-             'return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"', 'return "env_error"', "tests/test_rollout.py"),
+             'return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"', 'return "env_error"', "tests/test_rollout.py -k diverge"),
     Mutation("outcomes: rewards above 1", "eef/trajectory.py", "if not 0 <= reward <= 1:", "if not 0 <= reward:", "tests/test_trajectory.py"),
     Mutation("outcomes: ETO's bought counts as won", "eef/trajectory.py", 'won=row["reward"] == 1', 'won=row["reward"] > 0', "tests/test_trajectory.py"),
-    Mutation("outcomes: a killed run is finished on W&B", "eef/companion.py", "self.run.finish(exit_code=1)", "self.run.finish(exit_code=0)", "tests/test_live.py"),
+    Mutation("outcomes: a killed run is finished on W&B", "eef/companion.py", "self.run.finish(exit_code=1)", "self.run.finish(exit_code=0)", "tests/test_live.py -k killed_run_keeps"),
     # normalisation
-    Mutation("normalisation: DPO per piece of a batch", "eef/train.py", ".sum() / num_items_in_batch *", ".sum() *", "tests/test_train.py tests/test_training_kinds.py"),
-    Mutation("normalisation: DPO without its reference", "eef/train.py", ' - batch["reference"].flatten()', "", "tests/test_train.py tests/test_training_kinds.py"),
+    Mutation("normalisation: DPO per piece of a batch", "eef/train.py", ".sum() / num_items_in_batch *", ".sum() *", "tests/test_train.py -k 'dpo or likelihoods'"),
+    Mutation("normalisation: DPO without its reference", "eef/train.py", ' - batch["reference"].flatten()', "", "tests/test_train.py -k 'dpo or likelihoods'"),
     Mutation("normalisation: log-likelihood per token", "eef/train.py", "return (logs * learnt).sum(-1)", "return (logs * learnt).mean(-1)",
-             "tests/test_train.py tests/test_training_kinds.py"),
+             "tests/test_train.py -k 'dpo or likelihoods'"),
     Mutation("normalisation: a task counts by its episodes", "eef/evaluate.py", '.groupby(fair["task"]).mean()\n', ".groupby(fair.index).mean()\n",
              "tests/test_evaluate.py"),
     Mutation("normalisation: the sign of a difference", "eef/evaluate.py",
