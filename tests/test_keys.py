@@ -32,6 +32,7 @@ from eef.files import RunError, digest, joined_names, write_json
 from eef.keys import code_key, file_key, imports_of, model_key, path_key
 from eef.lab import Lab, scaffold
 from eef.methods import ceiling, eef, eto
+from eef.rollout import Start
 from eef.settings import GROUPS, Settings
 from eef.stages import key_of, stage_key
 from eef.trajectory import save
@@ -170,6 +171,17 @@ def test_the_seed_is_part_of_all_that_is_drawn(stages, model: Path, world) -> No
     settings = Settings(model=str(model))
     base, other = (keys_of(stages, world, settings, seed=seed) for seed in (0, 1))
     assert changed(base, other) == EVERYTHING - {"demonstrations"}
+
+
+def test_the_seed_of_simulations_counts_beside_that_of_their_policy(stages, model: Path, world) -> None:
+    found = []
+    for seed in (0, 1, 0):
+        run: Any = CannedRun(stages, tasks=6)
+        settings = Settings(model=str(model))
+        lab = Lab(run, world, settings, 0, world.tasks("train"), [], scaffold(settings, world, []))
+        lab.simulate("s0", run.stage("bc", {}, None), [Start("0")], seed)
+        found.append(run.keys["s0"])
+    assert found[0] == found[2] != found[1]
 
 
 def official(folder: Path, **edits: str) -> str:
