@@ -1,6 +1,6 @@
 """What a result depends on, as hashes: source files by their imports, library versions, files, folders and models.
 
-A stage is found again by its key (:mod:`eef.lab`), and a sweep's point by its mark (:mod:`eef.sweep`). Both are made
+A stage is found again by its key (:mod:`eef.stages`), and a sweep's point by its mark (:mod:`eef.sweep`). Both are made
 of what this module hashes, so that nothing has to be listed by hand.
 """
 
