@@ -59,7 +59,7 @@ MUTATIONS = [
     Mutation("keys: code of the environment", "eef/stages.py", "modules += source_modules(type(value))", "pass", f"{KEYS} -k ones_own"),
     Mutation("keys: releases of libraries", "eef/keys.py", "releases = {name: library_version(name) for name in sorted(libraries)}", "releases = {}", f"{KEYS} -k release"),
     Mutation("keys: `from eef import x`", "eef/keys.py",
-             'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", f"{KEYS} -k code_counts"),
+             'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", f"{KEYS} -k imports_are_followed"),
     Mutation("keys: chat template of a model", "eef/keys.py", '{".md", ', '{".md", ".jinja", ', f"{KEYS} -k keyed_by_every"),
     Mutation("keys: contents of a folder", "eef/keys.py", "as_posix(): file_key(file) for file in paths", 'as_posix(): "" for file in paths', f"{KEYS} -k folder_counts"),
     Mutation("keys: a cached hash of a file that changed", "eef/keys.py", 'if cached["stat"] == list(stat):', "if cached:", f"{KEYS} -k large_files"),

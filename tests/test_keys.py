@@ -494,6 +494,22 @@ def test_an_environment_of_ones_own_counts_by_its_code_and_that_of_its_neighbour
         before = after
 
 
+def test_imports_are_followed_however_they_are_written(tmp_path, monkeypatch) -> None:
+    for name in ("top", "part/__init__", "part/one", "part/two", "part/three", "lazy", "never"):
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text("")
+    (tmp_path / "part" / "one.py").write_text("from . import two\nfrom .three import x\n")
+    (tmp_path / "top.py").write_text(
+        "from typing import TYPE_CHECKING\nfrom part import one as first\nif TYPE_CHECKING:\n    import never\n"
+        "def late():\n    import lazy\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "part" / "three.py").write_text("x = 1\n")
+    import top  # type: ignore[import-not-found]
+
+    assert set(keys.source_files([top.__name__])) == {"top", "part", "part.one", "part.two", "part.three", "lazy"}
+
+
 def test_an_environment_without_a_source_file_is_refused() -> None:
     words = [sys.executable, "-c", "class E:\n pass\nfrom eef.keys import *\ncode_key(*source_modules(E))"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
@@ -531,7 +547,9 @@ def test_a_folder_counts_by_names_and_contents_alone(tmp_path) -> None:
     (tmp_path / "data" / ".hidden").write_text("x")
     assert path_key(shutil.copytree(tmp_path / "data", tmp_path / "copy")) == before == path_key(tmp_path / "data")
     (tmp_path / "data" / "part" / "a.json").rename(tmp_path / "data" / "part" / "b.json")
-    assert path_key(tmp_path / "data") != before
+    renamed = path_key(tmp_path / "data")
+    (tmp_path / "data" / "part" / "b.json").write_text("2")
+    assert len({before, renamed, path_key(tmp_path / "data")}) == 3
     with pytest.raises(FileNotFoundError):
         path_key(tmp_path / "nothing")
 
