@@ -116,7 +116,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a torn file is a :class:`RunError` that names it."""
+    """Read a JSON object. A missing, truncated or invalid file is a :class:`RunError` that names it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
