@@ -2,7 +2,7 @@
 
 The text shows no play: random walks that never buy (what a page looks like after a click), and pages with questions
 about them (which rows hold this word, which is the first that holds these, which prices are within the cap, which words
-recur, which rows were opened). Words are named anew in each conversation (:class:`eef.chat.Aliases`), so there is
+recur, which rows were opened). Words are named anew in each conversation (:class:`eef.aliases.Aliases`), so there is
 nothing to memorise. Muon trains the matrices: it learnt to read from less text than AdamW (``figures/LOG.md``).
 """
 
@@ -20,7 +20,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from eef.chat import FIRST, OTHER, ROWS, Aliases, Chat, Dialogue
+from eef.aliases import FIRST, OTHER, ROWS, Aliases
+from eef.chat import Chat, Dialogue
 from eef.rows import IGNORE, Row, collate
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from eef.chat import Dialogue, action_of
+from eef.engine import Actor
 from eef.envs import EnvError, ReplayDivergence, TextEnv, restore, walk, workers
-from eef.policy import Actor, Limits, Policy
+from eef.limits import Limits
+from eef.policy import Policy
 from eef.react import NO_ACTION, STOP, action_in
 from eef.served import Served, ServedActor
 from eef.trajectory import Trajectory, Turn, check_reward

@@ -31,7 +31,8 @@ from transformers import AutoConfig
 from urllib3 import Retry
 
 from eef.chat import Chat, load_options
-from eef.policy import Limits, folder_of, load_chat
+from eef.limits import Limits
+from eef.policy import folder_of, load_chat
 
 _WAIT = (10, 300)  # seconds: to connect, to answer
 # an unreachable server is told soon; one that is busy, or drops a connection, is asked again for about a minute
@@ -233,7 +234,7 @@ def served(
 
 
 class ServedActor:
-    """:class:`eef.policy.Actor` with a server: each request sends the whole conversation's ids.
+    """:class:`eef.engine.Actor` with a server: each request sends the whole conversation's ids.
 
     The server's prefix cache (vLLM's own, on by default) holds what it has read before, so that this costs little.
     Limited decoding is exact: where the limits leave a choice, one id is asked for among those allowed; a request for

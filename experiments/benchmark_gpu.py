@@ -26,8 +26,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from eef.engine import Actor
 from eef.figures import markdown, write_table
-from eef.policy import Actor, Policy
+from eef.policy import Policy
 from eef.rows import Row
 from eef.train import fit
 

@@ -23,10 +23,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eef import react, rollout
 from eef.chat import Chat, action_of
+from eef.engine import Actor
 from eef.envs import Step
 from eef.envs.webshop import WebShop
 from eef.experts import collect
-from eef.policy import Actor, Policy
+from eef.policy import Policy
 from eef.rollout import Start, simulate
 from eef.selection import cut_points
 from eef.trajectory import Trajectory

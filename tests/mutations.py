@@ -79,7 +79,7 @@ MUTATIONS = [
     Mutation("seeds: equal starts share a stream", "eef/rollout.py", "[*own, before] if before else own", "own", "tests/test_rollout.py -k stream"),
     Mutation("seeds: a new adapter's", "eef/policy.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", "tests/test_policy.py -k 'one_seed'"),
     Mutation("seeds: the experts'", "eef/experts.py", "name, tasks, seed, on_progress)", "name, tasks, 0, on_progress)", "tests/test_experts.py -k seeded"),
-    Mutation("seeds: temperature ignored", "eef/policy.py", "(logits.double() / temperature)", "logits.double()", "tests/test_rollout.py -k temperature"),
+    Mutation("seeds: temperature ignored", "eef/engine.py", "(logits.double() / temperature)", "logits.double()", "tests/test_rollout.py -k temperature"),
     # training
     Mutation("training: a loss that is not finite", "eef/train.py", "    if not math.isfinite(value):\n        raise", "    if False:\n        raise",
              "tests/test_divergence.py -k too_high"),

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eef.chat import Aliases, Chat, action_of
+from eef.aliases import Aliases
+from eef.chat import Chat, action_of
 from eef.pretrain import make_tokenizer
 from eef.trajectory import Trajectory, Turn
 

@@ -8,8 +8,10 @@ from bitsandbytes.nn import Linear4bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eef.engine import Actor
 from eef.experts import demonstrations
-from eef.policy import Actor, Limits, Policy
+from eef.limits import Limits
+from eef.policy import Policy
 from eef.pretrain import make_model, save
 from eef.rollout import Start, simulate
 from eef.rows import collate, rows_of
