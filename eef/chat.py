@@ -1,18 +1,8 @@
 """A conversation as token ids and loss mask, by one scaffold for training and for acting.
 
-The scaffold is what a tokenizer's chat template puts around the contents, found by rendering sentinels; contents
-are tokenised apart, so a training prefix and a rollout prompt are the same ids at every turn, and the ids that a
-policy sampled are kept as they are. Instructions go into the first user turn: some templates lose a system turn.
-
-Why each family is treated as it is (tests/test_chat.py renders them all):
-
-- Llama-3: the template writes the BOS itself, so nothing here lets a tokenizer add one more.
-- Mistral v0.3: a blank stands between tag and content, and its tokenizer joins the two: the blank is tokenised with the
-  content. The one before an answer is not part of the prompt that the policy sees, but said (and learnt) with it.
-- Qwen2.5: the template opens with a system turn of its own, which becomes part of what opens the conversation. The
-  line break after an answer's end is not the policy's to say.
-- Qwen3: only the last answer is rendered with a think block, so one history would have two renderings. Every answer is
-  rendered as a past one, without it.
+What a chat template puts around contents is derived and proven by :mod:`eef.scaffold`. A training prefix and a
+rollout prompt are the same ids at every turn, contents are text whatever they spell, and the ids that a policy sampled
+are kept as they are. Instructions go into the first user turn: some templates lose a system turn.
 
 ``aliases`` is for small policies with a small vocabulary (:class:`eef.aliases.Aliases`).
 """
@@ -22,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from eef.aliases import Aliases
+from eef.scaffold import Scaffold, answer_ids, content_encoder, derive, user_ids
 from eef.trajectory import Trajectory, Turn
 
 TASK, OBSERVATION = "Now your task.\n\n", "Observation:\n"  # before the first page and the others, for ReAct answers
@@ -36,57 +27,33 @@ TASK, OBSERVATION = "Now your task.\n\n", "Observation:\n"  # before the first p
 
 @dataclass(frozen=True)
 class Chat:
-    """The scaffold of one tokenizer: literal text around contents, as token ids.
+    """How a policy is spoken to: the scaffold of its tokenizer, and what is said before the subtask's first page.
 
-    ``before`` opens the conversation up to the first user content; ``to_agent`` lies between user content and what
-    the agent says; ``end`` closes it (sampled by the policy, and learnt); ``to_user`` leads to the next user content.
-    ``user_lead`` and ``agent_lead``: text between scaffold and content that a tokenizer may join with the content.
-    ``opening``: what user and agent said before the subtask's first page, never learnt. ``react``: answers have the
-    form ``Thought: ... Action: ...`` (:mod:`eef.react`).
+    ``opening``: pairs of what the user said and the agent answered, never learnt. ``react``: answers have the form
+    ``Thought: ... Action: ...`` (:mod:`eef.react`).
     """
 
     tokenizer: Any
-    before: tuple[int, ...]
-    to_agent: tuple[int, ...]
-    end: tuple[int, ...]
-    to_user: tuple[int, ...]
+    scaffold: Scaffold
     instructions: str = ""
     aliases: bool = False
-    user_lead: str = ""
-    agent_lead: str = ""
     opening: tuple[tuple[str, str], ...] = ()
     react: bool = False
 
     @classmethod
-    def of(cls, tokenizer: Any, instructions: str = "", aliases: bool = False) -> Chat:
-        """Derive the scaffold; ValueError where the template drops or rewrites what it is given."""
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the tokenizer has no chat template: load a chat model, or set tokenizer.chat_template")
-        marks = ["sentinel0", "sentinel1", "sentinel2", "sentinel3"]
-        roles = ["user", "assistant", "user", "assistant"]
-        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
-        asked = tokenizer.apply_chat_template(messages[:3], tokenize=False, add_generation_prompt=True)
-        parts = re.split("|".join(marks), whole)
-        if len(parts) != 5:
-            raise ValueError("the chat template drops or repeats a message: this tokenizer needs another template")
-        to_agent = asked.split(marks[2])[1]
-        end, to_user = _split_end(parts[2], parts[4])
-        if not parts[1].startswith(to_agent):
-            raise ValueError("the chat template renders a past answer otherwise than it asks for one: use another")
-        agent_lead = parts[1][len(to_agent) :]
-        leads = {text[len(text.rstrip(" ")) :] for text in (parts[0], to_user)}
-        user_lead = leads.pop() if len(leads) == 1 else ""
-        before, to_user = parts[0].removesuffix(user_lead), to_user.removesuffix(user_lead)
-        ids = [
-            tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, to_agent, end, to_user)
-        ]
-        if not ids[2]:
-            raise ValueError("the chat template puts nothing after an assistant turn: a policy could not end its turn")
-        specials = set(tokenizer.all_special_ids)
-        stop = next((place for place, token in enumerate(ids[2], start=1) if token in specials), len(ids[2]))
-        to_user_ids = ids[2][stop:] + ids[3]  # a newline after the end token is not the policy's to say
-        return cls(tokenizer, ids[0], ids[1], ids[2][:stop], to_user_ids, instructions, aliases, user_lead, agent_lead)
+    def of(cls, tokenizer: Any, instructions: str = "", aliases: bool = False, ends: Collection[int] = ()) -> Chat:
+        """The chat of a tokenizer; ``ends`` and errors as of :func:`eef.scaffold.derive`."""
+        return cls(tokenizer, derive(tokenizer, ends), instructions, aliases)
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """What closes an answer: sampled by the policy, and learnt."""
+        return self.scaffold.end
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Ids that end an answer whatever follows: special tokens, and those that the scaffold is made of."""
+        return self.scaffold.stops
 
     def opened(self, opening: Sequence[Sequence[str]]) -> Chat:
         """The same for ReAct answers, after an ``opening`` of pairs: what the user said, what the agent answered.
@@ -101,22 +68,17 @@ class Chat:
     @cached_property
     def hash(self) -> str:
         """What two runs must share to be comparable: scaffold, instructions, opening, aliases, vocabulary size."""
-        parts: list[Any] = [
-            self.before,
-            self.to_agent,
-            self.end,
-            self.to_user,
-            self.instructions,
-            self.aliases,
-            len(self.tokenizer),
-        ]
-        parts += [part for part in (self.user_lead, self.agent_lead, self.opening, self.react) if part]
+        parts = [*self.scaffold.parts, self.instructions, self.aliases, len(self.tokenizer), self.opening, self.react]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def begin(self) -> Dialogue:
         """A new conversation."""
-        known = frozenset(self.tokenizer.get_vocab()) if self.aliases else frozenset()
-        return Dialogue(self, Aliases(known) if self.aliases else None)
+        return Dialogue(self, Aliases(self._symbols) if self.aliases else None)
+
+    @cached_property
+    def _symbols(self) -> frozenset[str]:
+        """The words of a small vocabulary that a page may hold: not its control tokens."""
+        return frozenset(word for word in self.tokenizer.get_vocab() if not re.fullmatch(r"<\w+>", word))
 
     def render(self, trajectory: Trajectory, learn: Sequence[bool]) -> tuple[list[int], list[bool]]:
         """Ids of the whole conversation and, for each, whether it carries loss: m_l of the paper's section 3.
@@ -157,17 +119,19 @@ class Dialogue:
             text = f"{chat.instructions}\n\n{text}"
         if chat.react:
             text = f"{OBSERVATION if self.turn else TASK}{text}"
-        ids = list(chat.before if self.turn == 0 else chat.to_user)
-        if self.turn == 0:
-            for asked, answered in chat.opening:
-                ids += [*self._ids(asked), *chat.to_agent, *self.say(answered), *chat.to_user]
+        opening = [*chat.opening, (text, "")] if self.turn == 0 else [(text, "")]
+        ids: list[int] = []
+        encode = content_encoder(chat.tokenizer)
+        for place, (asked, answered) in enumerate(opening):
+            ids += user_ids(encode, chat.scaffold, asked, first=self.turn == 0 and place == 0)
+            ids += self.say(answered) if place < len(opening) - 1 else []
         self.turn += 1
-        return [*ids, *self._ids(text), *chat.to_agent]
+        return ids
 
     def say(self, reply: str) -> list[int]:
         """Ids of what the agent says, its end included."""
         text = self.aliases.read_action(reply) if self.aliases is not None else reply
-        return [*_utterance(self.chat.tokenizer, self.chat.agent_lead + text.strip()), *self.chat.end]
+        return list(_answer(self.chat.tokenizer, self.chat.scaffold, text))
 
     def repeat(self, turn: Turn) -> list[int]:
         """Ids of a turn that was taken: those that a policy of this scaffold sampled, else those of its text."""
@@ -185,22 +149,11 @@ class Dialogue:
         text = self.chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return self.aliases.write_action(text) if self.aliases is not None else text.strip()
 
-    def _ids(self, text: str) -> list[int]:
-        return self.chat.tokenizer(self.chat.user_lead + text.strip(), add_special_tokens=False)["input_ids"]
-
 
 @lru_cache(maxsize=1 << 16)
-def _utterance(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Ids of what an agent says: kept, since limited decoding renders all available actions at each step."""
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _split_end(between: str, last: str) -> tuple[str, str]:
-    """What closes an utterance (all of it follows the last one too) and what opens the next user turn."""
-    common = 0
-    while common < min(len(between), len(last)) and between[common] == last[common]:
-        common += 1
-    return between[:common], between[common:]
+def _answer(tokenizer: Any, scaffold: Scaffold, text: str) -> tuple[int, ...]:
+    """Ids of an answer: kept, since constrained decoding renders all available actions at each step."""
+    return tuple(answer_ids(content_encoder(tokenizer), scaffold, text))
 
 
 def action_of(reply: str) -> str:

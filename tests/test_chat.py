@@ -99,7 +99,7 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 def test_a_template_that_loses_a_message_is_refused() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}<|end|>"
-    with pytest.raises(ValueError, match="drops or repeats"):
+    with pytest.raises(ValueError, match="drops, repeats or reorders"):
         Chat.of(tokenizer)
 
 

@@ -129,13 +129,10 @@ def test_the_tokenizer_knows_each_of_its_words_and_gives_them_back(tokenizer: An
 
 
 def test_the_scaffold_is_three_symbols(chat: Chat, tokenizer: Any) -> None:
-    opening = tokenizer.convert_tokens_to_ids(["<obs>", "<act>", "<end>"])
-    assert [chat.before, chat.to_agent, chat.end, chat.to_user] == [
-        (opening[0],),
-        (opening[1],),
-        (opening[2],),
-        (opening[0],),
-    ]
+    talk, words = chat.begin(), ["<obs>", "search", "<act>", "click[", "buy_now", "]", "<end>"]
+    ids = [*talk.hear("Search"), *talk.say("click[buy now]")]
+    assert ids == tokenizer.convert_tokens_to_ids(words) and chat.end == (ids[-1],)
+    assert talk.hear("Search") == ids[:3]
 
 
 def test_no_page_of_the_generated_shop_has_an_unknown_symbol(shop: WebShop, chat: Chat, tokenizer: Any) -> None:

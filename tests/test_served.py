@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,7 @@ def test_an_overflowing_utterance_gets_its_end_and_an_end_of_several_ids_is_foun
 
 
 def _ending(chat: Chat, *end: int) -> Chat:
-    return Chat(chat.tokenizer, chat.before, chat.to_agent, end, chat.to_user, chat.instructions, chat.aliases)
+    return replace(chat, scaffold=replace(chat.scaffold, end=end))
 
 
 def _said(policy: Any, prompt: list[int]) -> list[int]:
