@@ -203,12 +203,6 @@ def _split_end(between: str, last: str) -> tuple[str, str]:
     return between[:common], between[common:]
 
 
-def action_of(reply: str) -> str:
-    """The environment's action in a reply: what follows ``Action: ``, or all of it."""
-    match = re.search(r"Action: (.*)", reply, re.DOTALL)
-    return (match[1] if match else reply).strip()
-
-
 def load_options(folder: str | Path) -> dict[str, Any]:
     """``chat.json`` beside a model: ``{"instructions": str, "aliases": bool}``; empty for a model without one."""
     path = Path(folder) / "chat.json"

@@ -93,7 +93,7 @@ MUTATIONS = [
     Mutation("masks: of united rows", "eef/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/test_training_kinds.py -k 'one_row or branches'"),
     Mutation("masks: labels", "eef/rows.py", 'torch.where(torch.tensor(item["mask"]), torch.tensor(item["input_ids"]), IGNORE)',
              'torch.tensor(item["input_ids"])', "tests/test_train.py -k labels"),
-    Mutation("masks: an invented observation is learnt", "eef/rollout.py", "learn = not (talk.chat.react and STOP in reply)", "learn = True",
+    Mutation("masks: an invented observation is learnt", "eef/rollout.py", "learn = not cut and answer.end == len(reply)", "learn = not cut",
              "tests/test_rollout.py -k thoughts"),
     Mutation("masks: recovery behind beneficial actions", "eef/selection.py", 'if part.kind == "harmful" and', 'if part.kind == "beneficial" and',
              "tests/test_selection.py"),
