@@ -85,7 +85,10 @@ _THOUGHTS = (  # opening and closing tags, as regular expressions
         r"<\|channel\|>final(?:<\|message\|>)?|assistantfinal",
     ),
 )
-_TAG = re.compile("|".join(f"({opening})|({closing})" for opening, closing in _THOUGHTS), re.IGNORECASE)
+_ALL = "|".join(f"({opening})|({closing})" for opening, closing in _THOUGHTS)
+_TAG = re.compile(
+    rf"(?=[<\[a])(?:{_ALL})", re.IGNORECASE
+)  # looking ahead for a first character makes it 20 times faster
 
 # The quantifiers are possessive, so that no reply takes more than linear time.
 _LABEL = re.compile(
