@@ -9,7 +9,7 @@ Of what is left, the last line that begins with ``Action:`` counts.
 what the agent writes                                   how it is read
 ======================================================  ==============================================================
 ``Action: x``, ``Action:x``, ``action : x``             x, in any case of the word, also ``Action 2:``
-``**Action:** x``, ``**Action**: x``, ``**Action: x**``  x, also in lists, quotations and headings (``-``, ``1.``,
+``**Action:** x``, ``**Action**: x``                    x, also in lists, quotations and headings (``-``, ``1.``,
                                                         ``>``, ``#``)
 ``Action:`` and x on a later line, or in a code fence   x
 x in quotation marks, asterisks or backticks            x without them
@@ -26,7 +26,7 @@ different ``Action:`` lines in one code fence           ambiguous
 
 An answer that was cut at the token limit counts only where more tokens could not change it: its action has brackets, is
 closed and is the last thing written, or an invented observation follows it. ``click[b0`` may have been on the way to
-``click[b01]``, ``open door`` to ``open door to kitchen``, and an agent that was still talking to another action.
+``click[b01]``, ``open door`` to ``open door to kitchen``, and an agent that went on talking to another action.
 """
 
 from __future__ import annotations

@@ -276,8 +276,8 @@ def _print_problems(saved: Sequence[Trajectory], expert: Expert) -> None:
         limit = expert.fields.get(name)
         more = 4 * limit if isinstance(limit, int) else 2048
         print(
-            f"  the limit is {name}={limit or 'the server default'}, thoughts included: raise it by --body "
-            f"'{json.dumps({name: more})}' and collect into another file"
+            f"  the limit is {f'{name}={limit}' if limit else 'the default of the server'}, thoughts included: raise "
+            f"it by --body '{json.dumps({name: more})}' and collect into another file"
         )
 
 
@@ -358,7 +358,7 @@ def _asker(client: Any, expert: Expert) -> Callable[..., Any]:
         try:
             answer = await client.chat.completions.create(model=expert.model, messages=talk, extra_body=expert.fields)
             choice, usage = answer.choices[0], answer.usage
-            reply, cut = (choice.message.content or "").strip(), choice.finish_reason == "length"
+            reply, cut = (choice.message.content or "").strip(), getattr(choice, "finish_reason", None) == "length"
             return reply, cut, *((usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0))
         except openai.APIStatusError as error:
             raise _refused(error, shown(error), expert, first) from None

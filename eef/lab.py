@@ -137,7 +137,8 @@ class Lab:
             cost, problems = evaluate.cost(played), unreadable(one.info for one in played)
             log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in played)})
             if line := in_words(problems, cost["env_steps"]):
-                print(f"[{name}] {line}" + ("; max_new_tokens sets the limit" if problems["cut"] else ""), flush=True)
+                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is play else ""
+                print(f"[{name}] {line}{advice}", flush=True)
 
         folder = self.run.stage(name, stage_key(body, inputs), write)
         try:

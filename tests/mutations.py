@@ -95,6 +95,8 @@ MUTATIONS = [
              'torch.tensor(item["input_ids"])', "tests/test_train.py -k labels"),
     Mutation("masks: an invented observation is learnt", "eef/rollout.py", "learn = not cut and answer.end == len(reply)", "learn = not cut",
              "tests/test_rollout.py -k thoughts"),
+    Mutation("masks: a cut answer is learnt", "eef/rollout.py", "learn = not cut and answer.end == len(reply)", "learn = answer.end == len(reply)",
+             "tests/test_rollout.py -k cut_answer"),
     Mutation("masks: recovery behind beneficial actions", "eef/selection.py", 'if part.kind == "harmful" and', 'if part.kind == "beneficial" and',
              "tests/test_selection.py"),
     Mutation("masks: a state is never solved by its own win", "eef/selection.py", "if index >= state and win", "if index > state and win",

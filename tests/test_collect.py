@@ -174,6 +174,15 @@ def test_an_invented_observation_is_cut_and_a_long_episode_ends(
     assert set(one.actions) == {"search[cup]"}
 
 
+def test_a_server_that_does_not_say_why_an_answer_ended_is_understood(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path
+) -> None:
+    choices = [{"index": 0, "message": {"role": "assistant", "content": "Action: search[cup]"}}]
+    endpoint.answer = lambda body: (200, {}, {"id": "1", "object": "chat.completion", "choices": choices})
+    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    assert all(turn.action == "search[cup]" and turn.learn for turn in load(tmp_path / "e.jsonl")[0].turns)
+
+
 def cut(reply: str) -> tuple[int, dict[str, str], Any]:
     """An answer that the token limit ended."""
     choices = [{"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "length"}]
