@@ -156,12 +156,6 @@ def _answer(tokenizer: Any, scaffold: Scaffold, text: str) -> tuple[int, ...]:
     return tuple(answer_ids(content_encoder(tokenizer), scaffold, text))
 
 
-def action_of(reply: str) -> str:
-    """The environment's action in a reply: what follows ``Action: ``, or all of it."""
-    match = re.search(r"Action: (.*)", reply, re.DOTALL)
-    return (match[1] if match else reply).strip()
-
-
 def load_options(folder: str | Path) -> dict[str, Any]:
     """``chat.json`` beside a model: ``{"instructions": str, "aliases": bool}``; empty for a model without one."""
     path = Path(folder) / "chat.json"

@@ -23,10 +23,11 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from eef.actions import EXPLANATIONS, in_words, read_action, unreadable
 from eef.envs import EnvError, TextEnv, workers
 from eef.experts import demonstrations, example
 from eef.files import digest, disk_errors
-from eef.react import NO_ACTION, STOP, Message, action_in, agent, first_page, opening, page
+from eef.react import STOP, Message, agent, first_page, opening, page
 from eef.trajectory import Trajectory, Turn, check, from_dict, to_dict
 
 CHARACTERS, ANSWER = 4, 100  # of the estimate: characters per token, tokens per answer
@@ -261,7 +262,23 @@ async def _play(
         wins = sum(played.won for played in saved)
         spent = f"{told:,} tokens in, {said:,} out, {money(price, told, said)}"
         print(f"{len(saved)} episodes saved in {path}, {wins} won; {spent}")
+        _print_problems(saved, expert)
     return left
+
+
+def _print_problems(saved: Sequence[Trajectory], expert: Expert) -> None:
+    """How many answers had no readable action and why, with advice where the token limit is the reason."""
+    problems = unreadable(one.info for one in saved)
+    if line := in_words(problems, sum(map(len, saved))):
+        print(line)
+    if problems["cut"]:
+        name = next((name for name in ("max_completion_tokens", "max_tokens") if name in expert.fields), "max_tokens")
+        limit = expert.fields.get(name)
+        more = 4 * limit if isinstance(limit, int) else 2048
+        print(
+            f"  the limit is {f'{name}={limit}' if limit else 'the default of the server'}, thoughts included: raise "
+            f"it by --body '{json.dumps({name: more})}' and collect into another file"
+        )
 
 
 def _append(path: Path, trajectory: Trajectory) -> None:
@@ -276,7 +293,7 @@ def _append(path: Path, trajectory: Trajectory) -> None:
 async def _episode(
     ask: Callable[..., Any], seat: TextEnv, apart: bool, task: str, talk: list[Message], limit: int
 ) -> Trajectory:
-    """One episode; an answer without an action leaves the environment alone and costs a step."""
+    """One episode; an answer without a readable action leaves the environment alone and costs a step."""
 
     async def do(act: Callable[[str], Any], word: str) -> Any:
         return await asyncio.to_thread(act, word) if apart else act(word)
@@ -284,20 +301,23 @@ async def _episode(
     prompt, turns = await do(seat.reset, task), list[Turn]()
     talk = [*talk, first_page(prompt)]
     ended, reward, won = False, 0.0, False
-    info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0}
+    info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **unreadable([])}
     while not ended and len(turns) < limit:
-        reply, told, said = await ask(talk, first=not turns)
+        reply, cut, told, said = await ask(talk, first=not turns)
         info["prompt_tokens"] += told
         info["tokens"] += said
-        action = action_in(reply)
-        observation, valid = NO_ACTION, False
-        if action:
-            step = await do(seat.step, action)
+        answer = read_action(reply, cut=cut)
+        reply = reply[: answer.end].strip()
+        if answer.problem:
+            observation, valid = EXPLANATIONS[answer.problem], False
+            info[answer.problem.name.lower()] += 1
+        else:
+            step = await do(seat.step, answer.action)
             observation, valid, ended = step.observation, step.valid, step.done
             reward, won = float(step.reward), bool(step.info.get("won"))
             info |= {name: step.info[name] for name in ("score", "max_score") if name in step.info}
         info["invalid"] += not valid
-        turns.append(Turn(action, observation, reply, learn=bool(action)))
+        turns.append(Turn(answer.action, observation, reply, learn=not answer.problem and not cut))
         talk += [agent(reply), page(observation)]
     return Trajectory(task, prompt, tuple(turns), reward, won, "", "done" if ended else "max_steps", info=info)
 
@@ -325,7 +345,8 @@ def _client(expert: Expert) -> Any:
 
 
 def _asker(client: Any, expert: Expert) -> Callable[..., Any]:
-    """``await ask(talk, first)``: reply, tokens in, tokens out; what goes wrong is a CollectError or a _Left."""
+    """``await ask(talk, first)``: reply, whether it was cut at the token limit, tokens in, tokens out; what goes wrong
+    is a CollectError or a _Left."""
     import openai
 
     def shown(error: openai.APIError) -> str:
@@ -333,11 +354,12 @@ def _asker(client: Any, expert: Expert) -> Callable[..., Any]:
         text = " ".join(str(error.message).split())
         return (re.sub(re.escape(expert.key[:7]) + r"\S*", "[key]", text) if len(expert.key) > 7 else text)[:300]
 
-    async def ask(talk: list[Message], first: bool) -> tuple[str, int, int]:
+    async def ask(talk: list[Message], first: bool) -> tuple[str, bool, int, int]:
         try:
             answer = await client.chat.completions.create(model=expert.model, messages=talk, extra_body=expert.fields)
-            reply, usage = answer.choices[0].message.content or "", answer.usage
-            return reply.split(STOP)[0].strip(), *((usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0))
+            choice, usage = answer.choices[0], answer.usage
+            reply, cut = (choice.message.content or "").strip(), getattr(choice, "finish_reason", None) == "length"
+            return reply, cut, *((usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0))
         except openai.APIStatusError as error:
             raise _refused(error, shown(error), expert, first) from None
         except openai.APIConnectionError as error:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from eef.actions import unreadable
 from eef.files import write_json
 from eef.trajectory import Trajectory, load
 
@@ -25,6 +26,7 @@ SKILLS = {  # the navigation skills of Figure 2
     "prev": re.compile(r"click\[< prev\]", re.IGNORECASE),
     "back": re.compile(r"click\[back to search\]", re.IGNORECASE),
 }
+ANSWERS = ["invalid", *unreadable([])]  # answers that changed nothing, and of these the ones without a readable action
 COLUMNS = ["task", "won", "reward", "steps", "outcome", *SKILLS, "error"]
 
 
@@ -65,16 +67,19 @@ def score(inputs: Scores, folder: Path) -> None:
 
 
 def results(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
-    """One row per episode: task, won, reward, steps, outcome, next, prev, back, error; max_score where there is one.
+    """One row per episode: task, won, reward, steps, outcome, next, prev, back, error; counts and max_score where there
+    are any.
 
-    ``max_score`` is the best score of the episode, where the environment tells one: ETO's reward in ScienceWorld.
+    The counts are those of a policy's answers: ``invalid`` ones changed nothing; ``no_action``, ``ambiguous`` and
+    ``cut`` say of how many of them no action could be read, and why (:mod:`eef.actions`). ``max_score`` is the best
+    score of the episode, where the environment tells one: ETO's reward in ScienceWorld.
     ``steps`` and the skills look at the turns that were acted, not at a given prefix. ``next``, ``prev`` and ``back``
     say whether the episode used that skill at least once; ``error`` marks an infrastructure error.
     """
     rows = []
-    scored = False
+    optional: dict[str, None] = {}  # columns, in order
     for trajectory in trajectories:
-        scored |= "max_score" in trajectory.info
+        optional |= {name: None for name in [*ANSWERS, "max_score"] if name in trajectory.info}
         acted = trajectory.actions[trajectory.prefix :]
         used = {skill: any(pattern.match(action.strip()) for action in acted) for skill, pattern in SKILLS.items()}
         rows.append(
@@ -86,10 +91,11 @@ def results(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
                 "outcome": trajectory.outcome,
                 **used,
                 "error": trajectory.outcome not in FAIR,
+                **{name: trajectory.info.get(name, 0) for name in ANSWERS},
                 "max_score": trajectory.info.get("max_score"),
             }
         )
-    return pd.DataFrame(rows, columns=[*COLUMNS, "max_score"] if scored else COLUMNS)
+    return pd.DataFrame(rows, columns=[*COLUMNS, *optional])
 
 
 def summary(
@@ -102,6 +108,7 @@ def summary(
     * ``n_test`` (tasks in the rates), ``episodes`` (all of them), ``errors``
     * ``win_rate``, ``win_low``, ``win_high``; ``mean_reward``, ``reward_low``, ``reward_high``
     * ``mean_max_score`` where the table has ``max_score``: what ETO reports of ScienceWorld
+    * ``invalid``, ``no_action``, ``ambiguous`` and ``cut``: answers of all episodes, where the table has them
     * ``wins_paging`` and ``wins_back``: share of won episodes that use next or prev, and back (Figure 2); NaN without
       a win
     * ``win_rate_<group>`` for each group of ``groups`` (task -> group) that has a task in the rates
@@ -129,6 +136,7 @@ def summary(
     }
     if "max_score" in fair:
         out["mean_max_score"] = float(fair["max_score"].groupby(fair["task"]).mean().mean())
+    out |= {name: int(table[name].sum()) for name in ANSWERS if name in table}
     if groups is not None:
         unnamed = [task for task in per_task.index if task not in groups]
         if unnamed:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from eef import evaluate, react, trajectory
 from eef.acting import Simulation, play
+from eef.actions import in_words, unreadable
 from eef.chat import Chat
 from eef.envs import TextEnv
 from eef.evaluate import Scores
@@ -133,7 +134,11 @@ class Lab:
                 played = body(inputs, folder, _episodes(bar, self.run, name))
             self._check_code(body, inputs)
             trajectory.save(played, folder / "trajectories.jsonl")
-            log_metrics(folder, {**evaluate.cost(played), "wins": sum(t.won for t in played)})
+            cost, problems = evaluate.cost(played), unreadable(one.info for one in played)
+            log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in played)})
+            if line := in_words(problems, cost["env_steps"]):
+                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is play else ""
+                print(f"[{name}] {line}{advice}", flush=True)
 
         folder = self.run.stage(name, stage_key(body, inputs), write)
         try:

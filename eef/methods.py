@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from eef import evaluate
+from eef.actions import unreadable
 from eef.envs import TextEnv
 from eef.files import digest, joined_names
 from eef.lab import Lab, scaffold
@@ -230,6 +231,7 @@ def experiment(
             **lab.evaluate(adapter),
             **{name: value for name, value in evaluate.cost(lab.spent).items() if name != "errors"},
             "simulation_errors": evaluate.cost(lab.spent)["errors"],
+            **{f"simulation_{name}": value for name, value in unreadable(one.info for one in lab.spent).items()},
         }
         run.finish(result)
     return {"run_id": run.run_id, "seconds": run.seconds(), **result}

@@ -1,24 +1,17 @@
 """The conversation of an agent that thinks aloud (``Thought: ... Action: ...``), in the shape of ETO's prompts.
 
 Instructions from the user (``eef/prompts``, our words), an "OK", one example if wanted; then the subtask's first page,
-answers, and pages under ``Observation:``.
+answers, and pages under ``Observation:``. :mod:`eef.actions` reads the answers.
 """
 
 from __future__ import annotations
 
-from eef.chat import OBSERVATION, TASK, Chat, action_of
+from eef.chat import OBSERVATION, TASK, Chat
 from eef.files import PACKAGE
 from eef.trajectory import Trajectory
 
-NO_ACTION = "No action was found in your answer, so nothing was done: give one after the words 'Action: '."
 STOP = "\nObservation:"  # where a model begins to invent what it will see
 Message = dict[str, str]
-
-
-def action_in(reply: str) -> str:
-    """The action that a reply names after ``Action: ``, by :func:`eef.chat.action_of`; empty where it names none."""
-    reply = reply.split(STOP)[0]
-    return action_of(reply) if "Action: " in reply else ""
 
 
 def user(text: str) -> Message:

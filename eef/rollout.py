@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from eef.chat import Dialogue, action_of
+from eef.actions import EXPLANATIONS, Problem, read_action
+from eef.chat import Dialogue
 from eef.engine import Actor
 from eef.envs import EnvError, ReplayDivergence, TextEnv, restore, walk, workers
 from eef.limits import Limits
 from eef.policy import Policy
-from eef.react import NO_ACTION, STOP, action_in
 from eef.served import Served, ServedActor
 from eef.trajectory import Trajectory, Turn, check_reward
 
@@ -74,6 +74,7 @@ class _Episode:
     won: bool = False
     tokens: int = 0
     invalid: int = 0
+    problems: Counter[Problem] = field(default_factory=Counter)  # answers without a readable action
     info: dict[str, float] = field(default_factory=dict)  # the environment's own scores
 
 
@@ -148,7 +149,13 @@ def simulate(
             source=source,
             outcome=outcome,
             prefix=episode.start.index,
-            info={"tokens": episode.tokens, "invalid": episode.invalid, "sample": episode.start.sample, **episode.info},
+            info={
+                "tokens": episode.tokens,
+                "invalid": episode.invalid,
+                **{problem.name.lower(): episode.problems[problem] for problem in Problem},
+                "sample": episode.start.sample,
+                **episode.info,
+            },
         )
         if on_progress:
             on_progress(1, int(episode.won), episode.tokens)
@@ -183,7 +190,9 @@ def simulate(
             if not live:
                 continue
             said = actor.act(list(live), {slot: episode.draw for slot, episode in live.items()}, temperature, limits)
-            stepped = list(at_once(_step, live.values(), [said[slot] for slot in live], [limit] * len(live)))
+            longest = policy.max_new_tokens + len(policy.chat.end)  # an answer that was cut has an end appended
+            cut = [limits is None and len(said[slot]) >= longest for slot in live]
+            stepped = list(at_once(_step, live.values(), [said[slot] for slot in live], cut, [limit] * len(live)))
             for (slot, episode), outcome in zip(list(live.items()), stepped, strict=True):
                 if not outcome:
                     heard = episode.talk.hear(episode.turns[-1].observation)
@@ -252,21 +261,23 @@ def _begin(
     return _Episode(number, start, env, talk, draw, prompt, prompt_ids, turns), ids, broken
 
 
-def _step(episode: _Episode, said: list[int], limit: int) -> str:
+def _step(episode: _Episode, said: list[int], cut: bool, limit: int) -> str:
     """Act in the environment; the outcome if the episode ended.
 
-    A ReAct answer without an action leaves the environment alone and costs a turn; it is never learnt, nor is one that
-    goes on to invent an observation.
+    An answer without a readable action (:mod:`eef.actions`) leaves the environment alone and costs a turn; it is never
+    learnt, nor is one that was ``cut`` at the token limit or goes on to invent an observation.
     """
     talk, reply = episode.talk, episode.talk.spoken(said)
-    action = action_in(reply) if talk.chat.react else action_of(reply)
+    answer = read_action(reply, talk.chat.react, cut)
+    action = answer.action
     episode.tokens += len(said)
     kept = () if talk.copy().say(reply) == said else tuple(said)
     scaffold = talk.chat.hash if kept else ""
-    learn = not (talk.chat.react and STOP in reply)
-    if talk.chat.react and not action:
+    learn = not cut and answer.end == len(reply)
+    if answer.problem:
         episode.invalid += 1
-        episode.turns.append(Turn("", NO_ACTION, reply, False, kept, scaffold))
+        episode.problems[answer.problem] += 1
+        episode.turns.append(Turn("", EXPLANATIONS[answer.problem], reply, False, kept, scaffold))
         return "max_steps" if len(episode.turns) >= limit else ""
     try:
         step = episode.env.step(action)

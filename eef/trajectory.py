@@ -204,7 +204,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", row
 
 
-_ACTION = re.compile(r"Action: (.*)", re.DOTALL)
+_ACTION = re.compile(r"Action: (.*)", re.DOTALL)  # as ETO's environments read it: what they executed
 _ETO_TASKS = (  # ScienceWorld's tasks as ETO numbers them in its ids, in the order of its long names
     "boil", "change-the-state-of-matter-of", "freeze", "melt", "measure-melting-point-known-substance",
     "measure-melting-point-unknown-substance", "use-thermometer", "power-component",

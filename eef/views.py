@@ -15,6 +15,7 @@ import pandas as pd
 from IPython.display import HTML
 from jinja2 import Environment
 
+from eef.actions import EXPLANATIONS
 from eef.chat import Chat
 from eef.figures import FigureError, arm_name, by_arm, picture, records, write_table
 from eef.files import PACKAGE, read_json, read_rows
@@ -25,6 +26,8 @@ from eef.trajectory import Trajectory, load
 
 def trajectory(one: Trajectory | Example, outcomes: Outcomes | None = None) -> HTML:
     """A trajectory to read: observations folded, actions, reward, and of each turn whether it carries loss and why.
+
+    A turn without a readable action shows the reason in its place (:mod:`eef.actions`).
 
     ``outcomes`` (see :mod:`eef.selection`) says how simulations from the states of an expert's ``one`` ended: its
     segments are coloured as in the paper's Figure 1, and the turns that :func:`eef.selection.select` learns from are
@@ -51,11 +54,14 @@ def trajectory(one: Trajectory | Example, outcomes: Outcomes | None = None) -> H
         if index < len(shown):
             turn, (learn, why) = shown.turns[index], told[index]
             rows.append({"index": index, "action": turn.action, "reply": turn.reply, "learn": learn, "why": why})
-            rows[-1]["fill"] = fill
+            rows[-1] |= {"fill": fill, "problem": "" if turn.action else _PROBLEMS.get(turn.observation, "no action")}
     ended = "won" if shown.won else "failed" if shown.failed else shown.outcome.replace("_", " ")
     keys = [(_fill(kind), label) for kind, (_, _, label) in KINDS.items()] if parts else []
     loss = sum(learn for learn, _ in told)
     return _html("trajectory", one=shown, rows=rows, keys=keys, ended=ended, loss=loss)
+
+
+_PROBLEMS = {text: str(problem) for problem, text in EXPLANATIONS.items()}
 
 
 def _fill(kind: str) -> str:

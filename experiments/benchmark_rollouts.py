@@ -22,7 +22,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eef import react, rollout
-from eef.chat import Chat, action_of
+from eef.actions import read_action
+from eef.chat import Chat
 from eef.engine import Actor
 from eef.envs import Step
 from eef.envs.webshop import WebShop
@@ -97,7 +98,7 @@ def plain(policy: Policy, env: WebShop, tasks: Sequence[str]) -> list[list[str]]
         )[:, longest:]
         for one, row in zip(list(live), found.tolist(), strict=True):
             said = row[: row.index(end[0])] + end if end[0] in row else row + end
-            actions[one].append(action_of(talks[one].spoken(said)))
+            actions[one].append(read_action(talks[one].spoken(said), react=False).action)
             step = twins[one].step(actions[one][-1])
             ids[one] += said + talks[one].hear(step.observation)
             if step.done or len(actions[one]) == env.max_steps:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eef.aliases import Aliases
-from eef.chat import Chat, action_of
+from eef.chat import Chat
 from eef.pretrain import make_tokenizer
 from eef.trajectory import Trajectory, Turn
 
@@ -106,11 +106,3 @@ def test_a_template_that_loses_a_message_is_refused() -> None:
 def test_a_mask_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match="2 mask entries for 1 turns"):
         CHAT.render(Trajectory("0", "p", (Turn("a", "o"),)), [True, True])
-
-
-@pytest.mark.parametrize(
-    ("reply", "action"),
-    [("click[x]", "click[x]"), ("Thought: hm\nAction: click[x]", "click[x]"), ("  search[a b] ", "search[a b]")],
-)
-def test_the_action_in_a_reply(reply: str, action: str) -> None:
-    assert action_of(reply) == action

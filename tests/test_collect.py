@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from eef.chat import action_of
+from eef.actions import EXPLANATIONS, Problem, read_action
 from eef.cli import main
 from eef.collect import CollectError, Expert, _append, estimate, example, held, opening, read_key, run
 from eef.envs import expert_states, restore
@@ -128,7 +128,7 @@ def test_a_win_is_kept_whole_and_serves_as_an_expert(clever: Endpoint, shop: Web
     assert all(one.won and one.outcome == "done" and one.source == "tiny" for one in found)
     for one in found:
         assert all(turn.said.startswith("Thought: on we go.\nAction: ") and turn.learn for turn in one.turns)
-        assert all(action_of(turn.reply) == turn.action for turn in one.turns)
+        assert all(read_action(turn.reply).action == turn.action for turn in one.turns)
         seen = [one.state(index) for index in range(len(one) + 1)]
         assert restore(shop.fork(), one.task, one.actions, seen) == seen[-1]
         assert one.info["tokens"] == 10 * len(one) and one.info["prompt_tokens"] == 100 * len(one)
@@ -172,6 +172,74 @@ def test_an_invented_observation_is_cut_and_a_long_episode_ends(
     (one,) = load(tmp_path / "e.jsonl")
     assert (one.outcome, one.won, len(one)) == ("max_steps", False, shop.max_steps) and one.failed
     assert set(one.actions) == {"search[cup]"}
+
+
+def test_a_server_that_does_not_say_why_an_answer_ended_is_understood(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path
+) -> None:
+    choices = [{"index": 0, "message": {"role": "assistant", "content": "Action: search[cup]"}}]
+    endpoint.answer = lambda body: (200, {}, {"id": "1", "object": "chat.completion", "choices": choices})
+    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    assert all(turn.action == "search[cup]" and turn.learn for turn in load(tmp_path / "e.jsonl")[0].turns)
+
+
+def cut(reply: str) -> tuple[int, dict[str, str], Any]:
+    """An answer that the token limit ended."""
+    choices = [{"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "length"}]
+    usage = {"prompt_tokens": 100, "completion_tokens": 512, "total_tokens": 612}
+    return 200, {}, {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices,
+                     "usage": usage}  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", ["Thought: I look for", "<think>Action: search[cup]", "Action: click[b0", None])
+def test_an_answer_cut_at_the_token_limit_is_reported_with_advice(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str], reply: str
+) -> None:
+    endpoint.answer = lambda body: cut(reply)
+    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    (one,) = load(tmp_path / "e.jsonl")
+    assert one.info["cut"] == one.info["invalid"] == len(one) == shop.max_steps and one.info["no_action"] == 0
+    assert {(turn.action, turn.observation, turn.learn) for turn in one.turns} == {
+        ("", EXPLANATIONS[Problem.CUT], False)
+    }
+    said = capsys.readouterr().out
+    assert "15 of 15 answers had no readable action: 15 cut at the token limit" in said
+    assert """the limit is max_tokens=512, thoughts included: raise it by --body '{"max_tokens": 2048}'""" in said
+
+
+def test_the_advice_names_the_limit_that_was_sent(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint.answer = lambda body: cut("Hm")
+    body = {"max_tokens": None, "max_completion_tokens": 700}
+    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint, body=body), yes=True) == 0
+    assert """raise it by --body '{"max_completion_tokens": 2800}'""" in capsys.readouterr().out
+
+
+def test_a_cut_answer_with_a_complete_action_is_played_and_not_learnt(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint.answer = lambda body: cut("Thought: x\nAction: search[cup]")
+    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    (one,) = load(tmp_path / "e.jsonl")
+    assert set(one.actions) == {"search[cup]"} and not any(turn.learn for turn in one.turns)
+    assert one.info["cut"] == 0 and "no readable action" not in capsys.readouterr().out
+
+
+def test_only_what_is_said_aloud_is_an_action(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thought = "<think>The page was\nObservation: a shop. Action: click[buy now]?</think>\n"
+    replies = {
+        f"{thought}Action:\nsearch[cup]": ("search[cup]", True),
+        "Action: search[a]\nsearch[b]": ("", False),
+    }
+    for number, (reply, (action, learn)) in enumerate(replies.items()):
+        endpoint.answer = lambda body, reply=reply: (200, {}, f"{reply}\nObservation: invented")
+        assert run(tmp_path / f"{number}.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+        (one,) = load(tmp_path / f"{number}.jsonl")
+        assert {(turn.action, turn.reply, turn.learn) for turn in one.turns} == {(action, reply, learn)}
+    assert "15 of 15 answers had no readable action: 15 ambiguous action" in capsys.readouterr().out
 
 
 def test_many_at_once_give_the_same_file_up_to_order(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:

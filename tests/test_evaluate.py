@@ -50,6 +50,16 @@ def test_results_look_at_acted_turns() -> None:
     assert row["steps"] == 1 and not row["next"]
 
 
+def test_answers_without_a_readable_action_are_counted_where_they_are_known() -> None:
+    counts = {"invalid": 4, "no_action": 1, "ambiguous": 0, "cut": 2}
+    played = [episode("a", 1.0, info=counts), episode("b", 0.0, outcome="env_error", info=counts), episode("c", 0.0)]
+    table = results(played)
+    assert table["invalid"].tolist() == [4, 4, 0] and table["cut"].tolist() == [2, 2, 0]
+    got = summary(table)
+    assert {name: got[name] for name in counts} == {"invalid": 8, "no_action": 2, "ambiguous": 0, "cut": 4}
+    assert "invalid" not in summary(results([episode("c", 0.0)]))
+
+
 def test_results_of_nothing_keep_their_columns() -> None:
     assert list(results([]).columns) == list(results(EPISODES).columns)
 

@@ -384,6 +384,7 @@ SOURCES = {
     "policy.py": POLICY,
     "chat.py": POLICY,
     "rollout.py": PLAY | SCORED,
+    "actions.py": PLAY | SCORED,
     "acting.py": PLAY | SCORED,
     "react.py": PLAY | SCORED,
     "served.py": PLAY | SCORED,

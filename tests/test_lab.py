@@ -86,6 +86,7 @@ def test_a_full_model_is_trained_simulated_and_tested_like_an_adapter(base: str,
     )
     folder = tmp_path / row["run_id"]
     config = read_json(folder / "config.json")["config"]
+    assert {row[f"{start}{name}"] for start in ("", "simulation_") for name in ("no_action", "ambiguous", "cut")} == {0}
     assert (config["tune"], config["quantize"], config["artefact"]) == ("full", None, "full model")
     models = [folder / name / "model.safetensors" for name in ("bc", "sft-0", "sft-1")]
     assert len({path.read_bytes() for path in models}) == 3, "each goes on from the one before"
@@ -118,6 +119,20 @@ def test_a_loss_that_rises_is_a_visible_warning(base: str, shop, tmp_path, capsy
     lab = make(base, shop, tmp_path, tune="full", lr=100.0, batch_size=2)
     lab.sft("bc", wins(lab.demonstrations())[:6])
     assert "warning: [bc] the loss rose from" in capsys.readouterr().out
+
+
+def test_answers_without_a_readable_action_are_shown(base: str, shop, tmp_path, capsys) -> None:
+    lab = make(base, shop, tmp_path, limited=False, max_new_tokens=2)
+    lab.test = shop.tasks("test")[:2]
+    adapter = lab.sft("bc", wins(lab.demonstrations())[:1])
+    scores = lab.evaluate(adapter)
+    (row,) = [row for row in lab.run.metrics if row["stage"] == "test"]
+    counts = {name: row[name] for name in ("no_action", "ambiguous", "cut")}
+    assert counts["cut"] > 0 and {name: scores[name] for name in counts} == counts
+    assert scores["invalid"] >= sum(counts.values())
+    line = f"[test] {sum(counts.values())} of {row['env_steps']} answers had no readable action: "
+    said = capsys.readouterr().out
+    assert line in said and f"{counts['cut']} cut at the token limit; max_new_tokens sets the limit" in said
 
 
 def test_an_optimizer_that_the_machine_lacks_stops_a_run_before_it_starts(

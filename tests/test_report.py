@@ -124,6 +124,16 @@ def test_the_page_has_the_comparison_and_needs_nothing_else(tmp_path: Path) -> N
     assert page(tmp_path, "demo", tmp_path / "reports" / "b.html", index=index).read_text() == text
 
 
+def test_unreadable_answers_are_counted_where_they_are_known(tmp_path: Path) -> None:
+    runs = [add(tmp_path, "rft-n2", seed, 0.5) for seed in (0, 1)]
+    path = runs[0].folder / "result.json"
+    write_json(path, {**json.loads(path.read_text()), "no_action": 2, "ambiguous": 0, "cut": 1})
+    rows = cells(page(tmp_path, None, tmp_path / "all.html").read_text())
+    head = next(row for row in rows if "unreadable" in row)
+    shown = {row[0]: row[head.index("unreadable")] for row in rows if len(row) == len(head)}
+    assert [shown[run.run_id] for run in runs] == ["3", ""]
+
+
 def test_what_is_amiss_is_said_on_the_page(tmp_path: Path) -> None:
     add(tmp_path, "rft-n2", 0, 0.4, dirty=True, slips=1)
     add(tmp_path, "rft-n2", 0, 0.5, slips=2)

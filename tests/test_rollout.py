@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from eef import react
+from eef.actions import EXPLANATIONS, Problem
 from eef.chat import Chat
 from eef.envs import EnvError
 from eef.experts import collect
@@ -285,21 +286,66 @@ class Scripted:
         return {slot: self.policy.chat.begin().say(reply) for slot in slots}
 
 
-def test_thoughts_are_kept_and_an_answer_without_an_action_costs_a_turn(shop, policy: Policy, monkeypatch) -> None:
+@pytest.fixture
+def thinker(policy: Policy, monkeypatch) -> Policy:
+    """A ReAct policy that says what :class:`Scripted` holds."""
     from test_families import tokenizer_of
 
     chat = react.scaffold(Chat.of(tokenizer_of("llama-3")), "webshop")
-    policy = replace(policy, chat=chat, tokenizer=chat.tokenizer, limited=False, context=10**6)
-    goal = "Thought: I look.\nAction: search[shirt]\nObservation: made up"
     monkeypatch.setattr("eef.rollout.Actor", Scripted)
+    return replace(policy, chat=chat, tokenizer=chat.tokenizer, limited=False, context=10**6, max_new_tokens=500)
+
+
+def test_thoughts_are_kept_and_an_answer_without_an_action_costs_a_turn(shop, thinker: Policy, monkeypatch) -> None:
+    goal = "Thought: I look.\nAction: search[shirt]\nObservation: made up"
     monkeypatch.setattr(Scripted, "replies", ("I had rather not.", goal, "Thought: x\nAction: click[nothing here]"))
-    (played,) = simulate(policy, shop, [Start(shop.tasks("train")[0])], max_steps=4)
+    (played,) = simulate(thinker, shop, [Start(shop.tasks("train")[0])], max_steps=4)
     unheard, looked, *rest = played.turns
-    assert (unheard.action, unheard.observation, unheard.learn) == ("", react.NO_ACTION, False)
+    assert (unheard.action, unheard.observation, unheard.learn) == ("", EXPLANATIONS[Problem.NO_ACTION], False)
     assert looked.action == "search[shirt]" and looked.reply == goal and not looked.learn
     assert [(turn.action, turn.learn) for turn in rest] == [("click[nothing here]", True)] * 2
     assert played.info["invalid"] == 3 and played.outcome == "max_steps" and played.failed
 
     Scripted.replies = (goal,)  # from a state of that failure: the answer without an action is replayed as it was
-    (again,) = simulate(policy, shop, [Start(played.task, played, 2)], max_steps=3)
+    (again,) = simulate(thinker, shop, [Start(played.task, played, 2)], max_steps=3)
     assert again.turns[:2] == played.turns[:2] and again.outcome == "max_steps"
+
+
+def test_an_action_in_a_thought_is_not_executed(shop, thinker: Policy, monkeypatch) -> None:
+    said = "<think>Maybe Action: click[x]? Too early.</think>\n\nThought: I look.\n**Action:** `search[shirt]`"
+    unclear = "Thought: one of these.\nAction: search[shirt]\nsearch[boots]"
+    monkeypatch.setattr(Scripted, "replies", (said, unclear, "<think>Action: search[boots]"))
+    (played,) = simulate(thinker, shop, [Start(shop.tasks("train")[0])], max_steps=3)
+    assert played.actions == ["search[shirt]", "", ""]
+    assert [turn.learn for turn in played.turns] == [True, False, False]
+    assert [turn.reply for turn in played.turns] == [said, unclear, "<think>Action: search[boots]"]
+    expected = [EXPLANATIONS[problem] for problem in (Problem.AMBIGUOUS, Problem.NO_ACTION)]
+    assert [turn.observation for turn in played.turns[1:]] == expected
+    counts = {name: played.info[name] for name in ("invalid", "no_action", "ambiguous", "cut")}
+    assert counts == {"invalid": 2, "no_action": 1, "ambiguous": 1, "cut": 0}
+
+
+def test_a_cut_answer_is_neither_guessed_nor_learnt(shop, thinker: Policy, monkeypatch) -> None:
+    begun, whole = "Thought: this one.\nAction: search[brown shi", "Thought: I look.\nAction: search[shirt]"
+    invented = "Action: click[x]\nObservation: a page"
+    for reply, action in ((begun, ""), (whole, "search[shirt]"), (invented, "click[x]")):
+        monkeypatch.setattr(Scripted, "replies", (reply,))
+        ids = len(thinker.chat.begin().say(reply)) - len(thinker.chat.end)
+        for limit, cut in ((ids, True), (ids + 1, False)):  # a policy that reaches the limit gets an end appended
+            short = replace(thinker, max_new_tokens=limit)
+            (played,) = simulate(short, shop, [Start(shop.tasks("train")[0])], max_steps=1)
+            (turn,) = played.turns
+            assert turn.action == action and turn.learn is (reply == whole and not cut)
+            if not action:
+                assert turn.observation == EXPLANATIONS[Problem.CUT if cut else Problem.AMBIGUOUS]
+            assert played.info["cut"] == int(cut and not action)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_the_engine_shows_which_answers_were_cut(shop, policy: Policy, limited: bool) -> None:
+    starts = [Start(task) for task in shop.tasks("train")[:4]]
+    played = simulate(replace(policy, limited=limited, max_new_tokens=3), shop, starts, seed=0, max_steps=4)
+    turns = [turn for one in played for turn in one.turns]
+    cut = [turn for turn in turns if turn.observation == EXPLANATIONS[Problem.CUT]]
+    assert sum(one.info["cut"] for one in played) == len(cut) and bool(cut) is not limited
+    assert all(turn.action == "" and not turn.learn for turn in cut)

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eef import views
+from eef.actions import EXPLANATIONS, Problem
 from eef.chat import Chat
 from eef.figures import FigureError
 from eef.files import write_json
@@ -82,6 +83,15 @@ def test_what_a_trajectory_holds_is_escaped_and_an_error_is_no_failure() -> None
     assert bad not in shown and html.escape(bad) in shown
     assert "env error" in shown and ">failed<" not in shown
     assert bad not in views.table(pd.DataFrame({bad: [bad]}), bad).data
+
+
+def test_a_turn_without_a_readable_action_shows_the_reason() -> None:
+    turns = [Turn("", text, "I said this", False) for text in EXPLANATIONS.values()]
+    turns += [Turn("", "Invalid format. The ...", "hm", False), Turn("click[x]", EXPLANATIONS[Problem.CUT])]
+    shown = views.trajectory(Trajectory("7", "a mug", tuple(turns))).data
+    marks = re.findall(r'<b class="lost">([^<]*)</b>', shown.partition("carry loss")[2])
+    assert marks == ["no action", "ambiguous action", "cut at the token limit", "no action"]
+    assert shown.count("<code><b>") == 1 and shown.count("I said this") == 3
 
 
 def test_coloured_tokens_are_what_the_agent_says(chat: Chat, tokenizer: Any) -> None:
