@@ -23,13 +23,14 @@ class Aliases:
     ``r1 ... r10`` the products that the last result page lists (each name closes its row), ``$ok`` and ``$over`` a
     price beside the cap that the prompt sets (``$cap``; a small policy cannot compare numbers), ``ditto`` a long
     passage of the prompt that a page repeats. Equal texts read in equal order get equal symbols, so training and acting
-    agree.
+    agree. ``parts`` are the parts of the current page by their symbols; None where several parts have the same ones.
     """
 
     vocabulary: frozenset[str]
     words: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str | None] = field(default_factory=dict)
     told: frozenset[str] = frozenset()
     cap: float = math.inf
     first: int = 0
@@ -41,6 +42,7 @@ class Aliases:
     def read(self, text: str, prompt: bool = False) -> str:
         """An observation as symbols separated by spaces; new words are given names."""
         out: list[str] = []
+        self.parts = {}
         segments = text.split(" [SEP] ")
         if prompt:
             self.told = frozenset(segment for segment in segments if segment.count(" ") >= 6)
@@ -59,9 +61,12 @@ class Aliases:
                 out += row
                 row = [self.rows[segment.lower()]]
             elif phrase in self.vocabulary:
+                self._remember(phrase.replace("_", " "), phrase)
                 out.append(phrase)
             else:
-                out += self._symbols(segment, prompt)
+                symbols = self._symbols(segment, prompt)
+                self._remember(segment.strip(), " ".join(symbols))
+                out += symbols
         return " ".join(out + row)
 
     def read_action(self, action: str) -> str:
@@ -80,14 +85,26 @@ class Aliases:
         return f"{name}[ {inside} ]"
 
     def write_action(self, text: str) -> str:
-        """The inverse of :meth:`read_action` for what a policy said."""
+        """The inverse of :meth:`read_action` for what a policy said: a click names a part as the current page writes it.
+
+        Symbols keep no punctuation, so several parts of a page may have the same ones. A click on these stays as it was
+        said, which no environment takes for an action: it is not guessed which part was meant.
+        """
         match = re.match(r"^(search|click)\[\s*(.*?)\s*\]$", text.strip(), re.DOTALL)
         if match is None:
             return text.strip()
         name, inside = match.groups()
+        symbols = " ".join(inside.split())
+        if name == "click" and symbols in self.parts:
+            part = self.parts[symbols]
+            return text.strip() if part is None else f"click[{part}]"
         back = {symbol: asin for asin, symbol in self.rows.items()}
         words = [back.get(word) or self.names.get(word) or word.replace("_", " ") for word in inside.split()]
         return f"{name}[{' '.join(words)}]"
+
+    def _remember(self, part: str, symbols: str) -> None:
+        known = self.parts.get(symbols, part)
+        self.parts[symbols] = known if known is not None and known.lower() == part.lower() else None
 
     def _symbols(self, text: str, prompt: bool) -> list[str]:
         text = _CAP.sub("$cap dollars", text)

@@ -260,11 +260,20 @@ def _alike(slots: list[int], widths: list[int], lengths: list[int]) -> list[list
 def _choose(
     logits: torch.Tensor, choices: Sequence[list[int] | None], draws: Sequence[Callable[[], float]], temperature: float
 ) -> list[int]:
-    if any(choice is not None for choice in choices):
-        barred = torch.ones_like(logits, dtype=torch.bool)
-        for row, choice in enumerate(choices):
-            barred[row, choice if choice is not None else slice(None)] = False
-        logits = logits.masked_fill(barred, float("-inf"))
+    """One token for each row of ``logits``: of its choices, in any order, or of all columns where it has none."""
+    if all(choice is None for choice in choices):
+        return _draw(logits, draws, temperature)
+    columns = [range(logits.shape[-1]) if choice is None else sorted(choice) for choice in choices]
+    width = max(map(len, columns))
+    ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in columns], device=logits.device)
+    barred = torch.arange(width) >= torch.tensor([[len(row)] for row in columns])
+    chosen = logits.gather(1, ids).masked_fill(barred.to(logits.device), float("-inf"))
+    places = _draw(chosen, draws, temperature)
+    return [row[min(place, len(row) - 1)] for row, place in zip(columns, places, strict=True)]
+
+
+def _draw(logits: torch.Tensor, draws: Sequence[Callable[[], float]], temperature: float) -> list[int]:
+    """The column that is drawn in each row; the highest at temperature 0."""
     if temperature == 0:
         return logits.argmax(-1).tolist()
     sums = (logits.double() / temperature).softmax(-1).cumsum(-1)

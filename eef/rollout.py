@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from eef.actions import EXPLANATIONS, Problem, read_action
+from eef.actions import EXPLANATIONS, Answer, Problem, read_action
 from eef.chat import Dialogue
 from eef.engine import Actor
 from eef.envs import EnvError, ReplayDivergence, TextEnv, restore, walk, workers
 from eef.limits import Limits
 from eef.policy import Policy
 from eef.served import Served, ServedActor
+from eef.spelling import spelling_of
 from eef.trajectory import Trajectory, Turn, check_reward
 
 
@@ -68,7 +69,6 @@ class _Episode:
     talk: Dialogue
     draw: Callable[[], float]
     prompt: str
-    prompt_ids: list[int]
     turns: list[Turn]
     reward: float = 0.0
     won: bool = False
@@ -99,14 +99,17 @@ def simulate(
     an environment that fails, a context that overflows) ends with its own ``outcome``; the others go on.
 
     ``on_progress(episodes, wins, tokens)`` is called after each episode with what it adds: 1, 1 if it won else 0, and
-    the tokens that the policy sampled. ValueError for a state that an expert does not have. ServerError where a policy
-    that is played by a server (:mod:`eef.served`) loses it.
+    the tokens that the policy sampled. ValueError for a state that an expert does not have, and where decoding
+    cannot be limited with the policy's tokenizer. ServerError where a policy that is played by a server
+    (:mod:`eef.served`) loses it.
     """
     for start in starts:
         if start.expert is not None and not 0 <= start.index < max(len(start.expert), 1):
             raise ValueError(
                 f"state {start.index} of an expert trajectory of {len(start.expert)} turns (task {start.task})"
             )
+    if policy.limited:
+        spelling_of(policy.chat.tokenizer)  # a tokenizer that cannot be limited is refused before anything is played
     limit = max_steps or env.max_steps
     seeds = streams(starts, seed) if seeds is None else seeds
     seats = workers(env, min(slots, max(1, len(starts))))  # none where states can be forked
@@ -186,13 +189,15 @@ def simulate(
                         end(live.pop(slot), _outcome(error))
                         free.append(slot)
                     else:
-                        limits[slot] = Limits.of(episode.talk, actions, episode.prompt_ids)
+                        limits[slot] = Limits.of(episode.talk, actions, episode.prompt, policy.max_new_tokens)
             if not live:
                 continue
             said = actor.act(list(live), {slot: episode.draw for slot, episode in live.items()}, temperature, limits)
             longest = policy.max_new_tokens + len(policy.chat.end)  # an answer that was cut has an end appended
             cut = [limits is None and len(said[slot]) >= longest for slot in live]
-            stepped = list(at_once(_step, live.values(), [said[slot] for slot in live], cut, [limit] * len(live)))
+            chosen = [limits[slot].action(said[slot]) if limits else None for slot in live]
+            answers = [said[slot] for slot in live]
+            stepped = list(at_once(_step, live.values(), answers, chosen, cut, [limit] * len(live)))
             for (slot, episode), outcome in zip(list(live.items()), stepped, strict=True):
                 if not outcome:
                     heard = episode.talk.hear(episode.turns[-1].observation)
@@ -254,21 +259,21 @@ def _begin(
     draw = np.random.default_rng(seed).random
     talk = policy.chat.begin()
     turns = list(expert.turns[: start.index]) if expert else []
-    prompt_ids = talk.hear(prompt)
-    ids = list(prompt_ids)
+    ids = talk.hear(prompt)
     for turn in turns:
         ids += talk.repeat(turn) + talk.hear(turn.observation)
-    return _Episode(number, start, env, talk, draw, prompt, prompt_ids, turns), ids, broken
+    return _Episode(number, start, env, talk, draw, prompt, turns), ids, broken
 
 
-def _step(episode: _Episode, said: list[int], cut: bool, limit: int) -> str:
-    """Act in the environment; the outcome if the episode ended.
+def _step(episode: _Episode, said: list[int], chosen: str | None, cut: bool, limit: int) -> str:
+    """Act in the environment; the outcome if the episode ended. ``chosen``: the action, where decoding was limited.
 
     An answer without a readable action (:mod:`eef.actions`) leaves the environment alone and costs a turn; it is never
     learnt, nor is one that was ``cut`` at the token limit or goes on to invent an observation.
     """
-    talk, reply = episode.talk, episode.talk.spoken(said)
-    answer = read_action(reply, talk.chat.react, cut)
+    talk = episode.talk
+    reply = talk.spoken(said) if chosen is None else chosen
+    answer = read_action(reply, talk.chat.react, cut) if chosen is None else Answer(chosen, None, len(chosen))
     action = answer.action
     episode.tokens += len(said)
     kept = () if talk.copy().say(reply) == said else tuple(said)
