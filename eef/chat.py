@@ -113,6 +113,17 @@ class Chat:
         parts += [part for part in (self.user_lead, self.agent_lead, self.opening, self.react) if part]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+    @cached_property
+    def control(self) -> frozenset[int]:
+        """The ids of all tokens that the tokenizer flags as special: no content and no answer holds one."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(self.tokenizer.all_special_ids) | {place for place, token in added.items() if token.special}
+
+    @cached_property
+    def size(self) -> int:
+        """How many ids the tokenizer has."""
+        return len(self.tokenizer)
+
     def begin(self) -> Dialogue:
         """A new conversation."""
         known = frozenset(self.tokenizer.get_vocab()) if self.aliases else frozenset()
