@@ -6,12 +6,13 @@ Small and large take the same path; only the name differs.
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,7 @@ class Policy:
                 )
             elif files:
                 quantization = GgufConfig(dequantize=True)  # packed weights do not train
-            config = AutoConfig.from_pretrained(weights, **files)
+            config = AutoConfig.from_pretrained(weights) if full else config_of(model)
             if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
                 raise ValueError(
                     f"model={model!r} ({config.model_type}) is not a causal language model: this package trains and "
@@ -139,7 +140,7 @@ class Policy:
             capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
             base = AutoModelForCausalLM.from_pretrained(
                 weights, dtype=dtype, quantization_config=quantization,
-                attn_implementation="eager" if capped else None, **files,
+                config=config, attn_implementation="eager" if capped else None, **files,
             )  # fmt: skip
         except OSError as error:
             raise _no_model(model, error) from None
@@ -227,7 +228,7 @@ def config_of(model: str) -> Any:
     """The configuration of a model by name. OSError for an unknown model."""
     folder, files = source_of(model)
     try:
-        return AutoConfig.from_pretrained(folder, **files)
+        return _gguf(AutoConfig, folder, files) if files else AutoConfig.from_pretrained(folder)
     except OSError as error:
         raise _no_model(model, error) from None
 
@@ -348,9 +349,20 @@ def load_tokenizer(model: str = EMBEDDED) -> Any:
     """The tokenizer of a model by name. OSError for an unknown model."""
     folder, files = source_of(model)
     try:
-        return AutoTokenizer.from_pretrained(folder, **files)
+        return _gguf(AutoTokenizer, folder, files) if files else AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise _no_model(model, error) from None
+
+
+def _gguf(kind: Any, folder: str, files: dict[str, str]) -> Any:
+    """Configuration or tokenizer of a GGUF file: a copy of what was read, since reading takes many seconds."""
+    at = Path(folder, files["gguf_file"])
+    return copy.deepcopy(_gguf_once(kind, at, at.stat().st_mtime_ns, at.stat().st_size))
+
+
+@lru_cache(maxsize=8)
+def _gguf_once(kind: Any, at: Path, time: int, size: int) -> Any:
+    return kind.from_pretrained(str(at.parent), gguf_file=at.name)
 
 
 def options_of(model: str) -> dict[str, Any]:
