@@ -85,7 +85,7 @@ class Aliases:
         return f"{name}[ {inside} ]"
 
     def write_action(self, text: str) -> str:
-        """The inverse of :meth:`read_action` for what a policy said: a click names a part as the current page writes it.
+        """The inverse of :meth:`read_action`, for what a policy said: a click names a part as the page writes it.
 
         Symbols keep no punctuation, so several parts of a page may have the same ones. A click on these stays as it was
         said, which no environment takes for an action: it is not guessed which part was meant.

@@ -71,6 +71,11 @@ class Chat:
         parts = [*self.scaffold.parts, self.instructions, self.aliases, len(self.tokenizer), self.opening, self.react]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+    @cached_property
+    def size(self) -> int:
+        """How many ids the tokenizer has."""
+        return len(self.tokenizer)
+
     def begin(self) -> Dialogue:
         """A new conversation."""
         return Dialogue(self, Aliases(self._symbols) if self.aliases else None)
@@ -137,7 +142,7 @@ class Dialogue:
         """Ids of a turn that was taken: those that a policy of this scaffold sampled, else those of its text."""
         if turn.ids and turn.chat == self.chat.hash:
             return list(turn.ids)
-        bare = self.chat.react and not turn.reply  # an expert without thoughts
+        bare = self.chat.react and turn.action and not turn.reply  # an expert without thoughts
         return self.say(f"Action: {turn.action}" if bare else turn.said)
 
     def spoken(self, ids: Sequence[int]) -> str:

@@ -1,25 +1,44 @@
 """The engine that plays a policy: many conversations at once, with a KV cache that is kept across turns.
 
 Each conversation owns a row and a length of its own, so rows need no common padding, a finished one is replaced at
-once, and conversations that begin alike share what they have in common.
+once, and conversations that begin alike share what they have in common. Where the cache would not fit into memory,
+fewer conversations are held at once.
+
+An architecture is accepted by its properties (:func:`eef.policy.refusal`) and by a check on the model itself: the
+engine's log-probabilities must be those of the plain forward pass, which is the one that training sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from eef.limits import Limits
-from eef.policy import Policy
+from eef.policy import HALF, USE_SERVER, Policy, refusal
+
+_SHARE = 0.7  # of the free memory; the rest is for activations, logits and copies
+_STEP = 256  # places by which a cache grows at least
+_CELLS = 1 << 26  # of a mask (with eager attention: of all heads' scores) in one pass
+_TOKENS = 1 << 14  # read in one pass
+_CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+_WINDOW = 5  # tokens that a windowed layer sees while the engine is checked
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.2
 
 
 class _RowLayer(DynamicLayer):
-    """Keys and values of all conversations, (rows, heads, longest, width); each row is written at its own places."""
+    """Keys and values of all conversations, (rows, heads, room, width); each row is written at its own places."""
 
     def __init__(self, plan: _Plan) -> None:
         super().__init__()
@@ -31,35 +50,50 @@ class _RowLayer(DynamicLayer):
         plan = self.plan
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = (
+                like.new_zeros((plan.count, like.shape[1], plan.room, like.shape[3]))
+                for like in (key_states, value_states)
+            )
         assert self.keys is not None and self.values is not None
-        if self.keys.numel() == 0 or self.keys.shape[2] < plan.room:
-            self.keys, self.values = self._grown(self.keys, key_states), self._grown(self.values, value_states)
         rows = plan.rows[:, None]
         self.keys[rows, :, plan.places] = key_states.transpose(1, 2)
         self.values[rows, :, plan.places] = value_states.transpose(1, 2)
         held = plan.span if plan.span is not None else plan.rows
         return self.keys[held, :, : plan.seen], self.values[held, :, : plan.seen]
 
-    def _grown(self, old: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        new = like.new_zeros((self.plan.slots, like.shape[1], self.plan.room, like.shape[3]))
-        if old.numel():
-            new[:, :, : old.shape[2] - 1] = old[:, :, :-1]
-        return new
+    def resize(self, rows: list[int], count: int, room: int) -> None:
+        """Make it ``count`` rows of ``room`` places, of which the first are the rows ``rows`` as they are now."""
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            self.keys = _resized(self.keys, rows, count, room)  # one after the other: less memory at once
+            self.values = _resized(self.values, rows, count, room)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        assert self.keys is not None and self.values is not None
-        self.keys[target, :, :length] = self.keys[source, :, :length]
-        self.values[target, :, :length] = self.values[source, :, :length]
+        if self.is_initialized:  # a layer that uses another one's keys and values is not
+            assert self.keys is not None and self.values is not None
+            self.keys[target, :, :length] = self.keys[source, :, :length]
+            self.values[target, :, :length] = self.values[source, :, :length]
+
+
+def _resized(old: torch.Tensor, rows: list[int], count: int, room: int) -> torch.Tensor:
+    new = old.new_zeros((count, old.shape[1], room, old.shape[3]))
+    places = min(old.shape[2], room) - 1  # the last one is for padding
+    if rows == list(range(len(rows))):
+        new[: len(rows), :, :places] = old[: len(rows), :, :places]
+    else:
+        for target, source in enumerate(rows):
+            new[target, :, :places] = old[source, :, :places]
+    return new
 
 
 @dataclass
 class _Plan:
     """Where the next forward pass reads and writes: ``places`` (rows, width) in the rows ``rows``; the last place of
     each row (``room`` - 1) takes what padding writes. ``span``: the same rows where they lie side by side, as a slice,
-    which is read where it is; others are copied together."""
+    which is read where it is; others are copied together. The cache has ``count`` rows."""
 
-    slots: int
-    room: int = 257
+    count: int
+    room: int = _STEP + 1
     rows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     places: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     span: slice | None = None
@@ -69,19 +103,33 @@ class _Plan:
 class Actor:
     """Speaks for up to ``slots`` conversations at once; the cache holds until the weights change.
 
-    Greedy utterances equal those of decoding each conversation anew without a cache.
+    Greedy utterances equal those of decoding each conversation anew without a cache. The first actor of a model checks
+    this (:func:`check`): ValueError for an architecture that this engine cannot play. :meth:`fitting` says which
+    conversations the cache can hold together in the memory that was free when the actor was made.
     """
 
     def __init__(self, policy: Policy, slots: int) -> None:
+        if policy.checked is None or policy.checked[0] is not policy.model:
+            policy.checked = policy.model, check(policy)
+        self._begin(policy, slots, policy.checked[1])
+
+    def _begin(self, policy: Policy, slots: int, token_bytes: int) -> None:
+        config = policy.model.config.get_text_config()
         self.policy = policy
         self.plan = _Plan(slots)
-        layers = int(policy.model.config.get_text_config().num_hidden_layers)
-        self.layers = [_RowLayer(self.plan) for _ in range(layers)]
+        self.layers = [_RowLayer(self.plan) for _ in range(int(config.num_hidden_layers))]
         self.cache = Cache(layers=list(self.layers))
         self.held: list[list[int]] = [[] for _ in range(slots)]  # ids whose keys and values each row holds
         self.waiting: list[list[int]] = [[] for _ in range(slots)]  # ids not yet read by the model
+        self.rows: dict[int, int] = {}  # the row of each slot that has one
         self.device = policy.model.device
         self.read_tokens = 0  # ids that went through the model, padding left out
+        self.token_bytes = token_bytes  # of keys and values
+        self.memory = available_memory(self.device) if token_bytes else 0
+        self.reported = False
+        self.heads = int(config.num_attention_heads) if config._attn_implementation == "eager" else 1
+        self.config = config
+        self.kinds, self.by_kind = _mask_kinds(policy.model, config)
 
     @torch.inference_mode()
     def open(self, prompts: dict[int, list[int]]) -> None:
@@ -106,6 +154,8 @@ class Actor:
             self.waiting[slot] = list(ids)
         for slot in prompts:
             self.held[slot] = []
+        for slot in sorted(prompts):
+            self._row(slot)
         wanted = {source for source, _ in sources.values()}
         for level in range(max(levels.values()) + 1):
             now = [slot for slot in order if levels[slot] == level]
@@ -114,7 +164,7 @@ class Actor:
                     source, common = sources[slot]
                     common = min(common, len(self.held[source]))
                     for layer in self.layers:
-                        layer.copy(source, slot, common)
+                        layer.copy(self.rows[source], self.rows[slot], common)
                     self.held[slot], self.waiting[slot] = prompts[slot][:common], prompts[slot][common:]
             first = [slot for slot in now if slot in wanted]
             if first:  # read now, but for the last id: the turn still needs logits from it
@@ -132,6 +182,77 @@ class Actor:
         """Tokens of the conversation so far."""
         return len(self.held[slot]) + len(self.waiting[slot])
 
+    def fitting(self, lengths: dict[int, int]) -> list[int]:
+        """The slots that the cache can hold together for one more turn, earlier ones of ``lengths`` first.
+
+        ``lengths`` are tokens of the conversations so far. The keys and values of all other slots are dropped where
+        there is not room for all. ValueError where the first conversation alone needs more memory than there is.
+        """
+        more = self.policy.max_new_tokens + len(self.policy.chat.end) + 1
+        tokens = self.memory // self.token_bytes if self.token_bytes else sys.maxsize
+        chosen: list[int] = []
+        longest = 0
+        if not lengths:
+            return chosen
+        for slot, length in lengths.items():
+            if (len(chosen) + 1) * max(longest, length + more) <= tokens:
+                chosen.append(slot)
+                longest = max(longest, length + more)
+            elif not chosen:
+                raise ValueError(
+                    f"context={self.policy.context}: a conversation of {length + more:,} tokens takes "
+                    f"{(length + more) * self.token_bytes / 1e9:.1f} GB of keys and values, and "
+                    f"{self.memory / 1e9:.1f} GB are free for them (slots={len(self.held)}): set a smaller context, "
+                    "fewer processes, or play it with vLLM (engine=)"
+                )
+        if len(self.held) * max(longest, self.plan.room) <= tokens and self.plan.count == len(self.held):
+            return chosen  # every slot has its row
+        if len(chosen) < len(lengths) and not self.reported:
+            self.reported = True
+            print(
+                f"slots={len(self.held)}: the cache holds {len(chosen)} conversations of {longest:,} tokens in "
+                f"{self.memory / 1e9:.1f} GB; the others wait, and are read again when there is room",
+                flush=True,
+            )
+        for slot in [slot for slot in self.rows if slot not in chosen]:
+            self.waiting[slot] = self.held[slot] + self.waiting[slot]
+            self.held[slot] = []
+            del self.rows[slot]
+        size = self.plan.count * self.plan.room
+        if self.plan.count < len(chosen) or self.plan.room < longest or size > tokens:
+            room = min(self._larger(longest), tokens // len(chosen))
+            self._resize(min(len(self.held), tokens // room), room)
+        return chosen
+
+    def park(self, slot: int) -> list[int]:
+        """Drop the conversation of a slot; its ids, with which :meth:`open` begins it again."""
+        ids = self.held[slot] + self.waiting[slot]
+        self.held[slot], self.waiting[slot] = [], []
+        self.rows.pop(slot, None)
+        return ids
+
+    def _row(self, slot: int) -> int:
+        """The row of a slot; a free one where it has none."""
+        if slot not in self.rows:
+            taken = set(self.rows.values())
+            self.rows[slot] = next(row for row in range(self.plan.count) if row not in taken)
+        return self.rows[slot]
+
+    def _larger(self, longest: int) -> int:
+        """The room for conversations of ``longest`` tokens: in steps, since growing copies."""
+        return longest + max(_STEP, longest // 8)
+
+    def _resize(self, count: int, room: int) -> None:
+        slots = sorted(self.rows, key=lambda slot: self.rows[slot])
+        rows = [self.rows[slot] for slot in slots]
+        if rows == list(range(len(rows))) or count == self.plan.count:
+            rows = list(range(min(count, self.plan.count)))
+        else:
+            self.rows = {slot: row for row, slot in enumerate(slots)}
+        for layer in self.layers:
+            layer.resize(rows, count, room)
+        self.plan.count, self.plan.room = count, room
+
     def act(
         self,
         slots: Sequence[int],
@@ -140,6 +261,8 @@ class Actor:
         limits: dict[int, Limits] | None = None,
     ) -> dict[int, list[int]]:
         """One utterance for each slot, ids with their end. ``draws[slot]()`` gives uniform numbers in [0, 1).
+
+        Whatever ends an answer (:meth:`eef.policy.Policy.ends`) is replaced by the scaffold's end.
 
         ``temperature`` 0 is greedy. With ``limits`` only what they allow is said, and the model is asked only where
         they leave a choice.
@@ -163,14 +286,23 @@ class Actor:
                 self._say(said[slot], slot, token)
             going = []
             for slot in asked:
-                if limits is None and said[slot][-len(end) :] == end:
+                if limits is not None:
+                    going.append(slot)
+                elif said[slot][-len(end) :] == end:
                     continue
-                if limits is None and len(said[slot]) >= self.policy.max_new_tokens:
-                    for token in end:
-                        self._say(said[slot], slot, token)
-                    continue
-                going.append(slot)
+                elif self.policy.ends(said[slot][-1]):
+                    said[slot].pop()
+                    self.waiting[slot].pop()
+                    self._end(said[slot], slot)
+                elif len(said[slot]) >= self.policy.max_new_tokens:
+                    self._end(said[slot], slot)
+                else:
+                    going.append(slot)
         return said
+
+    def _end(self, said: list[int], slot: int) -> None:
+        for token in self.policy.chat.end:
+            self._say(said, slot, token)
 
     def _forced(self, said: list[int], slot: int, limits: Limits) -> list[int]:
         """Say what has no alternative; the choices at the next fork, none when the utterance is complete."""
@@ -192,45 +324,190 @@ class Actor:
                 out[slot] = row
         return torch.stack([out[slot] for slot in slots])
 
-    def _forward_group(self, asked: list[int]) -> torch.Tensor:
-        """As :meth:`_forward`; rows between those asked go along idle where copying the others would cost more."""
-        slots, span = sorted(asked), None
-        if 4 * len(slots) > 3 * (slots[-1] - slots[0] + 1):
-            slots = list(range(slots[0], slots[-1] + 1))
-            span = slice(slots[0], slots[-1] + 1)
-        idle = set(slots) - set(asked)
-        width = max(len(self.waiting[slot]) for slot in asked)
-        longest = max(self.length(slot) for slot in asked)
-        while self.plan.room <= longest:
-            self.plan.room = 2 * (self.plan.room - 1) + 1
-        ids = np.full((len(slots), width), self.policy.pad)
-        places = np.full((len(slots), width), self.plan.room - 1)
-        for place, slot in enumerate(slots):
-            if slot in idle:
+    def _forward_group(self, slots: list[int]) -> torch.Tensor:
+        """As :meth:`_forward`, in pieces where one pass would take too much memory."""
+        seen = max(self.length(slot) for slot in slots)
+        width = max(1, min(_CELLS // (self.heads * seen), _TOKENS))  # tokens that one pass may read
+        if len(slots) > 1 and len(slots) * max(len(self.waiting[slot]) for slot in slots) > width:
+            half = len(slots) // 2
+            return torch.cat([self._forward_group(slots[:half]), self._forward_group(slots[half:])])
+        while len(slots) == 1 and len(self.waiting[slots[0]]) > width:
+            self._pass(slots, width)
+        return self._pass(slots)
+
+    def _pass(self, asked: list[int], most: int | None = None) -> torch.Tensor:
+        """One forward pass over what waits (at most ``most`` ids); rows between those asked go along idle where copying
+        the others would cost more."""
+        row_of = {self._row(slot): slot for slot in asked}
+        rows, span = sorted(row_of), None
+        if 4 * len(rows) > 3 * (rows[-1] - rows[0] + 1):
+            rows = list(range(rows[0], rows[-1] + 1))
+            span = slice(rows[0], rows[-1] + 1)
+        new_ids = {slot: self.waiting[slot][:most] for slot in asked}
+        width = max(map(len, new_ids.values()))
+        longest = max(len(self.held[slot]) + len(new_ids[slot]) for slot in asked)
+        if self.plan.room <= longest:
+            tokens = self.memory // self.token_bytes if self.token_bytes else sys.maxsize
+            self._resize(self.plan.count, max(longest + 1, min(self._larger(longest), tokens // self.plan.count)))
+        ids = np.full((len(rows), width), self.policy.pad)
+        places = np.full((len(rows), width), self.plan.room - 1)
+        for at, row in enumerate(rows):
+            if row not in row_of:
                 continue
-            new, start = self.waiting[slot], len(self.held[slot])
-            ids[place, width - len(new) :] = new
-            places[place, width - len(new) :] = np.arange(start, start + len(new))
+            slot = row_of[row]
+            new, start = new_ids[slot], len(self.held[slot])
+            ids[at, width - len(new) :] = new
+            places[at, width - len(new) :] = np.arange(start, start + len(new))
             self.read_tokens += len(new)
             self.held[slot] += new
-            self.waiting[slot] = []
-        where = torch.from_numpy(places)
-        padding = where == self.plan.room - 1
-        position = where.masked_fill(padding, 0)
-        self.plan.rows, self.plan.span = torch.tensor(slots, device=self.device), span
-        self.plan.places = where.to(self.device)
+            self.waiting[slot] = self.waiting[slot][len(new) :]
+        where = torch.from_numpy(places).to(self.device)
+        # padding is at position 0 and sees place 0, so that no row of a mask is empty; nobody reads what it gives
+        position = where.masked_fill(where == self.plan.room - 1, 0)
+        self.plan.rows, self.plan.span = torch.tensor(rows, device=self.device), span
+        self.plan.places = where
         self.plan.seen = longest
-        unseen = torch.arange(longest) > position[:, :, None]  # not a row's own past; padding sees place 0, is not read
-        mask = torch.zeros(unseen.shape, dtype=self.policy.model.dtype).masked_fill_(unseen, float("-inf"))
+        masks = {kind: self._mask(kind, position, longest) for kind in self.kinds}
         output = self.policy.model(
             input_ids=torch.from_numpy(ids).to(self.device),
-            attention_mask=mask[:, None].to(self.device),
-            position_ids=position.to(self.device),
+            attention_mask=masks if self.by_kind else masks[self.kinds[0]],
+            position_ids=position,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[[slots.index(slot) for slot in asked], -1].float()
+        return output.logits[[rows.index(self.rows[slot]) for slot in asked], -1].float()
+
+    def _mask(self, kind: str, position: torch.Tensor, seen: int) -> torch.Tensor:
+        """What a kind of layer adds to its attention scores, (rows, 1, width, seen), as transformers' masking_utils."""
+        place, query = torch.arange(seen, device=self.device), position[:, :, None]
+        hidden = place > query
+        if kind == "sliding_attention":
+            hidden |= place <= query - self.config.sliding_window
+        elif kind == "chunked_attention":
+            hidden |= place // self.config.attention_chunk_size < query // self.config.attention_chunk_size
+        mask = torch.zeros(hidden.shape, dtype=self.policy.model.dtype, device=self.device)
+        return mask.masked_fill_(hidden, float("-inf"))[:, None]
+
+
+def _mask_kinds(model: Any, config: Any) -> tuple[list[str], bool]:
+    """The kinds of attention masks that a model takes, and whether it takes them as a dict (one by kind of layer).
+
+    As ``create_masks_for_generate`` of transformers decides it, but for windows that a configuration names and the
+    code of the model ignores.
+    """
+    if hasattr(config, "layer_types"):
+        return sorted(set(config.layer_types)), True
+    modules = [sys.modules[name] for name in {type(module).__module__ for module in model.modules()}]
+    for size, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        code = "create_sliding_window_causal_mask" if size == "sliding_window" else "create_chunked_causal_mask"
+        if getattr(config, size, None) is not None and any(hasattr(module, code) for module in modules):
+            return [kind], False
+    return ["full_attention"], False
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a cache may take: a share of what is free on the GPU, or of the host's memory within its limits."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(_SHARE * free)
+    free = psutil.virtual_memory().available
+    for group, limit, current, cached in _CGROUPS:
+        try:
+            size, used = (Path(group, name).read_text().strip() for name in (limit, current))
+            counts = dict(line.split() for line in Path(group, "memory.stat").read_text().splitlines())
+        except OSError:  # no such group on this machine
+            continue
+        if size.isdigit():
+            free = min(free, int(size) - int(used) + int(counts.get(cached, 0)))  # cached files make room
+    return int(_SHARE * max(free, 0))
+
+
+@torch.inference_mode()
+def check(policy: Policy) -> int:
+    """Compare the engine with the plain forward pass of the model, which has no cache and masks of its own.
+
+    Two short conversations of different lengths are read in two pieces each, with windows smaller than they are.
+    Returns the bytes of keys and values for each token. ValueError where the two differ, which would mean that acting
+    is not what training teaches.
+    """
+    model = _inner(policy.model)
+    name = f"model={policy.name!r}: {type(model).__name__}"
+    if reason := refusal(model.config, type(model)):
+        raise ValueError(f"{name} {reason}; {USE_SERVER}")
+    size = min(len(policy.tokenizer), model.get_input_embeddings().weight.shape[0])
+    draw = np.random.default_rng(0)
+    talks = [draw.integers(0, size, length).tolist() for length in (24, 17)]
+    pieces = [(14, 10), (10, 7)]  # what is read of each at a time
+    padded = [ids + [0] * (24 - len(ids)) for ids in talks]  # nothing sees what follows it
+    actor = Actor.__new__(Actor)
+    differences = []
+    training = policy.model.training
+    policy.model.eval()
+    try:
+        with _small_windows(model):
+            actor._begin(policy, len(talks), token_bytes=0)
+            output = policy.model(input_ids=torch.tensor(padded, device=actor.device), use_cache=False)
+            expected = output.logits.float().log_softmax(-1)
+            for piece in pieces:
+                for slot, count in enumerate(piece):
+                    start = actor.length(slot)
+                    actor.hear(slot, talks[slot][start : start + count])
+                for slot, logits in enumerate(actor._forward(list(range(len(talks))))):
+                    plain = expected[slot, actor.length(slot) - 1]
+                    engine = logits.log_softmax(-1)
+                    if _exact(model):
+                        differences.append(float((engine - plain).abs().max()))
+                    else:
+                        differences.append(float((engine.exp() - plain.exp()).abs().sum() / 2))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} does not run in this engine ({words}); {USE_SERVER}") from error
+    finally:
+        policy.model.train(training)
+    # in half precision one position may go astray, such as where a router decides between two experts
+    difference = max(differences) if _exact(model) else float(np.median(differences))
+    if not difference <= (_TOLERANCE if _exact(model) else _HALF_TOLERANCE):
+        what = "log-probabilities differ by" if _exact(model) else "the distributions of the next token differ by"
+        raise ValueError(
+            f"{name} acts otherwise in this engine than it trains: {what} {difference:.2g} from those of the plain "
+            f"forward pass; {USE_SERVER}"
+        )
+    held = [layer for layer in actor.layers if layer.is_initialized]
+    return sum(tensor[0, :, 0].nbytes for layer in held for tensor in (layer.keys, layer.values) if tensor is not None)
+
+
+def _inner(model: Any) -> Any:
+    """The model of transformers inside adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _exact(model: Any) -> bool:
+    """Whether the model computes in single precision or better."""
+    return model.dtype not in HALF and not getattr(model, "is_quantized", False)
+
+
+@contextmanager
+def _small_windows(model: Any) -> Iterator[None]:
+    """Windows and chunks of a few tokens, so that they matter in a short conversation."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    configs |= {id(text): text for config in configs.values() if (text := config.get_text_config())}
+    before = [
+        (config, size, value)
+        for config in configs.values()
+        for size in ("sliding_window", "attention_chunk_size")
+        if (value := getattr(config, size, None)) is not None
+    ]
+    try:
+        for config, size, value in before:
+            setattr(config, size, min(value, _WINDOW))
+        yield
+    finally:
+        for config, size, value in before:
+            setattr(config, size, value)
 
 
 def _common(a: list[int], b: list[int]) -> int:

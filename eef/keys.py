@@ -26,9 +26,9 @@ from eef.files import PACKAGE, RunError, digest, write_json
 # one run are then always made by the same releases. The local part ("+cpu", "+cu130") and the device do not belong to
 # it: machines of one cluster share stages, and stage.json records where each was made.
 LIBRARIES = (
-    "accelerate", "bitsandbytes", "numpy", "peft", "rapidfuzz", "regex", "tokenizers", "torch", "transformers",
+    "accelerate", "bitsandbytes", "gguf", "numpy", "peft", "rapidfuzz", "regex", "tokenizers", "torch", "transformers",
 )  # fmt: skip
-_IMPLIED = {"transformers": ("tokenizers", "bitsandbytes")}  # imported by transformers for us
+_IMPLIED = {"transformers": ("tokenizers", "bitsandbytes", "gguf")}  # imported by transformers for us
 
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -267,15 +267,17 @@ def model_key(name: str) -> str:
     """What stands for a model in keys: the contents of every file of its folder that can change its behaviour.
 
     These are weights of any format, configurations, tokenizer, chat templates and ``chat.json``; documentation and the
-    state of a Trainer do not count. ``name`` may also be a single file (GGUF). A name of the hub stands for itself with
-    the commit that it refers to. ``embedded`` names are to be resolved first (:func:`eef.policy.folder_of`).
+    state of a Trainer do not count. ``name`` may also be a single file (GGUF): it counts with the ``chat.json`` beside
+    it. A name of the hub stands for itself with the commit that it refers to. ``embedded`` names are to be resolved
+    first (:func:`eef.policy.folder_of`).
     ValueError for the folder of an adapter, whose base model lies elsewhere.
     """
     at = Path(name)
     if (at / "adapter_config.json").is_file():
         raise ValueError(f"model={name!r} is the folder of an adapter: give its base model, or a merged model")
     if at.is_file():
-        return file_key(at)
+        beside = at.parent / "chat.json"
+        return digest([file_key(at), file_key(beside)]) if beside.is_file() else file_key(at)
     if not at.is_dir():
         return f"{name}@{_hub_commit(name)}"
     files = [file for file in [*at.iterdir(), *(at / _TEMPLATES).glob("*")] if file.is_file()]

@@ -94,9 +94,10 @@ def simulate(
     """Simulate ``policy`` from each start; whole trajectories (an expert's prefix included) in order of start.
 
     ``max_steps`` counts all turns of an episode, the prefix included (default: the environment's). Each start has a
-    random stream of its own, so that ``slots`` and order change no result; ``seeds`` are those of :func:`streams`, to
-    be passed where ``starts`` is a part of a longer list. An episode that the machinery breaks (a replay that diverges,
-    an environment that fails, a context that overflows) ends with its own ``outcome``; the others go on.
+    random stream of its own, so that ``slots``, order and memory change no result; ``seeds`` are those of
+    :func:`streams`, to be passed where ``starts`` is a part of a longer list. An episode that the machinery breaks (a
+    replay that diverges, an environment that fails, a context that overflows) ends with its own ``outcome``; the others
+    go on.
 
     ``on_progress(episodes, wins, tokens)`` is called after each episode with what it adds: 1, 1 if it won else 0, and
     the tokens that the policy sampled. ValueError for a state that an expert does not have, and where decoding
@@ -123,6 +124,7 @@ def simulate(
         if start.expert is not None and start.index < limit:
             wanted.setdefault(id(start.expert), []).append(start.index)
     live: dict[int, _Episode] = {}
+    waiting: dict[int, list[int]] = {}  # ids of live conversations that the actor does not hold
     free = list(range(places))[::-1]
 
     def begin(pair: tuple[int, int]) -> tuple[_Episode, list[int], str]:
@@ -166,8 +168,8 @@ def simulate(
     with ThreadPoolExecutor(max(1, len(seats))) as threads:  # a worker is a process: its thread waits for it
         at_once: Callable[..., Iterable[Any]] = threads.map if seats else map
         while queue or live:
-            opened: dict[int, list[int]] = {}
-            while queue and free:
+            more = not waiting  # first those that wait for room
+            while more and queue and free:
                 batch = [(free.pop(), queue.pop()) for _ in range(min(len(queue), len(free)))]
                 for (slot, _), (episode, ids, broken) in zip(batch, list(at_once(begin, batch)), strict=True):
                     if not broken and len(ids) + policy.max_new_tokens > policy.context:
@@ -176,13 +178,18 @@ def simulate(
                         end(episode, broken or "max_steps")
                         free.append(slot)
                     else:
-                        live[slot], opened[slot] = episode, ids
-            if opened:
+                        live[slot], waiting[slot] = episode, ids
+            playing = actor.fitting({slot: len(waiting.get(slot, ())) or actor.length(slot) for slot in live})
+            for slot in live:
+                if slot not in playing and slot not in waiting:
+                    waiting[slot] = actor.park(slot)
+            if opened := {slot: waiting.pop(slot) for slot in playing if slot in waiting}:
                 actor.open(opened)
             limits: dict[int, Limits] | None = None
             if policy.limited:
                 limits = {}
-                for slot, episode in list(live.items()):
+                for slot in playing:
+                    episode = live[slot]
                     try:
                         actions = episode.env.available_actions()
                     except EnvError as error:
@@ -190,15 +197,16 @@ def simulate(
                         free.append(slot)
                     else:
                         limits[slot] = Limits.of(episode.talk, actions, episode.prompt, policy.max_new_tokens)
-            if not live:
+            turn = {slot: live[slot] for slot in playing if slot in live}
+            if not turn:
                 continue
-            said = actor.act(list(live), {slot: episode.draw for slot, episode in live.items()}, temperature, limits)
+            said = actor.act(list(turn), {slot: episode.draw for slot, episode in turn.items()}, temperature, limits)
             longest = policy.max_new_tokens + len(policy.chat.end)  # an answer that was cut has an end appended
-            cut = [limits is None and len(said[slot]) >= longest for slot in live]
-            chosen = [limits[slot].action(said[slot]) if limits else None for slot in live]
-            answers = [said[slot] for slot in live]
-            stepped = list(at_once(_step, live.values(), answers, chosen, cut, [limit] * len(live)))
-            for (slot, episode), outcome in zip(list(live.items()), stepped, strict=True):
+            cut = [limits is None and len(said[slot]) >= longest for slot in turn]
+            chosen = [limits[slot].action(said[slot]) if limits else None for slot in turn]
+            answers = [said[slot] for slot in turn]
+            stepped = list(at_once(_step, turn.values(), answers, chosen, cut, [limit] * len(turn)))
+            for (slot, episode), outcome in zip(turn.items(), stepped, strict=True):
                 if not outcome:
                     heard = episode.talk.hear(episode.turns[-1].observation)
                     if actor.length(slot) + len(heard) + policy.max_new_tokens > policy.context:

@@ -27,12 +27,11 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from transformers import AutoConfig
 from urllib3 import Retry
 
-from eef.chat import Chat, load_options
+from eef.chat import Chat
 from eef.limits import Limits
-from eef.policy import folder_of, load_chat
+from eef.policy import config_of, context_of, ends_of, folder_of, generation_of, load_chat, options_of
 
 _WAIT = (10, 300)  # seconds: to connect, to answer
 # an unreachable server is told soon; one that is busy, or drops a connection, is asked again for about a minute
@@ -119,6 +118,7 @@ class Served:
     """A policy behind a server: :class:`eef.policy.Policy` without weights. ``asked`` is its name at the server.
 
     ``about`` is for the record: engine, version, address, model and the longest conversation that the server reads.
+    ``model_ends`` are the ends that the model's configurations name.
     """
 
     server: Server
@@ -129,11 +129,13 @@ class Served:
     limited: bool
     max_new_tokens: int
     about: dict[str, Any]
+    model_ends: frozenset[int] = frozenset()
 
     def sample(
         self, ids: list[int], count: int, draw: Callable[[], float], temperature: float, allowed: Sequence[int] = ()
     ) -> list[int]:
-        """At most ``count`` ids that follow ``ids``, up to the last id of an utterance's end; at least one.
+        """At most ``count`` ids that follow ``ids``, up to the last id of an utterance's end or an end of the model's;
+        at least one.
 
         Above temperature 0 the request's seed is the next of ``draw``. ServerError where the answer cannot be used.
         """
@@ -143,8 +145,8 @@ class Served:
             "max_tokens": count,
             "temperature": temperature,
             "return_token_ids": True,
-            "stop_token_ids": [self.chat.end[-1]],
-            "ignore_eos": True,  # the scaffold's end alone ends an utterance
+            "stop_token_ids": sorted({self.chat.end[-1], *self.model_ends}),
+            "ignore_eos": True,  # those above alone end an utterance
             # neutral: else the model's generation_config.json sets them
             "top_p": 1.0, "top_k": 0, "min_p": 0.0,
             "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
@@ -175,6 +177,10 @@ class Served:
             raise ServerError(f"{self.server.address} ignores allowed_token_ids, so decoding cannot be limited there")
         return list(said)
 
+    def ends(self, token: int) -> bool:
+        """As :meth:`eef.policy.Policy.ends`."""
+        return token in self.chat.stops or token in self.model_ends or token >= self.chat.size
+
 
 @contextmanager
 def served(
@@ -204,7 +210,8 @@ def served(
             f"under another name) add --served-model-name {model}"
         )
     longest = card.get("max_model_len")
-    context = context or int(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings)
+    config = config_of(model)
+    context = context_of(model, config, context)
     if not isinstance(longest, int) or longest < context:
         raise ServerError(
             f"{server.address} reads {longest} tokens at most, the run's longest conversation is {context}: start it "
@@ -218,11 +225,11 @@ def served(
         "model": card["id"],
         "max_model_len": longest,
     }
-    options = load_options(folder)
     chat = chat or load_chat(model)
-    small = bool(options.get("limited", False)) if limited is None else limited
+    small = bool(options_of(model).get("limited", False)) if limited is None else limited
     name = f"{Path(adapter).name}-{uuid.uuid4().hex[:12]}" if adapter is not None else str(card["id"])
-    policy = Served(server, name, chat, model, context, small, max_new_tokens, about)
+    ends = ends_of(config, generation_of(model)) | ({chat.tokenizer.eos_token_id} - {None})
+    policy = Served(server, name, chat, model, context, small, max_new_tokens, about, ends)
     if adapter is None:
         yield policy
         return
@@ -258,6 +265,14 @@ class ServedActor:
         """Tokens of the conversation so far."""
         return len(self.held[slot])
 
+    def fitting(self, lengths: dict[int, int]) -> list[int]:
+        """All of them: the server has its own memory."""
+        return list(lengths)
+
+    def park(self, slot: int) -> list[int]:
+        """The ids of a conversation, with which :meth:`open` begins it again."""
+        return self.held[slot]
+
     def act(
         self,
         slots: Sequence[int],
@@ -291,13 +306,19 @@ class ServedActor:
         while said[-len(end) :] != end:  # an end of several ids may be begun and not be one
             if len(said) >= policy.max_new_tokens:
                 return said + end
-            said += policy.sample(history + said, policy.max_new_tokens - len(said), draw, temperature)
+            more = policy.sample(history + said, policy.max_new_tokens - len(said), draw, temperature)
+            for token in more:
+                said.append(token)
+                if said[-len(end) :] == end:
+                    break
+                if policy.ends(token):
+                    return said[:-1] + end
         return said
 
 
 def _is(card: dict[str, Any], model: str, folder: str) -> bool:
     root = str(card.get("root"))
-    same = Path(folder).is_dir() and Path(root).is_dir() and Path(root).samefile(folder)
+    same = Path(folder).exists() and Path(root).exists() and Path(root).samefile(folder)
     return model in (card.get("id"), root) or same
 
 

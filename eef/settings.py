@@ -12,13 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig
-
-from eef.chat import load_options
 from eef.experts import STAND_INS
 from eef.files import joined_names
 from eef.keys import file_key, model_key
-from eef.policy import DTYPES, QUANTIZATIONS, folder_of
+from eef.policy import DTYPES, QUANTIZATIONS, check_playable, context_of, folder_of, options_of
 from eef.train import BATCHES, OPTIMIZERS
 
 T = TypeVar("T")
@@ -215,14 +212,13 @@ class Settings(
     def resolved(self) -> Settings:
         """The same settings with what the model's files decide filled in: ``limited`` and ``context``.
 
-        OSError for an unknown model.
+        OSError for an unknown model; ValueError for one that our engine cannot play, and where the files do not name
+        the longest conversation.
         """
-        folder, context = folder_of(self.model), self.context
-        if context is None:
-            longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
-            context = int(longest) if longest else None
-        limited = bool(load_options(folder).get("limited", False)) if self.limited is None else self.limited
-        return replace(self, limited=limited, context=context)
+        if not self.engine:
+            check_playable(self.model)
+        limited = bool(options_of(self.model).get("limited", False)) if self.limited is None else self.limited
+        return replace(self, limited=limited, context=context_of(self.model, context=self.context))
 
     @property
     def artefact(self) -> str:

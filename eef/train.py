@@ -246,20 +246,50 @@ def fit(
         raise ValueError(f"no token carries loss in {len(rows)} training examples: check the selection and the masks")
     if batches not in BATCHES:
         raise ValueError(f"batches={batches!r}: known are {', '.join(map(repr, BATCHES))}")
-    flash = torch.cuda.is_available() and is_flash_attn_2_available() and model.config.dtype in _HALF
-    flat = batches == "flat" or (batches == "auto" and flash)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    flash = torch.cuda.is_available() and is_flash_attn_2_available() and model.config.dtype in _HALF
+    flash = flash and _takes_flash(inner)
+    flat = batches == "flat" or (batches == "auto" and flash)
     before = inner.config._attn_implementation
     if flat and flash:
         inner.set_attn_implementation("flash_attention_2")
     try:
+        if flat and not _apart(model):
+            if batches == "flat":
+                raise ValueError(
+                    f"batches='flat': {type(inner).__name__} lets rows that lie one behind the other see each other, "
+                    "so it would train on wrong histories: set batches='padded'"
+                )
+            flat = False
+            inner.set_attn_implementation(before)
         return _run(
             _Trainer, model, _Rows(rows, pad), flatten if flat else partial(collate, pad=pad), folder, epochs, lr,
             batch_size, seed, micro, **settings,
         )  # fmt: skip
     finally:
-        if flat and flash:
-            inner.set_attn_implementation(before)  # acting has masks that FlashAttention does not know
+        inner.set_attn_implementation(before)  # acting has masks that FlashAttention does not know
+
+
+def _takes_flash(model: Any) -> bool:
+    """Whether FlashAttention computes what the model's own attention does: it knows windows, but no chunks."""
+    text = model.config.get_text_config()
+    chunked = getattr(text, "attention_chunk_size", None) is not None
+    return bool(model._supports_flash_attn and not model._compatible_flash_implementations and not chunked)
+
+
+@torch.no_grad()
+def _apart(model: Any) -> bool:
+    """Whether rows of :func:`flatten` do not see each other: the second one's logits do not depend on the first."""
+    training = model.training
+    model.eval()
+    rows = [{"input_ids": tuple(ids), "mask": (True,) * 6} for ids in (range(6), range(6, 12))]
+    logits = []
+    for before in rows:
+        batch = flatten([before, rows[0]])
+        on_device = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        logits.append(model(**on_device).logits[0, 6:].float())
+    model.train(training)
+    return bool((logits[0] - logits[1]).abs().max() <= 1e-2 * logits[0].abs().max())
 
 
 def _run(

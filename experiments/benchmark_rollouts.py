@@ -84,7 +84,7 @@ def made(pages: Sequence[str], width: int, layers: int, words: int) -> Policy:
 @torch.inference_mode()
 def plain(policy: Policy, env: WebShop, tasks: Sequence[str]) -> list[list[str]]:
     """Every turn, all live conversations are read from their beginning; the actions of each episode."""
-    end = list(policy.chat.end)
+    end, stops = list(policy.chat.end), sorted(policy.stops)
     twins, talks = [env.fork() for _ in tasks], [policy.chat.begin() for _ in tasks]
     ids = [talk.hear(twin.reset(task)) for talk, twin, task in zip(talks, twins, tasks, strict=True)]
     actions: list[list[str]] = [[] for _ in tasks]
@@ -94,10 +94,11 @@ def plain(policy: Policy, env: WebShop, tasks: Sequence[str]) -> list[list[str]]
         rows = torch.tensor([[policy.pad] * (longest - len(ids[one])) + ids[one] for one in live])
         mask = torch.tensor([[0] * (longest - len(ids[one])) + [1] * len(ids[one]) for one in live])
         found = policy.model.generate(
-            input_ids=rows, attention_mask=mask, do_sample=False, max_new_tokens=policy.max_new_tokens
-        )[:, longest:]
+            input_ids=rows, attention_mask=mask, do_sample=False, max_new_tokens=policy.max_new_tokens,
+            eos_token_id=stops,
+        )[:, longest:]  # fmt: skip
         for one, row in zip(list(live), found.tolist(), strict=True):
-            said = row[: row.index(end[0])] + end if end[0] in row else row + end
+            said = row[: next((place for place, token in enumerate(row) if token in policy.stops), len(row))] + end
             actions[one].append(read_action(talks[one].spoken(said), react=False).action)
             step = twins[one].step(actions[one][-1])
             ids[one] += said + talks[one].hear(step.observation)

@@ -271,6 +271,9 @@ class Scripted:
         self.policy, self.said, self.read = policy, 0, 0
         self.plan = type("Plan", (), {"slots": slots})
 
+    def fitting(self, lengths: dict[int, int]) -> list[int]:
+        return list(lengths)
+
     def open(self, prompts) -> None:
         self.read = max(map(len, prompts.values()))
 
