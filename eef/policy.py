@@ -146,7 +146,7 @@ class Policy:
             raise _no_model(model, error) from None
         if files:
             _forget_gguf(base)
-        _check_vocabulary(model, chat.tokenizer, base)
+        _check_vocabulary(model, chat, base)
         if quantize:
             for module in base.modules():
                 if hasattr(
@@ -298,18 +298,22 @@ def _fixed_positions(text: Any, longest: int | None) -> int | None:
     return min((size for size in sizes if size), default=None)
 
 
-def _check_vocabulary(model: str, tokenizer: Any, base: Any) -> None:
-    """ValueError for a tokenizer that gives ids which the model does not have; a token for padding is never read."""
-    size = base.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(model: str, chat: Chat, base: Any) -> None:
+    """ValueError for a tokenizer that gives ids which the model does not have.
+
+    A control token that the scaffold does not use, such as one for padding, may lie beyond: nothing is read as it.
+    """
+    tokenizer, size = chat.tokenizer, base.get_input_embeddings().weight.shape[0]
     if len(tokenizer) <= size:
         return
-    beyond = [word for word, token in tokenizer.get_vocab().items() if token >= size]
-    if set(beyond) - {tokenizer.pad_token}:
+    beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= size}
+    unused = chat.control - {*chat.before, *chat.to_agent, *chat.end, *chat.to_user}
+    if beyond.keys() - unused:
         raise ValueError(
             f"model={model!r}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {size}, so that the "
-            f"model does not know {', '.join(map(repr, sorted(beyond)[:3]))}. Enlarge the "
-            "model (model.resize_token_embeddings(len(tokenizer))) and save both, or give the tokenizer that the model "
-            "was trained with"
+            f"model does not know {', '.join(repr(beyond[token]) for token in sorted(beyond.keys() - unused)[:3])}. "
+            "Enlarge the model (model.resize_token_embeddings(len(tokenizer))) and save both, or give the tokenizer "
+            "that the model was trained with"
         )
 
 

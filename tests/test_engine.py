@@ -104,7 +104,7 @@ def test_a_token_for_padding_may_lie_beyond_the_model(tokenizer, chat, tmp_path:
     assert set(actor.act([0, 1], DRAWS, 0.0)) == {0, 1}
     added.add_tokens(["another"])
     _saved(added, Path(base))
-    with pytest.raises(ValueError, match=r"embedding \d+, so that the model does not know '<padding>', 'another'"):
+    with pytest.raises(ValueError, match=r"embedding \d+, so that the model does not know 'another'"):
         Policy.load(base)
 
 
@@ -207,12 +207,12 @@ def test_memory_changes_no_result(shop, policy: Policy, monkeypatch: pytest.Monk
     assert "slots" not in capsys.readouterr().out
     each = Actor(policy, 1).token_bytes
     longest = max(len(policy.chat.render(t, [True] * len(t))[0]) for t in expected) + 100
-    for conversations in (3, 1):
+    for conversations in (2, 1):
         monkeypatch.setattr(engine, "available_memory", lambda device, tokens=conversations * longest: tokens * each)
         assert play() == expected
         assert f"slots={len(starts)}: the cache holds " in capsys.readouterr().out
         read.append(Watched.read)
-    assert read[1] > read[0], "what waited was read again"
+    assert max(read[1:]) > read[0], f"what waited was read again: {read}"
     monkeypatch.setattr(engine, "available_memory", lambda device: 50 * each)
     with pytest.raises(ValueError, match=r"context=2048: a conversation of \d+ tokens .*slots="):
         play()

@@ -440,7 +440,7 @@ def test_another_release_of_a_library_makes_anew_what_it_computes(stages, model:
     current = keys.library_version
     expected = {"torch": POLICY, "transformers": POLICY, "tokenizers": POLICY, "peft": POLICY, "accelerate": POLICY}
     expected |= {"rapidfuzz": WORLD, "regex": WORLD}  # what WebShop's reward is computed with
-    expected |= {"numpy": WORLD, "bitsandbytes": POLICY, "pandas": set(), "matplotlib": set()}
+    expected |= {"numpy": WORLD, "bitsandbytes": POLICY, "gguf": POLICY, "pandas": set(), "matplotlib": set()}
     for library, stages_made in expected.items():
         monkeypatch.setattr(
             keys, "library_version", lambda name, library=library: "0" if name == library else current(name)
