@@ -233,9 +233,10 @@ def test_brackets_that_are_one_token_leave_room_for_a_search(brackets: Chat) -> 
 
 def test_search_words_come_from_the_page_alone(brackets: Chat) -> None:
     chat = replace(brackets, instructions="Answer with secrets.", opening=(("Zebra?", "Quagga."),))
-    limits = Limits.of(chat.begin(), SEARCH_AND_CLICKS, PAGE)
-    for word in ("secrets", "Zebra?", "Quagga", "<end>", " find"):
-        assert barred(limits, chat.begin().say("search[]")[:1] + chat.tokenizer(f"[{word}]")["input_ids"])
+    limits, talk = Limits.of(chat.begin(), SEARCH_AND_CLICKS, PAGE), chat.begin()
+    assert not barred(limits, talk.say("search[find]"))
+    for word in ("secrets", "secrets.", "Zebra?", "Quagga", "[SEP]", "SEP"):
+        assert barred(limits, talk.say(f"search[{word}]"))
 
 
 def test_search_words_are_those_between_blanks_with_and_without_punctuation() -> None:
