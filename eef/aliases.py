@@ -85,10 +85,11 @@ class Aliases:
         return f"{name}[ {inside} ]"
 
     def write_action(self, text: str) -> str:
-        """The inverse of :meth:`read_action`, for what a policy said: a click names a part as the page writes it.
+        """The inverse of :meth:`read_action` for what a policy said.
 
-        Symbols keep no punctuation, so several parts of a page may have the same ones. A click on these stays as it was
-        said, which no environment takes for an action: it is not guessed which part was meant.
+        A click names a part as the current page writes it. Symbols keep no punctuation, so several parts of a page may
+        have the same ones: a click on these stays as it was said, which no environment takes for an action, since
+        nothing tells which part was meant.
         """
         match = re.match(r"^(search|click)\[\s*(.*?)\s*\]$", text.strip(), re.DOTALL)
         if match is None:

@@ -78,7 +78,8 @@ class Limits:
                 f"limited=True: the tokenizer of {talk.chat.tokenizer.name_or_path!r} can say none of the "
                 f"{len(actions)} available actions. Set limited=False"
             )
-        texts, spelled, names = [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+        texts, names = [row[0] for row in rows], [row[2] for row in rows]
+        spelled = [ids if all(map(spelling.says, ids)) else tuple(spelling.spell(text)) for text, ids, _ in rows]
         return cls(talk, spelling, texts, spelled, names, search, longest)
 
     def allowed(self, said: Sequence[int]) -> list[int]:
@@ -156,12 +157,7 @@ class Limits:
         if not group:
             return None
         size, first = len(said), group[0]
-        if (
-            len(first) > size
-            and first[:size] == said
-            and self.spelling.says(first[size])
-            and all(ids[: size + 1] == first[: size + 1] for ids in group)
-        ):
+        if len(first) > size and first[:size] == said and all(ids[: size + 1] == first[: size + 1] for ids in group):
             return first[size]
         if state.high - state.low == len(group) == 1:
             return self.spelling.spell(self.texts[state.low][len(state.text) :])[0]

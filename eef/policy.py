@@ -307,7 +307,8 @@ def _check_vocabulary(model: str, chat: Chat, base: Any) -> None:
     if len(tokenizer) <= size:
         return
     beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= size}
-    unused = chat.control - {*chat.before, *chat.to_agent, *chat.end, *chat.to_user}
+    scaffold = chat.scaffold
+    unused = scaffold.control - {*scaffold.before, *scaffold.to_agent, *scaffold.end, *scaffold.to_user}
     if beyond.keys() - unused:
         raise ValueError(
             f"model={model!r}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {size}, so that the "

@@ -39,6 +39,7 @@ class Spelling:
         control = set(added) | set(tokenizer.all_special_ids)
         vocabulary = tokenizer.get_vocab()
         self.text = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        self._sayable = bytearray(len(self.text))
         ids: dict[bytes, tuple[int, ...]] = {}
         for token, number in vocabulary.items():
             said = say(token)
@@ -46,6 +47,7 @@ class Spelling:
             blank = number in added and not added[number].special and said is not None and not said.strip()
             if said and (number not in control or blank):
                 ids[said] = (*ids.get(said, ()), number)
+                self._sayable[number] = True
         self._ids, self._sorted = ids, sorted(ids)
         self._singles = b"".join(said for said in ids if len(said) == 1)
         self._memo: dict[bytes, tuple[tuple[int, ...], bool]] = {}
@@ -58,7 +60,7 @@ class Spelling:
 
     def says(self, token: int) -> bool:
         """Whether ``token`` may be said as text."""
-        return token in self._ids.get(self.text[token], ())
+        return bool(self._sayable[token])
 
     def look(self, text: bytes) -> tuple[tuple[int, ...], bool]:
         """The tokens that say exactly ``text``, and whether longer ones begin with it."""

@@ -13,6 +13,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SMALL = {
     "rollouts": "--episodes 3 --turns 2 --failures 2 --m 2 --further 1 --words 4 --width 32 --layers 1",
     "training": "--trajectories 4 --rounds 1",
+    "limits": f"{EXPERIMENTS.parent / 'eef' / 'base_scienceworld'} --answers 2 --rounds 3 --layers 1",
     "gpu": "--small --episodes 1 3 --prompt 32 --words 4 --steps 2",
 }
 
@@ -23,4 +24,9 @@ def test_a_benchmark_runs(name: str) -> None:
     words = [sys.executable, str(EXPERIMENTS / f"benchmark_{name}.py"), *SMALL[name].split()]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {"rollouts": " times", "training": "what eef does", "gpu": "share_of_bandwidth"}[name] in done.stdout
+    assert {
+        "rollouts": " times",
+        "training": "what eef does",
+        "limits": "one forward pass",
+        "gpu": "share_of_bandwidth",
+    }[name] in done.stdout

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from eef.engine import Actor
 from eef.experts import demonstrations
-from eef.limits import Limits
 from eef.policy import Policy
 from eef.pretrain import make_model, save
 from eef.rollout import Start, simulate
@@ -83,59 +82,6 @@ def test_the_states_of_each_expert_share_though_all_begin_alike(policy: Policy) 
     assert actor.read_tokens + left <= 20 + 3 * 180 + 12, "each token once, and the last one of each conversation"
     actor.open({0: [*experts[2][:150], 3, 4]})  # a later one takes over from a conversation that is open
     assert actor.held[0] == experts[2][:150]
-
-
-def talk_on_results(policy: Policy):
-    talk = policy.chat.begin()
-    prompt = talk.hear("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")
-    talk.hear(
-        "Back to Search [SEP] Next > [SEP] B000000001 [SEP] Red Shirt [SEP] $9.0 [SEP] B000000002 [SEP] Hat [SEP] $8.0"
-    )
-    return talk, prompt
-
-
-def test_limits_are_the_available_actions_and_nothing_else(policy: Policy) -> None:
-    talk, prompt = talk_on_results(policy)
-    names = ["back to search", "next >", "b000000001", "b000000002"]
-    limits = Limits.of(talk, {"has_search_bar": False, "clickables": names}, prompt)
-    found: list[str] = []
-
-    def walk(said: list[int]) -> None:
-        allowed = limits.allowed(said)
-        for token in allowed:
-            walk([*said, token])
-        if not allowed:
-            found.append(talk.spoken(said))
-
-    walk([])
-    assert sorted(found) == sorted(f"click[{name}]" for name in names)
-
-
-def test_limits_leave_search_words_to_the_prompt(policy: Policy) -> None:
-    talk, prompt = talk_on_results(policy)
-    limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, prompt)
-    opening = talk.say("search[red]")[:1]
-    assert limits.allowed([]) == opening
-    words = limits.allowed(opening)
-    assert talk.say("search[red]")[1] in words and limits.closing[0] not in words  # no empty search
-    said = [*opening, *[words[0]] * limits.longest]
-    assert limits.allowed(said) == [limits.closing[0]]  # no endless one
-    assert limits.allowed([*said, *limits.closing]) == []
-
-
-@given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=25)
-def test_limited_decoding_says_only_what_is_allowed(seed: int, tokenizer, chat) -> None:
-    torch.manual_seed(0)
-    policy = Policy(make_model(tokenizer, 32, 1, 2).eval(), tokenizer, chat, "random", 512, True)
-    talk, prompt = talk_on_results(policy)
-    names = ["back to search", "b000000001", "b000000002"]
-    actor = Actor(policy, 1)
-    actor.open({0: prompt})
-    rng = np.random.default_rng(seed)
-    limits = Limits.of(talk, {"has_search_bar": True, "clickables": names}, prompt)
-    said = talk.spoken(actor.act([0], {0: rng.random}, 1.0, {0: limits})[0])
-    assert said in {f"click[{name}]" for name in names} or (said.startswith("search[") and said.endswith("]"))
 
 
 def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
