@@ -4,7 +4,7 @@ Each conversation owns a row and a length of its own, so rows need no common pad
 once, and conversations that begin alike share what they have in common. Where the cache would not fit into memory,
 fewer conversations are held at once.
 
-An architecture is accepted by its properties (:func:`eef.policy.refusal`) and by a check on the model itself: the
+An architecture is accepted by its properties (:func:`eef.models.refusal`) and by a check on the model itself: the
 engine's log-probabilities must be those of the plain forward pass, which is the one that training sees.
 """
 
@@ -13,91 +13,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from eef.kv_cache import STEP, Plan, RowLayer, available_memory
 from eef.limits import Limits
-from eef.policy import HALF, USE_SERVER, Policy, refusal
+from eef.models import USE_SERVER, refusal
+from eef.policy import HALF, Policy
 
-_SHARE = 0.7  # of the free memory; the rest is for activations, logits and copies
-_STEP = 256  # places by which a cache grows at least
 _CELLS = 1 << 26  # of a mask (with eager attention: of all heads' scores) in one pass
 _TOKENS = 1 << 14  # read in one pass
-_CGROUPS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
 _WINDOW = 5  # tokens that a windowed layer sees while the engine is checked
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.2
-
-
-class _RowLayer(DynamicLayer):
-    """Keys and values of all conversations, (rows, heads, room, width); each row is written at its own places."""
-
-    def __init__(self, plan: _Plan) -> None:
-        super().__init__()
-        self.plan = plan
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        plan = self.plan
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = (
-                like.new_zeros((plan.count, like.shape[1], plan.room, like.shape[3]))
-                for like in (key_states, value_states)
-            )
-        assert self.keys is not None and self.values is not None
-        rows = plan.rows[:, None]
-        self.keys[rows, :, plan.places] = key_states.transpose(1, 2)
-        self.values[rows, :, plan.places] = value_states.transpose(1, 2)
-        held = plan.span if plan.span is not None else plan.rows
-        return self.keys[held, :, : plan.seen], self.values[held, :, : plan.seen]
-
-    def resize(self, rows: list[int], count: int, room: int) -> None:
-        """Make it ``count`` rows of ``room`` places, of which the first are the rows ``rows`` as they are now."""
-        if self.is_initialized:
-            assert self.keys is not None and self.values is not None
-            self.keys = _resized(self.keys, rows, count, room)  # one after the other: less memory at once
-            self.values = _resized(self.values, rows, count, room)
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        if self.is_initialized:  # a layer that uses another one's keys and values is not
-            assert self.keys is not None and self.values is not None
-            self.keys[target, :, :length] = self.keys[source, :, :length]
-            self.values[target, :, :length] = self.values[source, :, :length]
-
-
-def _resized(old: torch.Tensor, rows: list[int], count: int, room: int) -> torch.Tensor:
-    new = old.new_zeros((count, old.shape[1], room, old.shape[3]))
-    places = min(old.shape[2], room) - 1  # the last one is for padding
-    if rows == list(range(len(rows))):
-        new[: len(rows), :, :places] = old[: len(rows), :, :places]
-    else:
-        for target, source in enumerate(rows):
-            new[target, :, :places] = old[source, :, :places]
-    return new
-
-
-@dataclass
-class _Plan:
-    """Where the next forward pass reads and writes: ``places`` (rows, width) in the rows ``rows``; the last place of
-    each row (``room`` - 1) takes what padding writes. ``span``: the same rows where they lie side by side, as a slice,
-    which is read where it is; others are copied together. The cache has ``count`` rows."""
-
-    count: int
-    room: int = _STEP + 1
-    rows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    places: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
-    span: slice | None = None
-    seen: int = 0
 
 
 class Actor:
@@ -116,8 +46,8 @@ class Actor:
     def _begin(self, policy: Policy, slots: int, token_bytes: int) -> None:
         config = policy.model.config.get_text_config()
         self.policy = policy
-        self.plan = _Plan(slots)
-        self.layers = [_RowLayer(self.plan) for _ in range(int(config.num_hidden_layers))]
+        self.plan = Plan(slots)
+        self.layers = [RowLayer(self.plan) for _ in range(int(config.num_hidden_layers))]
         self.cache = Cache(layers=list(self.layers))
         self.held: list[list[int]] = [[] for _ in range(slots)]  # ids whose keys and values each row holds
         self.waiting: list[list[int]] = [[] for _ in range(slots)]  # ids not yet read by the model
@@ -240,7 +170,7 @@ class Actor:
 
     def _larger(self, longest: int) -> int:
         """The room for conversations of ``longest`` tokens: in steps, since growing copies."""
-        return longest + max(_STEP, longest // 8)
+        return longest + max(STEP, longest // 8)
 
     def _resize(self, count: int, room: int) -> None:
         slots = sorted(self.rows, key=lambda slot: self.rows[slot])
@@ -404,24 +334,6 @@ def _mask_kinds(model: Any, config: Any) -> tuple[list[str], bool]:
         if getattr(config, size, None) is not None and any(hasattr(module, code) for module in modules):
             return [kind], False
     return ["full_attention"], False
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that a cache may take: a share of what is free on the GPU, or of the host's memory within its limits."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(_SHARE * free)
-    free = psutil.virtual_memory().available
-    for group, limit, current, cached in _CGROUPS:
-        try:
-            size, used = (Path(group, name).read_text().strip() for name in (limit, current))
-            counts = dict(line.split() for line in Path(group, "memory.stat").read_text().splitlines())
-        except OSError:  # no such group on this machine
-            continue
-        if size.isdigit():
-            free = min(free, int(size) - int(used) + int(counts.get(cached, 0)))  # cached files make room
-    return int(_SHARE * max(free, 0))
 
 
 @torch.inference_mode()

@@ -269,7 +269,7 @@ def model_key(name: str) -> str:
     These are weights of any format, configurations, tokenizer, chat templates and ``chat.json``; documentation and the
     state of a Trainer do not count. ``name`` may also be a single file (GGUF): it counts with the ``chat.json`` beside
     it. A name of the hub stands for itself with the commit that it refers to. ``embedded`` names are to be resolved
-    first (:func:`eef.policy.folder_of`).
+    first (:func:`eef.models.folder_of`).
     ValueError for the folder of an adapter, whose base model lies elsewhere.
     """
     at = Path(name)

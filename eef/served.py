@@ -31,7 +31,8 @@ from urllib3 import Retry
 
 from eef.chat import Chat
 from eef.limits import Limits
-from eef.policy import config_of, context_of, ends_of, folder_of, generation_of, load_chat, options_of
+from eef.models import config_of, context_of, ends_of, folder_of, generation_of, options_of
+from eef.policy import load_chat
 
 _WAIT = (10, 300)  # seconds: to connect, to answer
 # an unreachable server is told soon; one that is busy, or drops a connection, is asked again for about a minute

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from eef.experts import STAND_INS
 from eef.files import joined_names
 from eef.keys import file_key, model_key
-from eef.policy import DTYPES, QUANTIZATIONS, check_playable, context_of, folder_of, options_of
+from eef.models import check_playable, context_of, folder_of, options_of
+from eef.policy import DTYPES, QUANTIZATIONS
 from eef.train import BATCHES, OPTIMIZERS
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from eef import engine
 from eef.engine import Actor
 from eef.experts import collect
-from eef.policy import Policy, context_of
+from eef.models import context_of
+from eef.policy import Policy
 from eef.pretrain import make_model, save
 from eef.rollout import Start, simulate
 from eef.rows import Row

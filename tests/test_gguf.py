@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eef.engine import Actor
 from eef.keys import model_key
-from eef.policy import Policy, load_tokenizer
+from eef.models import load_tokenizer
+from eef.policy import Policy
 from eef.rows import Row
 from eef.settings import Settings
 from eef.train import fit
@@ -156,7 +157,7 @@ def test_what_does_not_go_together_is_refused_in_words(
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"is a file, but not a GGUF file: give its folder"):
         Policy.load(str(tmp_path / "model.bin"))
-    monkeypatch.setattr("eef.policy.is_gguf_available", lambda: False)
+    monkeypatch.setattr("eef.models.is_gguf_available", lambda: False)
     with pytest.raises(ImportError, match="pip install gguf"):
         Policy.load(str(file))
 

@@ -19,7 +19,7 @@ import pytest
 
 from eef.cli import main
 from eef.envs import TextEnv, expert_states
-from eef.policy import folder_of
+from eef.models import folder_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
