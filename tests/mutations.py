@@ -1,6 +1,6 @@
 """Breaks the code one line at a time and counts what the tests notice.
 
-    python tests/mutations.py            all of them, some 20 minutes on two cores
+    python tests/mutations.py            all of them, some 30 minutes on two cores
     python tests/mutations.py seeds      those whose name contains a word
 
 Each mutation is made in a copy of the project, and the tests beside it must fail. Those that survive are listed; more
@@ -132,6 +132,31 @@ MUTATIONS = [
     Mutation("normalisation: the expert's turns cost steps", "eef/evaluate.py", "len(trajectory) - trajectory.prefix", "len(trajectory)", "tests/test_evaluate.py"),
     Mutation("normalisation: equal wins count twice", "eef/methods.py", "return [Example(t, 0) for t in reversed(kept.values())]",
              "return [Example(t, 0) for t in trajectories]", "tests/test_methods.py -k distinct"),
+    # models
+    Mutation("models: control tokens in contents", "eef/scaffold.py", "self._core.encode_special_tokens = True", "self._core.encode_special_tokens = False",
+             "tests/test_scaffold.py -k 'content or spells'"),
+    Mutation("models: tokens of roles that are not special", "eef/scaffold.py", 'if each.content.replace("▁", " ").strip()', "if each.special",
+             "tests/test_scaffold.py -k 'content or spells'"),
+    Mutation("models: a template's parts are not proven", "eef/scaffold.py", "    _prove(template, scaffold)\n", "", "tests/test_scaffold.py -k refused"),
+    Mutation("models: the date of the day", "eef/scaffold.py", "lambda match: repr(DATE.strftime(match[2])), source", "lambda match: match[0], source",
+             "tests/test_scaffold.py -k day"),
+    Mutation("models: thinking is not turned off", "eef/scaffold.py", "{name: False for name in _SWITCHES", "{name: True for name in _SWITCHES",
+             "tests/test_scaffold.py -k learnt"),
+    Mutation("models: windows ignored", "eef/engine.py", "hidden |= place <= query - self.config.sliding_window", "pass", "tests/test_architectures.py -k mistral"),
+    Mutation("models: a window too wide by one", "eef/engine.py", "place <= query - self.config.sliding_window", "place < query - self.config.sliding_window",
+             "tests/test_architectures.py -k 'gemma3 or mistral'"),
+    Mutation("models: chunks ignored", "eef/engine.py", "hidden |= place // self.config.attention_chunk_size < query", "hidden |= place < query",
+             "tests/test_architectures.py -k llama4"),
+    Mutation("models: other ends", "eef/models.py", "ids = getattr(each, \"eos_token_id\", None)", "ids = None", "tests/test_engine.py -k end"),
+    Mutation("models: ids beyond the tokenizer", "eef/policy.py", "return token in self.stops or token >= self.chat.size", "return token in self.stops",
+             "tests/test_engine.py -k end"),
+    Mutation("models: the memory of the cache", "eef/engine.py", "if (len(chosen) + 1) * max(longest, length + more) <= tokens:", "if True:",
+             "tests/test_engine.py -k memory"),
+    Mutation("models: a search is not closed in time", "eef/limits.py", "if cost <= most and cost < math.inf", "if cost < math.inf", "tests/test_limits.py -k 'time or short'"),
+    Mutation("models: what is said stands for another action", "eef/limits.py", "return self.actions[state.low]", "return self.actions[0]",
+             "tests/test_limits.py -k 'reachable or walks or random'"),
+    Mutation("models: the first action counts", "eef/actions.py", "last = actions[-1]", "last = actions[0]", "tests/test_actions.py"),
+    Mutation("models: thoughts are not cut", "eef/actions.py", "text = _without_thoughts(reply).replace", "text = reply.replace", "tests/test_actions.py"),
 ]  # fmt: skip
 
 
