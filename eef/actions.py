@@ -72,11 +72,17 @@ class Answer:
 
 
 _THOUGHTS = (  # opening and closing tags, as regular expressions
-    (r"<think>", r"</think>"),  # DeepSeek, Qwen, SmolLM3, Phi-4
-    (r"<thinking>", r"</thinking>"),
-    (r"<thought>", r"</thought>"),  # EXAONE
-    (r"<reasoning>", r"</reasoning>"),
+    (r"<think\s*>", r"</think\s*>"),  # DeepSeek, Qwen, SmolLM3, Phi-4
+    (r"<thinking\s*>", r"</thinking\s*>"),
+    (r"<thoughts?\s*>", r"</thoughts?\s*>"),  # EXAONE
+    (r"<reasoning\s*>", r"</reasoning\s*>"),
+    (r"<(?:reflection|analysis|scratchpad)\s*>", r"</(?:reflection|analysis|scratchpad)\s*>"),
     (r"<seed:think>", r"</seed:think>"),  # Seed-OSS
+    (r"<\|channel>thought", r"<channel\|>"),  # Gemma-4
+    (r"<unused94>thought", r"<unused95>"),  # MedGemma
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    (r"◁think▷", r"◁/think▷"),  # Kimi
     (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
     # gpt-oss; "analysis" and "assistantfinal" are left where a server drops the special tokens
@@ -87,7 +93,7 @@ _THOUGHTS = (  # opening and closing tags, as regular expressions
 )
 _ALL = "|".join(f"({opening})|({closing})" for opening, closing in _THOUGHTS)
 _TAG = re.compile(
-    rf"(?=[<\[a])(?:{_ALL})", re.IGNORECASE
+    rf"(?=[<\[a◁])(?:{_ALL})", re.IGNORECASE
 )  # looking ahead for a first character makes it 20 times faster
 
 # The quantifiers are possessive, so that no reply takes more than linear time.

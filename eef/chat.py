@@ -67,14 +67,15 @@ class Chat:
 
     @cached_property
     def hash(self) -> str:
-        """What two runs must share to be comparable: scaffold, instructions, opening, aliases, vocabulary size."""
-        parts = [*self.scaffold.parts, self.instructions, self.aliases, len(self.tokenizer), self.opening, self.react]
+        """What two runs must share to be comparable: scaffold, instructions, opening, aliases, vocabulary."""
+        vocabulary = content_encoder(self.tokenizer).digest
+        parts = [*self.scaffold.parts, self.instructions, self.aliases, vocabulary, self.opening, self.react]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    @cached_property
+    @property
     def size(self) -> int:
-        """How many ids the tokenizer has."""
-        return len(self.tokenizer)
+        """The largest id of the tokenizer, and one more."""
+        return content_encoder(self.tokenizer).size
 
     def begin(self) -> Dialogue:
         """A new conversation."""

@@ -39,6 +39,7 @@ class Actor:
     """
 
     def __init__(self, policy: Policy, slots: int) -> None:
+        policy.model.eval()  # no dropout
         if policy.checked is None or policy.checked[0] is not policy.model:
             policy.checked = policy.model, check(policy)
         self._begin(policy, slots, policy.checked[1])
@@ -362,6 +363,10 @@ def check(policy: Policy) -> int:
             actor._begin(policy, len(talks), token_bytes=0)
             output = policy.model(input_ids=torch.tensor(padded, device=actor.device), use_cache=False)
             expected = output.logits.float().log_softmax(-1)
+            if not expected.isfinite().all():
+                raise ValueError(
+                    f"{name}: its own forward pass gives numbers that are not finite: are its weights whole?"
+                )
             for piece in pieces:
                 for slot, count in enumerate(piece):
                     start = actor.length(slot)
@@ -373,7 +378,7 @@ def check(policy: Policy) -> int:
                         differences.append(float((engine - plain).abs().max()))
                     else:
                         differences.append(float((engine.exp() - plain.exp()).abs().sum() / 2))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ValueError):
         raise
     except Exception as error:
         words = f"{type(error).__name__}: {error}"

@@ -10,13 +10,13 @@ import math
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from eef.chat import Chat, Dialogue
+from eef.envs import EnvError
 from eef.spelling import Spelling, spelling_of
 
 _MARKUP = re.compile(r"\[[A-Za-z]\w*\]")  # what a page writes between its parts: [SEP], [button], [button_]
@@ -59,7 +59,8 @@ class Limits:
 
         Search words are those of ``page``, the subtask's first page: a search is for what the subtask asks, and where
         WebShop shows a search bar it shows that page again. Actions that the tokenizer cannot say, or that no ids tell
-        apart, are left out; ValueError where none remains, and where the tokenizer cannot be used
+        apart, are left out; of those that differ in case and blanks alone the first stays. EnvError where there is no
+        action, ValueError where the tokenizer can say none, and where it cannot be used
         (:func:`eef.spelling.spelling_of`).
         """
         spelling, talk, end = spelling_of(talk.chat.tokenizer), talk.copy(), len(talk.chat.end)
@@ -70,9 +71,15 @@ class Limits:
         for action in dict.fromkeys(actions):
             ids = tuple(talk.say(action)[:-end])
             rows.append((spelling.of(ids), ids, action))
-        times = Counter(text for text, _, _ in rows)
-        rows = sorted(row for row in rows if times[row[0]] == 1 and row[0] and spelling.can_spell(row[0]))
+        alike: dict[bytes, set[str]] = {}  # of those said alike the first, if they differ in case and blanks alone
+        for text, _, action in rows:
+            alike.setdefault(text, set()).add(" ".join(action.split()).casefold())
+        firsts = {text: (text, ids, action) for text, ids, action in reversed(rows)}.values()
+        rows = sorted(row for row in firsts if len(alike[row[0]]) == 1 and row[0] and spelling.can_spell(row[0]))
         search = _search(talk.chat, page) if available.get("has_search_bar") else None
+        if not actions and search is None:
+            where = "and the page has no word to search for" if available.get("has_search_bar") else "and no search bar"
+            raise EnvError(f"there is no available action, {where}")
         if not rows and search is None:
             raise ValueError(
                 f"limited=True: the tokenizer of {talk.chat.tokenizer.name_or_path!r} can say none of the "
@@ -81,6 +88,14 @@ class Limits:
         texts, names = [row[0] for row in rows], [row[2] for row in rows]
         spelled = [ids if all(map(spelling.says, ids)) else tuple(spelling.spell(text)) for text, ids, _ in rows]
         return cls(talk, spelling, texts, spelled, names, search, longest)
+
+    def __post_init__(self) -> None:
+        self._usual = max(map(len, self.ids), default=0)
+
+    @property
+    def most(self) -> int:
+        """The most tokens that an answer may have before its end."""
+        return max(2 * self._usual, self.longest if self.search else 0)
 
     def allowed(self, said: Sequence[int]) -> list[int]:
         """The ids that may follow ``said``, in increasing order; empty when it is complete.
@@ -98,8 +113,12 @@ class Limits:
         if not whole and (forced := self._forced(state, tuple(said), group)) is not None:
             return [forced]
         following: set[int] = set()
+        late = len(said) >= self._usual  # in unusual tokens: it is time to come to the end
         for text in self.texts[state.low : state.high]:
             rest = text[len(state.text) :]
+            if late and rest:
+                following.add(self.spelling.first(rest))
+                continue
             for size, ids in self.spelling.beginnings(rest):
                 if self.spelling.can_spell(rest[size:]):
                     following.update(ids)
@@ -160,7 +179,7 @@ class Limits:
         if len(first) > size and first[:size] == said and all(ids[: size + 1] == first[: size + 1] for ids in group):
             return first[size]
         if state.high - state.low == len(group) == 1:
-            return self.spelling.spell(self.texts[state.low][len(state.text) :])[0]
+            return self.spelling.first(self.texts[state.low][len(state.text) :])
         return None
 
 
@@ -274,11 +293,14 @@ class Search:
 
 def _rests(node: dict[int, Any]) -> Iterator[bytes]:
     """What may follow up to the end of a word."""
-    for byte, child in node.items():
-        if byte == _END:
-            yield b""
-        else:
-            yield from (bytes([byte]) + rest for rest in _rests(child))
+    stack = [(b"", node)]
+    while stack:
+        said, place = stack.pop()
+        for byte, child in place.items():
+            if byte == _END:
+                yield said
+            else:
+                stack.append((said + bytes([byte]), child))
 
 
 @lru_cache(maxsize=256)

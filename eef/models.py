@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.resources
 import inspect
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ EMBEDDED_FOLDERS = {  # names and folders beside this module
     "embedded-scienceworld": "base_scienceworld",
 }
 USE_SERVER = "play it with vLLM: engine='http://...' (docs/models.md)"
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers that the engine plays
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
@@ -53,9 +55,12 @@ def source_of(model: str) -> tuple[str, dict[str, str]]:
         files = [at]
     else:
         weights = [*at.glob("*.safetensors"), *at.glob("pytorch_model*.bin")] if at.is_dir() else []
-        files = sorted(at.glob("*.gguf")) if at.is_dir() and not weights else []
+        found = sorted(at.iterdir()) if at.is_dir() and not weights else []
+        files = [file for file in found if file.suffix.lower() == ".gguf" and not file.name.startswith("mmproj")]
     if not files:
         return folder, {}
+    if _PART.search(files[0].name):
+        raise ValueError(f"model={model!r} is split into several GGUF files: merge them with llama-gguf-split --merge")
     if len(files) > 1:
         raise ValueError(f"model={model!r} holds {len(files)} GGUF files: name one, such as {str(files[0])!r}")
     if not is_gguf_available():
@@ -102,7 +107,12 @@ def _gguf(kind: Any, folder: str, files: dict[str, str]) -> Any:
 
 @lru_cache(maxsize=8)
 def _gguf_once(kind: Any, at: Path, time: int, size: int) -> Any:
-    return kind.from_pretrained(str(at.parent), gguf_file=at.name)
+    try:
+        return kind.from_pretrained(str(at.parent), gguf_file=at.name)
+    except Exception as error:  # of the reader, whatever the damage
+        raise ValueError(
+            f"the GGUF file {at} cannot be read: {error}. Is it whole, and of a known architecture?"
+        ) from None
 
 
 def ends_of(config: Any, generation: Any = None) -> frozenset[int]:
@@ -137,7 +147,9 @@ def context_of(model: str, config: Any = None, context: int | None = None, token
             longest = int(tokenizer.model_max_length)
     if context is None and longest is None:
         raise ValueError(f"model={model!r}: its configuration does not name the longest conversation: set context=")
-    return context or min(size for size in (longest, fixed) if size is not None)
+    if context is not None:
+        return context
+    return min(size for size in (longest, fixed) if size is not None)
 
 
 def _fixed_positions(text: Any, longest: int | None) -> int | None:

@@ -210,14 +210,14 @@ def _check_vocabulary(model: str, chat: Chat, base: Any) -> None:
     A control token that the scaffold does not use, such as one for padding, may lie beyond: nothing is read as it.
     """
     tokenizer, size = chat.tokenizer, base.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) <= size:
+    if chat.size <= size:
         return
     beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= size}
     scaffold = chat.scaffold
     unused = scaffold.control - {*scaffold.before, *scaffold.to_agent, *scaffold.end, *scaffold.to_user}
     if beyond.keys() - unused:
         raise ValueError(
-            f"model={model!r}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {size}, so that the "
+            f"model={model!r}: the tokenizer has ids up to {chat.size - 1}, the model's embedding {size}, so that the "
             f"model does not know {', '.join(repr(beyond[token]) for token in sorted(beyond.keys() - unused)[:3])}. "
             "Enlarge the model (model.resize_token_embeddings(len(tokenizer))) and save both, or give the tokenizer "
             "that the model was trained with"

@@ -111,7 +111,9 @@ def simulate(
             )
     if policy.limited:
         spelling_of(policy.chat.tokenizer)  # a tokenizer that cannot be limited is refused before anything is played
-    limit = max_steps or env.max_steps
+    limit = env.max_steps if max_steps is None else max_steps
+    if slots < 1 or limit < 1:
+        raise ValueError(f"slots={slots} and max_steps={limit} must be positive")
     seeds = streams(starts, seed) if seeds is None else seeds
     seats = workers(env, min(slots, max(1, len(starts))))  # none where states can be forked
     places = min(len(seats) or slots, max(1, len(starts)))
@@ -192,11 +194,14 @@ def simulate(
                     episode = live[slot]
                     try:
                         actions = episode.env.available_actions()
+                        limits[slot] = Limits.of(episode.talk, actions, episode.prompt, policy.max_new_tokens)
                     except EnvError as error:
                         end(live.pop(slot), _outcome(error))
                         free.append(slot)
                     else:
-                        limits[slot] = Limits.of(episode.talk, actions, episode.prompt, policy.max_new_tokens)
+                        if actor.length(slot) + limits[slot].most > policy.context:
+                            end(live.pop(slot), "context_overflow")
+                            free.append(slot)
             turn = {slot: live[slot] for slot in playing if slot in live}
             if not turn:
                 continue

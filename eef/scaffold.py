@@ -25,6 +25,7 @@ The date of templates that print one is fixed (``DATE``), so that no result depe
 from __future__ import annotations
 
 import datetime
+import hashlib
 import random
 import re
 from collections.abc import Collection, Sequence
@@ -39,6 +40,7 @@ DATE = datetime.date(2024, 7, 26)
 _SWITCHES = ("enable_thinking", "thinking")  # what templates call the switch that turns thinking off
 _OPENED_THOUGHT = re.compile(r"\s*[<\[][^<>\[\]/]*(?:think|thought|reason|analysis)[^<>\[\]/]*[>\]]\s*", re.IGNORECASE)
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<(\w+)>\s*</\1>|\[THINK\]\s*\[/THINK\])\s*")
+_MARKS = re.compile(r"[<>\[\]{}|｜◁▷]")
 _ANCHOR = "\ue0f1\ue0ee\ue0f5"  # private-use characters: stands for the control token before a content
 
 
@@ -78,8 +80,9 @@ class Scaffold:
 class ContentEncoder:
     """Contents as token ids: their text alone, never a control token that they spell.
 
-    Every added token that is not whitespace counts as a control token: some families do not mark the tokens of roles
-    and thoughts as special (DeepSeek, Qwen3).
+    Besides special tokens, every added token with a bracket or a bar in it counts as a control token: some families do
+    not mark the tokens of roles and thoughts as special (DeepSeek, Qwen3). ``size`` is the largest id and one more,
+    ``digest`` stands for the vocabulary.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -92,8 +95,11 @@ class ContentEncoder:
         added = {
             token: each
             for token, each in tokenizer.added_tokens_decoder.items()
-            if each.content.replace("▁", " ").strip()
+            if each.content.replace("▁", " ").strip() and (each.special or _MARKS.search(each.content))
         }
+        words = sorted((token, word) for word, token in tokenizer.get_vocab().items())
+        self.size = words[-1][0] + 1
+        self.digest = hashlib.sha256(repr(words).encode("utf-8", "replace")).hexdigest()[:16]
         self._core = Tokenizer.from_str(core.to_str())
         self._core.no_truncation()
         self._core.no_padding()
@@ -109,7 +115,10 @@ class ContentEncoder:
         self._core.encode_special_tokens = True  # they are read as text
         self._core.add_tokens([AddedToken(_ANCHOR, special=False, normalized=False)])
         unknown = tokenizer.unk_token_id
-        writes_unknown = unknown in self._core.encode("\ue0f9", add_special_tokens=False).ids
+        try:
+            writes_unknown = unknown in self._core.encode("\ue0f9", add_special_tokens=False).ids
+        except Exception as error:  # of the library
+            raise ValueError(f"the tokenizer of {_name(tokenizer)} cannot tokenise every text: {error}") from None
         self.control = frozenset(added) - ({unknown} if writes_unknown else set())
         self.special = frozenset(token for token, each in added.items() if each.special) | set(
             tokenizer.all_special_ids
@@ -117,7 +126,10 @@ class ContentEncoder:
 
     def __call__(self, text: str, first: bool = False) -> list[int]:
         """Ids of ``text``, which stands behind a control token unless it is the ``first`` of the conversation."""
-        text = text.replace(_ANCHOR, "")
+        if not text.isascii():
+            text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text
+            while _ANCHOR in text:
+                text = text.replace(_ANCHOR, "")
         ids = self._core.encode(text if first else _ANCHOR + text, add_special_tokens=False).ids
         ids = ids if first else ids[1:]
         # a word-level vocabulary finds its control tokens among the words
@@ -131,9 +143,13 @@ class ContentEncoder:
         return both[len(before) :] if both[: len(before)] == before else self(text)
 
 
-@lru_cache(maxsize=8)
 def content_encoder(tokenizer: Any) -> ContentEncoder:
-    """The :class:`ContentEncoder` of a tokenizer, made once."""
+    """The :class:`ContentEncoder` of a tokenizer, made once, and again where tokens were added to it."""
+    return _content_encoder(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _content_encoder(tokenizer: Any, size: int) -> ContentEncoder:
     return ContentEncoder(tokenizer)
 
 
@@ -167,7 +183,10 @@ class _Template:
                 f"the tokenizer of {self.name} has no chat template: load a chat model, or set tokenizer.chat_template"
             )
         self.encode = content_encoder(tokenizer)
-        source = tokenizer.get_chat_template()
+        try:
+            source = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise self.refused(f"cannot be used ({error})") from None
         self.source = re.sub(
             r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda match: repr(DATE.strftime(match[2])), source
         )
@@ -185,7 +204,7 @@ class _Template:
                 messages, tokenize=False, chat_template=self.source, add_generation_prompt=generation, **self.switches
             )
         except Exception as error:
-            raise self.refused(f"fails on a conversation of user and agent ({error})") from None
+            raise self.refused(f"cannot be rendered for a conversation of user and agent ({error})") from None
 
     def split(self, count: int, generation: bool = False) -> list[str]:
         """The texts around ``count`` contents, in order."""
@@ -207,15 +226,20 @@ class _Template:
 
     def refused(self, why: str) -> ValueError:
         return ValueError(
-            f"the chat template of {self.name} {why}: training and acting would not agree on its prompts, so it is "
-            "refused. Set tokenizer.chat_template to a template of this family that can be used, save it with the "
-            "model, and see docs/models.md"
+            f"the chat template of {self.name} {why}. It is refused, since training and acting must agree on every "
+            "token. Set tokenizer.chat_template to another template of this family and save it with the model "
+            "(docs/models.md)"
         )
 
 
 def _proven(template: _Template, ends: frozenset[int]) -> Scaffold:
-    scaffold = _parts(template, ends)
-    _prove(template, scaffold)
+    try:
+        scaffold = _parts(template, ends)
+        _prove(template, scaffold)
+    except ValueError:
+        raise
+    except Exception as error:  # of the tokenizers library
+        raise template.refused(f"cannot be tokenised ({error})") from None
     return scaffold
 
 
@@ -323,14 +347,18 @@ _WORDS = (
 
 
 def _prove(template: _Template, scaffold: Scaffold) -> None:
-    """ValueError unless the parts of a conversation of four turns with random contents are the template's own ids."""
+    """ValueError unless the parts of a conversation with random contents are the template's own ids.
+
+    Four turns, and more with short contents, for templates that leave out what is long or long ago.
+    """
     rng = random.Random(0)
     words = rng.sample(_WORDS * 2, k=2 * len(_WORDS))
-    contents = [" ".join(words[place::9]).strip() for place in range(9)]
+    contents = [" ".join(words[place::9]).strip() for place in range(9)] + ["x"] * 20
+    contents[2] = f"{contents[2]} {' '.join(rng.choices(words, k=1000))}".strip()
     past, asked = template.split(5)[1], template.split(3, generation=True)[3]
     empty_thought = len(template.ids(asked)) - len(template.ids(past)) if scaffold.rendering == "thinking off" else 0
     ids: list[int] = []
-    for turn in range(4):
+    for turn in range(12):
         ids += user_ids(template.encode, scaffold, contents[2 * turn], first=turn == 0)
         own = template.ids(template.render(contents[: 2 * turn + 1], generation=True))
         prompt = ids
@@ -351,8 +379,8 @@ def _same(template: _Template, what: str, ours: list[int], own: list[int]) -> No
     place = next(
         (place for place, (a, b) in enumerate(zip(ours, own, strict=False)) if a != b), min(len(ours), len(own))
     )
-    a, b = (template.tokenizer.decode(ids[max(0, place - 3) : place + 5]) for ids in (ours, own))
-    raise template.refused(f"cannot be taken apart: for {what}, token {place}, its parts give {a!r}, it gives {b!r}")
+    a, b = (template.tokenizer.convert_ids_to_tokens(ids[max(0, place - 3) : place + 5]) for ids in (ours, own))
+    raise template.refused(f"cannot be taken apart: for {what}, token {place}, its parts give {a}, it gives {b}")
 
 
 def _name(tokenizer: Any) -> str:

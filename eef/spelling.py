@@ -50,8 +50,9 @@ class Spelling:
                 self._sayable[number] = True
         self._ids, self._sorted = ids, sorted(ids)
         self._singles = b"".join(said for said in ids if len(said) == 1)
+        self._any = len(self._singles) == 256  # each byte is a token, so any text can be said
         self._memo: dict[bytes, tuple[tuple[int, ...], bool]] = {}
-        self.can_spell = lru_cache(1 << 16)(self._can_spell)
+        self.can_spell = (lambda text: True) if self._any else lru_cache(1 << 12)(self._can_spell)
         self._prove()
 
     def of(self, ids: Sequence[int]) -> bytes:
@@ -86,10 +87,13 @@ class Spelling:
         """Ids that say ``text``: at each place the longest token after which the rest can be said."""
         ids = []
         while text:
-            size, tokens = [pair for pair in self.beginnings(text) if self.can_spell(text[pair[0] :])][-1]
-            ids.append(tokens[0])
-            text = text[size:]
+            ids.append(self.first(text))
+            text = text[len(self.text[ids[-1]]) :]
         return ids
+
+    def first(self, text: bytes) -> int:
+        """The first id of :meth:`spell`."""
+        return [ids for size, ids in self.beginnings(text) if self.can_spell(text[size:])][-1][0]
 
     def has_bytes(self, text: bytes) -> bool:
         """Whether each byte of ``text`` is a token, so that it can be said from any place on."""

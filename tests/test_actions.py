@@ -174,6 +174,26 @@ CUT = [  # a reply that was cut at the token limit, its action
 ]
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<|channel>thought\n", "<channel|>"),
+        ("◁think▷", "◁/think▷"),
+        ("<|inner_prefix|>", "<|inner_suffix|>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<unused94>thought\n", "<unused95>"),
+        ("<thoughts>", "</thoughts>"),
+        ("<think >", "</think >"),
+        ("<scratchpad>", "</scratchpad>"),
+    ],
+)
+def test_thoughts_of_every_family_are_cut(opening: str, closing: str) -> None:
+    thought = f"{opening}I could\nAction: click[a]\n"
+    assert read_action(f"{thought}{closing}I am done.").problem is Problem.NO_ACTION
+    assert read_action(f"{thought}or not").problem is Problem.NO_ACTION
+    assert read_action(f"{thought}{closing}\nAction: click[b]").action == "click[b]"
+
+
 @pytest.mark.parametrize(("reply", "action"), READ)
 def test_an_action_is_read(reply: str, action: str) -> None:
     answer = read_action(reply)

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from eef import walks
 from eef.chat import Chat
 from eef.engine import Actor, _choose
+from eef.envs import EnvError
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.session import State
 from eef.limits import Limits, search_words
@@ -503,3 +504,33 @@ def test_symbols_click_every_option_of_the_official_products(chat: Chat) -> None
             assert (talk.copy().spoken(ids) == f"click[{name}]") == (len(alike) == 1)
         values += len(names)
     assert values > 8000 and len(shared) <= 10, "nearly all of them have symbols of their own"
+
+
+def test_a_word_of_many_bytes_may_be_searched_for(text_chat: Chat) -> None:
+    word = "赤いシャツ" * 80
+    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": []}, f"find {word}", longest=5000)
+    said: list[int] = []
+    while following := limits.allowed(said):
+        said.append(following[-1])
+    assert re.fullmatch(rf"search\[(find|{word}|{word.lower()}| )+\]", limits.action(said))
+
+
+def test_long_options_are_said_without_delay_and_to_their_end(brackets: Chat) -> None:
+    """A long option in unusual tokens: after as many as the usual ones it is written with the longest ones."""
+    names = [f"{'a very long option ' * 60}{number}" for number in range(2)]
+    limits = Limits.of(brackets.begin(), {"has_search_bar": False, "clickables": names}, "")
+    said: list[int] = []
+    while following := limits.allowed(said):
+        said.append(min(following, key=lambda token: len(limits.spelling.text[token]) or 99))
+        assert len(said) <= limits.most + len(brackets.end)
+    assert limits.action(said) in [f"click[{name}]" for name in names]
+
+
+def test_a_page_without_any_action_is_an_error_of_the_environment(brackets: Chat) -> None:
+    for available in ({"actions": []}, {"has_search_bar": True, "clickables": ["search"]}):
+        with pytest.raises(EnvError, match="there is no available action"):
+            Limits.of(brackets.begin(), available, "[SEP]")
+
+
+def test_actions_that_differ_in_blanks_alone_stay_one(brackets: Chat) -> None:
+    assert Limits.of(brackets.begin(), {"actions": ["open door", "open door ", "x"]}, "").actions == ["open door", "x"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from datetime import date
@@ -101,9 +102,12 @@ def test_a_date_that_cannot_be_fixed_is_refused() -> None:
         (FAMILIES["plain"].template.replace("m.content }}", "m.content | upper }}"), "drops, repeats or reorders"),
         (
             FAMILIES["plain"].template.replace("m.content }}", "m.content | replace('search', 'find') }}"),
-            "'tiny-plain' cannot be taken apart: for .*turn 1.*, token .* its parts give .*search.* it gives .*find",
+            "'tiny-plain' cannot be taken apart: for .*turn 1.*, token .* give .*search.* it gives .*'f', 'i'",
         ),
-        ("{{ raise_exception('no such role') }}", "fails on a conversation of user and agent .*no such role"),
+        (
+            "{{ raise_exception('no such role') }}",
+            "cannot be rendered for a conversation of user and agent .*no such role",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_proven_is_refused_in_words(template: str, message: str) -> None:
@@ -116,6 +120,57 @@ def test_an_answer_that_joins_its_prompt_is_refused() -> None:
     """Where a prompt ends in a blank that the tokenizer joins with the answer, the prompt alone is read otherwise."""
     tokenizer = changed("plain", FAMILIES["plain"].template.replace(":\n", ": "))
     with pytest.raises(ValueError, match="cannot be taken apart: for turn . with its answer"):
+        derive(tokenizer)
+
+
+def test_templates_that_leave_out_what_is_long_or_long_ago_are_refused() -> None:
+    plain = FAMILIES["plain"].template
+    for template in (plain.replace("m.content", "m.content[:500]"), plain.replace("in messages", "in messages[-10:]")):
+        with pytest.raises(ValueError, match="'tiny-plain' (cannot be taken apart|drops)"):
+            derive(changed("plain", template))
+
+
+def test_tokens_that_are_added_later_count() -> None:
+    tokenizer = changed("plain", FAMILIES["plain"].template)
+    Chat.of(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|u|>"]})
+    tokenizer.chat_template = "{% for m in messages %}<|u|>{{ m.role }}:\n{{ m.content }}<end>\n{% endfor %}" + (
+        "{% if add_generation_prompt %}<|u|>assistant:\n{% endif %}"
+    )
+    chat = Chat.of(tokenizer)
+    added = tokenizer.convert_tokens_to_ids("<|u|>")
+    assert added in chat.stops and added == chat.size - 1
+    assert chat.begin().hear("a <|u|> lamp").count(added) == 2  # before the page, before the answer
+
+
+def test_a_word_that_was_added_is_a_word() -> None:
+    tokenizer = changed("plain", FAMILIES["plain"].template)
+    tokenizer.add_tokens(["shirt"])
+    assert tokenizer.convert_tokens_to_ids("shirt") in Chat.of(tokenizer).begin().hear("a red shirt")
+
+
+def test_lone_surrogates_and_nested_anchors_are_text() -> None:
+    chat = Chat.of(tokenizer_of("qwen2.5"))
+    for text in ("bad \ud83d page", "x \ue0f1\ue0f1\ue0ee\ue0f5\ue0ee\ue0f5 y"):
+        assert max([*chat.begin().hear(text), *chat.begin().say(text)]) < len(chat.tokenizer)
+
+
+def test_another_vocabulary_of_the_same_size_is_another_chat() -> None:
+    tokenizer = changed("plain", FAMILIES["plain"].template)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    other.chat_template = tokenizer.chat_template
+    assert Chat.of(other).scaffold.end == Chat.of(tokenizer).scaffold.end
+    assert Chat.of(other).hash != Chat.of(tokenizer).hash
+
+
+def test_a_tokenizer_that_cannot_write_a_text_is_refused_in_words() -> None:
+    core = Tokenizer(models.Unigram([("user:", 0.0), ("<end>", 0.0)], None))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+    tokenizer.chat_template, tokenizer.name_or_path = FAMILIES["plain"].template, "tiny-unigram"
+    with pytest.raises(ValueError, match="'tiny-unigram' cannot tokenise every text"):
         derive(tokenizer)
 
 
