@@ -216,7 +216,7 @@ def limits(chat: Chat, rng: random.Random, count: int) -> None:
         talk = chat.begin()
         talk.hear(instruction)
         available = {"has_search_bar": True, "clickables": sorted(names)}
-        allowed = Limits.of(talk, available, instruction)
+        allowed = Limits.of(talk, available, instruction, longest=400)
         for action in [f"click[{name}]" for name in names] + [f"search[{instruction}]"]:
             said: list[int] = []
             for token in talk.say(action):
