@@ -137,7 +137,7 @@ MUTATIONS = [
              "tests/test_scaffold.py -k 'content or spells'"),
     Mutation("models: tokens of roles that are not special", "eef/scaffold.py", 'if each.content.replace("▁", " ").strip()', "if each.special",
              "tests/test_scaffold.py -k 'content or spells'"),
-    Mutation("models: a template's parts are not proven", "eef/scaffold.py", "    _prove(template, scaffold)\n", "", "tests/test_scaffold.py -k refused"),
+    Mutation("models: a template's parts are not proven", "eef/scaffold.py", "        _prove(template, scaffold)\n", "", "tests/test_scaffold.py -k refused"),
     Mutation("models: the date of the day", "eef/scaffold.py", "lambda match: repr(DATE.strftime(match[2])), source", "lambda match: match[0], source",
              "tests/test_scaffold.py -k day"),
     Mutation("models: thinking is not turned off", "eef/scaffold.py", "{name: False for name in _SWITCHES", "{name: True for name in _SWITCHES",

@@ -51,7 +51,7 @@ def by_template(family: str, messages: list[dict[str, str]], generation: bool) -
     turns=st.lists(TURNS, min_size=1, max_size=5),
     flags=st.lists(st.booleans(), min_size=5, max_size=5),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Turn], flags: list[bool]) -> None:
     """Over random conversations: the ids of the parts are those of the whole, the whole is the tokenizer's own
     rendering, and what is trained on begins with what is acted on at every turn."""
