@@ -324,9 +324,12 @@ def _search(chat: Chat, page: str) -> Search | None:
     if not rows:
         return None
     size, shared = 0, []
+    starts = {word[:1] for word, _ in rows}
     for column in zip(*(ids for _, ids in rows), strict=False):
-        size += len(spelling.text[column[0]])
-        if len(set(column)) > 1 or size > len(opening):
+        text = spelling.text[column[0]]
+        size += len(text)
+        joins = size == len(opening) and any(any(spelling.look(text + start)) for start in starts)
+        if len(set(column)) > 1 or size > len(opening) or joins:  # a longer token may hold the first word's beginning
             break
         shared.append(column[0])
     return Search(spelling, opening, closing, [word for word, _ in rows], tuple(shared))
