@@ -22,7 +22,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eef import react, rollout
-from eef.actions import read_action
+from eef.actions import Answer
 from eef.chat import Chat
 from eef.engine import Actor
 from eef.envs import Step
@@ -62,6 +62,11 @@ class Apart(Actor):
             self.held[slot], self.waiting[slot] = [], list(ids)
 
 
+def taken(reply: str, react: bool = False, cut: bool = False) -> Answer:
+    """A random policy's answers are cut at the token limit: they are taken for actions all the same."""
+    return Answer(reply.strip() or "nothing", None, len(reply))
+
+
 def made(pages: Sequence[str], width: int, layers: int, words: int) -> Policy:
     """A policy with random weights."""
     pieces = ByteLevelBPETokenizer()
@@ -99,7 +104,7 @@ def plain(policy: Policy, env: WebShop, tasks: Sequence[str]) -> list[list[str]]
         )[:, longest:]  # fmt: skip
         for one, row in zip(list(live), found.tolist(), strict=True):
             said = row[: next((place for place, token in enumerate(row) if token in policy.stops), len(row))] + end
-            actions[one].append(read_action(talks[one].spoken(said), react=False).action)
+            actions[one].append(taken(talks[one].spoken(said)).action)
             step = twins[one].step(actions[one][-1])
             ids[one] += said + talks[one].hear(step.observation)
             if step.done or len(actions[one]) == env.max_steps:
@@ -137,6 +142,7 @@ def main() -> None:
     bare = made([one.state(i) for one in experts[:60] for i in range(len(one))], given.width, given.layers, given.words)
     size = sum(weights.numel() for weights in bare.model.parameters()) / 1e6
     print(f"{size:.1f} million parameters, answers of at most {given.words} tokens, one thread; CPU seconds")
+    rollout.read_action = taken
     told = replace(bare, chat=replace(bare.chat, instructions=react.opening("webshop")[0]["content"]))
     simulate(bare, shop, [Start(shop.tasks("train")[0])], temperature=0.0, max_steps=2)  # warm
 
