@@ -585,7 +585,7 @@ def test_a_missing_file_stops_before_anything_starts(
 def test_the_notebooks_of_this_repository_declare_their_files() -> None:
     """The names in the comments are those that the code knows; every sweep file can be planned."""
     from eef.experts import STAND_INS
-    from eef.policy import _EMBEDDED
+    from eef.models import EMBEDDED_FOLDERS
 
     experiments = keys.PACKAGE.parent / "experiments"
     known = launch.declared(experiments.parent / "notebooks" / "experiment.ipynb")
@@ -593,7 +593,7 @@ def test_the_notebooks_of_this_repository_declare_their_files() -> None:
     assert set(files) == {"data", "experts", "model", "env_options"} and set(files["env_options"]) == {"split"}
     assert files["data"] == inputs.Files()
     assert files["experts"] == inputs.Files(tuple(STAND_INS["webshop"]), joined=True)
-    assert files["model"].hub and set(files["model"].names) == set(_EMBEDDED)
+    assert files["model"].hub and set(files["model"].names) == set(EMBEDDED_FOLDERS)
     for file in experiments.glob("*.yaml"):
         assert plan(read_spec(file), {}, experiments / "runs")
 
