@@ -31,7 +31,7 @@ class Aliases:
     names: dict[str, str] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
     parts: dict[str, str | None] = field(default_factory=dict)
-    told: frozenset[str] = frozenset()
+    passages: frozenset[str] = frozenset()  # long parts of the prompt
     cap: float = math.inf
     first: int = 0
     other: int = 0
@@ -45,7 +45,7 @@ class Aliases:
         self.parts = {}
         segments = text.split(" [SEP] ")
         if prompt:
-            self.told = frozenset(segment for segment in segments if segment.count(" ") >= 6)
+            self.passages = frozenset(segment for segment in segments if segment.count(" ") >= 6)
             self.cap = min(map(float, _CAP.findall(text)), default=math.inf)
         listed = [segment for segment in segments if _LISTED.fullmatch(segment)]
         if listed:
@@ -53,7 +53,7 @@ class Aliases:
         row: list[str] = []  # the name of a row closes it: a causal reader knows there what the row holds
         for segment in segments:
             phrase = segment.strip().lower().replace(" ", "_")
-            if segment in self.told and not prompt:
+            if segment in self.passages and not prompt:
                 out.append("ditto")
             elif phrase.startswith("page_"):
                 out += phrase.split("_")[:2]

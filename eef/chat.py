@@ -27,9 +27,9 @@ TASK, OBSERVATION = "Now your task.\n\n", "Observation:\n"  # before the first p
 
 @dataclass(frozen=True)
 class Chat:
-    """How a policy is spoken to: the scaffold of its tokenizer, and what is said before the subtask's first page.
+    """How conversations with a policy are written: its tokenizer's scaffold, and what precedes the first page.
 
-    ``opening``: pairs of what the user said and the agent answered, never learnt. ``react``: answers have the form
+    ``opening``: pairs of a user text and the agent's answer. They carry no loss. ``react``: answers have the form
     ``Thought: ... Action: ...`` (:mod:`eef.react`).
     """
 
@@ -47,7 +47,7 @@ class Chat:
 
     @property
     def end(self) -> tuple[int, ...]:
-        """What closes an answer: sampled by the policy, and learnt."""
+        """The ids that close an answer. The policy samples them, and they carry loss."""
         return self.scaffold.end
 
     @property
@@ -125,14 +125,13 @@ class Dialogue:
             text = f"{chat.instructions}\n\n{text}"
         if chat.react:
             text = f"{OBSERVATION if self.turn else TASK}{text}"
-        opening = [*chat.opening, (text, "")] if self.turn == 0 else [(text, "")]
+        encode, first = content_encoder(chat.tokenizer), self.turn == 0
         ids: list[int] = []
-        encode = content_encoder(chat.tokenizer)
-        for place, (asked, answered) in enumerate(opening):
-            ids += user_ids(encode, chat.scaffold, asked, first=self.turn == 0 and place == 0)
-            ids += self.say(answered) if place < len(opening) - 1 else []
+        for user_text, answer in chat.opening if first else ():
+            ids += user_ids(encode, chat.scaffold, user_text, first) + self.say(answer)
+            first = False
         self.turn += 1
-        return ids
+        return ids + user_ids(encode, chat.scaffold, text, first)
 
     def say(self, reply: str) -> list[int]:
         """Ids of what the agent says, its end included."""
@@ -158,7 +157,7 @@ class Dialogue:
 
 @lru_cache(maxsize=1 << 16)
 def _answer(tokenizer: Any, scaffold: Scaffold, text: str) -> tuple[int, ...]:
-    """Ids of an answer: kept, since constrained decoding renders all available actions at each step."""
+    """Ids of an answer. Cached, because constrained decoding renders all available actions at each step."""
     return tuple(answer_ids(content_encoder(tokenizer), scaffold, text))
 
 

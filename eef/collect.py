@@ -303,9 +303,9 @@ async def _episode(
     ended, reward, won = False, 0.0, False
     info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **unreadable([])}
     while not ended and len(turns) < limit:
-        reply, cut, told, said = await ask(talk, first=not turns)
-        info["prompt_tokens"] += told
-        info["tokens"] += said
+        reply, cut, tokens_in, tokens_out = await ask(talk, first=not turns)
+        info["prompt_tokens"] += tokens_in
+        info["tokens"] += tokens_out
         answer = read_action(reply, cut=cut)
         reply = reply[: answer.end].strip()
         if answer.problem:
@@ -345,8 +345,11 @@ def _client(expert: Expert) -> Any:
 
 
 def _asker(client: Any, expert: Expert) -> Callable[..., Any]:
-    """``await ask(talk, first)``: reply, whether it was cut at the token limit, tokens in, tokens out; what goes wrong
-    is a CollectError or a _Left."""
+    """The coroutine ``ask(talk, first)``.
+
+    It returns the reply, whether the token limit cut it, the tokens in and the tokens out. It raises CollectError or
+    _Left.
+    """
     import openai
 
     def shown(error: openai.APIError) -> str:

@@ -66,9 +66,9 @@ class Actor:
     def open(self, prompts: dict[int, list[int]]) -> None:
         """Begin conversations in the given slots; what several have in common is read once.
 
-        The longest first: each takes over what it shares with one that is open or was taken before it, at a level after
-        the one of its source, so that the states of an expert follow the last of them, and that one follows another
-        expert's as far as the instructions go.
+        Each conversation copies its longest common beginning with an open one or a longer new one (its source), and is
+        read after its source. So the states of one expert copy from its last state, and that one copies the
+        instructions from another expert's.
         """
         order = sorted(prompts, key=lambda slot: -len(prompts[slot]))
         busy = [slot for slot in range(len(self.held)) if slot not in prompts]
@@ -193,10 +193,8 @@ class Actor:
     ) -> dict[int, list[int]]:
         """One utterance for each slot, ids with their end. ``draws[slot]()`` gives uniform numbers in [0, 1).
 
-        Whatever ends an answer (:meth:`eef.policy.Policy.ends`) is replaced by the scaffold's end.
-
-        ``temperature`` 0 is greedy. With ``limits`` only what they allow is said, and the model is asked only where
-        they leave a choice.
+        An id that ends an answer (:meth:`eef.policy.Policy.ends`) is replaced by the scaffold's end. ``temperature`` 0
+        is greedy. ``limits`` restrict what is said; the model runs only where they leave a choice.
         """
         end = list(self.policy.chat.end)
         said: dict[int, list[int]] = {slot: [] for slot in slots}

@@ -57,7 +57,7 @@ class RowLayer(DynamicLayer):
         return self.keys[held, :, : plan.seen], self.values[held, :, : plan.seen]
 
     def resize(self, rows: list[int], count: int, room: int) -> None:
-        """Make it ``count`` rows of ``room`` places, of which the first are the rows ``rows`` as they are now."""
+        """Resize to ``count`` rows of ``room`` places. ``rows`` move to the front in this order, others go."""
         if self.is_initialized:
             assert self.keys is not None and self.values is not None
             self.keys = _resized(self.keys, rows, count, room)  # one after the other: less memory at once

@@ -26,8 +26,11 @@ Places = tuple[Any, ...]  # of a search: nodes of the trie, numbers of bytes
 
 
 class State(NamedTuple):
-    """What was said so far: its bytes, the actions (a range of the sorted ones) and searches that begin with them, and
-    how many ids of the end."""
+    """How far an answer has got.
+
+    ``text`` is what was said. ``low`` and ``high`` bound the sorted actions that begin with it. ``search`` holds the
+    places in a search that it leads to. ``ended`` counts the ids of the end that were said.
+    """
 
     text: bytes
     low: int
@@ -71,7 +74,7 @@ class Limits:
         for action in dict.fromkeys(actions):
             ids = tuple(talk.say(action)[:-end])
             rows.append((spelling.of(ids), ids, action))
-        alike: dict[bytes, set[str]] = {}  # of those said alike the first, if they differ in case and blanks alone
+        alike: dict[bytes, set[str]] = {}  # the actions that share a text, without case and blanks
         for text, _, action in rows:
             alike.setdefault(text, set()).add(" ".join(action.split()).casefold())
         firsts = {text: (text, ids, action) for text, ids, action in reversed(rows)}.values()
@@ -94,14 +97,14 @@ class Limits:
 
     @property
     def most(self) -> int:
-        """The most tokens that an answer may have before its end."""
+        """How many tokens an answer may take before its end, with the longest tokens where its spelling is unusual."""
         return max(2 * self._usual, self.longest if self.search else 0)
 
     def allowed(self, said: Sequence[int]) -> list[int]:
         """The ids that may follow ``said``, in increasing order; empty when it is complete.
 
-        One id where there is no choice to make: where one answer is left, and where all answers that are left go on
-        with the same id as the tokenizer writes them.
+        It is a single id where there is no choice: one answer is left, or all remaining answers continue with the same
+        canonical id.
         """
         state, end = self._state(said), self.talk.chat.end
         if state.ended:
@@ -113,7 +116,7 @@ class Limits:
         if not whole and (forced := self._forced(state, tuple(said), group)) is not None:
             return [forced]
         following: set[int] = set()
-        late = len(said) >= self._usual  # in unusual tokens: it is time to come to the end
+        late = len(said) >= self._usual  # from here on only the longest tokens, so that unusual spellings end
         for text in self.texts[state.low : state.high]:
             rest = text[len(state.text) :]
             if late and rest:
@@ -186,8 +189,8 @@ class Limits:
 class Search:
     """``search[`` + words with a blank between them + ``]``, as an automaton over bytes.
 
-    A place in it is a node of the trie of words, or the number of bytes of the closing that were said; a state is all
-    places where one may be. ``ids`` are what the canonical ids of all searches begin with.
+    A place in it is a node of the trie of words, or the number of bytes of the closing that were said. A state holds
+    all places that the text so far leads to. ``ids`` is the common beginning of the canonical ids of all searches.
     """
 
     def __init__(

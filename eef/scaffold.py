@@ -8,7 +8,7 @@ Where a family renders past answers otherwise than it asks for the next one, one
 in training and in acting (``Scaffold.rendering``):
 
 ``template``
-    Past answers are rendered as they are asked for. Most families.
+    The template renders past answers just as its generation prompt asks for one. Most families.
 ``prefilled``
     Past answers begin with more than the generation prompt, such as the channel of gpt-oss' final answers. Every
     prompt ends with that beginning, which is never sampled and never learnt.
@@ -16,8 +16,8 @@ in training and in acting (``Scaffold.rendering``):
     The template can turn thinking off (``enable_thinking=False``): an empty think block ends every generation prompt,
     but past answers are rendered without it (Qwen3). Here it stands before every answer, past ones too.
 ``past answers``
-    The template opens a thought and cannot be told not to (DeepSeek-R1). Answers stand where the template puts past
-    answers: after the generation prompt without the opened thought.
+    The template always opens a thought (DeepSeek-R1). Answers follow the generation prompt without that opening, as
+    the template renders past answers.
 
 The date of templates that print one is fixed (``DATE``), so that no result depends on the day.
 """

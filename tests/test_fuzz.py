@@ -90,13 +90,12 @@ def test_pages_through_play_and_training(family: str, tmp_path: Path) -> None:
     limited = simulate(policy, world, starts)
     assert all(one.info["invalid"] == 0 for one in limited)
     played = [one for one in [*limited, *free] if one.turns]
-    plain = Trajectory("0", "x", (Turn("x", "x"), Turn("x", "x")))
     for one in played:
         ids, _ = policy.chat.render(one, [True] * len(one))
-        own = [token for token in policy.chat.render(plain, [True, True])[0] if token in control]
-        spelled = [token for token in ids if token in control]
-        assert set(spelled) <= set(own) | (control - policy.stops), one
-        assert [token for token in spelled if token in policy.stops] == own[: len(spelled)] or len(one) < 2, one
+        plain = Trajectory("0", "x", tuple(Turn("x", "x") for _ in one.turns))
+        own = [token for token in policy.chat.render(plain, [True] * len(one))[0] if token in control]
+        # a policy may sample control tokens that neither are special nor belong to the scaffold, such as <think>
+        assert [token for token in ids if token in control & policy.stops] == own, one
     examples = [Example(one, 0) for one in played[: len(played) if family == name else 12]]  # large vocabularies
     assert rows_of(policy, examples)[0]
     sft(policy, examples, tmp_path / "full", epochs=1, lr=1e-4, batch_size=8, seed=0)

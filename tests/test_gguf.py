@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -19,8 +20,6 @@ from eef.policy import Policy
 from eef.rows import Row
 from eef.settings import Settings
 from eef.train import fit
-
-gguf = pytest.importorskip("gguf")
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

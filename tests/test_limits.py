@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import random
 import re
-import shutil
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from families import REAL, REAL_NAMES, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from eef import walks
 from eef.chat import Chat
@@ -31,7 +31,6 @@ from eef.rollout import Start, simulate
 from eef.spelling import spelling_of
 from eef.trajectory import Trajectory, Turn
 
-REAL = Path(os.environ.get("EEF_TOKENIZERS") or Path(__file__).resolve().parents[2] / "shared" / "tokenizers")
 DATA = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[2] / "shared" / "webshop") / "data"
 # the end token stands between all contents, so that any tokenizer can be used
 BORDERS = "{% for m in messages %}{{ eos_token if m.role == 'user' else '' }}{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -116,17 +115,13 @@ SMALL = {
     "metaspace without bytes": lambda: sentencepiece(fallback=False),
     "scienceworld": scienceworld,
 }
-REAL_NAMES = sorted(folder.name for folder in REAL.iterdir()) if REAL.is_dir() else []
 
 
-@pytest.fixture(scope="module", params=[*SMALL, *REAL_NAMES])
-def text_chat(request, tmp_path_factory) -> Chat:
+@pytest.fixture(scope="module", params=[*SMALL, *(REAL_NAMES if REAL.is_dir() else [])])
+def text_chat(request) -> Chat:
     if request.param in SMALL:
         return Chat.of(SMALL[request.param]())
-    folder = tmp_path_factory.mktemp(request.param)
-    shutil.copy(REAL / request.param / "tokenizer_config.json", folder)
-    (folder / "tokenizer.json").write_bytes(lzma.decompress((REAL / request.param / "tokenizer.json.xz").read_bytes()))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = copy(real(request.param))
     tokenizer.chat_template = BORDERS
     return Chat.of(tokenizer)
 
