@@ -16,7 +16,7 @@ import numpy as np
 from eef.actions import EXPLANATIONS, Answer, Problem, read_action
 from eef.chat import Dialogue
 from eef.engine import Actor
-from eef.envs import EnvError, ReplayDivergence, TextEnv, restore, walk, workers
+from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, replay, walk, workers
 from eef.limits import Limits
 from eef.policy import Policy
 from eef.served import Served, ServedActor
@@ -77,6 +77,10 @@ class _Episode:
     problems: Counter[Problem] = field(default_factory=Counter)  # answers without a readable action
     info: dict[str, float] = field(default_factory=dict)  # the environment's own scores
 
+    def scored(self, step: Step) -> None:
+        self.reward, self.won = float(step.reward), bool(step.info.get("won"))
+        self.info = {name: step.info[name] for name in ("score", "max_score") if name in step.info}
+
 
 def simulate(
     policy: Policy | Served,
@@ -133,18 +137,21 @@ def simulate(
         slot, number = pair
         start = starts[number]
         prompt = start.expert.prompt if start.expert else ""
-        place, broken = env, ""
+        place, broken, step = env, "", Step(prompt, 0.0, False)
         if start.expert and start.index >= limit:
             broken = "max_steps"
         else:
             try:
                 if seats:
-                    place, prompt = seats[slot], _replayed(seats[slot], start)
+                    place = seats[slot]
+                    prompt, step = _replayed(place, start)
                 else:
-                    place, prompt = _forked(env, start, wanted, twins)
+                    place, prompt, step = _forked(env, start, wanted, twins)
             except EnvError as error:
                 broken = _outcome(error)
-        return _begin(number, start, policy, seeds[number], place, prompt, broken)
+        episode, ids = _begin(number, start, policy, seeds[number], place, prompt)
+        episode.scored(step)  # an episode without a readable action keeps the score of its first state
+        return episode, ids, broken
 
     def end(episode: _Episode, outcome: str) -> None:
         done[episode.number] = Trajectory(
@@ -229,7 +236,7 @@ def simulate(
 class _Twins:
     """The states of one expert that were reached, and the error that kept the others from being reached."""
 
-    states: dict[int, TextEnv] = field(default_factory=dict)
+    states: dict[int, tuple[TextEnv, Step]] = field(default_factory=dict)
     error: EnvError = field(default_factory=EnvError)
 
 
@@ -237,37 +244,42 @@ def _outcome(error: EnvError) -> str:
     return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"
 
 
-def _forked(env: TextEnv, start: Start, wanted: dict[int, list[int]], twins: dict[int, _Twins]) -> tuple[TextEnv, str]:
-    """An environment in the start's state, and the text of s0."""
+def _forked(
+    env: TextEnv, start: Start, wanted: dict[int, list[int]], twins: dict[int, _Twins]
+) -> tuple[TextEnv, str, Step]:
+    """An environment in the start's state, the text of s0, and the last step before that state."""
     expert = start.expert
     if expert is None:
         twin = env.fork()
-        return twin, twin.reset(start.task)
+        prompt = twin.reset(start.task)
+        return twin, prompt, Step(prompt, 0.0, False)
     if id(expert) not in twins:
         twins[id(expert)] = _Twins()
         try:
-            for index, twin in walk(env, expert, wanted[id(expert)]):
-                twins[id(expert)].states[index] = twin
+            for index, twin, step in walk(env, expert, wanted[id(expert)]):
+                twins[id(expert)].states[index] = twin, step
         except EnvError as error:  # it costs the later states alone
             twins[id(expert)].error = error
     if start.index not in twins[id(expert)].states:
         raise twins[id(expert)].error
-    return twins[id(expert)].states[start.index].fork(), expert.prompt
+    twin, step = twins[id(expert)].states[start.index]
+    return twin.fork(), expert.prompt, step
 
 
-def _replayed(seat: TextEnv, start: Start) -> str:
-    """Bring an environment that cannot fork to the start's state; the text of s0."""
+def _replayed(seat: TextEnv, start: Start) -> tuple[str, Step]:
+    """Replay to the start's state; the text of s0, and the last step before that state."""
     expert, index = start.expert, start.index
     if expert is None:
-        return seat.reset(start.task)
-    restore(seat, start.task, expert.actions[:index], [expert.state(i) for i in range(index + 1)], live=True)
-    return expert.prompt
+        prompt = seat.reset(start.task)
+        return prompt, Step(prompt, 0.0, False)
+    pages = [expert.state(i) for i in range(index + 1)]
+    return expert.prompt, replay(seat, start.task, expert.actions[:index], pages, live=True)
 
 
 def _begin(
-    number: int, start: Start, policy: Policy | Served, seed: Sequence[int], env: TextEnv, prompt: str, broken: str
-) -> tuple[_Episode, list[int], str]:
-    """An episode at its start, the ids of its history, and what went wrong if something did."""
+    number: int, start: Start, policy: Policy | Served, seed: Sequence[int], env: TextEnv, prompt: str
+) -> tuple[_Episode, list[int]]:
+    """An episode at its start, and the ids of its history."""
     expert = start.expert
     draw = np.random.default_rng(seed).random
     talk = policy.chat.begin()
@@ -275,7 +287,7 @@ def _begin(
     ids = talk.hear(prompt)
     for turn in turns:
         ids += talk.repeat(turn) + talk.hear(turn.observation)
-    return _Episode(number, start, env, talk, draw, prompt, turns), ids, broken
+    return _Episode(number, start, env, talk, draw, prompt, turns), ids
 
 
 def _step(episode: _Episode, said: list[int], chosen: str | None, cut: bool, limit: int) -> str:
@@ -304,8 +316,7 @@ def _step(episode: _Episode, said: list[int], chosen: str | None, cut: bool, lim
     episode.invalid += not step.valid
     episode.turns.append(Turn(action, step.observation, reply if reply != action else "", learn, kept, scaffold))
     check_reward(float(step.reward))
-    episode.reward, episode.won = float(step.reward), bool(step.info.get("won"))
-    episode.info = {name: step.info[name] for name in ("score", "max_score") if name in step.info}
+    episode.scored(step)
     if step.done:
         return "done"
     return "max_steps" if len(episode.turns) >= limit else ""

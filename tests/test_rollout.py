@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ import pytest
 from eef import react
 from eef.actions import EXPLANATIONS, Problem
 from eef.chat import Chat
-from eef.envs import EnvError
+from eef.envs import EnvError, Step
 from eef.experts import collect
 from eef.policy import Policy
 from eef.rollout import Start, simulate, streams
 from eef.selection import cut_points
-from eef.trajectory import Turn
+from eef.trajectory import Trajectory, Turn
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +343,43 @@ def test_a_cut_answer_is_neither_guessed_nor_learnt(shop, thinker: Policy, monke
             if not action:
                 assert turn.observation == EXPLANATIONS[Problem.CUT if cut else Problem.AMBIGUOUS]
             assert played.info["cut"] == int(cut and not action)
+
+
+class Dense:
+    """Each ``add[k]`` adds k to the score, of which 100 wins."""
+
+    name, max_steps, score = "dense", 10, 0
+
+    def reset(self, task: str) -> str:
+        self.score = 0
+        return "the score is 0"
+
+    def step(self, action: str) -> Step:
+        self.score += int(action[4:-1])
+        info = {"won": self.score == 100, "score": self.score, "max_score": 100}
+        return Step(f"the score is {self.score}", self.score / 100, self.score == 100, info=info)
+
+    def fork(self):
+        return copy(self)
+
+
+class DenseReplayed(Dense):
+    def fork(self):
+        raise NotImplementedError
+
+    def workers(self, count: int) -> list:
+        return [DenseReplayed() for _ in range(count)]
+
+
+@pytest.mark.parametrize("world", [Dense(), DenseReplayed()])
+def test_an_episode_that_never_acts_keeps_the_score_of_its_first_state(world, thinker: Policy, monkeypatch) -> None:
+    monkeypatch.setattr(Scripted, "replies", ("I had rather not.",))
+    turns = tuple(Turn(f"add[{k}]", f"the score is {score}") for k, score in ((20, 20), (5, 25), (50, 75)))
+    expert = Trajectory("0", "the score is 0", turns, 0.75, False)
+    played = simulate(thinker, world, [Start("0", expert, 2), Start("0"), Start("0", expert, 1)], max_steps=3)
+    assert [one.reward for one in played] == [0.25, 0.0, 0.2]
+    assert [one.info.get("score") for one in played] == [25, None, 20]
+    assert not any(one.won for one in played)
 
 
 @pytest.mark.parametrize("limited", [False, True])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -117,23 +117,23 @@ def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]
     :class:`ReplayDivergence` names the first step that differs, or the action that ended the episode too early: before
     the last one or, with ``live``, with the last one, so that no action could follow.
     """
+    return replay(env, task, actions, observations, live).observation
+
+
+def replay(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> Step:
+    """:func:`restore`, with the step that led to the last state; its reward is 0.0 where no action was taken."""
     if len(observations) != len(actions) + 1:
         raise ValueError(f"{len(actions)} actions need {len(actions) + 1} observations, not {len(observations)}")
-    seen = env.reset(task)
-    _compare(task, 0, seen, observations[0])
-    ended = False
+    step = Step(env.reset(task), 0.0, False)
+    _compare(task, 0, step.observation, observations[0])
     for index, action in enumerate(actions):
-        if ended:
+        if step.done:
             raise _ended_early(task, index - 1, len(actions))
-        if action:
-            step = env.step(action)
-            seen, ended = step.observation, step.done
-        else:
-            seen = observations[index + 1]
-        _compare(task, index + 1, seen, observations[index + 1])
-    if ended and live:
+        step = env.step(action) if action else replace(step, observation=observations[index + 1])
+        _compare(task, index + 1, step.observation, observations[index + 1])
+    if step.done and live:
         raise _ended_early(task, len(actions) - 1, len(actions) + 1)
-    return seen
+    return step
 
 
 def _ended_early(task: str, action: int, actions: int) -> ReplayDivergence:
@@ -153,8 +153,9 @@ def _compare(task: str, index: int, seen: str, recorded: str) -> None:
         )
 
 
-def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[tuple[int, TextEnv]]:
-    """Replay ``expert`` once; yield (i, an environment in its state s_i) for each i of ``indices``, in ascending order.
+def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[tuple[int, TextEnv, Step]]:
+    """Replay ``expert`` once; for each i of ``indices``, in ascending order, yield i, an environment in the state s_i
+    and the last step on the way to it.
 
     Every observation is compared. :class:`ReplayDivergence` is raised where the replay diverges, after the states
     before have been yielded.
@@ -162,10 +163,11 @@ def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[t
     wanted = sorted(set(indices))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < max(len(expert), 1):
         raise ValueError(f"states {wanted} of an expert trajectory of {len(expert)} turns (task {expert.task})")
-    _compare(expert.task, 0, env.reset(expert.task), expert.prompt)
+    step = Step(env.reset(expert.task), 0.0, False)
+    _compare(expert.task, 0, step.observation, expert.prompt)
     for index in range(wanted[-1] + 1 if wanted else 0):
         if index in wanted:
-            yield index, env.fork()
+            yield index, env.fork(), step
         if index < wanted[-1] and expert.turns[index].action:  # an answer without an action left it alone
             step = env.step(expert.turns[index].action)
             _compare(expert.task, index + 1, step.observation, expert.turns[index].observation)
@@ -179,4 +181,4 @@ def expert_states(env: TextEnv, expert: Trajectory, indices: list[int]) -> dict[
     One pass over the expert's actions, a fork at each wanted state, every observation compared. All states or
     :class:`ReplayDivergence`; :func:`walk` also gives the states before a divergence.
     """
-    return dict(walk(env, expert, indices))
+    return {index: twin for index, twin, _ in walk(env, expert, indices)}

@@ -105,7 +105,7 @@ def test_a_replay_that_ends_before_the_last_action_is_a_divergence(last: str) ->
 
 def test_the_states_before_a_divergence_are_reached() -> None:
     states = walk(Counter(drift_at=3), EXPERT, [3, 0, 2])
-    assert [(index, twin.step("add[1]").observation) for index, twin in (next(states), next(states))] == [
+    assert [(index, twin.step("add[1]").observation) for index, twin, _ in (next(states), next(states))] == [
         (0, "the total is 2 now"),
         (2, "the total is 505 now"),  # the drift of the third step
     ]

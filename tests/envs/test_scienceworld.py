@@ -290,7 +290,8 @@ def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld,
     assert one == two
     assert [item.outcome for item in one] == ["max_steps", "max_steps", "max_steps", "replay_divergence"]
     assert one[1].turns[:4] == turns[:4] and one[1].prefix == 4 and len(one[1]) == 6
-    assert all("max_score" in item.info for item in one[:3]) and one[1].reward > 0
+    acted = [any(turn.action for turn in item.turns) for item in one[:3]]  # a random policy may not once name an action
+    assert acted[1] and [("max_score" in item.info) for item in one[:3]] == acted and one[1].reward > 0
 
 
 def test_an_environment_that_breaks_is_counted_not_lost(policy: Policy, tmp_path: Path) -> None:
