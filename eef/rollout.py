@@ -77,7 +77,7 @@ class _Episode:
     problems: Counter[Problem] = field(default_factory=Counter)  # answers without a readable action
     info: dict[str, float] = field(default_factory=dict)  # the environment's own scores
 
-    def scored(self, step: Step) -> None:
+    def record_score(self, step: Step) -> None:
         self.reward, self.won = float(step.reward), bool(step.info.get("won"))
         self.info = {name: step.info[name] for name in ("score", "max_score") if name in step.info}
 
@@ -150,7 +150,7 @@ def simulate(
             except EnvError as error:
                 broken = _outcome(error)
         episode, ids = _begin(number, start, policy, seeds[number], place, prompt)
-        episode.scored(step)  # an episode without a readable action keeps the score of its first state
+        episode.record_score(step)  # an episode without a readable action keeps the score of its first state
         return episode, ids, broken
 
     def end(episode: _Episode, outcome: str) -> None:
@@ -316,7 +316,7 @@ def _step(episode: _Episode, said: list[int], chosen: str | None, cut: bool, lim
     episode.invalid += not step.valid
     episode.turns.append(Turn(action, step.observation, reply if reply != action else "", learn, kept, scaffold))
     check_reward(float(step.reward))
-    episode.scored(step)
+    episode.record_score(step)
     if step.done:
         return "done"
     return "max_steps" if len(episode.turns) >= limit else ""

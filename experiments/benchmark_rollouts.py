@@ -63,7 +63,7 @@ class Apart(Actor):
 
 
 def taken(reply: str, react: bool = False, cut: bool = False) -> Answer:
-    """A random policy's answers are cut at the token limit: they are taken for actions all the same."""
+    """Take every answer as an action, also one that the token limit cut, as it cuts those of a random policy."""
     return Answer(reply.strip() or "nothing", None, len(reply))
 
 

@@ -121,7 +121,7 @@ def restore(env: TextEnv, task: str, actions: list[str], observations: list[str]
 
 
 def replay(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> Step:
-    """:func:`restore`, with the step that led to the last state; its reward is 0.0 where no action was taken."""
+    """As :func:`restore`, but return the step that led to the last state. Without an action its reward is 0.0."""
     if len(observations) != len(actions) + 1:
         raise ValueError(f"{len(actions)} actions need {len(actions) + 1} observations, not {len(observations)}")
     step = Step(env.reset(task), 0.0, False)

@@ -290,7 +290,7 @@ def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld,
     assert one == two
     assert [item.outcome for item in one] == ["max_steps", "max_steps", "max_steps", "replay_divergence"]
     assert one[1].turns[:4] == turns[:4] and one[1].prefix == 4 and len(one[1]) == 6
-    acted = [any(turn.action for turn in item.turns) for item in one[:3]]  # a random policy may not once name an action
+    acted = [any(turn.action for turn in item.turns) for item in one[:3]]  # a random policy may never name one
     assert acted[1] and [("max_score" in item.info) for item in one[:3]] == acted and one[1].reward > 0
 
 
