@@ -145,8 +145,8 @@ def _collect_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _collect(given: argparse.Namespace) -> int:
-    from eef.collect import Expert, read_body, read_key, run
     from eef.envs import make_env
+    from eef.experts.endpoint import Expert, read_body, read_key, run
 
     names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
     asked = {name: getattr(given, name) for name in names}
@@ -189,8 +189,8 @@ def _webshop_play(given: argparse.Namespace) -> int:
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """``key=value`` words with values as in a sweep file (:mod:`eef.strict_yaml`); ``1e-4`` is a number here."""
-    from eef.strict_yaml import load
+    """``key=value`` words with values as in a sweep file (:mod:`eef.sweeps.strict_yaml`); ``1e-4`` is a number here."""
+    from eef.sweeps.strict_yaml import load
 
     overrides: dict[str, Any] = {}
     for word in words:
@@ -202,13 +202,13 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 
 def _root(given: argparse.Namespace) -> Path:
-    from eef.runs import default_root
+    from eef.tracking.runs import default_root
 
     return Path(given.root).resolve() if given.root else default_root()
 
 
 def _sweep(given: argparse.Namespace) -> int:
-    from eef.sweep import read_spec, sweep, sweep_label
+    from eef.sweeps.sweep import read_spec, sweep, sweep_label
 
     overrides = parse_overrides(given.overrides)
     if given.out:
@@ -247,8 +247,8 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
 
     ``figure`` is the section of the sweep file: a ``notebook``, and its parameters (``draw``, ...).
     """
-    from eef.figures import markdown, table, win_rate_vs_budget
-    from eef.runs import load_runs
+    from eef.analysis.figures import markdown, table, win_rate_vs_budget
+    from eef.tracking.runs import load_runs
 
     root = _root(given)
     index = _index(root, name)
@@ -283,7 +283,7 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
 def _figure_folder(given: argparse.Namespace, root: Path, name: str) -> Path:
     """``--out``, else the checkout's figures/NAME, or ROOT/figures/NAME where the checkout is read-only."""
     from eef.files import is_writable
-    from eef.runs import repo_root
+    from eef.tracking.runs import repo_root
 
     if given.out:
         _check_out(Path(given.out))
@@ -304,9 +304,9 @@ def _check_out(out: Path, folder: Path | None = None) -> None:
 
 def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) -> None:
     """The HTML page of a sweep, and its figure in W&B beside its runs (as offline or online as they are)."""
-    from eef import mirror
+    from eef.analysis.report import page
     from eef.files import read_json
-    from eef.report import page
+    from eef.tracking import mirror
 
     pictures = [path for path in files if path.suffix == ".png" and path.is_file()]
     print(f"report: {_near(page(root, name, root / 'reports' / f'{name}.html', pictures, index))}")
@@ -317,9 +317,9 @@ def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) ->
 
 
 def _report(given: argparse.Namespace) -> int:
-    from eef import mirror
-    from eef.report import in_words, page
-    from eef.runs import repo_root
+    from eef.analysis.report import in_words, page
+    from eef.tracking import mirror
+    from eef.tracking.runs import repo_root
 
     root, name = _root(given), given.sweep
     index = _index(root, name)
@@ -339,7 +339,7 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _wandb_sync(given: argparse.Namespace) -> int:
-    from eef.mirror import sync
+    from eef.tracking.mirror import sync
 
     sent, left = sync(_root(given))
     print(f"{sent} offline runs were sent to W&B" + (f", {len(left)} were not: {left[0]}" if left else ""))
@@ -347,8 +347,8 @@ def _wandb_sync(given: argparse.Namespace) -> int:
 
 
 def _draw_by_notebook(given: argparse.Namespace, notebook: str, parameters: dict[str, Any], root: Path) -> None:
-    from eef.launch import declared, failure, start_notebook, stop
-    from eef.sweep import find_notebook
+    from eef.sweeps.executors import declared, failure, start_notebook, stop
+    from eef.sweeps.sweep import find_notebook
 
     path = find_notebook(Path(given.file), notebook)
     known = declared(path)
@@ -369,7 +369,7 @@ def _near(path: Path) -> Path:
 
 
 def _runs_list(given: argparse.Namespace) -> int:
-    from eef.runs import load_runs
+    from eef.tracking.runs import load_runs
 
     root = _root(given)
     runs = load_runs(root)
@@ -385,14 +385,14 @@ def _runs_list(given: argparse.Namespace) -> int:
 
 
 def _runs_show(given: argparse.Namespace) -> int:
-    from eef.compare import find, show
+    from eef.analysis.compare import find, show
 
     print("\n".join(show(find(_root(given), given.run))))
     return 0
 
 
 def _runs_compare(given: argparse.Namespace) -> int:
-    from eef.compare import compare, find
+    from eef.analysis.compare import compare, find
 
     for line in compare(*(find(_root(given), word) for word in (given.run, given.other))):
         print(line)
@@ -400,7 +400,7 @@ def _runs_compare(given: argparse.Namespace) -> int:
 
 
 def _runs_prune(given: argparse.Namespace) -> int:
-    from eef.compare import find, in_units, prunable, prune, size
+    from eef.analysis.compare import find, in_units, prunable, prune, size
 
     root = _root(given)
     runs = [find(root, word) for word in given.runs]

@@ -10,18 +10,18 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from eef import evaluate, react, trajectory
-from eef.acting import Simulation, play
-from eef.actions import in_words, unreadable
-from eef.chat import Chat
+from eef import trajectory
+from eef.agents import react
+from eef.agents.actions import in_words, unreadable
+from eef.agents.chat import Chat
+from eef.agents.policy import load_chat
+from eef.agents.rollout import OnProgress, Start
+from eef.agents.simulation import Simulation, play
+from eef.analysis import evaluate
+from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
-from eef.evaluate import Scores
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, example, groups
 from eef.files import read_json, write_json
-from eef.learning import FineTuning, PreferenceTuning, fine_tune, prefer
-from eef.policy import load_chat
-from eef.rollout import OnProgress, Start
-from eef.runs import Run, log_metrics, work_folder
 from eef.selection import Example
 from eef.settings import (
     ActingSettings,
@@ -31,8 +31,10 @@ from eef.settings import (
     Settings,
     TrainingSettings,
 )
-from eef.stages import stage_key
-from eef.train import OnStep
+from eef.tracking.runs import Run, log_metrics, work_folder
+from eef.tracking.stages import stage_key
+from eef.training.stages import FineTuning, PreferenceTuning, fine_tune, prefer
+from eef.training.trainer import OnStep
 from eef.trajectory import Trajectory
 
 
@@ -41,7 +43,7 @@ class Lab:
     """One run's workbench: each step is a stage of the run, made once and shared by all runs that need it.
 
     Each method below says by its inputs (a dataclass) what a stage depends on; its key is computed from them
-    (:func:`eef.stages.stage_key`).
+    (:func:`eef.tracking.stages.stage_key`).
     """
 
     run: Run

@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-from eef import evaluate
-from eef.actions import unreadable
+from eef.agents.actions import unreadable
+from eef.agents.rollout import Start
+from eef.agents.vllm import Server
+from eef.analysis import evaluate
 from eef.envs import TextEnv
 from eef.files import digest, joined_names
 from eef.lab import Lab, scaffold
-from eef.rollout import Start
-from eef.runs import Run, stamp
 from eef.selection import Example, cut_points, select
-from eef.served import Server
 from eef.settings import Settings
-from eef.stages import key_of
-from eef.train import check_optimizer
+from eef.tracking.runs import Run, stamp
+from eef.tracking.stages import key_of
+from eef.training.trainer import check_optimizer
 from eef.trajectory import Trajectory
 
 FAILED = "the following attempt fails"  # what NAT's prompt says of a failed trajectory
@@ -184,7 +184,7 @@ def experiment(
     """One run: train by ``method`` (a name of ``METHODS``, with its ``options``), test, record; the result's row.
 
     ``train_tasks`` and ``test_tasks`` take the first so many subtasks of each split. ``config`` is recorded with the
-    run; ``wandb`` shows it on W&B while it runs (:meth:`eef.runs.Run.open`). ValueError for an unknown method,
+    run; ``wandb`` shows it on W&B while it runs (:meth:`eef.tracking.runs.Run.open`). ValueError for an unknown method,
     TypeError for an option that the method does not have and for an environment without ``state_key()``.
     """
     if not hasattr(env, "state_key"):

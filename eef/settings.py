@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eef.agents.model_files import check_playable, context_of, folder_of, options_of
+from eef.agents.policy import DTYPES, QUANTIZATIONS
 from eef.experts import STAND_INS
 from eef.files import joined_names
-from eef.keys import file_key, model_key
-from eef.models import check_playable, context_of, folder_of, options_of
-from eef.policy import DTYPES, QUANTIZATIONS
-from eef.train import BATCHES, OPTIMIZERS
+from eef.tracking.keys import file_key, model_key
+from eef.training.trainer import BATCHES, OPTIMIZERS
 
 T = TypeVar("T")
 
@@ -51,10 +51,10 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """How the policy is spoken to; stages receive the scaffold made of it (:class:`eef.chat.Chat`).
+    """How the policy is spoken to; stages receive the scaffold made of it (:class:`eef.agents.chat.Chat`).
 
     ``prompt``: empty (answers are actions, after the instructions of the model's ``chat.json``) or ``react`` (thoughts,
-    then an action, after those of ``eef/prompts``); ``one_shot``: with an example episode.
+    then an action, after the environment's); ``one_shot``: with an example episode.
     """
 
     prompt: str = ""
@@ -67,7 +67,7 @@ class ActingSettings:
 
     ``limited``: decoding is limited to the environment's available actions (None: as the model's ``chat.json`` says).
     ``max_new_tokens``: the longest answer. ``engine``: the address of a vLLM server that plays the policy
-    (:mod:`eef.served`); empty: our own engine. ``slots``: episodes at once; no result depends on it.
+    (:mod:`eef.agents.vllm`); empty: our own engine. ``slots``: episodes at once; no result depends on it.
     """
 
     limited: bool | None = None
@@ -93,8 +93,8 @@ class TrainingSettings:
 
     ``tune``: ``lora`` (with ``quantize="nf4"``: QLoRA) or ``full`` (all weights). ``optimizer`` (``adamw_torch``,
     ``adamw_8bit``, on a GPU ``paged_adamw_8bit``), ``gradient_checkpointing`` (memory against time), ``micro`` (rows at
-    a time) and ``batches`` are those of :func:`eef.train.fit`. ``processes`` train and simulate together, one for each
-    GPU; ``batch_size`` is theirs together. Training that is killed resumes from a checkpoint at most
+    a time) and ``batches`` are those of :func:`eef.training.trainer.fit`. ``processes`` train and simulate together,
+    one for each GPU; ``batch_size`` is theirs together. Training that is killed resumes from a checkpoint at most
     ``checkpoint_minutes`` old, or a fiftieth of the steps; no result depends on it.
     """
 

@@ -26,11 +26,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eef.engine import Actor
-from eef.figures import markdown, write_table
-from eef.policy import Policy
-from eef.rows import Row
-from eef.train import fit
+from eef.agents.engine import Actor
+from eef.agents.policy import Policy
+from eef.analysis.figures import markdown, write_table
+from eef.training.rows import Row
+from eef.training.trainer import fit
 
 LLAMA_3_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from eef.chat import Chat
-from eef.engine import _choose
+from eef.agents.chat import Chat
+from eef.agents.constraints import Limits
+from eef.agents.engine import _choose
+from eef.agents.token_bytes import spelling_of
 from eef.envs import make_env
-from eef.limits import Limits
-from eef.spelling import spelling_of
 
 # the end token stands between all contents, so that any tokenizer can be used
 TEMPLATE = (

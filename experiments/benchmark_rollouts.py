@@ -21,15 +21,15 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eef import react, rollout
-from eef.actions import Answer
-from eef.chat import Chat
-from eef.engine import Actor
+from eef.agents import react, rollout
+from eef.agents.actions import Answer
+from eef.agents.chat import Chat
+from eef.agents.engine import Actor
+from eef.agents.policy import Policy
+from eef.agents.rollout import Start, simulate
 from eef.envs import Step
 from eef.envs.webshop import WebShop
 from eef.experts import collect
-from eef.policy import Policy
-from eef.rollout import Start, simulate
 from eef.selection import cut_points
 from eef.trajectory import Trajectory
 

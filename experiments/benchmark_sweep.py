@@ -24,14 +24,14 @@ import yaml
 
 PARAMETERS = "n = 0\nseed = 0"
 BODY = """\
-from eef.runs import Run
+from eef.tracking.runs import Run
 run = Run.open(None, "webshop", f"dummy-n{n}", seed, {"n": n}, {"hashes": {}})
 run.stage("stage", {"n": n}, lambda folder: (folder / "file").write_text(str(n)))
 run.finish({"method": "dummy", "n": n, "win_rate": 0.5})
 """
 SWEEP = """\
 import json, resource, sys, time
-from eef.sweep import sweep
+from eef.sweeps.sweep import sweep
 before = time.perf_counter()
 code = sweep(sys.argv[1], jobs=int(sys.argv[2]), root=sys.argv[3])
 used = resource.getrusage(resource.RUSAGE_SELF)

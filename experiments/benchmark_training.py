@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from eef.agents.policy import Policy
 from eef.envs import make_env
 from eef.experts import demonstrations
-from eef.policy import Policy
-from eef.rows import Row, collate, rows_of, united
 from eef.selection import Example
+from eef.training.rows import Row, collate, rows_of, united
 
 
 @dataclass

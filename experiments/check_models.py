@@ -32,9 +32,9 @@ import pandas as pd
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from eef.chat import Chat
-from eef.limits import Limits
-from eef.scaffold import DATE
+from eef.agents.chat import Chat
+from eef.agents.constraints import Limits
+from eef.agents.scaffold import DATE
 from eef.trajectory import Trajectory, Turn
 
 BASES = {"qwen": "qwen3", "llama": "llama3_1", "gemma": "gemma3", "diffusion_gemma": "gemma3", "gptoss": "gptoss",

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from eef.agents.policy import Policy
+from eef.agents.rollout import Start, simulate
+from eef.analysis.figures import markdown
 from eef.envs import make_env
 from eef.experts import demonstrations
-from eef.figures import markdown
 from eef.files import read_json
-from eef.policy import Policy
-from eef.rollout import Start, simulate
-from eef.runs import default_root
+from eef.tracking.runs import default_root
 
 KINDS = {"search": "search", "click[next": "Next", "click[< prev": "Prev", "click[buy": "buy", "click[b0": "open a row"}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from eef.figures import arm_name, by_arm, markdown, read_episodes, read_stage, records
+from eef.analysis.figures import arm_name, by_arm, markdown, read_episodes, read_stage, records
 from eef.files import read_json
-from eef.runs import default_root, load_runs
+from eef.tracking.runs import default_root, load_runs
 
 
 def shares(found: dict[str, list[bool]], name: str) -> pd.DataFrame:

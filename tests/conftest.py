@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-from eef.chat import Chat
+from eef.agents.chat import Chat
+from eef.agents.policy import Policy
 from eef.envs.webshop import WebShop
-from eef.policy import Policy
-from eef.pretrain import make_model, make_tokenizer
+from eef.models.pretrain import make_model, make_tokenizer
 
 settings.register_profile("eef", deadline=None)  # shared machines are noisy
 settings.load_profile("eef")

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Forgetful(dict):
-    """In place of ``eef.keys._first_seen``: each edit counts as if the process had been started anew."""
+    """In place of ``eef.tracking.keys._first_seen``: each edit counts as if the process had been started anew."""
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         return default

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from eef.cli import main, parse_overrides
-from eef.runs import Run
+from eef.tracking.runs import Run
 
 BODY = """\
-from eef.runs import Run
+from eef.tracking.runs import Run
 run = Run.open(None, "webshop", f"{method}-n{n}", seed, {"n": n}, {"hashes": {"catalogue": "c"}})
 rate = 0.25 + n / 100
 run.finish({"method": method, "n": n, "m": None, "experts": "strong", "seed": seed, "episodes": 100 * n,
@@ -103,7 +103,7 @@ def test_runs_lists_finished_unfinished_and_torn(tmp_path: Path, capsys: pytest.
 def test_from_sweep_file_to_figure_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eef.inputs.code_of", lambda notebook: {})  # an edit while tests run would start all anew
+    monkeypatch.setattr("eef.sweeps.inputs.code_of", lambda notebook: {})  # an edit must not start all anew
     root, out = tmp_path / "runs", tmp_path / "figure"
     words = ["sweep", str(write(tmp_path)), "--root", str(root), "--out", str(out)]
     assert main([*words, "--only", "n1"]) == 0
@@ -138,7 +138,7 @@ def test_a_figure_of_a_read_only_checkout_goes_to_the_root(
     checkout, root = tmp_path / "checkout", tmp_path / "runs"
     checkout.mkdir()
     (checkout / "figures").write_text("a file, so that no folder can be made here")
-    monkeypatch.setattr("eef.runs.repo_root", lambda: checkout)
+    monkeypatch.setattr("eef.tracking.runs.repo_root", lambda: checkout)
     assert main(["sweep", str(write(tmp_path)), "--root", str(root)]) == 0
     said = capsys.readouterr().out
     assert f"{checkout}/figures/demo cannot be written: the figure goes to {root}/figures/demo" in said
@@ -155,7 +155,7 @@ def test_an_unwritable_out_is_named_before_anything_starts(
     (tmp_path / "file").write_text("")
     if command != "sweep":
         Run.open(root, "webshop", "rft-n4", 0, {}, {}).finish({"win_rate": 0.5})
-    monkeypatch.setattr("eef.sweep._work", lambda *given: pytest.fail("started"))
+    monkeypatch.setattr("eef.sweeps.sweep._work", lambda *given: pytest.fail("started"))
     out = tmp_path / "file" / "figure" / "page.html"
     words = [command, str(path)] if command == "sweep" else [command]
     assert main([*words, "--root", str(root), "--out", str(out)]) == 2

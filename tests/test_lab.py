@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from eef import lab as lab_module
-from eef import train
+from eef.agents.policy import Policy, load_chat
 from eef.files import read_json
 from eef.lab import Lab
 from eef.methods import experiment, wins
-from eef.policy import Policy, load_chat
-from eef.pretrain import make_model, save
-from eef.runs import Run
+from eef.models.pretrain import make_model, save
 from eef.settings import Settings
+from eef.tracking.runs import Run
+from eef.training import trainer as train
 
 
 @pytest.fixture(scope="module")

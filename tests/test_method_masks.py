@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from eef import methods
+from eef.agents.policy import Policy
+from eef.agents.rollout import Start
 from eef.methods import FAILED
-from eef.policy import Policy
-from eef.rollout import Start
-from eef.rows import collate, rows_of
 from eef.selection import Example
 from eef.settings import Settings
+from eef.training.rows import collate, rows_of
 from eef.trajectory import Trajectory, Turn
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from eef import trajectory
+from eef.agents.rollout import Start
 from eef.methods import FAILED, _merge, eef, eto, experiment, wins
-from eef.pretrain import make_model, save
-from eef.rollout import Start
-from eef.runs import load_runs
+from eef.models.pretrain import make_model, save
 from eef.selection import Example, select
 from eef.settings import Settings
+from eef.tracking.runs import load_runs
 from eef.trajectory import Trajectory, Turn
 
 

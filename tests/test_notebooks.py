@@ -17,9 +17,9 @@ import pandas as pd
 import papermill
 import pytest
 
+from eef.agents.model_files import folder_of
 from eef.cli import main
 from eef.envs import TextEnv, expert_states
-from eef.models import folder_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

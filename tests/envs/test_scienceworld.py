@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from eef.agents.policy import Policy
+from eef.agents.rollout import Start, simulate
 from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, restore, workers
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
-from eef.policy import Policy
-from eef.rollout import Start, simulate
 from eef.trajectory import Trajectory, Turn
 
 ETO = Path(__file__).resolve().parents[2].parent / "shared" / "eto"

@@ -1,0 +1,257 @@
+"""A policy: a causal language model of transformers, its tokenizer, its chat scaffold and what was trained of it: an
+adapter, or all weights.
+
+Small and large take the same path; only the name differs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GgufConfig,
+)
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+from eef.agents.chat import Chat
+from eef.agents.model_files import (
+    EMBEDDED,
+    EMBEDDED_MODELS,
+    config_of,
+    context_of,
+    ends_of,
+    generation_of,
+    load_tokenizer,
+    no_model,
+    options_of,
+    source_of,
+)
+
+if TYPE_CHECKING:
+    from eef.settings import ModelSettings
+
+QUANTIZATIONS = (None, "nf4")
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class Policy:
+    """Model, tokenizer and scaffold. ``limited``: decoding is limited to the environment's available actions.
+
+    ``context`` is the longest conversation in tokens, ``max_new_tokens`` the longest utterance. ``checked``: the model
+    whose acting was compared with its plain forward pass, and the bytes of keys and values for each token.
+    """
+
+    model: Any
+    tokenizer: Any
+    chat: Chat
+    name: str
+    context: int
+    limited: bool = False
+    max_new_tokens: int = 64
+    checked: tuple[Any, int] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        model: str = EMBEDDED,
+        adapter: str | Path | None = None,
+        *,
+        quantize: str | None = None,
+        dtype: str = "auto",
+        trainable: bool = False,
+        limited: bool | None = None,
+        instructions: str | None = None,
+        opening: Sequence[Sequence[str]] = (),
+        context: int | None = None,
+        max_new_tokens: int = 64,
+    ) -> Policy:
+        """A base model by name (``embedded``, ``embedded-mistral``, ``embedded-scienceworld``, a folder, a GGUF file,
+        or a hub name), with the adapter saved in the folder ``adapter``, or with the weights saved there where all of
+        them were trained.
+
+        A GGUF file's weights are unpacked to ``dtype`` (``auto``: the file's own float type, float32 for most).
+
+        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a
+        name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False,
+        ``instructions`` and ``opening`` as of :func:`load_chat`.
+        A process that a launcher numbered takes the GPU of its number (``LOCAL_RANK``). ValueError for an unknown
+        quantisation or type, for a full model or a GGUF file to be quantised, for a model that is no causal language
+        model, and for a tokenizer with more tokens than the model has; OSError for an unknown model.
+        """
+        if quantize not in QUANTIZATIONS:
+            raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r}: known are {', '.join(map(repr, DTYPES))}")
+        full = adapter is not None and not (Path(adapter) / "adapter_config.json").is_file()
+        if full and not (Path(adapter or "") / "config.json").is_file():
+            raise ValueError(f"adapter={str(adapter)!r} holds neither an adapter nor a model")
+        if full and quantize:
+            raise ValueError(
+                f"quantize={quantize!r}: {adapter} holds a full model, which is evaluated as it was trained"
+            )
+        if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        folder, options = source_of(model)
+        if options and quantize:
+            raise ValueError(
+                f"quantize={quantize!r} with model={model!r}: a GGUF file is quantised already, and its weights are "
+                "unpacked to train on them. Leave quantize out, or give the folder of the original model"
+            )
+        (disable_progress_bar if model in EMBEDDED_MODELS else enable_progress_bar)()  # the small ones load at once
+        chat = load_chat(model, instructions, opening)
+        weights, files = (str(adapter), {}) if full else (folder, options)
+        try:
+            compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+            if dtype != "auto":
+                compute = getattr(torch, dtype)
+            quantization: Any = None
+            if quantize:
+                quantization = BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=compute,
+                )
+            elif files:
+                quantization = GgufConfig(dequantize=True)  # packed weights do not train
+            config = AutoConfig.from_pretrained(weights) if full else config_of(model)
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+                raise ValueError(
+                    f"model={model!r} ({config.model_type}) is not a causal language model: this package trains and "
+                    "plays models of transformers' AutoModelForCausalLM"
+                )
+            # sdpa has no soft-capping of attention scores
+            capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+            base = AutoModelForCausalLM.from_pretrained(
+                weights, dtype=dtype, quantization_config=quantization,
+                config=config, attn_implementation="eager" if capped else None, **files,
+            )  # fmt: skip
+        except OSError as error:
+            raise no_model(model, error) from None
+        if files:
+            _forget_gguf(base)
+        _check_vocabulary(model, chat, base)
+        if quantize:
+            for module in base.modules():
+                if hasattr(
+                    module, "support_avx512bf16_for_cpu"
+                ):  # it repacks in eval() and never back: wrong gradients
+                    setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        elif torch.cuda.is_available():
+            base.to("cuda")  # type: ignore[arg-type]
+        policy = cls(
+            model=base,
+            tokenizer=chat.tokenizer,
+            chat=chat,
+            name=model,
+            context=context_of(model, base.config, context, chat.tokenizer),
+            limited=bool(options_of(model).get("limited", False)) if limited is None else limited,
+            max_new_tokens=max_new_tokens,
+        )
+        if adapter is not None and not full:
+            policy.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
+        policy.model.eval()
+        return policy
+
+    def new_adapter(self, seed: int, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
+        """Attach a fresh LoRA adapter on all linear layers; its initial weights depend on ``seed`` alone."""
+        if isinstance(self.model, PeftModel):
+            raise ValueError("this policy has an adapter already: load the base model anew")
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        self.model = get_peft_model(self.model, config)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapter (or, where there is none, the full model) as safetensors."""
+        self.model.save_pretrained(str(folder))
+
+    @property
+    def pad(self) -> int:
+        """What fills short rows: masked everywhere, so that any id of the model's own does."""
+        size = self.model.get_input_embeddings().weight.shape[0]
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return int(next(token for token in known if token is not None and token < size))
+
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """The ids that end an answer, whatever the scaffold's own end is."""
+        return stops_of(self.chat, self.model.config, getattr(self.model, "generation_config", None))
+
+    def ends(self, token: int) -> bool:
+        """Whether a sampled id ends the answer: one of ``stops``, or an id that the tokenizer does not have (a model
+        may have more)."""
+        return token in self.stops or token >= self.chat.size
+
+
+def stops_of(chat: Chat, config: Any, generation: Any = None) -> frozenset[int]:
+    """The ids that end an answer: every end that the model's configurations name, and all control tokens."""
+    return chat.stops | ends_of(config, generation) | ({chat.tokenizer.eos_token_id} - {None})
+
+
+def _check_vocabulary(model: str, chat: Chat, base: Any) -> None:
+    """ValueError for a tokenizer that gives ids which the model does not have.
+
+    A control token that the scaffold does not use, such as one for padding, may lie beyond: nothing is read as it.
+    """
+    tokenizer, size = chat.tokenizer, base.get_input_embeddings().weight.shape[0]
+    if chat.size <= size:
+        return
+    beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= size}
+    scaffold = chat.scaffold
+    unused = scaffold.control - {*scaffold.before, *scaffold.to_agent, *scaffold.end, *scaffold.to_user}
+    if beyond.keys() - unused:
+        raise ValueError(
+            f"model={model!r}: the tokenizer has ids up to {chat.size - 1}, the model's embedding {size}, so that the "
+            f"model does not know {', '.join(repr(beyond[token]) for token in sorted(beyond.keys() - unused)[:3])}. "
+            "Enlarge the model (model.resize_token_embeddings(len(tokenizer))) and save both, or give the tokenizer "
+            "that the model was trained with"
+        )
+
+
+def _forget_gguf(base: Any) -> None:
+    """The weights were unpacked: a plain model, which trains and saves as any other."""
+    for config in (base.config, base.config.get_text_config()):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(base, name):
+            delattr(base, name)
+
+
+def load_arguments(model: ModelSettings, chat: Chat, adapter: Path | None) -> dict[str, Any]:
+    """Arguments of :meth:`Policy.load`: the same for every method, for training and for acting."""
+    return {
+        "model": model.model,
+        "adapter": str(adapter) if adapter else None,
+        "quantize": model.quantize,
+        "dtype": model.dtype,
+        "context": model.context,
+        "opening": chat.opening,
+    }
+
+
+def load_chat(model: str = EMBEDDED, instructions: str | None = None, opening: Sequence[Sequence[str]] = ()) -> Chat:
+    """The scaffold of a model by name, without its weights; ``instructions`` default to its ``chat.json``, ``opening``
+    is for ReAct answers (:meth:`eef.agents.chat.Chat.opened`)."""
+    tokenizer = load_tokenizer(model)
+    options = options_of(model)
+    words = options.get("instructions", "") if instructions is None else instructions
+    ends = ends_of(config_of(model), generation_of(model))
+    chat = Chat.of(tokenizer, words, bool(options.get("aliases", False)), ends)
+    return chat.opened(opening) if opening else chat

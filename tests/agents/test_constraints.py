@@ -1,0 +1,531 @@
+"""Constrained decoding with tokenizers of each construction: small ones, and real ones where they are there."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import REAL, REAL_NAMES, real
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from eef.agents.chat import Chat
+from eef.agents.constraints import Limits, search_words
+from eef.agents.engine import Actor, _choose
+from eef.agents.policy import Policy
+from eef.agents.rollout import Start, simulate
+from eef.agents.token_bytes import spelling_of
+from eef.envs import EnvError
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.session import State
+from eef.models import walks
+from eef.models.pretrain import make_model
+from eef.trajectory import Trajectory, Turn
+
+DATA = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[3] / "shared" / "webshop") / "data"
+# the end token stands between all contents, so that any tokenizer can be used
+BORDERS = "{% for m in messages %}{{ eos_token if m.role == 'user' else '' }}{{ m.content }}{{ eos_token }}{% endfor %}"
+INSTRUCTION = "find me men's boots, size: 9.5 (wide); café 2-pack, and price lower than 170.00 dollars"
+PAGE = f"WebShop [SEP] Instruction: [SEP] {INSTRUCTION} [SEP] Search"
+NAMES = [
+    "back to search", "< prev", "features", "buy now", "x", "x [2 pack]", "x [2 pack", "[]", "]]", "b09kxchwgd",
+    "size 9", "size 9.5", "Size 9", "size  9", "[f] it's",
+    "café", "caf", "👍", "👍🏽 nice", "👍🏾", "مرحبا بالعالم", "שלום", "中文", "a\u200bb",
+]  # fmt: skip
+SEARCH_AND_CLICKS = {"has_search_bar": True, "clickables": ["search", *NAMES]}
+CLICKS = {"has_search_bar": False, "clickables": NAMES}
+
+
+def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
+    core.add_special_tokens(["<s>", "<end>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", bos_token="<s>", pad_token="<s>")
+    tokenizer.chat_template = BORDERS
+    return tokenizer
+
+
+CORPUS = [PAGE, *(f"click[{name}]" for name in NAMES)]
+
+
+def byte_level(normalizer: normalizers.Normalizer | None = None) -> PreTrainedTokenizerFast:
+    """As of Qwen and DeepSeek: brackets merge with each other and with the letter that follows."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        ("[", "]"),
+        ("]", "]"),
+        ("[", "f"),
+        ("Ġ", "s"),
+        ("Ġ", "["),
+        ("i", "n"),
+        ("r", "e"),
+        ("c", "l"),
+        ("cl", "i"),
+    ]
+    pieces = [*alphabet, *(a + b for a, b in merges)]
+    core = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, merges))
+    if normalizer is not None:
+        core.normalizer = normalizer
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    return _wrap(core)
+
+
+def sentencepiece(fallback: bool = True, prepend: bool = True) -> PreTrainedTokenizerFast:
+    """As of Llama-2 (a blank before each text) and Gemma: blanks are marks, unknown characters are bytes."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256) if fallback)]
+    characters = sorted({char for text in CORPUS for char in text if ord(char) < 128 and char != " "})
+    merges = [("[", "]"), ("]", "]"), ("[", "f"), ("▁", "s"), ("▁", "c"), ("▁s", "e"), ("i", "n"), ("r", "e")]
+    pieces += ["▁", *characters, *dict.fromkeys(a + b for a, b in merges)]
+    vocabulary = {piece: place for place, piece in enumerate(pieces)}
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=fallback))
+    if fallback:
+        steps = [normalizers.Prepend("▁")] if prepend else []
+        core.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+        strip = [decoders.Strip(" ", 1, 0)] if prepend else []
+        core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+        core.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    core.add_special_tokens(["<unk>"])
+    tokenizer = _wrap(core)
+    tokenizer.unk_token = "<unk>"
+    return tokenizer
+
+
+def scienceworld() -> PreTrainedTokenizerFast:
+    tokenizer = walks.make_tokenizer(
+        [Trajectory("t", PAGE, tuple(Turn(a, "") for a in CORPUS), 0.0, False, "walk")], 420
+    )
+    return tokenizer
+
+
+SMALL = {
+    "byte-level": byte_level,
+    "byte-level, NFC": lambda: byte_level(normalizers.NFC()),
+    "sentencepiece, blank first": sentencepiece,
+    "sentencepiece": lambda: sentencepiece(prepend=False),
+    "metaspace without bytes": lambda: sentencepiece(fallback=False),
+    "scienceworld": scienceworld,
+}
+
+
+@pytest.fixture(scope="module", params=[*SMALL, *(REAL_NAMES if REAL.is_dir() else [])])
+def text_chat(request) -> Chat:
+    if request.param in SMALL:
+        return Chat.of(SMALL[request.param]())
+    tokenizer = copy(real(request.param))
+    tokenizer.chat_template = BORDERS
+    return Chat.of(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def brackets() -> Chat:
+    return Chat.of(byte_level())
+
+
+def sayable(limits: Limits) -> list[str]:
+    """The actions of ``CLICKS`` that the tokenizer can say: all, but for one that lacks some characters."""
+    spelling = limits.spelling
+    actions = [f"click[{name}]" for name in NAMES]
+    return actions if spelling.has_bytes("🙂".encode()) else [action for action in actions if action.isascii()]
+
+
+def walk(limits: Limits, rng: random.Random, goal: bytes | None = None) -> list[int]:
+    """A complete answer of random allowed ids; with ``goal`` of those that say these bytes."""
+    said: list[int] = []
+    text, ended = b"", False
+    while allowed := limits.allowed(said):
+        if goal is not None and not ended:
+            text = limits.spelling.of(said)
+            allowed = [
+                token for token in allowed if text != goal and goal.startswith(text + limits.spelling.text[token])
+            ] or [token for token in allowed if text == goal and token == limits.talk.chat.end[0]]
+            ended = text == goal
+        assert allowed, f"{goal!r} cannot be said after {text!r}"
+        said.append(rng.choice(allowed))
+        assert len(said) < 1000, "an answer that does not end"
+    return said
+
+
+def barred(limits: Limits, ids: list[int]) -> list[int]:
+    """Those of ``ids`` that are not allowed where they stand."""
+    return [token for place, token in enumerate(ids) if token not in limits.allowed(ids[:place])]
+
+
+def is_search(action: str, words: list[str]) -> bool:
+    match = re.fullmatch(r"search\[(.+)\]", action)
+    return match is not None and set(match[1].split(" ")) <= set(words)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=15)
+def test_random_allowed_ids_end_in_an_action_or_a_search_of_page_words(text_chat: Chat, seed: int) -> None:
+    words = search_words(PAGE)
+    for available in (SEARCH_AND_CLICKS, CLICKS):
+        limits = Limits.of(text_chat.begin(), available, PAGE)
+        said = walk(limits, random.Random(seed))
+        action = limits.action(said)
+        assert action in sayable(limits) or (available["has_search_bar"] and is_search(action, words))
+        assert limits.spelling.of(said[: -len(text_chat.end)]).decode().strip() == action
+        assert text_chat.begin().spoken(said) == action
+
+
+def test_every_action_can_be_said_as_the_tokenizer_writes_it_and_otherwise(text_chat: Chat) -> None:
+    talk, rng = text_chat.begin(), random.Random(0)
+    limits = Limits.of(talk, SEARCH_AND_CLICKS, PAGE)
+    assert sorted(limits.actions) == sorted(sayable(limits))
+    for action in sayable(limits):
+        ids = talk.say(action)
+        assert not barred(limits, ids) and limits.allowed(ids) == [] and limits.action(ids) == action
+        for _ in range(3):
+            assert limits.action(walk(limits, rng, limits.spelling.of(ids[: -len(text_chat.end)]))) == action
+
+
+def test_the_whole_instruction_can_be_searched_for(text_chat: Chat) -> None:
+    talk, rng = text_chat.begin(), random.Random(0)
+    limits = Limits.of(talk, SEARCH_AND_CLICKS, PAGE, longest=400)
+    instruction = INSTRUCTION if "click[café]" in limits.actions else INSTRUCTION.replace("café ", "")
+    for words in (instruction, "boots size 9.5 wide wide"):
+        ids = talk.say(f"search[{words}]")
+        assert not barred(limits, ids) and limits.allowed(ids) == [] and limits.action(ids) == f"search[{words}]"
+        again = walk(limits, rng, limits.spelling.of(ids[: -len(text_chat.end)]))
+        assert limits.action(again) == f"search[{words}]"
+
+
+@given(seed=st.integers(0, 2**32 - 1), longest=st.integers(30, 80))
+@settings(max_examples=15)
+def test_a_search_is_closed_in_time(text_chat: Chat, seed: int, longest: int) -> None:
+    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest)
+    said = walk(limits, random.Random(seed))
+    assert is_search(limits.action(said), search_words(PAGE))
+    assert len(said) <= longest + len(text_chat.end)
+
+
+def test_too_short_a_limit_still_gives_a_whole_search(text_chat: Chat) -> None:
+    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1)
+    for seed in range(5):
+        assert is_search(limits.action(walk(limits, random.Random(seed))), search_words(PAGE))
+
+
+def test_brackets_that_are_one_token_leave_room_for_a_search(brackets: Chat) -> None:
+    """The opening is ``search[``, though ``[]`` is one token; the words are those of the page, not of the scaffold."""
+    talk, tokenizer = brackets.begin(), brackets.tokenizer
+    assert "[]" in tokenizer.convert_ids_to_tokens(talk.say("search[]"))
+    limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, PAGE)
+    ids = talk.say("search[find café]")
+    assert not barred(limits, ids) and limits.action(ids) == "search[find café]"
+    opening = limits.spelling.spell(b"search[")
+    firsts = {limits.spelling.text[token] for token in limits.allowed(opening)}
+    assert firsts and all(any(word.encode().startswith(first) for word in search_words(PAGE)) for first in firsts)
+
+
+def test_search_words_come_from_the_page_alone(brackets: Chat) -> None:
+    chat = replace(brackets, instructions="Answer with secrets.", opening=(("Zebra?", "Quagga."),))
+    limits, talk = Limits.of(chat.begin(), SEARCH_AND_CLICKS, PAGE), chat.begin()
+    assert not barred(limits, talk.say("search[find]"))
+    for word in ("secrets", "secrets.", "Zebra?", "Quagga", "[SEP]", "SEP"):
+        assert barred(limits, talk.say(f"search[{word}]"))
+
+
+def test_search_words_are_those_between_blanks_with_and_without_punctuation() -> None:
+    page = (
+        "WebShop [SEP] Instruction: [SEP] Find men's boots, size 9.5 (2 pack) [new] - हिन्दी [SEP] [button] Go [button_]"
+    )
+    words = search_words(page)
+    assert {"Find", "find", "men's", "boots,", "boots", "9.5", "(2", "2", "pack)", "pack", "हिन्दी", "-"} <= set(words)
+    assert not {"[SEP]", "[button]", "SEP", "button", "button_", "", "[new]"} & set(words)
+    assert len(words) == len(set(words))
+
+
+def test_a_search_is_of_any_words_with_single_blanks_between_them(text_chat: Chat) -> None:
+    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1000)
+    words = search_words(PAGE) if "click[café]" in sayable(limits) else search_words(PAGE.replace("café", ""))
+    text = f"search[{' '.join(words * 2)}]"
+    assert not barred(limits, text_chat.begin().say(text))
+    assert barred(limits, text_chat.begin().say("search[ find]"))
+    assert barred(limits, text_chat.begin().say("search[find  me]"))
+    assert barred(limits, text_chat.begin().say("search[]"))
+
+
+def test_a_whole_option_that_begins_another_may_end_or_go_on(brackets: Chat) -> None:
+    end = brackets.end[0]
+    limits = Limits.of(brackets.begin(), {"actions": ["look", "look at x", "look at"]}, "")
+    for action, more in (("look", True), ("look at", True), ("look at x", False)):
+        allowed = limits.allowed(brackets.begin().say(action)[: -len(brackets.end)])
+        assert end in allowed and (len(allowed) > 1) == more
+
+
+def test_an_end_of_several_ids_is_said_whole(brackets: Chat) -> None:
+    talk = Ended(brackets.begin(), (brackets.end[0], brackets.tokenizer.convert_tokens_to_ids("]]")))
+    limits = Limits.of(talk, {"actions": ["look", "look at"]}, "")
+    said = talk.say("look")
+    assert limits.allowed(said[:-1]) == [said[-1]] and limits.allowed(said) == []
+    assert limits.action(said) == "look"
+    with pytest.raises(ValueError, match="not a complete answer"):
+        limits.action(said[:-1])
+
+
+class Ended:
+    """A conversation whose answers have another end."""
+
+    def __init__(self, talk, end: tuple[int, ...]) -> None:
+        self.talk, self.aliases = talk, None
+        self.size, self.chat = len(talk.chat.end), type("Chat", (), {"end": end, "tokenizer": talk.chat.tokenizer})()
+
+    def copy(self) -> Ended:
+        return self
+
+    def say(self, reply: str) -> list[int]:
+        return [*self.talk.say(reply)[: -self.size], *self.chat.end]
+
+
+def test_one_answer_that_is_left_is_said_without_asking(text_chat: Chat) -> None:
+    talk = text_chat.begin()
+    limits = Limits.of(talk, {"has_search_bar": False, "clickables": ["back to search"]}, PAGE)
+    ids = talk.say("click[back to search]")
+    assert [limits.allowed(ids[:place]) for place in range(len(ids))] == [[token] for token in ids]
+    both = Limits.of(talk, {"actions": ["click[x", "click[y"]}, PAGE)
+    shared = [token for token, other in zip(talk.say("click[x"), talk.say("click[y"), strict=False) if token == other]
+    assert both.allowed([]) == shared[:1], "what all begin with leaves no choice"
+    other = limits.spelling.look(limits.texts[0][:1])[0]  # begun otherwise than the tokenizer would
+    if other and other[0] != ids[0]:
+        assert len(limits.allowed([other[0]])) == 1
+
+
+def test_ids_with_the_same_bytes_are_all_allowed() -> None:
+    tokenizer = sentencepiece(prepend=False)
+    chat = Chat.of(tokenizer)
+    limits = Limits.of(chat.begin(), {"actions": ["ab", "ac"]}, "")
+    after = limits.allowed(chat.begin().say("ab")[:1])
+    same = tokenizer.convert_tokens_to_ids(["b", "<0x62>"])
+    assert set(same) <= set(after) and limits.action([*chat.begin().say("ab")[:1], same[1], *chat.end]) == "ab"
+
+
+def test_control_tokens_are_never_said_as_text(text_chat: Chat) -> None:
+    spelling = spelling_of(text_chat.tokenizer)
+    added = text_chat.tokenizer.added_tokens_decoder
+    for token in [*text_chat.tokenizer.all_special_ids, *added]:
+        assert not spelling.says(token) or (not added[token].special and not spelling.text[token].strip())
+    name = added[text_chat.end[0]].content
+    action = f"click[{name}]"  # an option that is written like the end of an answer
+    limits = Limits.of(text_chat.begin(), {"has_search_bar": False, "clickables": [name, "x"]}, PAGE)
+    if action in limits.actions:
+        goal = limits.texts[limits.actions.index(action)]
+        assert limits.action(walk(limits, random.Random(0), goal)) == action
+
+
+def test_actions_that_cannot_be_told_apart_are_left_out() -> None:
+    chat = Chat.of(byte_level(normalizers.NFC()))
+    one, two = "click[café]", "click[café]"
+    assert Limits.of(chat.begin(), {"actions": [one, "x"]}, "").actions == [one, "x"], "as the environment writes it"
+    assert Limits.of(chat.begin(), {"actions": [one, two, "x", "x"]}, "").actions == ["x"]
+    with pytest.raises(ValueError, match="can say none of the 2 available actions"):
+        Limits.of(chat.begin(), {"actions": [one, two]}, "")
+
+
+@pytest.mark.parametrize("decoder", [decoders.BPEDecoder(), decoders.ByteFallback(), decoders.CTC()])
+def test_a_tokenizer_of_another_construction_is_refused(decoder) -> None:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.decoder = decoder
+    tokenizer.name_or_path = "some/model"
+    with pytest.raises(ValueError, match="'some/model'.*decoder.*limited=False"):
+        spelling_of(tokenizer)
+
+
+def test_a_tokenizer_whose_tokens_do_not_spell_the_text_is_refused_with_the_difference() -> None:
+    tokenizer = byte_level(normalizers.Replace("click", "press"))
+    tokenizer.name_or_path = "some/model"
+    with pytest.raises(ValueError, match=r"'some/model'.*'click\[back to search\]'.*at byte 0.*limited=False"):
+        spelling_of(tokenizer)
+    lower = Chat.of(byte_level(normalizers.Lowercase()))
+    policy = Policy(None, lower.tokenizer, lower, "lower", 512, limited=True)
+    with pytest.raises(ValueError, match="first difference is at byte"):
+        simulate(policy, WebShop(catalogue={"products": 60, "train": 1, "eval": 0, "test": 0}), [Start("0")])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_a_choice_among_columns_is_one_among_all_with_the_others_barred(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        logits = torch.tensor(rng.normal(size=(4, 50)) * 4).float()
+        choices = [list(rng.permutation(50)[: rng.integers(1, 20)]) for _ in range(3)] + [None]
+        uniform = rng.random(4)
+        masked = logits.clone()
+        for row, choice in enumerate(choices):
+            if choice is not None:
+                masked[row, [column for column in range(50) if column not in choice]] = float("-inf")
+        draws = [lambda u=u: float(u) for u in uniform]
+        whole = _choose(masked, [None] * 4, draws, temperature)
+        assert _choose(logits, [c and [int(x) for x in c] for c in choices], draws, temperature) == whole
+    assert _choose(torch.zeros(1, 5), [[3]], [lambda: 1 - 2**-53], 1.0) == [3]
+
+
+def talk_on_results(policy: Policy):
+    talk = policy.chat.begin()
+    page = "WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search"
+    heard = talk.hear(page)
+    talk.hear(
+        "Back to Search [SEP] Next > [SEP] B000000001 [SEP] Red Shirt [SEP] $9.0 [SEP] B000000002 [SEP] Hat [SEP] $8.0"
+    )
+    return talk, heard, page
+
+
+def test_symbols_have_one_tokenisation(policy: Policy) -> None:
+    talk, _, page = talk_on_results(policy)
+    names = ["back to search", "next >", "b000000001", "b000000002"]
+    limits = Limits.of(talk, {"has_search_bar": False, "clickables": names}, page)
+    answers: list[str] = []
+
+    def every(said: list[int]) -> None:
+        allowed = limits.allowed(said)
+        for token in allowed:
+            every([*said, token])
+        if not allowed:
+            answers.append(limits.action(said))
+
+    every([])
+    assert sorted(answers) == sorted(f"click[{name}]" for name in names)
+
+
+def test_symbols_of_a_search_are_those_of_the_first_page(policy: Policy) -> None:
+    talk, _, page = talk_on_results(policy)
+    limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, page, longest=8)
+    opening = talk.say("search[red]")[:1]
+    assert limits.allowed([]) == opening
+    words = policy.tokenizer.convert_ids_to_tokens(limits.allowed(opening))
+    assert set(words) == {"webshop", "instruction:", "i", "need", "a", "i0", "i1", "search"}  # no scaffold, no closing
+    closing = talk.say("search[red]")[-2:]
+    said = [*opening, *[limits.allowed(opening)[0]] * 6]
+    assert limits.allowed(said[:-1]) != closing[:1] and closing[0] in limits.allowed(said[:-1])
+    assert limits.allowed(said) == closing[:1]  # no endless one
+    assert limits.allowed([*said, *closing]) == []
+    assert limits.action(talk.say("search[red shirt]")) == "search[red shirt]"
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_limited_decoding_says_only_what_is_allowed(seed: int, tokenizer, chat) -> None:
+    torch.manual_seed(0)
+    policy = Policy(make_model(tokenizer, 32, 1, 2).eval(), tokenizer, chat, "random", 512, True)
+    talk, prompt, page = talk_on_results(policy)
+    names = ["back to search", "b000000001", "b000000002"]
+    actor = Actor(policy, 1)
+    actor.open({0: prompt})
+    rng = np.random.default_rng(seed)
+    limits = Limits.of(talk, {"has_search_bar": True, "clickables": names}, page)
+    said = limits.action(actor.act([0], {0: rng.random}, 1.0, {0: limits})[0])
+    assert said in {f"click[{name}]" for name in names} or (said.startswith("search[") and said.endswith("]"))
+
+
+@pytest.mark.parametrize("build", [byte_level, sentencepiece], ids=["byte-level", "sentencepiece"])
+def test_a_language_model_with_limited_decoding_takes_no_invalid_action(build, shop: WebShop) -> None:
+    torch.manual_seed(0)
+    chat = Chat.of(build(), instructions="Say secret words.")
+    policy = Policy(make_model(chat.tokenizer, 16, 1, 2, 16384).eval(), chat.tokenizer, chat, "random", 16384, True)
+    played = simulate(policy, shop, [Start(task) for task in shop.tasks("test")[:4]], seed=1, max_steps=3)
+    for one in played:
+        assert one.outcome in ("done", "max_steps") and one.info["invalid"] == 0
+        assert is_search(one.actions[0], search_words(one.prompt))
+
+
+OPTIONS = [
+    "3 oz.",
+    "5'2\" x 7'4\"",
+    "(2 pack)",
+    "a|b",
+    "red & blue",
+    "16",
+    '16"',
+    "size: 9.5 (wide)",
+    "$10 card",
+    "x-large",
+    "+",
+]
+
+
+@pytest.fixture
+def item(chat: Chat):
+    """A conversation that is on a page with options which hold punctuation."""
+    talk = chat.begin()
+    talk.hear("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")
+    talk.hear(f"Back to Search [SEP] < Prev [SEP] size [SEP] {' [SEP] '.join(OPTIONS)} [SEP] Shirt [SEP] Buy Now")
+    return talk
+
+
+def test_symbols_click_an_option_as_the_page_writes_it(item) -> None:
+    distinct = [name for name in OPTIONS if not name.startswith("16")]
+    limits = Limits.of(item, {"has_search_bar": False, "clickables": [*OPTIONS, "buy now"]}, "")
+    assert sorted(limits.actions) == sorted(f"click[{name}]" for name in [*distinct, "buy now"])
+    for name in [*distinct, "buy now"]:
+        ids = item.say(f"click[{name}]")
+        assert limits.action(ids) == item.copy().spoken(ids) == f"click[{name}]"
+
+
+def test_symbols_that_several_options_share_are_not_guessed(item) -> None:
+    assert item.say("click[16]") == item.say('click[16"]')
+    assert item.spoken(item.say("click[16]")) not in ("click[16]", 'click[16"]')
+    fork = item.copy()
+    fork.hear('Back to Search [SEP] < Prev [SEP] 16" [SEP] Buy Now')
+    assert fork.spoken(fork.say("click[16]")) == 'click[16"]', "the current page counts"
+    assert item.spoken(item.say("click[3 oz.]")) == "click[3 oz.]", "a fork changes nothing"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no official products at {DATA}: set EEF_WEBSHOP_DATA")
+def test_symbols_click_every_option_of_the_official_products(chat: Chat) -> None:
+    shop = WebShop(data=DATA, human_goals=True)
+    first = shop.reset(shop.tasks("test")[0])
+    goal, values, shared = shop.state.goal, 0, []
+    for product in shop.shop.by_asin.values():
+        shop.state = State(goal, "item", ("red",), 1, product.asin)
+        talk = chat.begin()
+        talk.hear(first)
+        talk.hear(shop._render(shop.state))
+        names = {value for _, group in product.options for value in group}
+        actions = Limits.of(talk, shop.available_actions(), first).actions
+        for name in names:
+            ids = talk.copy().say(f"click[{name}]")
+            alike = [other for other in names if talk.copy().say(f"click[{other}]") == ids]
+            if len(alike) > 1:
+                shared.append(name)
+            assert (f"click[{name}]" in actions) == (len(alike) == 1)
+            assert (talk.copy().spoken(ids) == f"click[{name}]") == (len(alike) == 1)
+        values += len(names)
+    assert values > 8000 and len(shared) <= 10, "nearly all of them have symbols of their own"
+
+
+def test_a_word_of_many_bytes_may_be_searched_for(text_chat: Chat) -> None:
+    word = "赤いシャツ" * 80
+    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": []}, f"find {word}", longest=5000)
+    said: list[int] = []
+    while following := limits.allowed(said):
+        said.append(following[-1])
+    assert re.fullmatch(rf"search\[(find|{word}|{word.lower()}| )+\]", limits.action(said))
+
+
+def test_long_options_are_said_without_delay_and_to_their_end(brackets: Chat) -> None:
+    """A long option in unusual tokens: after as many as the usual ones it is written with the longest ones."""
+    names = [f"{'a very long option ' * 60}{number}" for number in range(2)]
+    limits = Limits.of(brackets.begin(), {"has_search_bar": False, "clickables": names}, "")
+    said: list[int] = []
+    while following := limits.allowed(said):
+        said.append(min(following, key=lambda token: len(limits.spelling.text[token]) or 99))
+        assert len(said) <= limits.most + len(brackets.end)
+    assert limits.action(said) in [f"click[{name}]" for name in names]
+
+
+def test_a_page_without_any_action_is_an_error_of_the_environment(brackets: Chat) -> None:
+    for available in ({"actions": []}, {"has_search_bar": True, "clickables": ["search"]}):
+        with pytest.raises(EnvError, match="there is no available action"):
+            Limits.of(brackets.begin(), available, "[SEP]")
+
+
+def test_actions_that_differ_in_blanks_alone_stay_one(brackets: Chat) -> None:
+    assert Limits.of(brackets.begin(), {"actions": ["open door", "open door ", "x"]}, "").actions == ["open door", "x"]
