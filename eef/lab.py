@@ -184,9 +184,9 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
         return chat
     with_opening = react.scaffold(chat, env.name, example(env, "train", tasks) if settings.one_shot else None)
-    if settings.resolved().limited:
+    if settings.resolved().constrained_decoding:
         raise ValueError(
-            "prompt='react' needs limited=False: decoding limited to valid actions leaves no room for thoughts"
+            "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"
         )
     return with_opening
 

@@ -103,7 +103,7 @@ def eef(lab: Lab, m: int = 5, mask_harmful: bool = True, recovery: bool = True, 
     failures = [expert for expert in lab.experts() if expert.failed]
     if not failures:
         raise ValueError("EEF needs expert failures and every expert trajectory won: give weaker experts, or use rft")
-    cuts = [[i for i in cut_points(len(one), m) if lab.env.cuttable(one.state(i))] for one in failures]
+    cuts = [[i for i in cut_points(len(one), m) if lab.env.can_start_here(one.state(i))] for one in failures]
     states = [(place, index) for place, indices in enumerate(cuts) for index in indices]
     starts = [Start(failures[place].task, failures[place], index) for place, index in states]
     keys: list[tuple[Any, int]] = [*((task, 0) for task in lab.tasks), *states]

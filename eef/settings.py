@@ -17,7 +17,7 @@ from eef.agents.policy import DTYPES, QUANTIZATIONS
 from eef.experts import STAND_INS
 from eef.files import joined_names
 from eef.tracking.keys import file_key, model_key
-from eef.training.trainer import BATCHES, OPTIMIZERS
+from eef.training.trainer import OPTIMIZERS, PACKINGS
 
 T = TypeVar("T")
 
@@ -65,12 +65,12 @@ class PromptSettings:
 class ActingSettings:
     """How the policy plays.
 
-    ``limited``: decoding is limited to the environment's available actions (None: as the model's ``chat.json`` says).
-    ``max_new_tokens``: the longest answer. ``engine``: the address of a vLLM server that plays the policy
-    (:mod:`eef.agents.vllm`); empty: our own engine. ``slots``: episodes at once; no result depends on it.
+    ``constrained_decoding``: decoding is limited to the environment's available actions (None: as the model's
+    ``chat.json`` says). ``max_new_tokens``: the longest answer. ``engine``: the address of a vLLM server that plays the
+    policy (:mod:`eef.agents.vllm`); empty: our own engine. ``slots``: episodes at once; no result depends on it.
     """
 
-    limited: bool | None = None
+    constrained_decoding: bool | None = None
     max_new_tokens: int = 64
     engine: str = field(default="", metadata={"key": lambda address: "vllm" if address else ""})
     slots: int = field(default=64, metadata=NOT_IN_KEYS)
@@ -78,13 +78,13 @@ class ActingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings:
-    """Whose trajectories are learnt from: ``experts`` and ``slips``, see :func:`eef.experts.collect`.
+    """Whose trajectories are learnt from: ``experts`` and ``expert_noise``, see :func:`eef.experts.collect`.
 
     Scripted experts play with the run's seed.
     """
 
     experts: str = field(default="strong", metadata={"key": _experts_key})
-    slips: Mapping[str, float] = field(default_factory=dict)
+    expert_noise: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,10 @@ class TrainingSettings:
     """How SFT trains; DPO too, but for ``epochs``, ``lr`` and a new adapter's ``lora_r`` and ``lora_alpha``.
 
     ``tune``: ``lora`` (with ``quantize="nf4"``: QLoRA) or ``full`` (all weights). ``optimizer`` (``adamw_torch``,
-    ``adamw_8bit``, on a GPU ``paged_adamw_8bit``), ``gradient_checkpointing`` (memory against time), ``micro`` (rows at
-    a time) and ``batches`` are those of :func:`eef.training.trainer.fit`. ``processes`` train and simulate together,
-    one for each GPU; ``batch_size`` is theirs together. Training that is killed resumes from a checkpoint at most
-    ``checkpoint_minutes`` old, or a fiftieth of the steps; no result depends on it.
+    ``adamw_8bit``, on a GPU ``paged_adamw_8bit``), ``gradient_checkpointing`` (memory against time),
+    ``micro_batch_size`` (rows at a time) and ``packing`` are those of :func:`eef.training.trainer.fit`. ``processes``
+    train and simulate together, one for each GPU; ``batch_size`` is theirs together. Training that is killed resumes
+    from a checkpoint at most ``checkpoint_minutes`` old, or a fiftieth of the steps; no result depends on it.
     """
 
     tune: str = "lora"
@@ -106,8 +106,8 @@ class TrainingSettings:
     lora_alpha: int = 32
     optimizer: str = "adamw_torch"
     gradient_checkpointing: bool = False
-    micro: int | None = None
-    batches: str = "auto"
+    micro_batch_size: int | None = None
+    packing: str = "auto"
     processes: int = 1
     checkpoint_minutes: float = field(default=10.0, metadata=NOT_IN_KEYS)
 
@@ -143,17 +143,17 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "quantize": QUANTIZATIONS,
     "dtype": DTYPES,
     "optimizer": OPTIMIZERS,
-    "batches": BATCHES,
+    "packing": PACKINGS,
     "gradient_checkpointing": (False, True),
     "one_shot": (False, True),
-    "limited": (None, False, True),
+    "constrained_decoding": (None, False, True),
     "prompt": ("", "react"),
     "restart": ("base", "last"),
 }
 _AT_LEAST_ONE = (
     "batch_size",
     "processes",
-    "micro",
+    "micro_batch_size",
     "context",
     "max_new_tokens",
     "slots",
@@ -161,7 +161,7 @@ _AT_LEAST_ONE = (
     "lora_alpha",
     "iterations",
 )
-_NONE_ALLOWED = ("micro", "context")
+_NONE_ALLOWED = ("micro_batch_size", "context")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +200,10 @@ class Settings(
             raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights take an adapter, 'lora'")
         if self.tune == "full" and self.engine:
             raise ValueError(f"tune='full' with engine={self.engine!r}: a server is given adapters, 'lora'")
-        if self.batch_size % (self.processes * min(self.micro or 1, self.batch_size)):
+        if self.batch_size % (self.processes * min(self.micro_batch_size or 1, self.batch_size)):
             raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of processes x micro: "
-                f"{self.processes} x {self.micro or 1}"
+                f"batch_size={self.batch_size} must be a multiple of processes x micro_batch_size: "
+                f"{self.processes} x {self.micro_batch_size or 1}"
             )
 
     def group(self, kind: type[T]) -> T:
@@ -211,15 +211,17 @@ class Settings(
         return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
 
     def resolved(self) -> Settings:
-        """The same settings with what the model's files decide filled in: ``limited`` and ``context``.
+        """The same settings with what the model's files decide filled in: ``constrained_decoding`` and ``context``.
 
         OSError for an unknown model; ValueError for one that our engine cannot play, and where the files do not name
         the longest conversation.
         """
         if not self.engine:
             check_playable(self.model)
-        limited = bool(options_of(self.model).get("limited", False)) if self.limited is None else self.limited
-        return replace(self, limited=limited, context=context_of(self.model, context=self.context))
+        constrained = self.constrained_decoding
+        if constrained is None:
+            constrained = bool(options_of(self.model).get("constrained_decoding", False))
+        return replace(self, constrained_decoding=constrained, context=context_of(self.model, context=self.context))
 
     @property
     def artefact(self) -> str:

@@ -132,7 +132,7 @@ def training(policy: Policy, length: int, steps: int, optimizer: str, folder: Pa
 
     peak()
     fit(
-        policy.model, rows, pad=policy.pad, folder=folder, epochs=1, lr=1e-4, batch_size=8, seed=0, micro=1,
+        policy.model, rows, pad=policy.pad, folder=folder, epochs=1, lr=1e-4, batch_size=8, seed=0, micro_batch_size=1,
         optimizer=optimizer, gradient_checkpointing=True, on_step=on_step,
     )  # fmt: skip
     return {"tokens_per_s": 8 * length * (len(ends) - 1) / (ends[-1] - ends[0]), "memory_GB": peak()}

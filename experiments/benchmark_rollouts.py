@@ -91,7 +91,7 @@ def plain(policy: Policy, env: WebShop, tasks: Sequence[str]) -> list[list[str]]
     """Every turn, all live conversations are read from their beginning; the actions of each episode."""
     end, stops = list(policy.chat.end), sorted(policy.stops)
     twins, talks = [env.fork() for _ in tasks], [policy.chat.begin() for _ in tasks]
-    ids = [talk.hear(twin.reset(task)) for talk, twin, task in zip(talks, twins, tasks, strict=True)]
+    ids = [talk.encode_observation(twin.reset(task)) for talk, twin, task in zip(talks, twins, tasks, strict=True)]
     actions: list[list[str]] = [[] for _ in tasks]
     live = list(range(len(tasks)))
     while live:
@@ -104,9 +104,9 @@ def plain(policy: Policy, env: WebShop, tasks: Sequence[str]) -> list[list[str]]
         )[:, longest:]  # fmt: skip
         for one, row in zip(list(live), found.tolist(), strict=True):
             said = row[: next((place for place, token in enumerate(row) if token in policy.stops), len(row))] + end
-            actions[one].append(taken(talks[one].spoken(said)).action)
+            actions[one].append(taken(talks[one].decode_action(said)).action)
             step = twins[one].step(actions[one][-1])
-            ids[one] += said + talks[one].hear(step.observation)
+            ids[one] += said + talks[one].encode_observation(step.observation)
             if step.done or len(actions[one]) == env.max_steps:
                 live.remove(one)
     return actions
@@ -153,7 +153,7 @@ def main() -> None:
         fast, ours = cpu(lambda policy=policy, opened=opened: simulate(policy, shop, opened, temperature=0.0))
         same = sum(a.actions == b for a, b in zip(ours, theirs, strict=True))
         assert same == len(ours), f"the two ways played other actions in {len(ours) - same} episodes"
-        opening = len(policy.chat.begin().hear(ours[0].prompt))
+        opening = len(policy.chat.begin().encode_observation(ours[0].prompt))
         print(f"{name}: {len(ours)} episodes, {sum(map(len, theirs))} turns, the first page read as {opening} tokens")
         print(f"  histories read anew each turn {slow:.1f}, cache kept {fast:.1f}: {slow / fast:.1f} times")
 

@@ -10,7 +10,7 @@ prompt      at every turn of random conversations the prompt is the template's o
 whole       so is the conversation with its answers
 end         every answer is learnt with this end
 contents    no page and no answer puts a control token anywhere (pages spell all control tokens of the tokenizer)
-limited     constrained decoding: all actions of random pages, and their instruction as a search, can be said, and
+constrained constrained decoding: all actions of random pages, and their instruction as a search, can be said, and
             random choices among what is allowed always end in an available action or a search of words of the page
 """
 
@@ -61,7 +61,7 @@ def main() -> None:
     table.to_csv(options.out / "templates.csv", index=False)
     (options.out / "templates.md").write_text(markdown(table), encoding="utf-8")
     print(table.to_string())
-    checks = table[["prompt", "whole", "contents", "limited"]]
+    checks = table[["prompt", "whole", "contents", "constrained_decoding"]]
     sys.exit(int(not (checks == "ok").all(axis=None)))
 
 
@@ -126,7 +126,7 @@ def check(name: str, make: Any, count: int) -> dict[str, Any]:
     except ValueError as error:
         return row | {"rendering": f"refused: {error}"}
     row |= {"rendering": chat.scaffold.rendering, "end": tokenizer.decode(chat.end)}
-    for column, body in (("prompt", prompts), ("whole", wholes), ("contents", contents), ("limited", limits)):
+    for column, body in (("prompt", prompts), ("whole", wholes), ("contents", contents), ("constrained", limits)):
         try:
             body(chat, random.Random(f"{name} {column}"), count)
             row[column] = "ok"
@@ -146,7 +146,7 @@ def prompts(chat: Chat, rng: random.Random, count: int) -> None:
         talk, messages, ids = chat.begin(), list[dict[str, str]](), list[int]()
         for _ in range(4):
             messages.append({"role": "user", "content": text_of(rng)})
-            ids += talk.hear(messages[-1]["content"])
+            ids += talk.encode_observation(messages[-1]["content"])
             own = by_template(chat.tokenizer, messages, True)
             if chat.scaffold.rendering == "prefilled":
                 assert ids[: len(own)] == own
@@ -158,10 +158,10 @@ def prompts(chat: Chat, rng: random.Random, count: int) -> None:
             if chat.scaffold.rendering == "thinking off":  # the template leaves the empty thought out of past answers
                 messages_so_far = [*messages, {"role": "user", "content": "x"}]
                 whole = by_template(chat.tokenizer, messages_so_far, False)
-                said = talk.say(messages[-1]["content"])
+                said = talk.encode_action(messages[-1]["content"])
                 thought = next(at for at in range(40) if whole[len(ids) - at : len(ids) - at + len(said)] == said)
                 ids = ids[: len(ids) - thought]
-            ids += talk.say(messages[-1]["content"])
+            ids += talk.encode_action(messages[-1]["content"])
 
 
 def wholes(chat: Chat, rng: random.Random, count: int) -> None:
@@ -214,12 +214,12 @@ def limits(chat: Chat, rng: random.Random, count: int) -> None:
         names |= {f"{name} [2 pack]" for name in list(names)[:2]} | {"buy now"}
         instruction = " ".join(rng.choices(words, k=rng.randint(1, 20)))
         talk = chat.begin()
-        talk.hear(instruction)
+        talk.encode_observation(instruction)
         available = {"has_search_bar": True, "clickables": sorted(names)}
         allowed = Limits.of(talk, available, instruction, longest=400)
         for action in [f"click[{name}]" for name in names] + [f"search[{instruction}]"]:
             said: list[int] = []
-            for token in talk.say(action):
+            for token in talk.encode_action(action):
                 assert token in allowed.allowed(said), (action, said)
                 said.append(token)
             assert allowed.allowed(said) == [] and allowed.action(said) == action

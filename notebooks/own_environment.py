@@ -67,7 +67,7 @@ class Kiosk:
     def fork(self) -> "Kiosk":
         return copy(self)  # a state is three values that are replaced, never changed
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         return True
 
     def stamp(self) -> dict[str, str]:

@@ -39,4 +39,4 @@ def policy(tokenizer, chat) -> Policy:
     """Random weights, decoding limited to valid actions: a policy that acts, badly."""
     torch.manual_seed(0)
     model = make_model(tokenizer, width=32, layers=2, heads=2).eval()
-    return Policy(model, tokenizer, chat, "random", context=2048, limited=True, max_new_tokens=16)
+    return Policy(model, tokenizer, chat, "random", context=2048, constrained_decoding=True, max_new_tokens=16)

@@ -107,7 +107,7 @@ MUTATIONS = [
              "        for key, played in zip(keys, simulated, strict=True):", "        outcomes = {}\n        for key, played in zip(keys, simulated, strict=True):",
              "tests/test_methods.py -k earlier"),
     Mutation("outcomes: broken simulations are losses", "eef/methods.py", "            elif played.failed:", "            else:", "tests/test_methods.py -k broken"),
-    Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.cuttable(one.state(i))]", "]", "tests/test_methods.py -k allows"),
+    Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.can_start_here(one.state(i))]", "]", "tests/test_methods.py -k allows"),
     Mutation("outcomes: ETO learns from the last failures alone", "eef/methods.py", "for t in found if t.failed and t.task in won]",
              "for t in found[-len(lab.tasks) * n :] if t.failed and t.task in won]", "tests/test_methods.py -k eto_pairs"),
     Mutation("outcomes: an error counts as failed", "eef/trajectory.py", 'return not self.won and self.outcome in ("done", "max_steps")',

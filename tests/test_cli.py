@@ -47,7 +47,7 @@ def test_help_is_fast_to_import() -> None:
 
 
 def test_override_values_are_yaml() -> None:
-    assert parse_overrides(["slips={base: 1e-2, l: [-.5]}"]) == {"slips": {"base": 1e-2, "l": [-0.5]}}
+    assert parse_overrides(["expert_noise={base: 1e-2, l: [-.5]}"]) == {"expert_noise": {"base": 1e-2, "l": [-0.5]}}
     words = ["n=4", "lr=1e-4", "data=a/b", "seeds=[0, 1]", "name=", "flag=true", "text=x=y", "version='1'"]
     assert parse_overrides(words) == {
         "n": 4, "lr": 1e-4, "data": "a/b", "seeds": [0, 1], "name": None, "flag": True, "text": "x=y", "version": "1",

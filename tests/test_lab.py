@@ -23,7 +23,9 @@ from eef.training import trainer as train
 def base(tokenizer, tmp_path_factory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    return str(save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "limited": True}))
+    return str(
+        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,18 +35,21 @@ def base(tokenizer, tmp_path_factory) -> str:
         ({"quantize": "int3"}, "quantize='int3': known are None, 'nf4'"),
         ({"dtype": "half"}, "dtype='half': known are 'auto', 'float32', 'bfloat16', 'float16'"),
         ({"optimizer": "sgd"}, "optimizer='sgd': known are 'adamw_torch', 'adamw_8bit', 'paged_adamw_8bit'"),
-        ({"batches": "packed"}, "batches='packed': known are 'auto', 'padded', 'flat'"),
+        ({"packing": "packed"}, "packing='packed': known are 'auto', 'padded', 'flat'"),
         ({"gradient_checkpointing": "yes"}, "gradient_checkpointing='yes': known are False, True"),
         ({"restart": "best"}, "restart='best': known are 'base', 'last'"),
-        ({"micro": 0}, "micro=0 must be a positive integer"),
+        ({"micro_batch_size": 0}, "micro_batch_size=0 must be a positive integer"),
         ({"processes": 1.5}, "processes=1.5 must be a positive integer"),
-        ({"batch_size": 8, "processes": 3}, "batch_size=8 must be a multiple of processes x micro: 3 x 1"),
-        ({"batch_size": 8, "micro": 3}, "batch_size=8 must be a multiple of processes x micro: 1 x 3"),
+        ({"batch_size": 8, "processes": 3}, "batch_size=8 must be a multiple of processes x micro_batch_size: 3 x 1"),
+        (
+            {"batch_size": 8, "micro_batch_size": 3},
+            "batch_size=8 must be a multiple of processes x micro_batch_size: 1 x 3",
+        ),
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes=-1.0 must be a finite number of at least 0"),
         ({"epochs": 0}, "epochs=0 trains nothing: it must be positive"),
         ({"lr": float("nan")}, "lr=nan must be a finite number"),
         ({"temperature": "1"}, "temperature='1' must be a finite number"),
-        ({"limited": 1}, "limited=1: known are None, False, True"),
+        ({"constrained_decoding": 1}, "constrained_decoding=1: known are None, False, True"),
         ({"tune": "full", "quantize": "nf4"}, "tune='full' with quantize='nf4'"),
         ({"tune": "full", "engine": "http://x"}, "tune='full' with engine="),
     ],
@@ -80,7 +85,7 @@ def test_iterations_samples_and_seeds_draw_from_streams_of_their_own(
 
 
 def test_a_full_model_is_trained_simulated_and_tested_like_an_adapter(base: str, shop, tmp_path) -> None:
-    settings = Settings(model=base, epochs=2, tune="full", lr=1e-3, iterations=2, restart="last", micro=1)
+    settings = Settings(model=base, epochs=2, tune="full", lr=1e-3, iterations=2, restart="last", micro_batch_size=1)
     row = experiment(
         "rft", shop, settings, 0, options={"n": 1}, train_tasks=20, test_tasks=4, root=tmp_path, wandb="disabled"
     )
@@ -122,7 +127,7 @@ def test_a_loss_that_rises_is_a_visible_warning(base: str, shop, tmp_path, capsy
 
 
 def test_answers_without_a_readable_action_are_shown(base: str, shop, tmp_path, capsys) -> None:
-    lab = make(base, shop, tmp_path, limited=False, max_new_tokens=2)
+    lab = make(base, shop, tmp_path, constrained_decoding=False, max_new_tokens=2)
     lab.test = shop.tasks("test")[:2]
     adapter = lab.sft("bc", wins(lab.demonstrations())[:1])
     scores = lab.evaluate(adapter)

@@ -40,7 +40,7 @@ STATES = {
 
 class World:
     @staticmethod
-    def cuttable(observation: str) -> bool:
+    def can_start_here(observation: str) -> bool:
         return True
 
 

@@ -29,7 +29,9 @@ def base(tokenizer, tmp_path_factory) -> str:
     """A small base model with random weights, as a folder."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    return str(save(make_model(tokenizer, 32, 2, 2), tokenizer, folder, {"aliases": True, "limited": True}))
+    return str(
+        save(make_model(tokenizer, 32, 2, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+    )
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +130,7 @@ class FakeLab:
         self.settings = Settings(iterations=len(self.ends))
         self.env = self
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         return observation != self.uncuttable
 
     def experts(self) -> list[Trajectory]:

@@ -105,7 +105,7 @@ def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> Non
     papermill.execute_notebook(
         str(ROOT / "notebooks" / "base_model.ipynb"), None, small, kernel_name="python3", progress_bar=False
     )
-    assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": True, "limited": True}
+    assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": True, "constrained_decoding": True}
     assert (tmp_path / "model.safetensors").stat().st_size > 0
 
 
@@ -185,7 +185,7 @@ def test_scienceworld_from_walks_to_figure(tmp_path: Path, capsys: pytest.Captur
     base = tmp_path / "base"
     notebook = str(ROOT / "notebooks" / "base_scienceworld.ipynb")
     papermill.execute_notebook(notebook, None, small | {"out": str(base)}, kernel_name="python3", progress_bar=False)
-    assert json.loads((base / "chat.json").read_text()) == {"limited": True}
+    assert json.loads((base / "chat.json").read_text()) == {"constrained_decoding": True}
     words = ["sweep", str(ROOT / "experiments" / "scienceworld.yaml"), "--root", str(tmp_path / "runs")]
     options = "{valid_actions: true, tasks: [find-non-living-thing], variations: {train: 6, test: 2}}"
     for change in (f"env_options={options}", f"model={base}", "epochs=1", "wandb=disabled", "seeds=[0]", "max_steps=6"):

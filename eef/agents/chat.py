@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -98,8 +99,8 @@ class Chat:
         ids: list[int] = []
         mask: list[bool] = []
         for index, turn in enumerate(trajectory.turns):
-            heard = talk.hear(trajectory.state(index))
-            said = talk.repeat(turn)
+            heard = talk.encode_observation(trajectory.state(index))
+            said = talk.encode_turn(turn)
             ids += heard + said
             mask += [False] * len(heard) + [learn[index]] * len(said)
         return ids, mask
@@ -116,7 +117,7 @@ class Dialogue:
     def copy(self) -> Dialogue:
         return Dialogue(self.chat, self.aliases.copy() if self.aliases else None, self.turn)
 
-    def hear(self, observation: str) -> list[int]:
+    def encode_observation(self, observation: str) -> list[int]:
         """Ids from the end of the last utterance to the place where the agent speaks."""
         chat, text = self.chat, observation
         if self.aliases is not None:
@@ -128,25 +129,25 @@ class Dialogue:
         encode, first = content_encoder(chat.tokenizer), self.turn == 0
         ids: list[int] = []
         for user_text, answer in chat.opening if first else ():
-            ids += user_ids(encode, chat.scaffold, user_text, first) + self.say(answer)
+            ids += user_ids(encode, chat.scaffold, user_text, first) + self.encode_action(answer)
             first = False
         self.turn += 1
         return ids + user_ids(encode, chat.scaffold, text, first)
 
-    def say(self, reply: str) -> list[int]:
+    def encode_action(self, reply: str) -> list[int]:
         """Ids of what the agent says, its end included."""
         text = self.aliases.read_action(reply) if self.aliases is not None else reply
         return list(_answer(self.chat.tokenizer, self.chat.scaffold, text))
 
-    def repeat(self, turn: Turn) -> list[int]:
+    def encode_turn(self, turn: Turn) -> list[int]:
         """Ids of a turn that was taken: those that a policy of this scaffold sampled, else those of its text."""
         if turn.ids and turn.chat == self.chat.hash:
             return list(turn.ids)
         bare = self.chat.react and turn.action and not turn.reply  # an expert without thoughts
-        return self.say(f"Action: {turn.action}" if bare else turn.said)
+        return self.encode_action(f"Action: {turn.action}" if bare else turn.said)
 
-    def spoken(self, ids: Sequence[int]) -> str:
-        """The text of sampled ids (their end left off): the inverse of :meth:`say`."""
+    def decode_action(self, ids: Sequence[int]) -> str:
+        """The text of sampled ids (their end left off): the inverse of :meth:`encode_action`."""
         end = list(self.chat.end)
         ids = list(ids)
         if end and ids[-len(end) :] == end:
@@ -162,6 +163,13 @@ def _answer(tokenizer: Any, scaffold: Scaffold, text: str) -> tuple[int, ...]:
 
 
 def load_options(folder: str | Path) -> dict[str, Any]:
-    """``chat.json`` beside a model: ``{"instructions": str, "aliases": bool}``; empty for a model without one."""
+    """``chat.json`` beside a model: ``{"instructions": str, "aliases": bool, "constrained_decoding": bool}``.
+
+    Empty for a model without one. The former name ``limited`` still works, with a warning.
+    """
     path = Path(folder) / "chat.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "limited" in options:
+        warnings.warn(f"{path}: 'limited' is now called 'constrained_decoding'", FutureWarning, stacklevel=2)
+        options.setdefault("constrained_decoding", options.pop("limited"))
+    return options

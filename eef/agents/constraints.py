@@ -72,7 +72,7 @@ class Limits:
             actions = [f"click[{name}]" for name in available["clickables"] if name != "search"]
         rows = []
         for action in dict.fromkeys(actions):
-            ids = tuple(talk.say(action)[:-end])
+            ids = tuple(talk.encode_action(action)[:-end])
             rows.append((spelling.of(ids), ids, action))
         alike: dict[bytes, set[str]] = {}  # the actions that share a text, without case and blanks
         for text, _, action in rows:
@@ -85,8 +85,8 @@ class Limits:
             raise EnvError(f"there is no available action, {where}")
         if not rows and search is None:
             raise ValueError(
-                f"limited=True: the tokenizer of {talk.chat.tokenizer.name_or_path!r} can say none of the "
-                f"{len(actions)} available actions. Set limited=False"
+                f"constrained_decoding=True: the tokenizer of {talk.chat.tokenizer.name_or_path!r} can say none of the "
+                f"{len(actions)} available actions. Set constrained_decoding=False"
             )
         texts, names = [row[0] for row in rows], [row[2] for row in rows]
         spelled = [ids if all(map(spelling.says, ids)) else tuple(spelling.spell(text)) for text, ids, _ in rows]
@@ -310,7 +310,7 @@ def _rests(node: dict[int, Any]) -> Iterator[bytes]:
 def _search(chat: Chat, page: str) -> Search | None:
     """A search of the words of ``page`` as the agent says them; None where it can say none of them."""
     spelling, talk, end = spelling_of(chat.tokenizer), chat.begin(), len(chat.end)
-    empty = tuple(talk.say("search[]")[:-end])
+    empty = tuple(talk.encode_action("search[]")[:-end])
     frame = spelling.of(empty)
     opening, closing = frame[: (split := frame.index(b"[") + 1)], frame[split:]
     rows: list[tuple[bytes, tuple[int, ...]]] = []
@@ -319,7 +319,7 @@ def _search(chat: Chat, page: str) -> Search | None:
         rows = [(symbol.encode(), empty) for symbol in talk.aliases.read(page, prompt=True).split()]
     else:
         for word in search_words(page):
-            ids = tuple(talk.say(f"search[{word}]")[:-end])
+            ids = tuple(talk.encode_action(f"search[{word}]")[:-end])
             text = spelling.of(ids)
             if text.startswith(opening) and text.endswith(closing):
                 rows.append((text[len(opening) : len(text) - len(closing)], ids))

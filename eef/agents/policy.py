@@ -48,7 +48,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass
 class Policy:
-    """Model, tokenizer and scaffold. ``limited``: decoding is limited to the environment's available actions.
+    """Model, tokenizer and scaffold. ``constrained_decoding``: decoding is limited to the environment's available
+    actions.
 
     ``context`` is the longest conversation in tokens, ``max_new_tokens`` the longest utterance. ``checked``: the model
     whose acting was compared with its plain forward pass, and the bytes of keys and values for each token.
@@ -59,7 +60,7 @@ class Policy:
     chat: Chat
     name: str
     context: int
-    limited: bool = False
+    constrained_decoding: bool = False
     max_new_tokens: int = 64
     checked: tuple[Any, int] | None = field(default=None, compare=False, repr=False)
 
@@ -72,7 +73,7 @@ class Policy:
         quantize: str | None = None,
         dtype: str = "auto",
         trainable: bool = False,
-        limited: bool | None = None,
+        constrained_decoding: bool | None = None,
         instructions: str | None = None,
         opening: Sequence[Sequence[str]] = (),
         context: int | None = None,
@@ -84,12 +85,12 @@ class Policy:
 
         A GGUF file's weights are unpacked to ``dtype`` (``auto``: the file's own float type, float32 for most).
 
-        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a
-        name of torch such as ``bfloat16``. ``limited`` defaults to what the model's ``chat.json`` says, else False,
-        ``instructions`` and ``opening`` as of :func:`load_chat`.
-        A process that a launcher numbered takes the GPU of its number (``LOCAL_RANK``). ValueError for an unknown
-        quantisation or type, for a full model or a GGUF file to be quantised, for a model that is no causal language
-        model, and for a tokenizer with more tokens than the model has; OSError for an unknown model.
+        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a name
+        of torch such as ``bfloat16``. ``constrained_decoding`` defaults to what the model's ``chat.json`` says, else
+        False, ``instructions`` and ``opening`` as of :func:`load_chat`. A process that a launcher numbered takes the
+        GPU of its number (``LOCAL_RANK``). ValueError for an unknown quantisation or type, for a full model or a GGUF
+        file to be quantised, for a model that is no causal language model, and for a tokenizer with more tokens than
+        the model has; OSError for an unknown model.
         """
         if quantize not in QUANTIZATIONS:
             raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
@@ -159,7 +160,9 @@ class Policy:
             chat=chat,
             name=model,
             context=context_of(model, base.config, context, chat.tokenizer),
-            limited=bool(options_of(model).get("limited", False)) if limited is None else limited,
+            constrained_decoding=bool(options_of(model).get("constrained_decoding", False))
+            if constrained_decoding is None
+            else constrained_decoding,
             max_new_tokens=max_new_tokens,
         )
         if adapter is not None and not full:

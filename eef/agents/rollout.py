@@ -113,7 +113,7 @@ def simulate(
             raise ValueError(
                 f"state {start.index} of an expert trajectory of {len(start.expert)} turns (task {start.task})"
             )
-    if policy.limited:
+    if policy.constrained_decoding:
         spelling_of(policy.chat.tokenizer)  # a tokenizer that cannot be limited is refused before anything is played
     limit = env.max_steps if max_steps is None else max_steps
     if slots < 1 or limit < 1:
@@ -195,7 +195,7 @@ def simulate(
             if opened := {slot: waiting.pop(slot) for slot in playing if slot in waiting}:
                 actor.open(opened)
             limits: dict[int, Limits] | None = None
-            if policy.limited:
+            if policy.constrained_decoding:
                 limits = {}
                 for slot in playing:
                     episode = live[slot]
@@ -220,7 +220,7 @@ def simulate(
             stepped = list(at_once(_step, turn.values(), answers, chosen, cut, [limit] * len(turn)))
             for (slot, episode), outcome in zip(turn.items(), stepped, strict=True):
                 if not outcome:
-                    heard = episode.talk.hear(episode.turns[-1].observation)
+                    heard = episode.talk.encode_observation(episode.turns[-1].observation)
                     if actor.length(slot) + len(heard) + policy.max_new_tokens > policy.context:
                         outcome = "context_overflow"
                     else:
@@ -284,9 +284,9 @@ def _begin(
     draw = np.random.default_rng(seed).random
     talk = policy.chat.begin()
     turns = list(expert.turns[: start.index]) if expert else []
-    ids = talk.hear(prompt)
+    ids = talk.encode_observation(prompt)
     for turn in turns:
-        ids += talk.repeat(turn) + talk.hear(turn.observation)
+        ids += talk.encode_turn(turn) + talk.encode_observation(turn.observation)
     return _Episode(number, start, env, talk, draw, prompt, turns), ids
 
 
@@ -297,11 +297,11 @@ def _step(episode: _Episode, said: list[int], chosen: str | None, cut: bool, lim
     never learnt, nor is one that was ``cut`` at the token limit or goes on to invent an observation.
     """
     talk = episode.talk
-    reply = talk.spoken(said) if chosen is None else chosen
+    reply = talk.decode_action(said) if chosen is None else chosen
     answer = read_action(reply, talk.chat.react, cut) if chosen is None else Answer(chosen, None, len(chosen))
     action = answer.action
     episode.tokens += len(said)
-    kept = () if talk.copy().say(reply) == said else tuple(said)
+    kept = () if talk.copy().encode_action(reply) == said else tuple(said)
     scaffold = talk.chat.hash if kept else ""
     learn = not cut and answer.end == len(reply)
     if answer.problem:

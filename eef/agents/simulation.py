@@ -56,14 +56,14 @@ def play(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Traj
     }
     if acting.engine:
         with served(
-            acting.engine, model.model, inputs.adapter, limited=acting.limited, chat=inputs.chat,
-            context=model.context, max_new_tokens=acting.max_new_tokens,
+            acting.engine, model.model, inputs.adapter, constrained_decoding=acting.constrained_decoding,
+            chat=inputs.chat, context=model.context, max_new_tokens=acting.max_new_tokens,
         ) as policy:  # fmt: skip
             write_json(folder / "engine.json", policy.about)
             return simulate(policy, inputs.env, inputs.starts, **how)
     load = {
         **load_arguments(model, inputs.chat, inputs.adapter),
-        "limited": acting.limited,
+        "constrained_decoding": acting.constrained_decoding,
         "max_new_tokens": acting.max_new_tokens,
     }
     if inputs.processes > 1:

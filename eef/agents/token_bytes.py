@@ -160,8 +160,9 @@ class Spelling:
 
     def _refuse(self, why: str) -> NoReturn:
         raise ValueError(
-            f"limited=True cannot be used with the tokenizer of {self.tokenizer.name_or_path or 'this model'!r}: {why}"
-            ". Set limited=False, or use another tokenizer"
+            f"constrained_decoding=True cannot be used with the tokenizer of "
+            f"{self.tokenizer.name_or_path or 'this model'!r}: {why}. Set constrained_decoding=False, or use another "
+            "tokenizer"
         )
 
 

@@ -127,7 +127,7 @@ class Served:
     chat: Chat
     name: str
     context: int
-    limited: bool
+    constrained_decoding: bool
     max_new_tokens: int
     about: dict[str, Any]
     model_ends: frozenset[int] = frozenset()
@@ -189,7 +189,7 @@ def served(
     model: str,
     adapter: str | Path | None = None,
     *,
-    limited: bool | None = None,
+    constrained_decoding: bool | None = None,
     chat: Chat | None = None,
     context: int | None = None,
     max_new_tokens: int = 64,
@@ -227,10 +227,11 @@ def served(
         "max_model_len": longest,
     }
     chat = chat or load_chat(model)
-    small = bool(options_of(model).get("limited", False)) if limited is None else limited
+    if constrained_decoding is None:
+        constrained_decoding = bool(options_of(model).get("constrained_decoding", False))
     name = f"{Path(adapter).name}-{uuid.uuid4().hex[:12]}" if adapter is not None else str(card["id"])
     ends = ends_of(config, generation_of(model)) | ({chat.tokenizer.eos_token_id} - {None})
-    policy = Served(server, name, chat, model, context, small, max_new_tokens, about, ends)
+    policy = Served(server, name, chat, model, context, constrained_decoding, max_new_tokens, about, ends)
     if adapter is None:
         yield policy
         return

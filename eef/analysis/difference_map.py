@@ -31,12 +31,12 @@ _WORLD = {"catalogue", "data", "env", "model"}  # parameters that may change a r
 def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
     """Where EEF gains most: its win rate less RFT's at EEF's budget, in each cell of two parameters of a sweep.
 
-    ``x`` and ``y`` are dotted paths into the runs' configuration, such as ``slips.late`` or ``catalogue.grades.2``. A
-    cell needs one EEF arm, RFT arms of one or more n, and sft_pos, which is RFT at 0 episodes; other methods are left
-    out. RFT at EEF's budget is interpolated per seed and task: of the two neighbouring arms ``won`` is weighted,
-    linearly in simulated episodes. Cells use the seeds that all their arms have; intervals as in
-    :func:`eef.analysis.evaluate.paired`, over seeds and tasks. Runs of one cell must be comparable, and all runs where
-    neither parameter is of the catalogue, data, environment or model.
+    ``x`` and ``y`` are dotted paths into the runs' configuration, such as ``expert_noise.late`` or
+    ``catalogue.grades.2``. A cell needs one EEF arm, RFT arms of one or more n, and sft_pos, which is RFT at 0
+    episodes; other methods are left out. RFT at EEF's budget is interpolated per seed and task: of the two neighbouring
+    arms ``won`` is weighted, linearly in simulated episodes. Cells use the seeds that all their arms have; intervals as
+    in :func:`eef.analysis.evaluate.paired`, over seeds and tasks. Runs of one cell must be comparable, and all runs
+    where neither parameter is of the catalogue, data, environment or model.
 
     ``difference_map.csv`` has a row per cell: x and y (values), seeds, n_test, episodes_eef (mean over seeds), win_eef,
     win_rft (interpolated), win_bc, difference, low, high, expert_win_rate, expert_wins_next (share of the expert's

@@ -56,7 +56,7 @@ class TextEnv(Protocol):
         """The same state, independent from here on. NotImplementedError where only a replay can make one."""
         ...
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         """Whether a simulation may start right after ``observation`` (paper, section 4.1)."""
         ...
 

@@ -61,7 +61,7 @@ class Demonstrations:
 def collect_experts(inputs: Expertise, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
     """The stage of :func:`collect`."""
     experts = inputs.experts
-    return collect(inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.slips)
+    return collect(inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise)
 
 
 def demonstrate(inputs: Demonstrations, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
@@ -75,15 +75,15 @@ def collect(
     tasks: Sequence[str],
     seed: int,
     on_progress: Callable[[int, int, int], None] | None = None,
-    slips: Mapping[str, float] | None = None,
+    expert_noise: Mapping[str, float] | None = None,
 ) -> list[Trajectory]:
     """Expert trajectories on ``tasks``. ``names`` joins stand-ins and files by ``+`` (``strong+weak``, ``my.jsonl``).
 
-    ``slips`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.Slips` (how strong they are by
+    ``expert_noise`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.Slips` (how strong they are by
     ``base``, ``growth``, ``notice``, how rarely their wins show navigation by ``late``) or, in ScienceWorld,
-    :class:`~eef.envs.scienceworld.expert.Lapses`. A file's trajectories on other subtasks are left out. ValueError
-    for a name that is neither, that stands twice, or where no trajectory is left, and for unknown slips;
-    :class:`eef.trajectory.TrajectoryError` for a torn file.
+    :class:`~eef.envs.scienceworld.expert.Lapses`. A file's trajectories on other subtasks are left out. ValueError for
+    a name that is neither, that stands twice, or where no trajectory is left, and for unknown fields of
+    ``expert_noise``; :class:`eef.trajectory.TrajectoryError` for a torn file.
     """
     found: list[Trajectory] = []
     given = joined_names(names)
@@ -91,18 +91,18 @@ def collect(
         raise ValueError(f"experts={names!r} names one expert twice")
     known = STAND_INS.get(env.name, {})
     there = ", ".join(known) or f"none for {env.name}"
-    for name, chance in (slips or {}).items():
+    for name, chance in (expert_noise or {}).items():
         fields = next(iter(known.values())).__dataclass_fields__ if known else {}
         if name not in fields:
-            raise ValueError(f"slips: {name!r} is none of {', '.join(fields)}")
+            raise ValueError(f"expert_noise: {name!r} is none of {', '.join(fields)}")
         chances = isinstance(fields[name].default, float)
         if chances and (isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 <= chance <= 1):
-            raise ValueError(f"slips: {name!r} is a chance in [0, 1], not {chance!r}")
-    if slips and not set(given) & set(known):
-        raise ValueError(f"slips change stand-ins ({there}) alone, and experts={names!r} names none")
+            raise ValueError(f"expert_noise: {name!r} is a chance in [0, 1], not {chance!r}")
+    if expert_noise and not set(given) & set(known):
+        raise ValueError(f"expert_noise changes stand-ins ({there}) alone, and experts={names!r} names none")
     for name in given:
         if name in known:
-            found += _played(env, replace(known[name], **(slips or {})), name, tasks, seed, on_progress)
+            found += _played(env, replace(known[name], **(expert_noise or {})), name, tasks, seed, on_progress)
         elif Path(name).is_file():
             wanted, read = set(tasks), load(name)
             kept = [replace(item, source=item.source or Path(name).stem) for item in read if item.task in wanted]
@@ -156,7 +156,7 @@ def _grade(env: WebShop, task: str) -> str:
 
 def _played(
     env: TextEnv,
-    slips: Any,
+    expert_noise: Any,
     name: str,
     tasks: Sequence[str],
     seed: int,
@@ -165,10 +165,10 @@ def _played(
     def one(seat: TextEnv, task: str) -> Trajectory:
         try:
             if isinstance(seat, ScienceWorld):
-                played = perform(seat, task, slips, seed)
+                played = perform(seat, task, expert_noise, seed)
             else:
                 shop = cast(WebShop, seat.fork())
-                played = play(shop, task, slips, seed, insight=not shop.generated)
+                played = play(shop, task, expert_noise, seed, insight=not shop.generated)
         except EnvError:  # of the machinery: neither won nor lost
             played = Trajectory(task, "", (), outcome="env_error")
         if on_progress:

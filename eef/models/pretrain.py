@@ -106,7 +106,7 @@ def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: boo
     talk = chat.begin()
     page = env.reset(task)
     told = Aliases(frozenset(chat.tokenizer.get_vocab())).read(page, prompt=True).split()
-    ids = talk.hear(page)
+    ids = talk.encode_observation(page)
     mask = [walk] * len(ids)
     opened: dict[str, list[str]] = {}  # number of the results page -> rows opened there since the last search
     left = rng.randint(2, 6) if walk else rng.choice([2, 3, 4, 5] if returns else [1, 1, 2, 2, 3])
@@ -116,14 +116,14 @@ def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: boo
         done = left <= 0 and not env.available_actions()["has_search_bar"]
         action = "click[< prev]" if done else _wander(env, page, rng)
         left -= 1
-        said = talk.say(action)
+        said = talk.encode_action(action)
         row = re.search(r"r\d+(?= \])", chat.tokenizer.decode(said))
         if row:
             opened.setdefault(_page_number(page), []).append(row[0])
         elif action.startswith("search"):
             opened = {}
         page = env.step(action).observation
-        heard = talk.hear(page)
+        heard = talk.encode_observation(page)
         ids += said + heard
         mask += [walk] * (len(said) + len(heard))
     here = opened.get(_page_number(page), [])
@@ -243,14 +243,14 @@ def train(
     lr: float = 3e-3,
     lr_matrices: float = 5e-3,
     batch_size: int = 8,
-    micro: int = 2,
+    micro_batch_size: int = 2,
     seed: int = 0,
     told: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
     """Pretrain ``model`` in place on the learnt tokens of ``rows``; the mean loss of each step is returned.
 
     Muon for the matrices, AdamW for embeddings and norms, warm-up over 5 % of the steps and a cosine. A step takes
-    ``batch_size`` rows, ``micro`` at a time. ``told(step, steps, loss)`` is called after each.
+    ``batch_size`` rows, ``micro_batch_size`` at a time. ``told(step, steps, loss)`` is called after each.
     """
     rng = random.Random(seed)
     inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
@@ -277,8 +277,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
         learnt, total = sum(sum(row.mask[1:]) for row in batch), 0.0
-        for place in range(0, len(batch), micro):
-            piece = [{"input_ids": row.ids, "mask": row.mask} for row in batch[place : place + micro]]
+        for place in range(0, len(batch), micro_batch_size):
+            piece = [{"input_ids": row.ids, "mask": row.mask} for row in batch[place : place + micro_batch_size]]
             given = collate(piece, pad)
             logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
             loss = torch.nn.functional.cross_entropy(

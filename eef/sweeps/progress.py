@@ -27,7 +27,7 @@ class Row(Protocol):
 
 
 class Screen:
-    """The state of ``points``; :meth:`say` prints a line for good, :meth:`show` brings the table up to date.
+    """The state of ``points``; :meth:`encode_action` prints a line for good, :meth:`show` brings the table up to date.
 
     Where ``console`` is no terminal there is no table, and what runs is told every ``every`` seconds.
     """

@@ -63,7 +63,7 @@ def fine_tune(inputs: FineTuning, folder: Path, work: Path, on_step: OnStep) -> 
     training = inputs.training
     trajectory.save((example.trajectory for example in inputs.examples), folder / "examples.jsonl")
     write_json(folder / "learn_from.json", {"learn_from": [example.learn_from for example in inputs.examples]})
-    settings = {"epochs": training.epochs, "lr": training.lr, "batches": training.batches}
+    settings = {"epochs": training.epochs, "lr": training.lr, "packing": training.packing}
     adapter = {"seed": inputs.seed, "r": training.lora_r, "alpha": training.lora_alpha}
     new_adapter = adapter if inputs.start is None and training.tune == "lora" else None
     return _train("sft", inputs, inputs.examples, folder, work, new_adapter, settings, on_step)
@@ -85,7 +85,7 @@ def _train(
     settings |= {
         "seed": inputs.seed,
         "batch_size": training.batch_size,
-        "micro": training.micro,
+        "micro_batch_size": training.micro_batch_size,
         "optimizer": training.optimizer,
         "gradient_checkpointing": training.gradient_checkpointing,
         "checkpoint_minutes": training.checkpoint_minutes,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eef.trajectory import Trajectory
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
-BATCHES = ("auto", "padded", "flat")
+PACKINGS = ("auto", "padded", "flat")
 _WHOLE = "whole.pt"  # in a checkpoint that is complete: the random state in which its epoch began
 _HALF = (torch.bfloat16, torch.float16)
 SMALL_MODEL = 20_000_000  # parameters; on a CPU a smaller model trains faster on two rows at a time than on one
@@ -214,20 +214,20 @@ def fit(
     lr: float,
     batch_size: int,
     seed: int,
-    micro: int | None = None,
-    batches: str = "auto",
+    micro_batch_size: int | None = None,
+    packing: str = "auto",
     **settings: Any,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place on ``rows`` and return the logged rows: step, epoch, loss, learning_rate.
 
     ``loss`` is the mean loss per learnt token since the row before.
 
-    An update takes ``batch_size`` rows of similar length, over all processes, ``micro`` of them at a time in each; the
-    gradient is the same. By default ``micro`` is all rows on a GPU. On a CPU it is 2 for a model of fewer than
-    ``SMALL_MODEL`` parameters and 1 for a larger one, which takes less time and half the memory. Equal arguments give
-    equal weights on CPU at an equal number of threads.
+    An update takes ``batch_size`` rows of similar length, over all processes, ``micro_batch_size`` of them at a time in
+    each; the gradient is the same. By default ``micro_batch_size`` is all rows on a GPU. On a CPU it is 2 for a model
+    of fewer than ``SMALL_MODEL`` parameters and 1 for a larger one, which takes less time and half the memory. Equal
+    arguments give equal weights on CPU at an equal number of threads.
 
-    ``batches``: ``padded``, ``flat`` (see :func:`flatten`) or ``auto``: flat on a GPU with FlashAttention and a model
+    ``packing``: ``padded``, ``flat`` (see :func:`flatten`) or ``auto``: flat on a GPU with FlashAttention and a model
     in half precision, else padded. ``flat`` without FlashAttention is right and slow. (The tests compare flat and
     padded with sdpa on CPU; with FlashAttention it was not run.)
 
@@ -244,27 +244,27 @@ def fit(
     """
     if not any(any(row.mask[1:]) for row in rows):
         raise ValueError(f"no token carries loss in {len(rows)} training examples: check the selection and the masks")
-    if batches not in BATCHES:
-        raise ValueError(f"batches={batches!r}: known are {', '.join(map(repr, BATCHES))}")
+    if packing not in PACKINGS:
+        raise ValueError(f"packing={packing!r}: known are {', '.join(map(repr, PACKINGS))}")
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     flash = torch.cuda.is_available() and is_flash_attn_2_available() and model.config.dtype in _HALF
     flash = flash and _takes_flash(inner)
-    flat = batches == "flat" or (batches == "auto" and flash)
+    flat = packing == "flat" or (packing == "auto" and flash)
     before = inner.config._attn_implementation
     if flat and flash:
         inner.set_attn_implementation("flash_attention_2")
     try:
         if flat and not _apart(model):
-            if batches == "flat":
+            if packing == "flat":
                 raise ValueError(
-                    f"batches='flat': {type(inner).__name__} lets rows that lie one behind the other see each other, "
-                    "so it would train on wrong histories: set batches='padded'"
+                    f"packing='flat': {type(inner).__name__} lets rows that lie one behind the other see each other, "
+                    "so it would train on wrong histories: set packing='padded'"
                 )
             flat = False
             inner.set_attn_implementation(before)
         return _run(
             _Trainer, model, _Rows(rows, pad), flatten if flat else partial(collate, pad=pad), folder, epochs, lr,
-            batch_size, seed, micro, **settings,
+            batch_size, seed, micro_batch_size, **settings,
         )  # fmt: skip
     finally:
         inner.set_attn_implementation(before)  # acting has masks that FlashAttention does not know
@@ -302,7 +302,7 @@ def _run(
     lr: float,
     batch_size: int,
     seed: int,
-    micro: int | None,
+    micro_batch_size: int | None,
     warmup: float = 0.05,
     weight_decay: float = 0.0,
     optimizer: str = "adamw_torch",
@@ -319,10 +319,11 @@ def _run(
             f"batch_size {batch_size} cannot be shared by {ranks} processes: make it a multiple of {ranks}"
         )
     share = batch_size // ranks
-    micro = min(share, micro or (share if on_gpu else _rows_at_a_time(model, share)))
-    if share % micro:
+    micro_batch_size = min(share, micro_batch_size or (share if on_gpu else _rows_at_a_time(model, share)))
+    if share % micro_batch_size:
         raise ValueError(
-            f"batch_size {batch_size} is no multiple of micro {micro}" + (f" x {ranks} processes" if ranks > 1 else "")
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}"
+            + (f" x {ranks} processes" if ranks > 1 else "")
         )
     steps = max(1, math.ceil(len(data) / batch_size)) * epochs  # type: ignore[arg-type]
     came_in = {weight.dtype for weight in model.parameters() if weight.requires_grad} & set(_HALF)
@@ -331,8 +332,8 @@ def _run(
         model.float()
     arguments = TrainingArguments(
         output_dir=str(work or folder),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=share // micro,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=share // micro_batch_size,
         num_train_epochs=epochs,
         learning_rate=lr,
         lr_scheduler_type="cosine",
@@ -376,7 +377,7 @@ def _run(
 
 
 def _rows_at_a_time(model: Any, share: int) -> int:
-    """The default of ``micro`` on a CPU."""
+    """The default of ``micro_batch_size`` on a CPU."""
     small = sum(weight.numel() for weight in model.parameters()) < SMALL_MODEL
     return 2 if small and share % 2 == 0 else 1
 
@@ -496,17 +497,17 @@ def dpo(
     lr: float,
     batch_size: int,
     seed: int,
-    micro: int | None = None,
+    micro_batch_size: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train the adapter of ``policy`` (without one: all weights) by DPO on (win, loss) pairs of one subtask and save it
     in ``folder``.
 
     The loss of a pair is -log sigmoid(beta ((log pi - log ref)(win) - (log pi - log ref)(loss))), log-likelihoods of
-    the agent's turns given their histories (Song et al., 2024, ETO); ref is the policy as it comes. ``micro`` pairs
-    are read at a time (default: 1 on CPU, else all); ``settings`` are as for :func:`fit`. Returns pairs, dropped
-    (beyond the context), the share of pairs whose order is right after training, and losses. ValueError where no pair
-    is left, FloatingPointError where training diverges: then nothing is saved.
+    the agent's turns given their histories (Song et al., 2024, ETO); ref is the policy as it comes.
+    ``micro_batch_size`` pairs are read at a time (default: 1 on CPU, else all); ``settings`` are as for :func:`fit`.
+    Returns pairs, dropped (beyond the context), the share of pairs whose order is right after training, and losses.
+    ValueError where no pair is left, FloatingPointError where training diverges: then nothing is saved.
     """
     rows, dropped = [], 0
     for pair in pairs:
@@ -528,9 +529,11 @@ def dpo(
     policy.model.eval()
     before = [_judged(policy, *pair) for pair in rows]
     if not torch.cuda.is_available():
-        micro = micro or 1
+        micro_batch_size = micro_batch_size or 1
     kind, data = partial(_PairTrainer, beta=beta), _Pairs(rows, before, Row((policy.pad,), (False,)))
-    losses = _run(kind, policy.model, data, collated, folder, epochs, lr, batch_size, seed, micro, **settings)
+    losses = _run(
+        kind, policy.model, data, collated, folder, epochs, lr, batch_size, seed, micro_batch_size, **settings
+    )
     after = [_judged(policy, *pair) for pair in rows]
     gains = [(a[0] - b[0]) - (a[1] - b[1]) for a, b in zip(after, before, strict=True)]
     _check_finite("the sum of the log-likelihoods after the last step", sum(map(sum, after)), lr)

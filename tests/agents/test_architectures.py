@@ -171,9 +171,9 @@ def test_acting_equals_training(name: str) -> None:
 def test_flat_batches_are_refused_where_rows_would_see_each_other(name: str, tmp_path: Path) -> None:
     policy = policy_of(name)
     rows = [Row(tuple(range(start, start + 8)), (True,) * 8) for start in (5, 20)]
-    with pytest.raises(ValueError, match="set batches='padded'"):
+    with pytest.raises(ValueError, match="set packing='padded'"):
         fit(
-            policy.model, rows, pad=policy.pad, folder=tmp_path, epochs=1, lr=1e-3, batch_size=2, seed=0, batches="flat"
+            policy.model, rows, pad=policy.pad, folder=tmp_path, epochs=1, lr=1e-3, batch_size=2, seed=0, packing="flat"
         )
 
 

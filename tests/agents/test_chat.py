@@ -32,11 +32,11 @@ def test_rendering_masks_and_prefixes_agree(trajectory: Trajectory, flags: list[
     assert len(ids) == len(mask)
     talk, place = CHAT.begin(), 0
     for index, turn in enumerate(trajectory.turns):
-        heard = talk.hear(trajectory.state(index))
+        heard = talk.encode_observation(trajectory.state(index))
         assert ids[place : place + len(heard)] == heard  # the training prefix is the rollout prompt
         assert not any(mask[place : place + len(heard)])
         place += len(heard)
-        said = talk.say(turn.action)
+        said = talk.encode_action(turn.action)
         assert ids[place : place + len(said)] == said
         assert mask[place : place + len(said)] == [learn[index]] * len(said)
         place += len(said)
@@ -83,9 +83,9 @@ def test_aliases_forget_the_oldest_of_too_many_words() -> None:
 
 def test_a_copy_goes_its_own_way() -> None:
     talk = CHAT.begin()
-    talk.hear("i need a red shirt")
+    talk.encode_observation("i need a red shirt")
     twin = talk.copy()
-    twin.hear("B000000001 [SEP] Blue Shirt [SEP] $1.0")
+    twin.encode_observation("B000000001 [SEP] Blue Shirt [SEP] $1.0")
     assert talk.aliases is not None and talk.aliases.rows == {} and talk.turn == 1 and twin.turn == 2
 
 

@@ -175,7 +175,7 @@ def test_random_allowed_ids_end_in_an_action_or_a_search_of_page_words(text_chat
         action = limits.action(said)
         assert action in sayable(limits) or (available["has_search_bar"] and is_search(action, words))
         assert limits.spelling.of(said[: -len(text_chat.end)]).decode().strip() == action
-        assert text_chat.begin().spoken(said) == action
+        assert text_chat.begin().decode_action(said) == action
 
 
 def test_every_action_can_be_said_as_the_tokenizer_writes_it_and_otherwise(text_chat: Chat) -> None:
@@ -183,7 +183,7 @@ def test_every_action_can_be_said_as_the_tokenizer_writes_it_and_otherwise(text_
     limits = Limits.of(talk, SEARCH_AND_CLICKS, PAGE)
     assert sorted(limits.actions) == sorted(sayable(limits))
     for action in sayable(limits):
-        ids = talk.say(action)
+        ids = talk.encode_action(action)
         assert not barred(limits, ids) and limits.allowed(ids) == [] and limits.action(ids) == action
         for _ in range(3):
             assert limits.action(walk(limits, rng, limits.spelling.of(ids[: -len(text_chat.end)]))) == action
@@ -194,7 +194,7 @@ def test_the_whole_instruction_can_be_searched_for(text_chat: Chat) -> None:
     limits = Limits.of(talk, SEARCH_AND_CLICKS, PAGE, longest=400)
     instruction = INSTRUCTION if "click[café]" in limits.actions else INSTRUCTION.replace("café ", "")
     for words in (instruction, "boots size 9.5 wide wide"):
-        ids = talk.say(f"search[{words}]")
+        ids = talk.encode_action(f"search[{words}]")
         assert not barred(limits, ids) and limits.allowed(ids) == [] and limits.action(ids) == f"search[{words}]"
         again = walk(limits, rng, limits.spelling.of(ids[: -len(text_chat.end)]))
         assert limits.action(again) == f"search[{words}]"
@@ -218,9 +218,9 @@ def test_too_short_a_limit_still_gives_a_whole_search(text_chat: Chat) -> None:
 def test_brackets_that_are_one_token_leave_room_for_a_search(brackets: Chat) -> None:
     """The opening is ``search[``, though ``[]`` is one token; the words are those of the page, not of the scaffold."""
     talk, tokenizer = brackets.begin(), brackets.tokenizer
-    assert "[]" in tokenizer.convert_ids_to_tokens(talk.say("search[]"))
+    assert "[]" in tokenizer.convert_ids_to_tokens(talk.encode_action("search[]"))
     limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, PAGE)
-    ids = talk.say("search[find café]")
+    ids = talk.encode_action("search[find café]")
     assert not barred(limits, ids) and limits.action(ids) == "search[find café]"
     opening = limits.spelling.spell(b"search[")
     firsts = {limits.spelling.text[token] for token in limits.allowed(opening)}
@@ -230,9 +230,9 @@ def test_brackets_that_are_one_token_leave_room_for_a_search(brackets: Chat) -> 
 def test_search_words_come_from_the_page_alone(brackets: Chat) -> None:
     chat = replace(brackets, instructions="Answer with secrets.", opening=(("Zebra?", "Quagga."),))
     limits, talk = Limits.of(chat.begin(), SEARCH_AND_CLICKS, PAGE), chat.begin()
-    assert not barred(limits, talk.say("search[find]"))
+    assert not barred(limits, talk.encode_action("search[find]"))
     for word in ("secrets", "secrets.", "Zebra?", "Quagga", "[SEP]", "SEP"):
-        assert barred(limits, talk.say(f"search[{word}]"))
+        assert barred(limits, talk.encode_action(f"search[{word}]"))
 
 
 def test_search_words_are_those_between_blanks_with_and_without_punctuation() -> None:
@@ -249,24 +249,24 @@ def test_a_search_is_of_any_words_with_single_blanks_between_them(text_chat: Cha
     limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1000)
     words = search_words(PAGE) if "click[café]" in sayable(limits) else search_words(PAGE.replace("café", ""))
     text = f"search[{' '.join(words * 2)}]"
-    assert not barred(limits, text_chat.begin().say(text))
-    assert barred(limits, text_chat.begin().say("search[ find]"))
-    assert barred(limits, text_chat.begin().say("search[find  me]"))
-    assert barred(limits, text_chat.begin().say("search[]"))
+    assert not barred(limits, text_chat.begin().encode_action(text))
+    assert barred(limits, text_chat.begin().encode_action("search[ find]"))
+    assert barred(limits, text_chat.begin().encode_action("search[find  me]"))
+    assert barred(limits, text_chat.begin().encode_action("search[]"))
 
 
 def test_a_whole_option_that_begins_another_may_end_or_go_on(brackets: Chat) -> None:
     end = brackets.end[0]
     limits = Limits.of(brackets.begin(), {"actions": ["look", "look at x", "look at"]}, "")
     for action, more in (("look", True), ("look at", True), ("look at x", False)):
-        allowed = limits.allowed(brackets.begin().say(action)[: -len(brackets.end)])
+        allowed = limits.allowed(brackets.begin().encode_action(action)[: -len(brackets.end)])
         assert end in allowed and (len(allowed) > 1) == more
 
 
 def test_an_end_of_several_ids_is_said_whole(brackets: Chat) -> None:
     talk = Ended(brackets.begin(), (brackets.end[0], brackets.tokenizer.convert_tokens_to_ids("]]")))
     limits = Limits.of(talk, {"actions": ["look", "look at"]}, "")
-    said = talk.say("look")
+    said = talk.encode_action("look")
     assert limits.allowed(said[:-1]) == [said[-1]] and limits.allowed(said) == []
     assert limits.action(said) == "look"
     with pytest.raises(ValueError, match="not a complete answer"):
@@ -283,17 +283,21 @@ class Ended:
     def copy(self) -> Ended:
         return self
 
-    def say(self, reply: str) -> list[int]:
-        return [*self.talk.say(reply)[: -self.size], *self.chat.end]
+    def encode_action(self, reply: str) -> list[int]:
+        return [*self.talk.encode_action(reply)[: -self.size], *self.chat.end]
 
 
 def test_one_answer_that_is_left_is_said_without_asking(text_chat: Chat) -> None:
     talk = text_chat.begin()
     limits = Limits.of(talk, {"has_search_bar": False, "clickables": ["back to search"]}, PAGE)
-    ids = talk.say("click[back to search]")
+    ids = talk.encode_action("click[back to search]")
     assert [limits.allowed(ids[:place]) for place in range(len(ids))] == [[token] for token in ids]
     both = Limits.of(talk, {"actions": ["click[x", "click[y"]}, PAGE)
-    shared = [token for token, other in zip(talk.say("click[x"), talk.say("click[y"), strict=False) if token == other]
+    shared = [
+        token
+        for token, other in zip(talk.encode_action("click[x"), talk.encode_action("click[y"), strict=False)
+        if token == other
+    ]
     assert both.allowed([]) == shared[:1], "what all begin with leaves no choice"
     other = limits.spelling.look(limits.texts[0][:1])[0]  # begun otherwise than the tokenizer would
     if other and other[0] != ids[0]:
@@ -304,9 +308,11 @@ def test_ids_with_the_same_bytes_are_all_allowed() -> None:
     tokenizer = sentencepiece(prepend=False)
     chat = Chat.of(tokenizer)
     limits = Limits.of(chat.begin(), {"actions": ["ab", "ac"]}, "")
-    after = limits.allowed(chat.begin().say("ab")[:1])
+    after = limits.allowed(chat.begin().encode_action("ab")[:1])
     same = tokenizer.convert_tokens_to_ids(["b", "<0x62>"])
-    assert set(same) <= set(after) and limits.action([*chat.begin().say("ab")[:1], same[1], *chat.end]) == "ab"
+    assert (
+        set(same) <= set(after) and limits.action([*chat.begin().encode_action("ab")[:1], same[1], *chat.end]) == "ab"
+    )
 
 
 def test_control_tokens_are_never_said_as_text(text_chat: Chat) -> None:
@@ -336,17 +342,19 @@ def test_a_tokenizer_of_another_construction_is_refused(decoder) -> None:
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.decoder = decoder
     tokenizer.name_or_path = "some/model"
-    with pytest.raises(ValueError, match="'some/model'.*decoder.*limited=False"):
+    with pytest.raises(ValueError, match="'some/model'.*decoder.*constrained_decoding=False"):
         spelling_of(tokenizer)
 
 
 def test_a_tokenizer_whose_tokens_do_not_spell_the_text_is_refused_with_the_difference() -> None:
     tokenizer = byte_level(normalizers.Replace("click", "press"))
     tokenizer.name_or_path = "some/model"
-    with pytest.raises(ValueError, match=r"'some/model'.*'click\[back to search\]'.*at byte 0.*limited=False"):
+    with pytest.raises(
+        ValueError, match=r"'some/model'.*'click\[back to search\]'.*at byte 0.*constrained_decoding=False"
+    ):
         spelling_of(tokenizer)
     lower = Chat.of(byte_level(normalizers.Lowercase()))
-    policy = Policy(None, lower.tokenizer, lower, "lower", 512, limited=True)
+    policy = Policy(None, lower.tokenizer, lower, "lower", 512, constrained_decoding=True)
     with pytest.raises(ValueError, match="first difference is at byte"):
         simulate(policy, WebShop(catalogue={"products": 60, "train": 1, "eval": 0, "test": 0}), [Start("0")])
 
@@ -371,8 +379,8 @@ def test_a_choice_among_columns_is_one_among_all_with_the_others_barred(temperat
 def talk_on_results(policy: Policy):
     talk = policy.chat.begin()
     page = "WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search"
-    heard = talk.hear(page)
-    talk.hear(
+    heard = talk.encode_observation(page)
+    talk.encode_observation(
         "Back to Search [SEP] Next > [SEP] B000000001 [SEP] Red Shirt [SEP] $9.0 [SEP] B000000002 [SEP] Hat [SEP] $8.0"
     )
     return talk, heard, page
@@ -398,16 +406,16 @@ def test_symbols_have_one_tokenisation(policy: Policy) -> None:
 def test_symbols_of_a_search_are_those_of_the_first_page(policy: Policy) -> None:
     talk, _, page = talk_on_results(policy)
     limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, page, longest=8)
-    opening = talk.say("search[red]")[:1]
+    opening = talk.encode_action("search[red]")[:1]
     assert limits.allowed([]) == opening
     words = policy.tokenizer.convert_ids_to_tokens(limits.allowed(opening))
     assert set(words) == {"webshop", "instruction:", "i", "need", "a", "i0", "i1", "search"}  # no scaffold, no closing
-    closing = talk.say("search[red]")[-2:]
+    closing = talk.encode_action("search[red]")[-2:]
     said = [*opening, *[limits.allowed(opening)[0]] * 6]
     assert limits.allowed(said[:-1]) != closing[:1] and closing[0] in limits.allowed(said[:-1])
     assert limits.allowed(said) == closing[:1]  # no endless one
     assert limits.allowed([*said, *closing]) == []
-    assert limits.action(talk.say("search[red shirt]")) == "search[red shirt]"
+    assert limits.action(talk.encode_action("search[red shirt]")) == "search[red shirt]"
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -455,8 +463,10 @@ OPTIONS = [
 def item(chat: Chat):
     """A conversation that is on a page with options which hold punctuation."""
     talk = chat.begin()
-    talk.hear("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")
-    talk.hear(f"Back to Search [SEP] < Prev [SEP] size [SEP] {' [SEP] '.join(OPTIONS)} [SEP] Shirt [SEP] Buy Now")
+    talk.encode_observation("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")
+    talk.encode_observation(
+        f"Back to Search [SEP] < Prev [SEP] size [SEP] {' [SEP] '.join(OPTIONS)} [SEP] Shirt [SEP] Buy Now"
+    )
     return talk
 
 
@@ -465,17 +475,17 @@ def test_symbols_click_an_option_as_the_page_writes_it(item) -> None:
     limits = Limits.of(item, {"has_search_bar": False, "clickables": [*OPTIONS, "buy now"]}, "")
     assert sorted(limits.actions) == sorted(f"click[{name}]" for name in [*distinct, "buy now"])
     for name in [*distinct, "buy now"]:
-        ids = item.say(f"click[{name}]")
-        assert limits.action(ids) == item.copy().spoken(ids) == f"click[{name}]"
+        ids = item.encode_action(f"click[{name}]")
+        assert limits.action(ids) == item.copy().decode_action(ids) == f"click[{name}]"
 
 
 def test_symbols_that_several_options_share_are_not_guessed(item) -> None:
-    assert item.say("click[16]") == item.say('click[16"]')
-    assert item.spoken(item.say("click[16]")) not in ("click[16]", 'click[16"]')
+    assert item.encode_action("click[16]") == item.encode_action('click[16"]')
+    assert item.decode_action(item.encode_action("click[16]")) not in ("click[16]", 'click[16"]')
     fork = item.copy()
-    fork.hear('Back to Search [SEP] < Prev [SEP] 16" [SEP] Buy Now')
-    assert fork.spoken(fork.say("click[16]")) == 'click[16"]', "the current page counts"
-    assert item.spoken(item.say("click[3 oz.]")) == "click[3 oz.]", "a fork changes nothing"
+    fork.encode_observation('Back to Search [SEP] < Prev [SEP] 16" [SEP] Buy Now')
+    assert fork.decode_action(fork.encode_action("click[16]")) == 'click[16"]', "the current page counts"
+    assert item.decode_action(item.encode_action("click[3 oz.]")) == "click[3 oz.]", "a fork changes nothing"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no official products at {DATA}: set EEF_WEBSHOP_DATA")
@@ -486,17 +496,17 @@ def test_symbols_click_every_option_of_the_official_products(chat: Chat) -> None
     for product in shop.shop.by_asin.values():
         shop.state = State(goal, "item", ("red",), 1, product.asin)
         talk = chat.begin()
-        talk.hear(first)
-        talk.hear(shop._render(shop.state))
+        talk.encode_observation(first)
+        talk.encode_observation(shop._render(shop.state))
         names = {value for _, group in product.options for value in group}
         actions = Limits.of(talk, shop.available_actions(), first).actions
         for name in names:
-            ids = talk.copy().say(f"click[{name}]")
-            alike = [other for other in names if talk.copy().say(f"click[{other}]") == ids]
+            ids = talk.copy().encode_action(f"click[{name}]")
+            alike = [other for other in names if talk.copy().encode_action(f"click[{other}]") == ids]
             if len(alike) > 1:
                 shared.append(name)
             assert (f"click[{name}]" in actions) == (len(alike) == 1)
-            assert (talk.copy().spoken(ids) == f"click[{name}]") == (len(alike) == 1)
+            assert (talk.copy().decode_action(ids) == f"click[{name}]") == (len(alike) == 1)
         values += len(names)
     assert values > 8000 and len(shared) <= 10, "nearly all of them have symbols of their own"
 

@@ -99,7 +99,7 @@ def test_a_token_for_padding_may_lie_beyond_the_model(tokenizer, chat, tmp_path:
     added.add_special_tokens({"pad_token": "<padding>"})
     assert added.pad_token_id == len(tokenizer) == model.get_input_embeddings().num_embeddings
     base = str(save(model, added, tmp_path / "pad", {"aliases": True}))
-    policy = Policy.load(base, limited=False, max_new_tokens=4)
+    policy = Policy.load(base, constrained_decoding=False, max_new_tokens=4)
     assert policy.pad < len(tokenizer)
     actor = Actor(policy, 2)
     actor.open({0: list(range(5, 40)), 1: list(range(5, 9))})  # two lengths: the shorter one is padded
@@ -222,7 +222,7 @@ def test_memory_changes_no_result(shop, policy: Policy, monkeypatch: pytest.Monk
 
 
 def test_rooms_grow_in_steps_and_only_as_far_as_needed(policy: Policy) -> None:
-    actor = Actor(replace(policy, limited=False), 2)
+    actor = Actor(replace(policy, constrained_decoding=False), 2)
     actor.open({0: [5] * 1500, 1: [6] * 20})
     actor.act([0, 1], DRAWS, 0.0)
     assert 1500 < actor.plan.room <= 1500 + 256 + 32
@@ -232,7 +232,7 @@ def test_rooms_grow_in_steps_and_only_as_far_as_needed(policy: Policy) -> None:
 
 
 def test_long_readings_come_in_pieces(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = replace(policy, limited=False)
+    policy = replace(policy, constrained_decoding=False)
     prompts = {0: [5 + place % 90 for place in range(300)], 1: [7 + place % 80 for place in range(280)]}
     expected, widest = [], []
     for cells in (1 << 26, 300 * 40):

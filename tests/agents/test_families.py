@@ -81,7 +81,7 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
         else:
             heard = react.user(page if index else f"Shop well.\n\n{page}")
         messages.append({**heard, "content": heard["content"].strip()})
-        place += len(talk.hear(page))
+        place += len(talk.encode_observation(page))
         asked = by_template(family, messages, generation=True)
         prompt_ids = without_past_thoughts(ids[:place])
         if rendering == "prefilled":
@@ -93,7 +93,7 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
         else:
             assert prompt_ids == asked
         assert not any(mask[:place][-1:])
-        said = talk.repeat(turn)
+        said = talk.encode_turn(turn)
         text = tokenizer.decode(said[: -len(chat.end)]).strip()
         assert text == (turn.said if turn.reply or not opened else f"Action: {turn.action}").strip()
         assert mask[place : place + len(said)] == [flags[index]] * len(said)
@@ -112,7 +112,7 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
 def test_no_family_loses_the_instructions(family: str) -> None:
     """Their place is the first user turn, whatever the template does with a system turn."""
     chat = chat_of(family, "Shop well.")
-    assert "Shop well.\n\ni need a lamp" in chat.tokenizer.decode(chat.begin().hear("i need a lamp"))
+    assert "Shop well.\n\ni need a lamp" in chat.tokenizer.decode(chat.begin().encode_observation("i need a lamp"))
 
 
 def test_sampled_ids_are_kept_where_their_text_would_give_others() -> None:
@@ -120,7 +120,9 @@ def test_sampled_ids_are_kept_where_their_text_would_give_others() -> None:
     letters = [chat.tokenizer.convert_tokens_to_ids(letter) for letter in "search[redĠshirt]"]
     sampled = (*letters, *chat.end)
     turn = Turn("search[red shirt]", "o", "", True, sampled, chat.hash)
-    assert chat.begin().spoken(sampled) == turn.action and chat.begin().say(turn.action) != list(sampled)
+    assert chat.begin().decode_action(sampled) == turn.action and chat.begin().encode_action(turn.action) != list(
+        sampled
+    )
     trajectory = Trajectory("0", "p", (turn,))
     ids, mask = chat.render(trajectory, [True])
     assert tuple(ids[-len(sampled) :]) == sampled and mask[-len(sampled) :] == [True] * len(sampled)
@@ -148,7 +150,15 @@ def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> No
         assert not any(turn.learn for turn in played.turns if not turn.action)
         assert all(turn.reply or not turn.action for turn in played.turns) and played.outcome == "max_steps"
     with pytest.raises(ValueError, match="no room for thoughts"):
-        experiment("sft_pos", shop, replace(settings, limited=True), 0, root=tmp_path, wandb="disabled", train_tasks=8)
+        experiment(
+            "sft_pos",
+            shop,
+            replace(settings, constrained_decoding=True),
+            0,
+            root=tmp_path,
+            wandb="disabled",
+            train_tasks=8,
+        )
     shop.max_steps = 1
     with pytest.raises(ValueError, match="no win in 1 steps"):
         experiment("sft_pos", shop, settings, 0, root=tmp_path, wandb="disabled", train_tasks=8)

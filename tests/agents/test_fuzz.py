@@ -86,10 +86,10 @@ def test_pages_through_play_and_training(family: str, tmp_path: Path) -> None:
     starts = [Start(task) for task in world.tasks("train")]
     free = simulate(policy, world, starts)
     assert all(one.outcome in ("max_steps", "context_overflow") for one in free)
-    policy.limited = True
-    limited = simulate(policy, world, starts)
-    assert all(one.info["invalid"] == 0 for one in limited)
-    played = [one for one in [*limited, *free] if one.turns]
+    policy.constrained_decoding = True
+    constrained_decoding = simulate(policy, world, starts)
+    assert all(one.info["invalid"] == 0 for one in constrained_decoding)
+    played = [one for one in [*constrained_decoding, *free] if one.turns]
     for one in played:
         ids, _ = policy.chat.render(one, [True] * len(one))
         plain = Trajectory("0", "x", tuple(Turn("x", "x") for _ in one.turns))

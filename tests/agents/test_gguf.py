@@ -106,7 +106,7 @@ def test_a_file_or_a_folder_that_holds_one_is_a_model(as_folder: bool, file: Pat
     policy = Policy.load(model, max_new_tokens=4)
     assert policy.model.dtype == torch.float32 and policy.context == 512
     assert policy.tokenizer.decode(policy.chat.end) == "<|im_end|>"
-    ids = policy.chat.begin().hear("click[buy now]")
+    ids = policy.chat.begin().encode_observation("click[buy now]")
     actor = Actor(policy, 1)
     actor.open({0: ids})
     assert actor.act([0], {0: lambda: 0.0}, 0.0)[0][-1:] == list(policy.chat.end)
@@ -137,9 +137,9 @@ def test_the_options_beside_a_file_count(file: Path, tmp_path: Path) -> None:
     path.write_bytes(file.read_bytes())
     keys = [model_key(str(path))]
     for instructions in ("Shop well.", "Shop badly."):
-        (tmp_path / "chat.json").write_text(json.dumps({"instructions": instructions, "limited": True}))
+        (tmp_path / "chat.json").write_text(json.dumps({"instructions": instructions, "constrained_decoding": True}))
         policy = Policy.load(str(path))
-        assert policy.limited and policy.chat.instructions == instructions
+        assert policy.constrained_decoding and policy.chat.instructions == instructions
         keys.append(model_key(str(path)))
     assert len(set(keys)) == 3
 
@@ -165,5 +165,5 @@ def test_what_does_not_go_together_is_refused_in_words(
 def test_a_real_file_answers() -> None:
     policy: Any = Policy.load(os.environ["EEF_SMOLLM2_GGUF"], max_new_tokens=12)
     actor = Actor(policy, 1)
-    actor.open({0: policy.chat.begin().hear("What is the capital of France?")})
-    assert "Paris" in policy.chat.begin().spoken(actor.act([0], {0: lambda: 0.0}, 0.0)[0])
+    actor.open({0: policy.chat.begin().encode_observation("What is the capital of France?")})
+    assert "Paris" in policy.chat.begin().decode_action(actor.act([0], {0: lambda: 0.0}, 0.0)[0])

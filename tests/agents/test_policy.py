@@ -65,7 +65,7 @@ def test_a_common_beginning_is_read_once(policy: Policy) -> None:
     actor = Actor(policy, 6)
     prompts = {slot: prefix[: 100 + 20 * slot] for slot in range(6)}
     actor.open({slot: list(ids) for slot, ids in prompts.items()})
-    policy.limited = False
+    policy.constrained_decoding = False
     actor.act(list(prompts), DRAW, 0.0)
     spoken = actor.read_tokens - len(prefix)
     assert spoken < 6 * (policy.max_new_tokens + 2), "six beginnings of one text cost as much as one"
@@ -85,9 +85,9 @@ def test_the_states_of_each_expert_share_though_all_begin_alike(policy: Policy) 
 
 
 def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
-    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "limited": True})
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
     loaded = Policy.load(str(base))
-    assert loaded.limited and loaded.chat.aliases and loaded.chat.hash == policy.chat.hash
+    assert loaded.constrained_decoding and loaded.chat.aliases and loaded.chat.hash == policy.chat.hash
     loaded.new_adapter(seed=3, r=4, alpha=8)
     for name, weight in loaded.model.named_parameters():
         if "lora_B" in name:
@@ -104,7 +104,14 @@ def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
 
 def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> None:
     torch.manual_seed(0)
-    base = str(save(make_model(tokenizer, 64, 1, 2), tokenizer, tmp_path / "base", {"aliases": True, "limited": True}))
+    base = str(
+        save(
+            make_model(tokenizer, 64, 1, 2),
+            tokenizer,
+            tmp_path / "base",
+            {"aliases": True, "constrained_decoding": True},
+        )
+    )
     policy = Policy.load(base, quantize="nf4")
     policy.new_adapter(seed=0, r=4, alpha=8)
     examples = [Example(t, 0) for t in demonstrations(shop, shop.tasks("train")[:8])]
@@ -118,7 +125,14 @@ def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> 
 def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenizer, shop, tmp_path) -> None:
     """The twin holds the weights that NF4 stands for; what acting does to the model (``eval``) must leave no trace."""
     torch.manual_seed(0)
-    base = str(save(make_model(tokenizer, 64, 2, 2), tokenizer, tmp_path / "base", {"aliases": True, "limited": True}))
+    base = str(
+        save(
+            make_model(tokenizer, 64, 2, 2),
+            tokenizer,
+            tmp_path / "base",
+            {"aliases": True, "constrained_decoding": True},
+        )
+    )
     four, dense = Policy.load(base, quantize="nf4"), Policy.load(base)
     linears = {name: module for name, module in four.model.named_modules() if isinstance(module, Linear4bit)}
     assert len(linears) == 2 * 7 and not any(isinstance(module, Linear4bit) for module in dense.model.modules())

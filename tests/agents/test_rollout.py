@@ -287,7 +287,7 @@ class Scripted:
     def act(self, slots, draws, temperature, limits):
         reply = self.replies[min(self.said, len(self.replies) - 1)]
         self.said += 1
-        return {slot: self.policy.chat.begin().say(reply) for slot in slots}
+        return {slot: self.policy.chat.begin().encode_action(reply) for slot in slots}
 
 
 @pytest.fixture
@@ -297,7 +297,9 @@ def thinker(policy: Policy, monkeypatch) -> Policy:
 
     chat = react.scaffold(Chat.of(tokenizer_of("llama-3")), "webshop")
     monkeypatch.setattr("eef.agents.rollout.Actor", Scripted)
-    return replace(policy, chat=chat, tokenizer=chat.tokenizer, limited=False, context=10**6, max_new_tokens=500)
+    return replace(
+        policy, chat=chat, tokenizer=chat.tokenizer, constrained_decoding=False, context=10**6, max_new_tokens=500
+    )
 
 
 def test_thoughts_are_kept_and_an_answer_without_an_action_costs_a_turn(shop, thinker: Policy, monkeypatch) -> None:
@@ -334,7 +336,7 @@ def test_a_cut_answer_is_neither_guessed_nor_learnt(shop, thinker: Policy, monke
     invented = "Action: click[x]\nObservation: a page"
     for reply, action in ((begun, ""), (whole, "search[shirt]"), (invented, "click[x]")):
         monkeypatch.setattr(Scripted, "replies", (reply,))
-        ids = len(thinker.chat.begin().say(reply)) - len(thinker.chat.end)
+        ids = len(thinker.chat.begin().encode_action(reply)) - len(thinker.chat.end)
         for limit, cut in ((ids, True), (ids + 1, False)):  # a policy that reaches the limit gets an end appended
             short = replace(thinker, max_new_tokens=limit)
             (played,) = simulate(short, shop, [Start(shop.tasks("train")[0])], max_steps=1)
@@ -382,11 +384,13 @@ def test_an_episode_that_never_acts_keeps_the_score_of_its_first_state(world, th
     assert not any(one.won for one in played)
 
 
-@pytest.mark.parametrize("limited", [False, True])
-def test_the_engine_shows_which_answers_were_cut(shop, policy: Policy, limited: bool) -> None:
+@pytest.mark.parametrize("constrained_decoding", [False, True])
+def test_the_engine_shows_which_answers_were_cut(shop, policy: Policy, constrained_decoding: bool) -> None:
     starts = [Start(task) for task in shop.tasks("train")[:4]]
-    played = simulate(replace(policy, limited=limited, max_new_tokens=3), shop, starts, seed=0, max_steps=4)
+    played = simulate(
+        replace(policy, constrained_decoding=constrained_decoding, max_new_tokens=3), shop, starts, seed=0, max_steps=4
+    )
     turns = [turn for one in played for turn in one.turns]
     cut = [turn for turn in turns if turn.observation == EXPLANATIONS[Problem.CUT]]
-    assert sum(one.info["cut"] for one in played) == len(cut) and bool(cut) is not limited
+    assert sum(one.info["cut"] for one in played) == len(cut) and bool(cut) is not constrained_decoding
     assert all(turn.action == "" and not turn.learn for turn in cut)

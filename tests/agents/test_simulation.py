@@ -23,7 +23,9 @@ from eef.trajectory import Trajectory, Turn
 def base(tokenizer, tmp_path_factory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    return str(save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "limited": True}))
+    return str(
+        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+    )
 
 
 @pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])

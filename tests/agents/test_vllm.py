@@ -132,7 +132,9 @@ class VLLM:
 def base(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    return str(save(make_model(tokenizer, 32, 2, 2), tokenizer, folder, {"aliases": True, "limited": True}))
+    return str(
+        save(make_model(tokenizer, 32, 2, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -172,18 +174,24 @@ def starts(shop) -> list[Start]:
 # The same play as our engine
 
 
-@pytest.mark.parametrize("limited", [True, False])
-def test_greedy_trajectories_are_those_of_our_engine(vllm: VLLM, base, adapters, shop, starts, limited: bool) -> None:
+@pytest.mark.parametrize("constrained_decoding", [True, False])
+def test_greedy_trajectories_are_those_of_our_engine(
+    vllm: VLLM, base, adapters, shop, starts, constrained_decoding: bool
+) -> None:
     played = []
     for adapter in adapters:
-        ours = Policy.load(base, adapter, limited=limited, max_new_tokens=6)
+        ours = Policy.load(base, adapter, constrained_decoding=constrained_decoding, max_new_tokens=6)
         expected = simulate(ours, shop, starts, temperature=0.0)
-        with served(vllm.url, base, adapter, limited=limited, max_new_tokens=6) as policy:
-            assert (policy.limited, policy.context, policy.max_new_tokens) == (limited, ours.context, 6)
+        with served(vllm.url, base, adapter, constrained_decoding=constrained_decoding, max_new_tokens=6) as policy:
+            assert (policy.constrained_decoding, policy.context, policy.max_new_tokens) == (
+                constrained_decoding,
+                ours.context,
+                6,
+            )
             assert simulate(policy, shop, starts, temperature=0.0, slots=4) == expected
         played.append(expected)
     assert played[0] != played[1], "the adapters must differ, or nothing is shown"
-    assert any(t.info["invalid"] for t in played[0]) is not limited
+    assert any(t.info["invalid"] for t in played[0]) is not constrained_decoding
 
 
 def test_the_base_model_plays_without_an_adapter(vllm: VLLM, base: str, shop, starts) -> None:
@@ -195,7 +203,7 @@ def test_the_base_model_plays_without_an_adapter(vllm: VLLM, base: str, shop, st
 
 
 def test_an_overflowing_utterance_gets_its_end_and_an_end_of_several_ids_is_found(vllm: VLLM, base: str) -> None:
-    with served(vllm.url, base, limited=False, max_new_tokens=5) as policy:
+    with served(vllm.url, base, constrained_decoding=False, max_new_tokens=5) as policy:
         prompt = list(range(5, 60))
         greedy = _greedy(vllm, prompt, 5)
         policy.chat = _ending(policy.chat, 3, 3)  # never said: the utterance overflows
@@ -244,12 +252,12 @@ def asked(vllm: VLLM) -> list[tuple[Any, ...]]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize("constrained_decoding", [True, False])
 def test_batch_size_and_order_change_nothing_that_is_asked(
-    vllm: VLLM, base, adapters, shop, starts, limited: bool
+    vllm: VLLM, base, adapters, shop, starts, constrained_decoding: bool
 ) -> None:
     def play(starts: list[Start], seed: int, slots: int) -> tuple[list[Any], list[tuple[Any, ...]]]:
-        with served(vllm.url, base, adapters[0], limited=limited, max_new_tokens=4) as policy:
+        with served(vllm.url, base, adapters[0], constrained_decoding=constrained_decoding, max_new_tokens=4) as policy:
             return simulate(policy, shop, starts, seed=seed, slots=slots), asked(vllm)
 
     wide, requests = play(starts, 1, 64)
@@ -263,7 +271,7 @@ def test_batch_size_and_order_change_nothing_that_is_asked(
 
 
 def test_seeds_differ_between_turns_and_episodes_and_greedy_has_none(vllm: VLLM, base, shop) -> None:
-    with served(vllm.url, base, limited=False, max_new_tokens=4) as policy:
+    with served(vllm.url, base, constrained_decoding=False, max_new_tokens=4) as policy:
         simulate(policy, shop, [Start(task) for task in shop.tasks("train")[:4]], max_steps=3)
         seeds = [body["seed"] for body in vllm.asked]
         assert len(seeds) == 12 == len(set(seeds)) and all(0 <= seed < 2**53 for seed in seeds)
@@ -278,7 +286,7 @@ def test_seeds_differ_between_turns_and_episodes_and_greedy_has_none(vllm: VLLM,
 
 def test_a_context_that_overflows_is_decided_before_it_is_asked(vllm: VLLM, base: str, shop) -> None:
     starts = [Start(task) for task in shop.tasks("train")]
-    with served(vllm.url, base, context=150, limited=False) as policy:
+    with served(vllm.url, base, context=150, constrained_decoding=False) as policy:
         played = simulate(policy, shop, starts, seed=0)
     assert {t.outcome for t in played} == {"context_overflow"}
     assert all(len(body["prompt"]) + 64 <= 150 for body in vllm.asked)
@@ -459,7 +467,10 @@ def test_an_answer_that_is_none_is_an_error(vllm: VLLM, base: str, said: dict[st
         return (200, json.loads(text)) if path == "/v1/completions" else None
 
     vllm.spoil = spoil
-    with served(vllm.url, base, limited=False, max_new_tokens=8) as policy, pytest.raises(ServerError, match=match):
+    with (
+        served(vllm.url, base, constrained_decoding=False, max_new_tokens=8) as policy,
+        pytest.raises(ServerError, match=match),
+    ):
         _said(policy, [5, 6, 7])
 
 
@@ -511,8 +522,8 @@ def test_a_run_says_which_engine_played(vllm: VLLM, base: str, shop, tmp_path: P
 
 
 @pytest.mark.skipif("EEF_VLLM" not in os.environ, reason="EEF_VLLM: the address of a vLLM server of `embedded`")
-@pytest.mark.parametrize("limited", [True, False])
-def test_vllm_itself_plays_as_our_engine(shop, starts, tmp_path: Path, limited: bool) -> None:
+@pytest.mark.parametrize("constrained_decoding", [True, False])
+def test_vllm_itself_plays_as_our_engine(shop, starts, tmp_path: Path, constrained_decoding: bool) -> None:
     """vllm serve eef/models/embedded --served-model-name embedded --dtype float32 --enable-lora, and what
     eef/agents/vllm.py says."""
     adapters: list[Path | None] = [None]
@@ -527,9 +538,11 @@ def test_vllm_itself_plays_as_our_engine(shop, starts, tmp_path: Path, limited: 
         adapters.append(tmp_path / f"sft-{number}")
     found = []
     for adapter in adapters:
-        ours = Policy.load("embedded", adapter, limited=limited, max_new_tokens=24)
+        ours = Policy.load("embedded", adapter, constrained_decoding=constrained_decoding, max_new_tokens=24)
         found.append(simulate(ours, shop, starts, temperature=0.0))
-        with served(os.environ["EEF_VLLM"], "embedded", adapter, limited=limited, max_new_tokens=24) as policy:
+        with served(
+            os.environ["EEF_VLLM"], "embedded", adapter, constrained_decoding=constrained_decoding, max_new_tokens=24
+        ) as policy:
             assert simulate(policy, shop, starts, temperature=0.0) == found[-1]
             sampled = simulate(policy, shop, starts, seed=1)
             assert simulate(policy, shop, starts, seed=1, slots=3) == sampled

@@ -135,8 +135,8 @@ def test_unreadable_answers_are_counted_where_they_are_known(tmp_path: Path) -> 
 
 
 def test_what_is_amiss_is_said_on_the_page(tmp_path: Path) -> None:
-    add(tmp_path, "rft-n2", 0, 0.4, dirty=True, slips=1)
-    add(tmp_path, "rft-n2", 0, 0.5, slips=2)
+    add(tmp_path, "rft-n2", 0, 0.4, dirty=True, expert_noise=1)
+    add(tmp_path, "rft-n2", 0, 0.5, expert_noise=2)
     index = {"missing": ["eef-m5-s0"], "command": "again"}
     text = page(tmp_path, None, tmp_path / "all.html", index=index).read_text()
     assert (

@@ -41,7 +41,7 @@ class Counter:
     def fork(self) -> Counter:
         return copy.copy(self)
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         return True
 
     def stamp(self) -> dict[str, str]:

@@ -106,9 +106,9 @@ def test_a_state_that_awaits_a_number_is_no_cut_point(env: ScienceWorld) -> None
     env.reset("find-animal/0")
     step = env.step("focus on door")
     assert not step.valid and not step.done and "0:\tfocus on door between" in step.observation
-    assert not env.cuttable(step.observation)
+    assert not env.can_start_here(step.observation)
     step = env.step("0")
-    assert step.done and step.info["score"] == -1 and env.cuttable(step.observation)
+    assert step.done and step.info["score"] == -1 and env.can_start_here(step.observation)
 
 
 def test_valid_actions_are_the_same_in_a_replay() -> None:
@@ -276,7 +276,7 @@ def test_all_items_of_etos_split_load() -> None:
 
 
 def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld, policy: Policy) -> None:
-    free = replace(policy, limited=False)
+    free = replace(policy, constrained_decoding=False)
     task, gold = "find-animal/3", env.gold("find-animal/3")
     pages, _ = play(env, task, gold)
     turns = tuple(Turn(action, page) for action, page in zip(gold, pages[1:], strict=False))
@@ -299,7 +299,7 @@ def test_an_environment_that_breaks_is_counted_not_lost(policy: Policy, tmp_path
     assert env._simulator is not None
     env._simulator.process.kill()
     env._options["java"] = tmp_path / "none"
-    (played,) = simulate(replace(policy, limited=False), env, [Start("find-animal/0")], max_steps=3)
+    (played,) = simulate(replace(policy, constrained_decoding=False), env, [Start("find-animal/0")], max_steps=3)
     assert played.outcome == "env_error" and not played.failed and not played.won
     assert isinstance(SimulatorError(""), EnvError)
 

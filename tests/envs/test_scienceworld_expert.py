@@ -128,6 +128,8 @@ def test_late_tasks_fail_after_most_of_the_way(env: ScienceWorld) -> None:
 
 
 def test_lapses_are_parameters(env: ScienceWorld, subtasks: list[str]) -> None:
-    assert all(item.won for item in collect(env, "weak", subtasks, 0, slips={"fail": 0.0, "detour": 0.0, "mend": 0.0}))
+    assert all(
+        item.won for item in collect(env, "weak", subtasks, 0, expert_noise={"fail": 0.0, "detour": 0.0, "mend": 0.0})
+    )
     with pytest.raises(ValueError, match="'base' is none of fail, early, late_tasks, detour, mend"):
-        collect(env, "weak", subtasks, 0, slips={"base": 0.1})
+        collect(env, "weak", subtasks, 0, expert_noise={"base": 0.1})

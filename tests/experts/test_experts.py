@@ -165,10 +165,11 @@ def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:
 def test_slips_set_the_strength_and_the_rarity_of_the_skill(default: WebShop) -> None:
     subtasks = default.tasks("train")[:200]
     plain = collect(default, "strong", subtasks, 0)
-    assert collect(default, "strong", subtasks, 0, slips={}) == plain
-    assert rate(collect(default, "strong", subtasks, 0, slips={"base": 0.3})) < rate(plain) - 0.1
+    assert collect(default, "strong", subtasks, 0, expert_noise={}) == plain
+    assert rate(collect(default, "strong", subtasks, 0, expert_noise={"base": 0.3})) < rate(plain) - 0.1
     shown = [
-        sum(paged(item) for item in won(collect(default, "strong", subtasks, 0, slips=s))) for s in ({"late": 0}, {})
+        sum(paged(item) for item in won(collect(default, "strong", subtasks, 0, expert_noise=s)))
+        for s in ({"late": 0}, {})
     ]
     assert shown[0] > 3 * shown[1]
 
@@ -182,19 +183,19 @@ def paged(item: Trajectory) -> bool:
 
 
 @pytest.mark.parametrize(
-    "names, slips, message",
+    "names, expert_noise, message",
     [
         ("strong+strong", {}, "names one expert twice"),
         ("strong", {"bass": 0.1}, "'bass' is none of base, growth"),
         ("strong", {"late": 7}, r"'late' is a chance in \[0, 1\], not 7"),
-        ("mine.jsonl", {"late": 0.7}, "slips change stand-ins"),
+        ("mine.jsonl", {"late": 0.7}, "expert_noise changes stand-ins"),
     ],
 )
 def test_a_doubled_expert_or_a_wrong_slip_is_named(
-    shop: WebShop, tasks: list[str], names: str, slips: dict[str, float], message: str
+    shop: WebShop, tasks: list[str], names: str, expert_noise: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        collect(shop, names, tasks, 0, slips=slips)
+        collect(shop, names, tasks, 0, expert_noise=expert_noise)
 
 
 def test_a_subtask_that_cannot_be_graded_costs_its_grade_alone(shop, monkeypatch) -> None:

@@ -130,9 +130,9 @@ def test_the_tokenizer_knows_each_of_its_words_and_gives_them_back(tokenizer: An
 
 def test_the_scaffold_is_three_symbols(chat: Chat, tokenizer: Any) -> None:
     talk, words = chat.begin(), ["<obs>", "search", "<act>", "click[", "buy_now", "]", "<end>"]
-    ids = [*talk.hear("Search"), *talk.say("click[buy now]")]
+    ids = [*talk.encode_observation("Search"), *talk.encode_action("click[buy now]")]
     assert ids == tokenizer.convert_tokens_to_ids(words) and chat.end == (ids[-1],)
-    assert talk.hear("Search") == ids[:3]
+    assert talk.encode_observation("Search") == ids[:3]
 
 
 def test_no_page_of_the_generated_shop_has_an_unknown_symbol(shop: WebShop, chat: Chat, tokenizer: Any) -> None:
@@ -147,8 +147,8 @@ def test_what_is_said_is_read_back(shop: WebShop, chat: Chat) -> None:
         played = play(shop, task)
         talk = chat.begin()
         for index, turn in enumerate(played.turns):
-            talk.hear(played.state(index))
-            assert talk.spoken(talk.say(turn.action)) == turn.action
+            talk.encode_observation(played.state(index))
+            assert talk.decode_action(talk.encode_action(turn.action)) == turn.action
 
 
 def test_documents_follow_their_seed(shop: WebShop, chat: Chat, rows: list[Row]) -> None:
@@ -266,11 +266,13 @@ def test_accuracy_wants_the_whole_answer(rows: list[Row], texts: list[list[str]]
 def test_a_saved_model_is_small_and_loads_as_a_policy(tokenizer: Any, chat: Chat, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = make_model(tokenizer, width=128, layers=4, heads=4).eval()  # the size of the embedded base model
-    folder = save(model, tokenizer, tmp_path / "base", {"aliases": True, "limited": True})
+    folder = save(model, tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 10e6
     assert (folder / "model.safetensors").is_file()
     policy = Policy.load(str(folder))
-    assert policy.limited and policy.chat.aliases and policy.chat.hash == chat.hash and policy.context == 2048
+    assert (
+        policy.constrained_decoding and policy.chat.aliases and policy.chat.hash == chat.hash and policy.context == 2048
+    )
     ids = torch.tensor([[3, 10, 40, 4]])
     device = next(policy.model.parameters()).device
     with torch.inference_mode():

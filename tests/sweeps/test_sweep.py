@@ -170,7 +170,7 @@ def test_a_number_that_yaml_reads_as_text_is_refused_with_the_right_spelling(
     path = tmp_path / "other.yaml"
     places = {
         "parameters.lr": f"parameters: {{lr: {number}}}",
-        "parameters.slips.base": f"parameters: {{slips: {{base: {number}}}}}",
+        "parameters.expert_noise.base": f"parameters: {{expert_noise: {{base: {number}}}}}",
         r"grid.lr\[1\]": f"grid: {{lr: [1.0, {number}]}}",
         r"points\[0\].lr": f"points: [{{lr: {number}}}]",
     }
@@ -194,19 +194,22 @@ def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ({"slips": 3}, "'slips' is dict in the notebook, not 3"),
-        ({"slips": {"base": "much"}}, r"'slips\.base' is float in the notebook, not 'much'"),
-        ({"slips": {"base": True}}, r"'slips\.base' is float"),
+        ({"expert_noise": 3}, "'expert_noise' is dict in the notebook, not 3"),
+        ({"expert_noise": {"base": "much"}}, r"'expert_noise\.base' is float in the notebook, not 'much'"),
+        ({"expert_noise": {"base": True}}, r"'expert_noise\.base' is float"),
         ({"data": False}, "'data' is str in the notebook, not False.*yes, no, on and off.*quotes"),
         ({"method": True}, "unknown method True.*yes, no, on and off"),
-        ({"slips": {"base": None}}, r"demo\.yaml: parameter 'slips\.base' has no value \(null\).*default, 0\.1"),
+        (
+            {"expert_noise": {"base": None}},
+            r"demo\.yaml: parameter 'expert_noise\.base' has no value \(null\).*default, 0\.1",
+        ),
         ({"experts": None}, r"demo\.yaml: parameter 'experts' has no value .*default, 'strong', or write '' for empty"),
         ({"method": None}, "'method' has no value"),
     ],
 )
 def test_kinds_are_checked_below_dictionaries(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
     spec = read_spec(write(tmp_path, cell=FILES))
-    check(spec, [{"slips": {"base": 1, "late": "x"}}])
+    check(spec, [{"expert_noise": {"base": 1, "late": "x"}}])
     with pytest.raises(SweepError, match=says):
         check(spec, [parameters])
 
@@ -294,7 +297,7 @@ data = ""  # file or folder: the shop; empty: none
 experts = "strong"  # names or files, joined by +: strong, weak
 model = "embedded"  # name or folder: embedded; or a name of the hub
 options = {}  # may name files: split (or official), lists; keywords
-slips = {"base": 0.1}
+expert_noise = {"base": 0.1}
 note = ""
 seed = 0
 """
@@ -410,7 +413,7 @@ def test_a_module_of_the_user_that_is_not_python(tmp_path: Path) -> None:
 
 def test_a_default_counts_the_same_whether_it_is_written_out_or_not(tmp_path: Path) -> None:
     first = marks(write(tmp_path, cell=FILES, parameters={}))
-    same = {"note": "", "experts": "strong", "slips": {"base": 0.1}}
+    same = {"note": "", "experts": "strong", "expert_noise": {"base": 0.1}}
     assert marks(write(tmp_path, cell=FILES, parameters=same)) == first
     assert not set(marks(write(tmp_path, cell=FILES, parameters={"note": "x"}))) & set(first)
     whole, point = [marks(write(tmp_path, parameters={"lr": lr, "slow": 0})) for lr in (1, 1.0)]

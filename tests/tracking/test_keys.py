@@ -104,7 +104,7 @@ def model(tmp_path_factory) -> Path:
     LlamaConfig(vocab_size=700, hidden_size=32, max_position_embeddings=8192).save_pretrained(folder)
     tokenizer_of("qwen2.5").save_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "chat.json").write_text(json.dumps({"instructions": "Shop well.", "limited": False}))
+    (folder / "chat.json").write_text(json.dumps({"instructions": "Shop well.", "constrained_decoding": False}))
     return folder
 
 
@@ -122,12 +122,15 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "context": [({"context": 4096}, POLICY), ({"context": 8192}, set())],  # 8192 is the model's own
     "prompt": [({"prompt": "react"}, POLICY)],
     "one_shot": [({"prompt": "react", "one_shot": True}, POLICY)],
-    "limited": [({"limited": True}, PLAY | SCORED), ({"limited": False}, set())],  # False is what chat.json says
+    "constrained_decoding": [
+        ({"constrained_decoding": True}, PLAY | SCORED),
+        ({"constrained_decoding": False}, set()),
+    ],  # False is what chat.json says
     "max_new_tokens": [({"max_new_tokens": 32}, PLAY | SCORED)],
     "engine": [({"engine": "http://localhost:8000"}, PLAY | SCORED)],
     "slots": [({"slots": 8}, set())],
     "experts": [({"experts": "weak"}, {"experts"})],  # the canned expert trajectories stay
-    "slips": [({"slips": {"base": 0.5}}, {"experts"})],
+    "expert_noise": [({"expert_noise": {"base": 0.5}}, {"experts"})],
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
     "lr": [({"lr": 1e-3}, POLICY)],
@@ -136,8 +139,8 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "lora_alpha": [({"lora_alpha": 8}, POLICY)],
     "optimizer": [({"optimizer": "adamw_8bit"}, POLICY)],
     "gradient_checkpointing": [({"gradient_checkpointing": True}, POLICY)],
-    "micro": [({"micro": 4}, POLICY)],
-    "batches": [({"batches": "flat"}, POLICY)],
+    "micro_batch_size": [({"micro_batch_size": 4}, POLICY)],
+    "packing": [({"packing": "flat"}, POLICY)],
     "processes": [({"processes": 2}, POLICY)],
     "checkpoint_minutes": [({"checkpoint_minutes": 1.0}, set())],
     "dpo_beta": [({"dpo_beta": 0.2}, {"dpo-0"})],
@@ -660,7 +663,14 @@ def test_a_run_has_its_own_folder_where_its_results_may_differ(model: Path, worl
     rich = WebShop(catalogue=SMALL, observation="text_rich", max_steps=15)
     harsh = Harsh(catalogue=SMALL, max_steps=15)
     shorter = WebShop(catalogue=SMALL, max_steps=14)
-    same = [{}, {"slots": 3}, {"checkpoint_minutes": 1.0}, {"context": 8192}, {"limited": False}, {"epochs": 10}]
+    same = [
+        {},
+        {"slots": 3},
+        {"checkpoint_minutes": 1.0},
+        {"context": 8192},
+        {"constrained_decoding": False},
+        {"epochs": 10},
+    ]
     other: list[dict[str, Any]] = [
         {"env": rich},
         {"env": shorter},

@@ -149,7 +149,14 @@ TRAINING = """
 @pytest.mark.slow
 def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenizer: Any, offline: None) -> None:
     torch.manual_seed(0)
-    base = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path / "base", {"aliases": True, "limited": True}))
+    base = str(
+        save(
+            make_model(tokenizer, 32, 1, 2),
+            tokenizer,
+            tmp_path / "base",
+            {"aliases": True, "constrained_decoding": True},
+        )
+    )
     root = tmp_path / "runs"
     start = [sys.executable, "-c", textwrap.dedent(TRAINING), str(root), base]
     with subprocess.Popen(start) as running:
@@ -433,7 +440,14 @@ def test_an_experiment_reports_stages_training_and_rollouts(
     tmp_path: Path, shop: Any, tokenizer: Any, ignored: None
 ) -> None:
     torch.manual_seed(0)
-    base = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path / "base", {"aliases": True, "limited": True}))
+    base = str(
+        save(
+            make_model(tokenizer, 32, 1, 2),
+            tokenizer,
+            tmp_path / "base",
+            {"aliases": True, "constrained_decoding": True},
+        )
+    )
     settings = Settings(model=base, epochs=3, lora_r=4)
     row = methods.experiment("sft_pos", shop, settings, 0, train_tasks=20, test_tasks=4, root=tmp_path)
     sent = events(tmp_path / row["run_id"])

@@ -30,7 +30,9 @@ class Killed(Exception):
 def base(tokenizer, tmp_path_factory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    return str(save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "limited": True}))
+    return str(
+        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +140,9 @@ def test_a_flat_batch_has_the_loss_and_gradients_of_a_padded_one_and_rows_do_not
 
 def test_flat_batches_train_like_padded_ones(base: str, examples, tmp_path) -> None:
     weights = []
-    for batches in ("padded", "flat"):
+    for packing in ("padded", "flat"):
         policy = trainable(base)
-        sft(policy, examples, tmp_path / batches, **SETTINGS, batches=batches)
+        sft(policy, examples, tmp_path / packing, **SETTINGS, packing=packing)
         weights.append(torch.cat([w.flatten() for n, w in policy.model.named_parameters() if "lora_B" in n]))
     assert torch.allclose(weights[0], weights[1], atol=1e-5) and weights[0].abs().max() > 1e-3
 
@@ -201,7 +203,7 @@ def test_full_tuning_moves_all_weights_and_is_loaded_by_the_adapters_path(base: 
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
         assert torch.equal(again.model(input_ids=ids).logits, policy.model(input_ids=ids).logits)
-    assert again.limited and again.chat.hash == policy.chat.hash
+    assert again.constrained_decoding and again.chat.hash == policy.chat.hash
     with pytest.raises(ValueError, match="quantize='nf4'.*full model"):
         Policy.load(base, tmp_path / "full", quantize="nf4")
     with pytest.raises(ValueError, match="neither an adapter nor a model"):
@@ -236,8 +238,8 @@ def test_what_cannot_be_trained_is_named(base: str, examples, tmp_path) -> None:
     for wrong, words in (
         ({"optimizer": "sgd"}, "optimizer='sgd': known are 'adamw_torch', 'adamw_8bit', 'paged_adamw_8bit'"),
         ({"optimizer": "paged_adamw_8bit"}, "no GPU here: set optimizer='adamw_8bit' or 'adamw_torch'"),
-        ({"batches": "packed"}, "batches='packed': known are 'auto', 'padded', 'flat'"),
-        ({"micro": 3}, "batch_size 4 is no multiple of micro 3"),
+        ({"packing": "packed"}, "packing='packed': known are 'auto', 'padded', 'flat'"),
+        ({"micro_batch_size": 3}, "batch_size 4 is not a multiple of micro_batch_size 3"),
     ):
         if torch.cuda.is_available() and wrong == {"optimizer": "paged_adamw_8bit"}:
             continue

@@ -151,7 +151,7 @@ class ScienceWorld:
             self._twins.append(twin)
         return [self, *self._twins[: max(0, min(count, self.processes) - 1)]]
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         """Whether an episode may be cut right after ``observation``: not where the simulator awaits a number."""
         return not observation.startswith(_AMBIGUOUS)
 

@@ -169,7 +169,7 @@ class WebShop:
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         """Always: an episode is a value."""
         return True
 

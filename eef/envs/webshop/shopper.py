@@ -43,18 +43,20 @@ class _Mind:
     wrong: bool = False
 
 
-def play(env: WebShop, task: str, slips: Slips | None = None, seed: int = 0, insight: bool = False) -> Trajectory:
+def play(
+    env: WebShop, task: str, expert_noise: Slips | None = None, seed: int = 0, insight: bool = False
+) -> Trajectory:
     """One episode of the shopper on ``task``; equal arguments give an equal trajectory. ``env`` is left at its end."""
     rng = random.Random(f"{seed} {task}")
-    slips = slips or Slips()
+    expert_noise = expert_noise or Slips()
     prompt = page = env.reset(task)
     goal = env.goal()
     mind = _Mind()
     turns: list[Turn] = []
     reward, won, done = 0.0, False, False
     while not done and len(turns) < env.max_steps:
-        risk = slips.base + slips.growth * len(turns)
-        action = _decide(env, page, goal, mind, rng, slips, risk, insight)
+        risk = expert_noise.base + expert_noise.growth * len(turns)
+        action = _decide(env, page, goal, mind, rng, expert_noise, risk, insight)
         mind.paged |= action == "click[next >]"
         step = env.step(action)
         turns.append(Turn(action, step.observation))
@@ -64,7 +66,14 @@ def play(env: WebShop, task: str, slips: Slips | None = None, seed: int = 0, ins
 
 
 def _decide(
-    env: WebShop, page: str, goal: dict, mind: _Mind, rng: random.Random, slips: Slips, risk: float, insight: bool
+    env: WebShop,
+    page: str,
+    goal: dict,
+    mind: _Mind,
+    rng: random.Random,
+    expert_noise: Slips,
+    risk: float,
+    insight: bool,
 ) -> str:
     available = env.available_actions()
     clickables: list[str] = available["clickables"]
@@ -73,8 +82,8 @@ def _decide(
     if "next >" in clickables:
         return _on_results(env, page, goal, mind, rng, risk, insight)
     if "buy now" in clickables:
-        late = slips.late if mind.paged else 0.0
-        return _on_item(goal, clickables, mind, rng, slips, risk + late)
+        late = expert_noise.late if mind.paged else 0.0
+        return _on_item(goal, clickables, mind, rng, expert_noise, risk + late)
     return "click[< prev]"
 
 
@@ -130,11 +139,13 @@ def _fits(env: WebShop, row: tuple[str, str, float], goal: dict, insight: bool) 
     return price <= goal["price_upper"] and all(word in words for word in [*goal["attributes"], goal["query"]])
 
 
-def _on_item(goal: dict, clickables: list[str], mind: _Mind, rng: random.Random, slips: Slips, risk: float) -> str:
+def _on_item(
+    goal: dict, clickables: list[str], mind: _Mind, rng: random.Random, expert_noise: Slips, risk: float
+) -> str:
     wanted = [value.lower() for value in goal["goal_options"]]
     left = [value for value in wanted if value not in mind.chosen]
     lacking = [value for value in left if value not in clickables]
-    if (mind.wrong or lacking) and rng.random() < slips.notice:
+    if (mind.wrong or lacking) and rng.random() < expert_noise.notice:
         return "click[< prev]"
     values = clickables[clickables.index("buy now") + 1 :]
     if rng.random() < risk:

@@ -28,10 +28,10 @@ def strong(wide: WebShop) -> list[Trajectory]:
     return [play(wide, task, STRONG, seed=0) for task in wide.tasks("train")]
 
 
-@pytest.mark.parametrize("slips", [Slips(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
-def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, slips: Slips) -> None:
+@pytest.mark.parametrize("expert_noise", [Slips(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
+def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, expert_noise: Slips) -> None:
     for task in shop.tasks("train"):
-        played = play(shop, task, slips, seed=1)
+        played = play(shop, task, expert_noise, seed=1)
         page = shop.reset(task)
         assert page == played.prompt
         for index, turn in enumerate(played.turns):
@@ -44,8 +44,8 @@ def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, 
 def test_equal_arguments_give_equal_play_and_seeds_give_other_slips(shop: WebShop) -> None:
     tasks = shop.tasks("train")
 
-    def actions(slips: Slips, seed: int) -> list[list[str]]:
-        return [play(shop, task, slips, seed).actions for task in tasks]
+    def actions(expert_noise: Slips, seed: int) -> list[list[str]]:
+        return [play(shop, task, expert_noise, seed).actions for task in tasks]
 
     assert actions(Slips(), 0) == actions(Slips(), 1)  # perfect play draws nothing that shows
     assert actions(STRONG, 0) == actions(STRONG, 0)
@@ -132,8 +132,8 @@ def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -
 
 
 def test_a_shopper_that_notices_nothing_never_steps_back_from_a_wrong_row(wide: WebShop) -> None:
-    slips = Slips(base=0.3, notice=0.0)
+    expert_noise = Slips(base=0.3, notice=0.0)
     for task in wide.tasks("train")[:60]:
-        played = play(wide, task, slips)
+        played = play(wide, task, expert_noise)
         items = [action for index, action in enumerate(played.actions) if " [SEP] Buy Now" in played.state(index)]
         assert "click[< prev]" not in items
