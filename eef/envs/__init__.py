@@ -92,7 +92,7 @@ def workers(env: TextEnv, count: int) -> list[TextEnv]:
     return []
 
 
-_CLASSES = {"webshop": "WebShop", "scienceworld": "ScienceWorld"}
+ENVIRONMENTS = {"webshop": "WebShop", "scienceworld": "ScienceWorld"}
 
 
 def make_env(name: str, **options: Any) -> TextEnv:
@@ -101,10 +101,10 @@ def make_env(name: str, **options: Any) -> TextEnv:
 
     ValueError for an unknown name, TypeError for an option that it does not have.
     """
-    if name not in _CLASSES:
-        raise ValueError(f"unknown environment {name!r}: known are {' and '.join(map(repr, _CLASSES))}")
+    if name not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {name!r}: known are {' and '.join(map(repr, ENVIRONMENTS))}")
     # by name and not by an import statement: a stage then depends on the code of the environment that it receives alone
-    env: TextEnv = getattr(import_module(f"eef.envs.{name}"), _CLASSES[name])(**options)
+    env: TextEnv = getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])(**options)
     vars(env)["made"] = (name, options)
     return env
 
