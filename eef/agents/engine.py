@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from eef.agents.constraints import Limits
+from eef.agents.constraints import Constraints
 from eef.agents.kv_cache import STEP, Plan, RowLayer, available_memory
 from eef.agents.model_files import USE_SERVER, refusal
 from eef.agents.policy import HALF, Policy
@@ -189,12 +189,13 @@ class Actor:
         slots: Sequence[int],
         draws: dict[int, Callable[[], float]],
         temperature: float,
-        limits: dict[int, Limits] | None = None,
+        constraints: dict[int, Constraints] | None = None,
     ) -> dict[int, list[int]]:
         """One utterance for each slot, ids with their end. ``draws[slot]()`` gives uniform numbers in [0, 1).
 
         An id that ends an answer (:meth:`eef.agents.policy.Policy.ends`) is replaced by the scaffold's end.
-        ``temperature`` 0 is greedy. ``limits`` restrict what is said; the model runs only where they leave a choice.
+        ``temperature`` 0 is greedy. ``constraints`` restrict what is said; the model runs only where they leave a
+        choice.
         """
         end = list(self.policy.chat.end)
         said: dict[int, list[int]] = {slot: [] for slot in slots}
@@ -202,7 +203,7 @@ class Actor:
         while going:
             asked, choices = [], []
             for slot in going:
-                allowed = self._forced(said[slot], slot, limits[slot]) if limits else None
+                allowed = self._forced(said[slot], slot, constraints[slot]) if constraints else None
                 if allowed is None or allowed:
                     asked.append(slot)
                     choices.append(allowed)
@@ -215,7 +216,7 @@ class Actor:
                 self._say(said[slot], slot, token)
             going = []
             for slot in asked:
-                if limits is not None:
+                if constraints is not None:
                     going.append(slot)
                 elif said[slot][-len(end) :] == end:
                     continue
@@ -233,9 +234,9 @@ class Actor:
         for token in self.policy.chat.end:
             self._say(said, slot, token)
 
-    def _forced(self, said: list[int], slot: int, limits: Limits) -> list[int]:
+    def _forced(self, said: list[int], slot: int, constraints: Constraints) -> list[int]:
         """Say what has no alternative; the choices at the next fork, none when the utterance is complete."""
-        while len(allowed := limits.allowed(said)) == 1:
+        while len(allowed := constraints.allowed(said)) == 1:
             self._say(said, slot, allowed[0])
         return allowed
 

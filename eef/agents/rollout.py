@@ -15,10 +15,10 @@ import numpy as np
 
 from eef.agents.actions import EXPLANATIONS, Answer, Problem, read_action
 from eef.agents.chat import Dialogue
-from eef.agents.constraints import Limits
+from eef.agents.constraints import Constraints
 from eef.agents.engine import Actor
 from eef.agents.policy import Policy
-from eef.agents.token_bytes import spelling_of
+from eef.agents.token_bytes import token_bytes_of
 from eef.agents.vllm import Served, ServedActor
 from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, replay, walk, workers
 from eef.trajectory import Trajectory, Turn, check_reward
@@ -114,7 +114,7 @@ def simulate(
                 f"state {start.index} of an expert trajectory of {len(start.expert)} turns (task {start.task})"
             )
     if policy.constrained_decoding:
-        spelling_of(policy.chat.tokenizer)  # a tokenizer that cannot be limited is refused before anything is played
+        token_bytes_of(policy.chat.tokenizer)  # refuses some tokenizers: before anything is played
     limit = env.max_steps if max_steps is None else max_steps
     if slots < 1 or limit < 1:
         raise ValueError(f"slots={slots} and max_steps={limit} must be positive")
@@ -194,28 +194,30 @@ def simulate(
                     waiting[slot] = actor.park(slot)
             if opened := {slot: waiting.pop(slot) for slot in playing if slot in waiting}:
                 actor.open(opened)
-            limits: dict[int, Limits] | None = None
+            constraints: dict[int, Constraints] | None = None
             if policy.constrained_decoding:
-                limits = {}
+                constraints = {}
                 for slot in playing:
                     episode = live[slot]
                     try:
                         actions = episode.env.available_actions()
-                        limits[slot] = Limits.of(episode.talk, actions, episode.prompt, policy.max_new_tokens)
+                        constraints[slot] = Constraints.of(episode.talk, actions, episode.prompt, policy.max_new_tokens)
                     except EnvError as error:
                         end(live.pop(slot), _outcome(error))
                         free.append(slot)
                     else:
-                        if actor.length(slot) + limits[slot].most > policy.context:
+                        if actor.length(slot) + constraints[slot].max_tokens > policy.context:
                             end(live.pop(slot), "context_overflow")
                             free.append(slot)
             turn = {slot: live[slot] for slot in playing if slot in live}
             if not turn:
                 continue
-            said = actor.act(list(turn), {slot: episode.draw for slot, episode in turn.items()}, temperature, limits)
+            said = actor.act(
+                list(turn), {slot: episode.draw for slot, episode in turn.items()}, temperature, constraints
+            )
             longest = policy.max_new_tokens + len(policy.chat.end)  # an answer that was cut has an end appended
-            cut = [limits is None and len(said[slot]) >= longest for slot in turn]
-            chosen = [limits[slot].action(said[slot]) if limits else None for slot in turn]
+            cut = [constraints is None and len(said[slot]) >= longest for slot in turn]
+            chosen = [constraints[slot].action(said[slot]) if constraints else None for slot in turn]
             answers = [said[slot] for slot in turn]
             stepped = list(at_once(_step, turn.values(), answers, chosen, cut, [limit] * len(turn)))
             for (slot, episode), outcome in zip(turn.items(), stepped, strict=True):

@@ -30,7 +30,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from eef.agents.chat import Chat
-from eef.agents.constraints import Limits
+from eef.agents.constraints import Constraints
 from eef.agents.model_files import config_of, context_of, ends_of, folder_of, generation_of, options_of
 from eef.agents.policy import load_chat
 
@@ -246,8 +246,8 @@ class ServedActor:
     """:class:`eef.agents.engine.Actor` with a server: each request sends the whole conversation's ids.
 
     The server's prefix cache (vLLM's own, on by default) holds what it has read before, so that this costs little.
-    Limited decoding is exact: where the limits leave a choice, one id is asked for among those allowed; a request for
-    each such id.
+    Constrained decoding is exact: where the constraints leave a choice, one id is asked for among those allowed; a
+    request for each such id.
     """
 
     def __init__(self, policy: Served, slots: int) -> None:
@@ -280,13 +280,15 @@ class ServedActor:
         slots: Sequence[int],
         draws: dict[int, Callable[[], float]],
         temperature: float,
-        limits: dict[int, Limits] | None = None,
+        constraints: dict[int, Constraints] | None = None,
     ) -> dict[int, list[int]]:
         """One utterance for each slot, ids with their end, all at once; a request's seed is the slot's next draw, so
         that it depends on the episode and its turn alone. ServerError where the server fails."""
 
         def utter(slot: int) -> list[int]:
-            return self._utterance(self.held[slot], draws[slot], temperature, limits[slot] if limits else None)
+            return self._utterance(
+                self.held[slot], draws[slot], temperature, constraints[slot] if constraints else None
+            )
 
         with ThreadPoolExecutor(max(1, len(slots))) as threads:
             said = dict(zip(slots, threads.map(utter, slots), strict=True))
@@ -295,12 +297,12 @@ class ServedActor:
         return said
 
     def _utterance(
-        self, history: list[int], draw: Callable[[], float], temperature: float, limits: Limits | None
+        self, history: list[int], draw: Callable[[], float], temperature: float, constraints: Constraints | None
     ) -> list[int]:
         policy, end = self.policy, list(self.policy.chat.end)
         said: list[int] = []
-        while limits is not None:
-            while len(allowed := limits.allowed(said)) == 1:
+        while constraints is not None:
+            while len(allowed := constraints.allowed(said)) == 1:
                 said.append(allowed[0])
             if not allowed:
                 return said

@@ -284,7 +284,7 @@ class Scripted:
     def hear(self, slot: int, ids: list[int]) -> None:
         self.read += len(ids)
 
-    def act(self, slots, draws, temperature, limits):
+    def act(self, slots, draws, temperature, constraints):
         reply = self.replies[min(self.said, len(self.replies) - 1)]
         self.said += 1
         return {slot: self.policy.chat.begin().encode_action(reply) for slot in slots}
