@@ -183,7 +183,7 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
         return chat
-    with_opening = react.scaffold(chat, env.name, example(env, "train", tasks) if settings.one_shot else None)
+    with_opening = react.react_chat(chat, env, example(env, "train", tasks) if settings.one_shot else None)
     if settings.resolved().constrained_decoding:
         raise ValueError(
             "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"

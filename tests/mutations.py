@@ -148,7 +148,7 @@ MUTATIONS = [
     Mutation("models: chunks ignored", "eef/agents/engine.py", "hidden |= place // self.config.attention_chunk_size < query", "hidden |= place < query",
              "tests/agents/test_architectures.py -k llama4"),
     Mutation("models: other ends", "eef/agents/model_files.py", "ids = getattr(each, \"eos_token_id\", None)", "ids = None", "tests/agents/test_engine.py -k end"),
-    Mutation("models: ids beyond the tokenizer", "eef/agents/policy.py", "return token in self.stops or token >= self.chat.size", "return token in self.stops",
+    Mutation("models: ids beyond the tokenizer", "eef/agents/policy.py", "return token in self.stops or token >= self.chat.vocabulary_size", "return token in self.stops",
              "tests/agents/test_engine.py -k end"),
     Mutation("models: the memory of the cache", "eef/agents/engine.py", "if (len(chosen) + 1) * max(longest, length + more) <= tokens:", "if True:",
              "tests/agents/test_engine.py -k memory"),

@@ -139,9 +139,9 @@ class Constraints:
                 return self.actions[state.low]
             if self.search is not None and self.search.whole(state.search):
                 aliases = self.talk.aliases
-                return (
-                    aliases.write_action(state.text.decode()) if aliases else f"search[{self.search.query(state.text)}]"
-                )
+                if aliases is not None:
+                    return aliases.decode_action(state.text.decode())
+                return f"search[{self.search.query(state.text)}]"
         raise ValueError(f"the ids {list(said)} are not a complete answer ({state.text!r})")
 
     def _state(self, said: Sequence[int]) -> State:
@@ -318,7 +318,7 @@ def _search(chat: Chat, page: str) -> Search | None:
     rows: list[tuple[bytes, tuple[int, ...]]] = []
     if talk.aliases is not None:  # each symbol is a word between blanks
         opening += b" "
-        rows = [(symbol.encode(), empty) for symbol in talk.aliases.read(page, prompt=True).split()]
+        rows = [(symbol.encode(), empty) for symbol in talk.aliases.encode(page, prompt=True).split()]
     else:
         for word in search_words(page):
             ids = tuple(talk.encode_action(f"search[{word}]")[:-end])

@@ -199,7 +199,7 @@ class Policy:
     def ends(self, token: int) -> bool:
         """Whether a sampled id ends the answer: one of ``stops``, or an id that the tokenizer does not have (a model
         may have more)."""
-        return token in self.stops or token >= self.chat.size
+        return token in self.stops or token >= self.chat.vocabulary_size
 
 
 def stops_of(chat: Chat, config: Any, generation: Any = None) -> frozenset[int]:
@@ -213,15 +213,16 @@ def _check_vocabulary(model: str, chat: Chat, base: Any) -> None:
     A control token that the scaffold does not use, such as one for padding, may lie beyond: nothing is read as it.
     """
     tokenizer, size = chat.tokenizer, base.get_input_embeddings().weight.shape[0]
-    if chat.size <= size:
+    if chat.vocabulary_size <= size:
         return
     beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= size}
     scaffold = chat.scaffold
     unused = scaffold.control - {*scaffold.before, *scaffold.to_agent, *scaffold.end, *scaffold.to_user}
     if beyond.keys() - unused:
+        words = ", ".join(repr(beyond[token]) for token in sorted(beyond.keys() - unused)[:3])
         raise ValueError(
-            f"model={model!r}: the tokenizer has ids up to {chat.size - 1}, the model's embedding {size}, so that the "
-            f"model does not know {', '.join(repr(beyond[token]) for token in sorted(beyond.keys() - unused)[:3])}. "
+            f"model={model!r}: the tokenizer has ids up to {chat.vocabulary_size - 1}, the model's embedding {size}, "
+            f"so that the model does not know {words}. "
             "Enlarge the model (model.resize_token_embeddings(len(tokenizer))) and save both, or give the tokenizer "
             "that the model was trained with"
         )
@@ -251,10 +252,10 @@ def load_arguments(model: ModelSettings, chat: Chat, adapter: Path | None) -> di
 
 def load_chat(model: str = EMBEDDED, instructions: str | None = None, opening: Sequence[Sequence[str]] = ()) -> Chat:
     """The scaffold of a model by name, without its weights; ``instructions`` default to its ``chat.json``, ``opening``
-    is for ReAct answers (:meth:`eef.agents.chat.Chat.opened`)."""
+    is for ReAct answers (:meth:`eef.agents.chat.Chat.with_opening`)."""
     tokenizer = load_tokenizer(model)
     options = options_of(model)
     words = options.get("instructions", "") if instructions is None else instructions
     ends = ends_of(config_of(model), generation_of(model))
-    chat = Chat.of(tokenizer, words, bool(options.get("aliases", False)), ends)
-    return chat.opened(opening) if opening else chat
+    chat = Chat.of(tokenizer, words, options.get("aliases", ""), ends)
+    return chat.with_opening(opening) if opening else chat

@@ -180,7 +180,7 @@ class Served:
 
     def ends(self, token: int) -> bool:
         """As :meth:`eef.agents.policy.Policy.ends`."""
-        return token in self.chat.stops or token in self.model_ends or token >= self.chat.size
+        return token in self.chat.stops or token in self.model_ends or token >= self.chat.vocabulary_size
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol, Self
 
 from eef.envs import ENVIRONMENTS, TextEnv
 from eef.trajectory import Trajectory
@@ -36,6 +36,26 @@ class ScriptedExperts:
     perfect: Any
 
 
+class WordAliases(Protocol):
+    """The symbols of one conversation, for a policy whose ``vocabulary`` has few words."""
+
+    def __init__(self, vocabulary: frozenset[str]) -> None: ...
+
+    def copy(self) -> Self:
+        """The same state, independent from now on."""
+        ...
+
+    def encode(self, text: str, prompt: bool = False) -> str:
+        """An observation as symbols separated by blanks. ``prompt``: it is the subtask's first page."""
+        ...
+
+    def encode_action(self, action: str) -> str: ...
+
+    def decode_action(self, text: str) -> str:
+        """The inverse of :meth:`encode_action`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Extras:
     """What the rest of the package asks an environment for; every field has a default.
@@ -45,7 +65,7 @@ class Extras:
     regular expression of an action. ``groups(env, tasks)``: the group of each subtask (such as a difficulty grade) that
     win rates are also reported for, or None. ``parts(observation)``: the parts of an observation, which a view shows
     one by one. ``experts``: scripted experts. ``aliases``: how words become symbols for a policy with a small
-    vocabulary, a class with the methods of :class:`eef.envs.webshop.aliases.Aliases`.
+    vocabulary, a class of the protocol :class:`WordAliases`.
     """
 
     instructions: str = ""
@@ -54,7 +74,7 @@ class Extras:
     groups: Callable[[Any, Sequence[str]], dict[str, str] | None] = lambda env, tasks: None
     parts: Callable[[str], list[str]] = _whole
     experts: ScriptedExperts | None = None
-    aliases: Any = None
+    aliases: type[WordAliases] | None = None
 
 
 def extras_of(env: TextEnv | str) -> Extras:

@@ -2,8 +2,8 @@
 
 The text shows no play: random walks that never buy (what a page looks like after a click), and pages with questions
 about them (which rows hold this word, which is the first that holds these, which prices are within the cap, which words
-recur, which rows were opened). Words are named anew in each conversation (:class:`eef.agents.aliases.Aliases`), so
-there is nothing to memorise. Muon trains the matrices: it learnt to read from less text than AdamW
+recur, which rows were opened). Words are named anew in each conversation (:class:`eef.envs.webshop.aliases.Aliases`),
+so there is nothing to memorise. Muon trains the matrices: it learnt to read from less text than AdamW
 (``figures/LOG.md``).
 """
 
@@ -21,8 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from eef.agents.aliases import FIRST, OTHER, ROWS, Aliases
 from eef.agents.chat import Chat, Dialogue
+from eef.envs.webshop.aliases import Aliases
 from eef.training.rows import IGNORE, Row, collate
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ TEMPLATE = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over a few hundred symbols; contents reach it through ``Aliases``."""
-    symbols = [f"i{n}" for n in range(FIRST)] + [f"o{n}" for n in range(OTHER)]
-    symbols += [f"r{n}" for n in range(1, ROWS + 1)] + ["$cap", "$ok", "$over"]
-    words = [*_SPECIAL, "search[", "click[", "]", *_PHRASES, *_WORDS, *_ASKED, *map(str, range(61)), *symbols]
+    words = [*_SPECIAL, "search[", "click[", "]", *_PHRASES, *_WORDS, *_ASKED, *map(str, range(61)), *Aliases.symbols()]
     vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -105,7 +103,7 @@ def documents(
 def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: bool, returns: bool) -> Row:
     talk = chat.begin()
     page = env.reset(task)
-    told = Aliases(frozenset(chat.tokenizer.get_vocab())).read(page, prompt=True).split()
+    told = Aliases(frozenset(chat.tokenizer.get_vocab())).encode(page, prompt=True).split()
     ids = talk.encode_observation(page)
     mask = [walk] * len(ids)
     opened: dict[str, list[str]] = {}  # number of the results page -> rows opened there since the last search
@@ -162,7 +160,7 @@ def _questions(
 ) -> tuple[list[int], list[bool]]:
     """Questions on the page in view, in its symbols, and their answers, which alone carry loss."""
     assert talk.aliases is not None
-    symbols = talk.aliases.copy().read(page).split()
+    symbols = talk.aliases.copy().encode(page).split()
     head, listed = _parse(symbols)
     words = [symbol for symbol in told if symbol[0] == "i" and symbol[1:].isdigit()]
     ids: list[int] = []

@@ -36,7 +36,7 @@ def key_of(value: Any) -> Any:
     TypeError for anything else: it must not enter a stage unseen.
     """
     if isinstance(value, Chat):
-        return value.hash
+        return value.key
     if hasattr(value, "state_key"):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"class": kind, "state": key_of(value.state_key()), "max_steps": value.max_steps}

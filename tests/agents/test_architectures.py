@@ -74,7 +74,7 @@ SEEN_TOGETHER = {"falcon", "gpt_oss"}  # its code lets rows see each other that 
 @lru_cache
 def words() -> tuple[Any, Chat]:
     tokenizer = make_tokenizer()
-    return tokenizer, Chat.of(tokenizer, aliases=True)
+    return tokenizer, Chat.of(tokenizer, aliases="webshop")
 
 
 def policy_of(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Policy:

@@ -64,7 +64,7 @@ def test_a_server_is_sent_the_ends_of_the_model_and_its_answers_end_there_too(
     tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    base = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path, {"aliases": True}))
+    base = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path, {"aliases": "webshop"}))
     GenerationConfig(eos_token_id=[41, 42]).save_pretrained(base)
     bodies: list[dict[str, Any]] = []
     answers = [[30, 41], [31, tokenizer.bos_token_id, 32], [33, len(tokenizer) + 1], [34, 35, 36, 37]]
@@ -98,7 +98,7 @@ def test_a_token_for_padding_may_lie_beyond_the_model(tokenizer, chat, tmp_path:
     added = type(tokenizer).from_pretrained(_saved(tokenizer, tmp_path / "tokenizer"))
     added.add_special_tokens({"pad_token": "<padding>"})
     assert added.pad_token_id == len(tokenizer) == model.get_input_embeddings().num_embeddings
-    base = str(save(model, added, tmp_path / "pad", {"aliases": True}))
+    base = str(save(model, added, tmp_path / "pad", {"aliases": "webshop"}))
     policy = Policy.load(base, constrained_decoding=False, max_new_tokens=4)
     assert policy.pad < len(tokenizer)
     actor = Actor(policy, 2)
@@ -106,7 +106,7 @@ def test_a_token_for_padding_may_lie_beyond_the_model(tokenizer, chat, tmp_path:
     assert set(actor.act([0, 1], DRAWS, 0.0)) == {0, 1}
     model.resize_token_embeddings(len(tokenizer) - 1)
     (word,) = (word for word, place in tokenizer.get_vocab().items() if place == len(tokenizer) - 1)
-    small = str(save(model, tokenizer, tmp_path / "small", {"aliases": True}))
+    small = str(save(model, tokenizer, tmp_path / "small", {"aliases": "webshop"}))
     with pytest.raises(ValueError, match=rf"embedding \d+, so that the model does not know '{re.escape(word)}'"):
         Policy.load(small)
 

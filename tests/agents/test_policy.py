@@ -85,7 +85,7 @@ def test_the_states_of_each_expert_share_though_all_begin_alike(policy: Policy) 
 
 
 def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
-    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop", "constrained_decoding": True})
     loaded = Policy.load(str(base))
     assert loaded.constrained_decoding and loaded.chat.aliases and loaded.chat.hash == policy.chat.hash
     loaded.new_adapter(seed=3, r=4, alpha=8)
@@ -109,7 +109,7 @@ def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> 
             make_model(tokenizer, 64, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     policy = Policy.load(base, quantize="nf4")
@@ -130,7 +130,7 @@ def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenize
             make_model(tokenizer, 64, 2, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     four, dense = Policy.load(base, quantize="nf4"), Policy.load(base)
@@ -164,7 +164,7 @@ def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenize
 
 
 def test_adapters_of_one_seed_are_equal(policy: Policy, tmp_path) -> None:
-    base = str(save(policy.model, policy.tokenizer, tmp_path, {"aliases": True}))
+    base = str(save(policy.model, policy.tokenizer, tmp_path, {"aliases": "webshop"}))
     weights = []
     for seed in (1, 1, 2):
         loaded = Policy.load(base)

@@ -295,7 +295,7 @@ def thinker(policy: Policy, monkeypatch) -> Policy:
     """A ReAct policy that says what :class:`Scripted` holds."""
     from test_families import tokenizer_of
 
-    chat = react.scaffold(Chat.of(tokenizer_of("llama-3")), "webshop")
+    chat = react.react_chat(Chat.of(tokenizer_of("llama-3")), "webshop")
     monkeypatch.setattr("eef.agents.rollout.Actor", Scripted)
     return replace(
         policy, chat=chat, tokenizer=chat.tokenizer, constrained_decoding=False, context=10**6, max_new_tokens=500

@@ -154,7 +154,7 @@ def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenize
             make_model(tokenizer, 32, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     root = tmp_path / "runs"
@@ -445,7 +445,7 @@ def test_an_experiment_reports_stages_training_and_rollouts(
             make_model(tokenizer, 32, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     settings = Settings(model=base, epochs=3, lora_r=4)
