@@ -253,7 +253,7 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
     that errs; ValueError when the catalogue holds too few subtasks of a grade.
     """
     from eef.envs.webshop import WebShop
-    from eef.envs.webshop.shopper import play
+    from eef.envs.webshop.shopper import play_expert
 
     try:
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
@@ -265,7 +265,7 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
     env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=shop.steps)
     graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
     for task in env.tasks("train"):
-        played = play(env, task)
+        played = play_expert(env, task, insight=False)
         if played.won:
             graded[grade(played.actions)].append(int(task))
     rng = random.Random(f"split {shop.seed}")
