@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from eef.envs import EnvError, TextEnv, workers
+from eef.envs import EnvError, TextEnv, replay_workers
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.expert import LapseNoise
 from eef.envs.scienceworld.expert import play_expert as perform
@@ -178,7 +178,7 @@ def _played(
 
     if not isinstance(env, (WebShop, ScienceWorld)):
         raise ValueError(f"there is no {name} player of {env.name}: give a trajectory file")
-    seats = workers(env, len(tasks)) or [env]
+    seats = replay_workers(env, len(tasks)) or [env]
     with ThreadPoolExecutor(len(seats)) as threads:  # a seat plays every so manieth task
         shares = threads.map(lambda at: [one(seats[at], task) for task in tasks[at :: len(seats)]], range(len(seats)))
         played = dict(zip(sorted(range(len(tasks)), key=lambda i: i % len(seats)), chain(*shares), strict=True))
