@@ -221,9 +221,7 @@ async def _play(
     common: Mapping[str, Any], limit: int, price: Sequence[float] | None,
 ) -> dict[str, str]:  # fmt: skip
     """Play ``tasks``, append each episode as it ends; the subtasks that are left, with the reason."""
-    seats = replay_workers(
-        env, min(expert.concurrency, len(tasks))
-    )  # processes, asked in threads; forks answer at once
+    seats = replay_workers(env, min(expert.concurrency, len(tasks)))  # empty where env can fork
     apart = bool(seats)
     seats = seats or [env.fork() for _ in range(min(expert.concurrency, len(tasks)))]
     queue, left, saved, failed = list(tasks)[::-1], dict[str, str](), list[Trajectory](), 0

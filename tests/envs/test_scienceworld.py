@@ -130,7 +130,7 @@ def test_valid_actions_are_asked_for_only_where_that_was_wanted(env: ScienceWorl
         env.available_actions()
     with pytest.raises(NotImplementedError, match=r"workers\(\) and restore\(\)"):
         env.fork()
-    assert replay_workers(env, 5)[0] is env and len(workers(env, 5)) == 2
+    assert replay_workers(env, 5)[0] is env and len(replay_workers(env, 5)) == 2
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])

@@ -13,7 +13,7 @@ import pytest
 
 from eef.envs import EnvError, TextEnv
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate
+from eef.envs.webshop.generate import CatalogueSpec, generate
 from eef.envs.webshop.shopper import play_expert
 from eef.experts import collect, demonstrations, groups
 from eef.trajectory import Trajectory, TrajectoryError, save
@@ -158,7 +158,7 @@ def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:
     found = groups(shop, shop.tasks("test"))
     assert found is not None and list(found) == shop.tasks("test")
     assert Counter(found.values()) == {"easy": 10, "medium": 6, "hard": 4}
-    given = WebShop(data=generate(Shop(products=60)), split={"train": [0], "eval": [], "test": []})
+    given = WebShop(data=generate(CatalogueSpec(products=60)), split={"train": [0], "eval": [], "test": []})
     assert groups(given, ["0"]) is None
 
 

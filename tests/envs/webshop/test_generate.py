@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, Triple, embedded, generate, grade, write
+from eef.envs.webshop.generate import CatalogueSpec, Triple, embedded, generate, grade, write
 from eef.envs.webshop.shopper import play_expert
 
-SMALL = Shop(products=700)
+SMALL = CatalogueSpec(products=700)
 ASKED: dict[str, Any] = {
     "products": 700,
     "seed": 0,

@@ -9,7 +9,7 @@ import pytest
 
 from eef.envs import expert_states, restore
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate
+from eef.envs.webshop.generate import CatalogueSpec, generate
 from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, play_expert, rows
 from eef.trajectory import Trajectory
 
@@ -17,7 +17,7 @@ from eef.trajectory import Trajectory
 @pytest.fixture(scope="module")
 def wide() -> WebShop:
     """All goals of a small catalogue, 15 steps each."""
-    triple = generate(Shop(products=700))
+    triple = generate(CatalogueSpec(products=700))
     count = sum(len(records) for records in triple[2].values())
     return WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=15)
 
