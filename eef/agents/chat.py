@@ -14,13 +14,16 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eef.agents.scaffold import Scaffold, answer_ids, content_encoder, derive, user_ids
-from eef.envs.extras import WordAliases, extras_of
 from eef.tracking.keys import code_key
 from eef.trajectory import Trajectory, Turn
+
+if TYPE_CHECKING:
+    from eef.envs.extras import WordAliases
 
 TASK, OBSERVATION = "Now your task.\n\n", "Observation:\n"  # before the first page and before later ones, with ReAct
 
@@ -96,7 +99,10 @@ class Chat:
 
     @property
     def _alias_class(self) -> type[WordAliases] | None:
-        return extras_of(self.aliases).aliases if self.aliases else None
+        if not self.aliases:
+            return None
+        # by name and not by an import statement: training depends on no environment's code, except for aliases (`key`)
+        return import_module("eef.envs.extras").extras_of(self.aliases).aliases
 
     @cached_property
     def _symbols(self) -> frozenset[str]:
@@ -191,5 +197,8 @@ def load_options(folder: str | Path) -> dict[str, Any]:
         options.setdefault("constrained_decoding", options.pop("limited"))
     aliases = options.get("aliases") or ""
     if not isinstance(aliases, str):
-        raise ValueError(f'{path}: "aliases" must be the name of an environment that has aliases, not {aliases!r}')
+        raise ValueError(
+            f'{path}: "aliases" is {json.dumps(aliases)}, but must be a name: write the name of the environment whose '
+            'aliases this model was trained with, or "" for none'
+        )
     return {**options, "aliases": aliases} if "aliases" in options else options

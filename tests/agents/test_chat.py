@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eef.agents.chat import Chat
+from eef.agents.chat import Chat, load_options
 from eef.models.pretrain import make_tokenizer
 from eef.trajectory import Trajectory, Turn
 
@@ -67,3 +69,28 @@ def test_a_template_that_loses_a_message_is_refused() -> None:
 def test_a_mask_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match="2 mask entries for 1 turns"):
         CHAT.render(Trajectory("0", "p", (Turn("a", "o"),)), [True, True])
+
+
+def test_aliases_are_those_of_a_named_environment() -> None:
+    assert CHAT.begin().aliases is not None and Chat.of(make_tokenizer()).begin().aliases is None
+    for name in ("scienceworld", "nowhere"):
+        with pytest.raises(ValueError, match=f"aliases='{name}'.*no environment of this name"):
+            Chat.of(make_tokenizer(), aliases=name)
+
+
+def test_chat_json_names_the_environment_of_its_aliases(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    assert load_options(tmp_path) == {}
+    path.write_text('{"aliases": "webshop", "constrained_decoding": true}')
+    assert load_options(tmp_path) == {"aliases": "webshop", "constrained_decoding": True}
+    path.write_text('{"aliases": false}')  # the former form for none
+    assert load_options(tmp_path) == {"aliases": ""}
+    path.write_text('{"aliases": true}')
+    with pytest.raises(ValueError, match=r'chat.json: "aliases" is true.*write the name of the environment'):
+        load_options(tmp_path)
+
+
+def test_the_former_name_of_constrained_decoding_works_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "chat.json").write_text('{"limited": true}')
+    with pytest.warns(FutureWarning, match="'limited' is now called 'constrained_decoding'"):
+        assert load_options(tmp_path) == {"constrained_decoding": True}
