@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from eef import trajectory
 from eef.agents import react
-from eef.agents.actions import in_words, unreadable
+from eef.agents.actions import describe_problems, problem_counts
 from eef.agents.chat import Chat
 from eef.agents.policy import load_chat
 from eef.agents.rollout import OnProgress, Start
@@ -136,9 +136,9 @@ class Lab:
                 played = body(inputs, folder, _episodes(bar, self.run, name))
             self._check_code(body, inputs)
             trajectory.save(played, folder / "trajectories.jsonl")
-            cost, problems = evaluate.cost(played), unreadable(one.info for one in played)
+            cost, problems = evaluate.cost(played), problem_counts(one.info for one in played)
             log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in played)})
-            if line := in_words(problems, cost["env_steps"]):
+            if line := describe_problems(problems, cost["env_steps"]):
                 advice = "; max_new_tokens sets the limit" if problems["cut"] and body is play else ""
                 print(f"[{name}] {line}{advice}", flush=True)
 

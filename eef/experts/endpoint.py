@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from eef.agents.actions import EXPLANATIONS, in_words, read_action, unreadable
+from eef.agents.actions import EXPLANATIONS, describe_problems, problem_counts, read_action
 from eef.agents.react import STOP, Message, agent_message, first_page_message, opening, page_message
 from eef.envs import EnvError, TextEnv, replay_workers
 from eef.experts import demonstrations, example
@@ -268,8 +268,8 @@ async def _play(
 
 def _print_problems(saved: Sequence[Trajectory], expert: Expert) -> None:
     """How many answers had no readable action and why, with advice where the token limit is the reason."""
-    problems = unreadable(one.info for one in saved)
-    if line := in_words(problems, sum(map(len, saved))):
+    problems = problem_counts(one.info for one in saved)
+    if line := describe_problems(problems, sum(map(len, saved))):
         print(line)
     if problems["cut"]:
         name = next((name for name in ("max_completion_tokens", "max_tokens") if name in expert.fields), "max_tokens")
@@ -301,7 +301,7 @@ async def _episode(
     prompt, turns = await do(seat.reset, task), list[Turn]()
     talk = [*talk, first_page_message(prompt)]
     ended, reward, won = False, 0.0, False
-    info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **unreadable([])}
+    info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **problem_counts([])}
     while not ended and len(turns) < limit:
         reply, cut, tokens_in, tokens_out = await ask(talk, first=not turns)
         info["prompt_tokens"] += tokens_in
