@@ -335,7 +335,9 @@ def test_problems_are_counted_and_put_into_words() -> None:
     infos = [{"tokens": 3, "no_action": 2, "ambiguous": 0, "cut": 1}, {"tokens": 1}, {"cut": 4}]
     counts = problem_counts(infos)
     assert counts == {"no_action": 2, "ambiguous": 0, "cut": 5}
-    assert describe_problems(counts, 20) == "7 of 20 answers had no readable action: 2 no action, 5 cut at the token limit"
+    assert (
+        describe_problems(counts, 20) == "7 of 20 answers had no readable action: 2 no action, 5 cut at the token limit"
+    )
     assert describe_problems(problem_counts([]), 20) == ""
 
 
