@@ -15,9 +15,10 @@ from webshop_tiny import product, record
 
 from eef.envs import EnvError, make_env
 from eef.envs.webshop import WebShop, catalogue, mapped
+from eef.envs.webshop.build import _Plain, build_store
 from eef.envs.webshop.generate import CatalogueSpec, write
 from eef.envs.webshop.mapped import Texts, TextWriter
-from eef.envs.webshop.store import Store, _Plain, build
+from eef.envs.webshop.store import Store
 
 NAMES = ("items_shuffle", "items_ins_v2", "items_human_ins")
 
@@ -45,7 +46,7 @@ def both(folder: Path, **options: Any) -> tuple[WebShop, WebShop]:
     """The shop from the files in memory, and from their store."""
     place = folder.parent / "built"
     if not place.exists():
-        build(folder, place)
+        build_store(folder, place)
     options = {"split": "ratio", "allow_overlap": True} | options
     return WebShop(data=folder, **options), WebShop(data=place, **options)
 
@@ -101,7 +102,7 @@ def test_ranking_is_equal(tmp_path: Path, chunk: int, monkeypatch: pytest.Monkey
 def test_ranking_of_the_official_products_is_equal(
     official: Path, golden: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    build(official / "data", tmp_path / "built")
+    build_store(official / "data", tmp_path / "built")
     plain, stored = WebShop(data=official / "data"), WebShop(data=tmp_path / "built")
     assert stored.stamp() == plain.stamp() and stored.shop.goals == plain.shop.goals
     queries = [row["query"] for row in golden("search.jsonl")]
@@ -137,7 +138,7 @@ def test_forbidden_numbers_may_be_cut_anywhere() -> None:
 
 
 def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build(folder) == folder / "store"
+    assert build_store(folder) == folder / "store"
     assert {path.name for path in folder.iterdir()} == {"store", *(f"{name}.json" for name in NAMES)}
     monkeypatch.setattr(catalogue, "load", None)  # the files are not read
     env = make_env("webshop", data=folder, split="ratio")
@@ -146,17 +147,17 @@ def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monk
     monkeypatch.undo()
     assert len(WebShop(data=folder, num_products=3, split="ratio").shop.products) == 3  # which only the files can rank
     with pytest.raises(EnvError, match=r"built holds no items_shuffle"):
-        WebShop(data=build(folder, folder.parent / "built"), num_products=3)
+        WebShop(data=build_store(folder, folder.parent / "built"), num_products=3)
     assert "B9" not in env.shop.by_asin and "B0123456789ABC" not in env.shop.by_asin and 3 not in env.shop.by_asin
     assert set(env.shop.by_asin) == {item.asin for item in env.shop.products}
 
 
 def test_changed_files_and_torn_stores_are_named(folder: Path) -> None:
-    place = build(folder)
+    place = build_store(folder)
     (folder / "items_ins_v2.json").write_text("{}")
     with pytest.raises(EnvError, match=r"items_ins_v2.json changed after .*store was made: run `eef webshop build"):
         WebShop(data=folder)
-    build(folder)
+    build_store(folder)
     WebShop(data=folder, split="ratio")
     for name in ("docs.npy", "products.text", "skipped.json"):
         whole = (place / name).read_bytes()
@@ -178,7 +179,7 @@ def test_changed_files_and_torn_stores_are_named(folder: Path) -> None:
 
 def test_without_human_instructions(folder: Path) -> None:
     (folder / "items_human_ins.json").unlink()
-    build(folder)
+    build_store(folder)
     assert WebShop(data=folder, human_goals=False, split="ratio", allow_overlap=True).shop.goals
     with pytest.raises(EnvError, match=r"made without items_human_ins.json: .* or pass human_goals=False"):
         WebShop(data=folder)
@@ -186,7 +187,7 @@ def test_without_human_instructions(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_torn_file_is_named_and_leaves_the_old_store(folder: Path, name: str) -> None:
-    build(folder)
+    build_store(folder)
     path = folder / f"{name}.json"
     whole = path.read_text()
     before = sorted(file.name for file in folder.rglob("*"))
@@ -199,30 +200,30 @@ def test_a_torn_file_is_named_and_leaves_the_old_store(folder: Path, name: str) 
     ):
         path.write_text(text)
         with pytest.raises(EnvError, match=words):
-            build(folder)
+            build_store(folder)
         with pytest.raises(EnvError, match=words):  # and without a store
             catalogue.load(folder)
         assert sorted(file.name for file in folder.rglob("*")) == before
     path.write_text(whole)
-    build(folder)
+    build_store(folder)
     assert WebShop(data=folder, split="ratio").shop.goals
 
 
 def test_what_cannot_be_built_is_named(folder: Path, triple: Any) -> None:
     with pytest.raises(EnvError, match="no folder"):
-        build(folder / "nowhere")
+        build_store(folder / "nowhere")
     (folder / "kept").mkdir()
     with pytest.raises(EnvError, match=r"kept is there and no store"):
-        build(folder, folder / "kept")
+        build_store(folder, folder / "kept")
     official_files(folder, ([product("B1", "x", images=[])], {}, {}))
     with pytest.raises(EnvError, match=r"items_shuffle.json holds no product that can be shown \(1 no image \(B1\)\)"):
-        build(folder)
+        build_store(folder)
     official_files(folder, ([{"name": "x"}], {}, {}))
     with pytest.raises(EnvError, match=r"items_shuffle.json, row 0: a product needs an 'asin'"):
-        build(folder)
+        build_store(folder)
     (folder / "items_ins_v2.json").unlink()
     with pytest.raises(EnvError, match=r"items_ins_v2.json is missing"):
-        build(folder)
+        build_store(folder)
     assert not (folder / "store").exists()
 
 
@@ -246,7 +247,7 @@ def test_texts(tmp_path: Path) -> None:
 
 
 def test_a_store_serves_mapped_arrays_that_cannot_be_changed(folder: Path) -> None:
-    store = Store(build(folder))
+    store = Store(build_store(folder))
     with pytest.raises(ValueError, match="read-only"):
         store.index.documents("<c> fashion")[0] = 1
     before = np.load(store.place / "prices.npy")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from eef.envs import ReplayDivergence, make_env, restore
 from eef.envs.webshop import WebShop
+from eef.envs.webshop.build import build_store
 from eef.envs.webshop.session import parse
-from eef.envs.webshop.store import build
 
 SPLIT = {"train": [0, 1, 2, 3], "eval": [4], "test": [5, 6]}
 LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -213,7 +213,7 @@ def test_a_hundred_thousand_actions_take_no_memory(triple: Any, tmp_path: Path, 
 def in_store(triple: Any, folder: Path) -> Path:
     for name, content in zip(("items_shuffle", "items_ins_v2", "items_human_ins"), triple, strict=True):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    return build(folder, folder / "store")
+    return build_store(folder, folder / "store")
 
 
 def test_forks_are_independent(triple: Any) -> None:
