@@ -30,18 +30,18 @@ _READ = ("attributes", *INSTRUCTION)
 
 
 def build_store(folder: str | Path, out: str | Path | None = None, progress: bool = False) -> Path:
-    """Turn the official files of ``folder`` into a store at ``out`` (default ``folder/store``), which it returns.
+    """Convert the official files in ``folder`` to a store at ``out`` (default ``folder/store``). Returns its path.
 
-    Streams: memory holds the index terms, the raw attributes and some numbers per product. The store is written beside
-    and renamed when whole. Human instructions are optional. EnvError for a missing or torn file or one of another
-    shape; what else is wrong with a product leaves it out, counted in ``skipped.json``.
+    The files are streamed: memory holds the index terms, the raw attributes and some numbers per product. The store is
+    written to a temporary folder and then renamed. Human instructions are optional. EnvError for a missing, truncated
+    or unexpected file; products with other problems are skipped and counted in ``skipped.json``.
     """
     folder = Path(folder)
     human = (folder / "items_human_ins.json").is_file()
-    paths = catalogues.files(folder, human_goals=human)
+    paths = catalogues.official_files(folder, human_goals=human)
     place = Path(out) if out else folder / NAME
     if place.exists() and not (place / HEAD).is_file():
-        raise EnvError(f"{place} is there and no store: move it away, or choose another place with --out")
+        raise EnvError(f"{place} exists and is not a store: move it away, or choose another folder with --out")
     place.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
@@ -60,7 +60,7 @@ def build_store(folder: str | Path, out: str | Path | None = None, progress: boo
 
 def _write(paths: dict[str, Path], part: Path, progress: bool) -> None:
     ins_v2 = _Attributes(paths["ins_v2"])
-    human = catalogues.read(paths["human_ins"], dict) if "human_ins" in paths else None
+    human = catalogues.read_json(paths["human_ins"], dict) if "human_ins" in paths else None
     (part / "instructions.json").write_text(json.dumps(human), encoding="utf-8")
     index = IndexWriter(part)
     products, cards = TextWriter(part, "products"), TextWriter(part, "cards")
@@ -86,7 +86,7 @@ def _write(paths: dict[str, Path], part: Path, progress: bool) -> None:
             index.add(product.document(), keys)
     if not asins:
         reasons = catalogues.summary(skipped) or "it is empty"
-        raise EnvError(f"{paths['products']} holds no product that can be shown ({reasons})")
+        raise EnvError(f"{paths['products']} contains no usable product ({reasons})")
     products.close()
     cards.close()
     order = np.array(sorted(range(len(asins)), key=asins.__getitem__), dtype=np.uint32)
@@ -103,7 +103,7 @@ def _write(paths: dict[str, Path], part: Path, progress: bool) -> None:
         "version": VERSION,
         "source": str(paths["products"]),
         "products": len(asins),
-        "catalogue": digest.hexdigest(),  # with the prices of seed 0
+        "catalogue": digest.hexdigest(),  # the hash with the prices of seed 0
         "sources": {path.name: path.stat().st_size for path in paths.values()},
     }
     (part / HEAD).write_text(json.dumps(head, indent=1), encoding="utf-8")
@@ -111,25 +111,28 @@ def _write(paths: dict[str, Path], part: Path, progress: bool) -> None:
 
 @contextmanager
 def _reading(path: Path, opens: bytes) -> Iterator[IO[bytes]]:
-    """The file for a streaming parser; what is wrong with it as an EnvError. ``tell`` is where it has been read to."""
+    """The file for a streaming parser. EnvError if its content is invalid; ``opens`` is the expected first byte."""
     with open(path, "rb") as file:
         if file.read(4096).lstrip()[:1] not in (opens, b""):
-            raise EnvError(f"{path}: a JSON {'list' if opens == b'[' else 'object'} was expected")
+            raise EnvError(f"{path}: expected a JSON {'list' if opens == b'[' else 'object'}")
         file.seek(0)
         try:
-            yield _Plain(file)  # type: ignore[misc]
+            yield _ReplaceNaN(file)  # type: ignore[misc]
         except (ijson.JSONError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EnvError(f"{path} is torn or no JSON ({reason}): fetch it again") from None
+            raise EnvError(f"{path} is truncated or not valid JSON ({reason}): download it again") from None
 
 
-class _Plain:
-    """A binary file in which NaN and Infinity as values, which Python writes and JSON forbids, read as a number.
+class _ReplaceNaN:
+    """A binary file in which the values NaN and Infinity are replaced by 0.5: Python writes them, but JSON forbids
+    them.
 
-    In memory they are numbers that no field allows, and so is this one: a product with one is judged alike.
+    No field of a product may be a number, so the product is skipped for the same reason as when it is read into memory.
     """
 
-    _odd = re.compile(rb'(?:(?<=[^\\]": )|(?<=[^\\]":))(?:NaN|-?Infinity)(?=\s*[,}])')  # in a text the quote is escaped
+    _forbidden = re.compile(
+        rb'(?:(?<=[^\\]": )|(?<=[^\\]":))(?:NaN|-?Infinity)(?=\s*[,}])'
+    )  # within a text the quote is escaped
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._left = file, b""
@@ -137,18 +140,18 @@ class _Plain:
 
     def read(self, size: int = -1) -> bytes:
         read, data = b" ", self._left
-        while read and len(data) <= _CUT:  # nothing given back would be the end of the file
+        while read and len(data) <= _CUT:  # an empty result would mean the end of the file
             read = self._file.read(size)
             data += read
         if b"NaN" in data or b"Infinity" in data:
-            data = self._odd.sub(b"0.5", data)
-        end = max(len(data) - _CUT, 1) if read else len(data)  # what is held back may be the head of one
+            data = self._forbidden.sub(b"0.5", data)
+        end = max(len(data) - _CUT, 1) if read else len(data)  # the rest may be the beginning of such a value
         self._left = data[end:]
         return data[:end]
 
 
 def _counted(rows: Iterator[Any], file: IO[bytes], progress: bool) -> Iterator[Any]:
-    """The rows, with a bar over the bytes of the file that are read."""
+    """The rows, with a progress bar over the bytes of the file."""
     size = os.fstat(file.fileno()).st_size
     with tqdm(total=size, unit="B", unit_scale=True, desc="store", mininterval=1, disable=not progress) as bar:
         for number, row in enumerate(rows):
@@ -159,7 +162,7 @@ def _counted(rows: Iterator[Any], file: IO[bytes], progress: bool) -> Iterator[A
 
 
 class _Attributes(Mapping[str, Any]):
-    """``items_ins_v2.json`` by asin, each record kept as bytes: what the catalogue reads of it, no more."""
+    """``items_ins_v2.json`` by asin; each record is stored as bytes, with only the fields that are needed."""
 
     def __init__(self, path: Path) -> None:
         self._records: dict[str, bytes] = {}

@@ -278,8 +278,8 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
         needed = sum(size[place] for size in sizes.values())
         if needed > len(pool):
             raise ValueError(
-                f"the generated catalogue has {len(pool)} {name} subtasks, but {needed} are needed: raise 'products', or "
-                "lower 'train', 'eval', 'test' or that share of 'grades'"
+                f"the generated catalogue has {len(pool)} {name} subtasks, but {needed} are needed: raise 'products', "
+                "or lower 'train', 'eval', 'test' or that share of 'grades'"
             )
         for part, size in sizes.items():
             split[part] += [pool.pop() for _ in range(size[place])]

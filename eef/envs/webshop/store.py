@@ -1,7 +1,8 @@
-"""A catalogue of any size as a folder of mapped files: built once from the official JSON, opened in seconds.
+"""A catalogue of any size as a folder of memory-mapped files, built once from the official JSON and opened in seconds.
 
-Products, prices, goals and rankings equal those of the same files read into memory. Prices are no part of the store:
-the ranges are, and opening draws from them in file order with the seed that is asked for, as the official code does.
+Products, prices, goals and rankings are those of the same files read into memory. A store contains price ranges, not
+prices: opening it draws the prices in file order with ``seed``, as the official code does.
+:mod:`eef.envs.webshop.build` writes stores.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ import numpy as np
 from eef.envs import EnvError
 from eef.envs.webshop.catalogue import Catalogue, Product, Skipped
 from eef.envs.webshop.goals import Goal
-from eef.envs.webshop.mapped import MappedIndex, Texts, load
+from eef.envs.webshop.mapped import MappedIndex, Texts, load_array
 from eef.envs.webshop.session import Shop, State
 
 NAME = "store"
 VERSION = 1
 HEAD = "store.json"
-_KEPT_PRODUCTS, _KEPT_PAGES = 2048, 256
-INSTRUCTION = ("instruction", "instruction_attributes")  # what a row holds of items_ins_v2.json beside the product
+_CACHED_PRODUCTS, _CACHED_PAGES = 2048, 256
+INSTRUCTION = ("instruction", "instruction_attributes")  # the fields of items_ins_v2.json in a row
 FIELDS = tuple(name for name in Product.__slots__ if name != "price")
 
 
 class Card(NamedTuple):
-    """What a results page shows of a product."""
+    """The fields of a product that a results page shows."""
 
     asin: str
     title: str
     tag: str
 
 
-def find(folder: str | Path) -> Path | None:
-    """The store in ``folder`` (itself one, or with one beside the official files); None where there is none.
+def find_store(folder: str | Path) -> Path | None:
+    """The store at ``folder`` or at ``folder/store``, or None.
 
-    EnvError where an official file beside it has changed since.
+    EnvError if an official file in ``folder`` has changed since the store was built.
     """
     folder = Path(folder)
     place = next((at for at in (folder, folder / NAME) if (at / HEAD).is_file()), None)
@@ -51,7 +52,7 @@ def find(folder: str | Path) -> Path | None:
         path = folder / name
         if path.is_file() and (path.stat().st_size != size or path.stat().st_mtime_ns > built):
             raise EnvError(
-                f"{path} changed after {place} was made: run `eef webshop build {folder}`, or delete {place}"
+                f"{path} has changed since {place} was built: run `eef webshop build {folder}`, or delete {place}"
             )
     return place
 
@@ -61,14 +62,14 @@ def _head(place: Path) -> dict[str, Any]:
         head = json.loads((place / HEAD).read_text("utf-8"))
         version = head["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EnvError(f"{place / HEAD} is torn ({error}): run `eef webshop build` again") from None
+        raise EnvError(f"{place / HEAD} is damaged ({error}): run `eef webshop build` again") from None
     if version != VERSION:
-        raise EnvError(f"{place} has format {version}, this code reads {VERSION}: run `eef webshop build` again")
+        raise EnvError(f"{place} has format {version}, but this code reads {VERSION}: run `eef webshop build` again")
     return head
 
 
 class Products(Sequence[Product]):
-    """The products of a store in file order, each read when asked for."""
+    """The products of a store in file order; each one is read when it is needed."""
 
     def __init__(self, place: Path, prices: np.ndarray) -> None:
         self._rows, self._prices = Texts(place, "products"), prices
@@ -84,12 +85,12 @@ class Products(Sequence[Product]):
         return Product(price=float(self._prices[number]), **fields)
 
     def wanted(self, number: int) -> dict[str, Any]:
-        """The synthetic instruction of a product, as ``items_ins_v2.json`` has it."""
+        """The synthetic instruction of a product, as in ``items_ins_v2.json``."""
         return dict(zip(INSTRUCTION, json.loads(self._rows[number])[len(FIELDS) :], strict=True))
 
 
 class Cards(Sequence[Card]):
-    """What results pages show of the products of a store."""
+    """The :class:`Card` of each product of a store."""
 
     def __init__(self, place: Path) -> None:
         self._rows = Texts(place, "cards")
@@ -103,17 +104,17 @@ class Cards(Sequence[Card]):
 
 
 class ByAsin(Mapping[str, Any]):
-    """The products of a store by asin; with ``wanted`` their synthetic instructions."""
+    """The products of a store by asin, or with ``wanted`` their synthetic instructions."""
 
     def __init__(self, place: Path, products: Products, wanted: bool = False) -> None:
-        self._asins, self._order = load(place, "asins"), load(place, "order")
+        self._asins, self._order = load_array(place, "asins"), load_array(place, "order")
         self._products, self._wanted = products, wanted
 
     def number(self, asin: str) -> int:
-        """The number of the product in file order; KeyError where there is none."""
+        """The index of the product in file order. KeyError for an unknown asin."""
         key = asin.encode("utf-8", "surrogatepass")
         place = len(self)
-        if len(key) <= self._asins.dtype.itemsize:  # a longer key would have all asins copied
+        if len(key) <= self._asins.dtype.itemsize:  # NumPy would copy all asins for a longer key
             place = int(np.searchsorted(self._asins, np.array(key, dtype=self._asins.dtype)))
         if place == len(self) or self._asins[place] != key:
             raise KeyError(asin)
@@ -137,33 +138,33 @@ class ByAsin(Mapping[str, Any]):
 
 
 class Store:
-    """An opened store: its catalogue with the prices of ``seed``. EnvError where it is torn."""
+    """An open store, with the prices of ``seed``. EnvError if its files are damaged."""
 
     def __init__(self, place: Path, seed: int = 0) -> None:
         self.place, self.seed, self._head = place, seed, _head(place)
         try:
-            prices = np.load(place / "prices.npy", mmap_mode="c").view(np.ndarray)  # a page that is changed is copied
-            ranged, ranges = load(place, "ranged"), load(place, "ranges")
+            prices = np.load(place / "prices.npy", mmap_mode="c").view(np.ndarray)  # copy on write
+            ranged, ranges = load_array(place, "ranged"), load_array(place, "ranges")
             self.cards, self.index = Cards(place), MappedIndex(place)
             self.products = Products(place, prices)
             self.by_asin = ByAsin(place, self.products)
             self.skipped: Skipped = json.loads((place / "skipped.json").read_text("utf-8"))
             self._human = json.loads((place / "instructions.json").read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise EnvError(f"the store {place} is torn ({error}): run `eef webshop build` again") from None
+            raise EnvError(f"the store {place} is damaged ({error}): run `eef webshop build` again") from None
         rng = random.Random(seed)
         prices[ranged] = [rng.uniform(low, high) for low, high in ranges.tolist()]
         self._stream = rng.getstate()
 
     def catalogue(self, human_goals: bool = True) -> Catalogue:
-        """What goals are made from: with human goals, only the products that have an instruction are read."""
+        """The data that goals are made from; with human goals, only the products that have an instruction."""
         source = str(self._head["source"])
         if not human_goals:
             wanted = ByAsin(self.place, self.products, wanted=True)
             return Catalogue(self.products, self.skipped, {}, wanted, self._stream, source)
         if self._human is None:
             raise EnvError(
-                f"the store {self.place} was made without items_human_ins.json: put that file beside the products and "
+                f"the store {self.place} was built without items_human_ins.json: put that file beside the products and "
                 "run `eef webshop build` again, or pass human_goals=False"
             )
         numbers = sorted(self.by_asin.number(asin) for asin in self._human if asin in self.by_asin)
@@ -171,23 +172,23 @@ class Store:
         return Catalogue(products, self.skipped, self._human, {}, self._stream, source)
 
     def hash(self) -> str:
-        """The catalogue's sha256; of seed 0 the one of the files in memory, of others one that holds the seed."""
+        """SHA-256 of the catalogue: for seed 0 equal to that of the files in memory, for others it includes the seed."""
         return self._head["catalogue"] if self.seed == 0 else f"{self._head['catalogue']}-seed{self.seed}"
 
 
 class StoreShop(Shop):
-    """The shop over a store: nothing is read before a page shows it."""
+    """The shop of a store. Products are read when a page shows them."""
 
     def __init__(self, store: Store, goals: Sequence[Goal]) -> None:
         self.products, self.by_asin, self.cards = store.products, store.by_asin, store.cards
         self.goals, self.seed = tuple(goals), store.seed
         self._index: Any = store.index
-        self._found = {}
-        self._page = lru_cache(maxsize=_KEPT_PAGES)(self._read_page)
-        self._product = lru_cache(maxsize=_KEPT_PRODUCTS)(store.by_asin.__getitem__)
+        self._cached = {}
+        self._page = lru_cache(maxsize=_CACHED_PAGES)(self._read_page)
+        self._product = lru_cache(maxsize=_CACHED_PRODUCTS)(store.by_asin.__getitem__)
 
     def results(self, state: State) -> tuple[list[Any], int]:
-        """As :meth:`Shop.results`; the last pages are kept, each is asked for twice a step."""
+        """As :meth:`Shop.results`, with a cache of recent pages, since each step reads a page twice."""
         if state.kind != "results" or state.keywords is None or state.page is None:
             return [], 0
         return self._page(state.keywords, state.goal if state.keywords[0] == "<r>" else 0, state.page)

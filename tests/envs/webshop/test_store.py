@@ -15,7 +15,7 @@ from webshop_tiny import product, record
 
 from eef.envs import EnvError, make_env
 from eef.envs.webshop import WebShop, catalogue, mapped
-from eef.envs.webshop.build import _Plain, build_store
+from eef.envs.webshop.build import _ReplaceNaN, build_store
 from eef.envs.webshop.generate import CatalogueSpec, write
 from eef.envs.webshop.mapped import Texts, TextWriter
 from eef.envs.webshop.store import Store
@@ -132,7 +132,7 @@ def test_numbers_that_json_forbids_are_judged_as_in_memory(tmp_path: Path, tripl
 def test_forbidden_numbers_may_be_cut_anywhere() -> None:
     text = b'{"a": NaN, "b":-Infinity, "c": "[NaN], \\": NaN, x"}' + b" " * 99
     for size in range(1, 99):
-        file = _Plain(io.BytesIO(text))
+        file = _ReplaceNaN(io.BytesIO(text))
         read = b"".join(iter(lambda file=file, size=size: file.read(size), b""))  # type: ignore[misc]
         assert json.loads(read) == {"a": 0.5, "b": 0.5, "c": '[NaN], ": NaN, x'}
 
@@ -140,13 +140,13 @@ def test_forbidden_numbers_may_be_cut_anywhere() -> None:
 def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_store(folder) == folder / "store"
     assert {path.name for path in folder.iterdir()} == {"store", *(f"{name}.json" for name in NAMES)}
-    monkeypatch.setattr(catalogue, "load", None)  # the files are not read
+    monkeypatch.setattr(catalogue, "load_catalogue", None)  # the files are not read
     env = make_env("webshop", data=folder, split="ratio")
     assert isinstance(env, WebShop) and make_env("webshop", data=folder, split="ratio").shop is env.shop
     assert isinstance(env.shop.products._rows._bytes, mapped.mmap.mmap)
     monkeypatch.undo()
     assert len(WebShop(data=folder, num_products=3, split="ratio").shop.products) == 3  # which only the files can rank
-    with pytest.raises(EnvError, match=r"built holds no items_shuffle"):
+    with pytest.raises(EnvError, match=r"built contains no items_shuffle"):
         WebShop(data=build_store(folder, folder.parent / "built"), num_products=3)
     assert "B9" not in env.shop.by_asin and "B0123456789ABC" not in env.shop.by_asin and 3 not in env.shop.by_asin
     assert set(env.shop.by_asin) == {item.asin for item in env.shop.products}
@@ -155,25 +155,27 @@ def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monk
 def test_changed_files_and_torn_stores_are_named(folder: Path) -> None:
     place = build_store(folder)
     (folder / "items_ins_v2.json").write_text("{}")
-    with pytest.raises(EnvError, match=r"items_ins_v2.json changed after .*store was made: run `eef webshop build"):
+    with pytest.raises(
+        EnvError, match=r"items_ins_v2.json has changed since .*store was built: run `eef webshop build"
+    ):
         WebShop(data=folder)
     build_store(folder)
     WebShop(data=folder, split="ratio")
     for name in ("docs.npy", "products.text", "skipped.json"):
         whole = (place / name).read_bytes()
         (place / name).write_bytes(whole[:-1])
-        with pytest.raises(EnvError, match="is torn .* run `eef webshop build` again"):
+        with pytest.raises(EnvError, match="is damaged .* run `eef webshop build` again"):
             Store(place)
         (place / name).write_bytes(whole)
     (place / "norm.npy").unlink()
-    with pytest.raises(EnvError, match="is torn"):
+    with pytest.raises(EnvError, match="is damaged"):
         Store(place)
     head = json.loads((place / "store.json").read_text())
     (place / "store.json").write_text(json.dumps(head | {"version": 0}))
-    with pytest.raises(EnvError, match="has format 0, this code reads"):
+    with pytest.raises(EnvError, match="has format 0, but this code reads"):
         WebShop(data=place)
     (place / "store.json").write_text("{")
-    with pytest.raises(EnvError, match=r"store.json is torn"):
+    with pytest.raises(EnvError, match=r"store.json is damaged"):
         WebShop(data=place)
 
 
@@ -181,7 +183,7 @@ def test_without_human_instructions(folder: Path) -> None:
     (folder / "items_human_ins.json").unlink()
     build_store(folder)
     assert WebShop(data=folder, human_goals=False, split="ratio", allow_overlap=True).shop.goals
-    with pytest.raises(EnvError, match=r"made without items_human_ins.json: .* or pass human_goals=False"):
+    with pytest.raises(EnvError, match=r"built without items_human_ins.json: .* or pass human_goals=False"):
         WebShop(data=folder)
 
 
@@ -192,17 +194,17 @@ def test_a_torn_file_is_named_and_leaves_the_old_store(folder: Path, name: str) 
     whole = path.read_text()
     before = sorted(file.name for file in folder.rglob("*"))
     for text, words in (
-        (whole[: len(whole) // 2], f"{name}.json is torn or no JSON"),
-        (whole[:-1], f"{name}.json is torn or no JSON"),
-        ("", f"{name}.json is torn or no JSON"),
-        ("3", f"{name}.json: a JSON (list|object) was expected"),
-        ("{}" if name == NAMES[0] else "[]", f"{name}.json: a JSON (list|object) was expected"),
+        (whole[: len(whole) // 2], f"{name}.json is truncated or not valid JSON"),
+        (whole[:-1], f"{name}.json is truncated or not valid JSON"),
+        ("", f"{name}.json is truncated or not valid JSON"),
+        ("3", f"{name}.json: expected a JSON (list|object)"),
+        ("{}" if name == NAMES[0] else "[]", f"{name}.json: expected a JSON (list|object)"),
     ):
         path.write_text(text)
         with pytest.raises(EnvError, match=words):
             build_store(folder)
         with pytest.raises(EnvError, match=words):  # and without a store
-            catalogue.load(folder)
+            catalogue.load_catalogue(folder)
         assert sorted(file.name for file in folder.rglob("*")) == before
     path.write_text(whole)
     build_store(folder)
@@ -213,10 +215,10 @@ def test_what_cannot_be_built_is_named(folder: Path, triple: Any) -> None:
     with pytest.raises(EnvError, match="no folder"):
         build_store(folder / "nowhere")
     (folder / "kept").mkdir()
-    with pytest.raises(EnvError, match=r"kept is there and no store"):
+    with pytest.raises(EnvError, match=r"kept exists and is not a store"):
         build_store(folder, folder / "kept")
     official_files(folder, ([product("B1", "x", images=[])], {}, {}))
-    with pytest.raises(EnvError, match=r"items_shuffle.json holds no product that can be shown \(1 no image \(B1\)\)"):
+    with pytest.raises(EnvError, match=r"items_shuffle.json contains no usable product \(1 no image \(B1\)\)"):
         build_store(folder)
     official_files(folder, ([{"name": "x"}], {}, {}))
     with pytest.raises(EnvError, match=r"items_shuffle.json, row 0: a product needs an 'asin'"):

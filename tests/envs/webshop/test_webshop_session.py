@@ -173,7 +173,7 @@ def test_thousands_of_actions_leave_nothing_behind(env: WebShop) -> None:
     for _ in range(10_000):
         env.step(rng.choice(["search[", "click[", ""]) + "".join(rng.choices("[]< >abcrshirt\n", k=rng.randint(0, 12))))
         act(env, rng.randrange(40))
-    assert len(env.shop._found) <= 4096
+    assert len(env.shop._cached) <= 4096
     env.step("search[" + "[" * 200_000)
     assert env.step("search[" + "_" * 200_000 + "]").valid
 
@@ -269,7 +269,7 @@ def test_errors_are_clear(env: WebShop, triple: Any) -> None:
     for task in ("7", "-1", "x", "²", ""):
         with pytest.raises(ValueError, match="tasks are '0' to '6'"):
             env.reset(task)
-    with pytest.raises(ValueError, match="known are train, eval, test"):
+    with pytest.raises(ValueError, match="use train, eval or test"):
         env.tasks("dev")
     with pytest.raises(ValueError, match="no product 'B9'"):
         env.product("B9")
