@@ -278,7 +278,7 @@ def test_each_option_of_scienceworld_makes_exactly_the_stages_anew_that_depend_o
 ) -> None:
     assert set(SCIENCE) == set(inspect.signature(ScienceWorld.__init__).parameters) - {"self"}
     parts = {"train": [0, 1], "eval": [2], "test": [3, 4]}
-    monkeypatch.setattr(ScienceWorld, "_facts", lambda self, words: {"find-animal": 9, "find-plant": 9})
+    monkeypatch.setattr(ScienceWorld, "_task_sizes", lambda self, words: {"find-animal": 9, "find-plant": 9})
     monkeypatch.setattr(
         ScienceWorld,
         "_simulators_split",
@@ -585,7 +585,7 @@ def test_links_to_folders_are_followed_and_backups_of_editors_do_not_count(tmp_p
 
 def test_an_adapter_is_no_base_model(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is the folder of an adapter: give its base model"):
+    with pytest.raises(ValueError, match="is the folder of an adapter: use its base model"):
         model_key(str(tmp_path))
 
 
@@ -596,7 +596,7 @@ def test_code_that_was_edited_while_the_process_runs_is_refused(package: Path, m
     path.write_text(path.read_text() + "\n# a comment\n")
     assert code_key("eef.selection") == before
     path.write_text(path.read_text() + "ADDED = 1\n")
-    with pytest.raises(RunError, match=r"selection.py was edited while this process runs.*start again"):
+    with pytest.raises(RunError, match=r"selection.py was edited after this process started.*start again"):
         code_key("eef.selection")
     assert path == keys.PACKAGE / "selection.py"
 
