@@ -13,7 +13,7 @@ import numpy as np
 
 from eef.agents.actions import EXPLANATIONS, Answer, Problem, read_action
 from eef.agents.chat import Chat, Dialogue
-from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, replay, walk, workers
+from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, replay, replay_workers, walk
 from eef.trajectory import Trajectory, Turn, check_reward
 
 
@@ -155,7 +155,7 @@ class StartStates:
 
     def __init__(self, env: TextEnv, starts: Sequence[Start], slots: int, max_steps: int) -> None:
         self.env = env
-        self.workers = workers(env, slots)
+        self.workers = replay_workers(env, slots)
         self._indices: dict[int, list[int]] = {}  # id of an expert -> the states that any start needs
         for start in starts:
             if start.expert is not None and start.index < max_steps:
