@@ -16,7 +16,7 @@ from eef.agents.actions import describe_problems, problem_counts
 from eef.agents.chat import Chat
 from eef.agents.policy import load_chat
 from eef.agents.rollout import OnProgress, Start
-from eef.agents.simulation import Simulation, play
+from eef.agents.simulation import Simulation, run_simulations
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
@@ -124,7 +124,7 @@ class Lab:
             self.env, settings.group(ModelSettings), self.chat, settings.group(ActingSettings), adapter, starts,
             temperature, seed, settings.processes,
         )  # fmt: skip
-        return self._trajectories(name, play, inputs, len(starts))
+        return self._trajectories(name, run_simulations, inputs, len(starts))
 
     def _trajectories(
         self, name: str, body: Callable[..., list[Trajectory]], inputs: Any, total: int
@@ -139,7 +139,7 @@ class Lab:
             cost, problems = evaluate.cost(played), problem_counts(one.info for one in played)
             log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in played)})
             if line := describe_problems(problems, cost["env_steps"]):
-                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is play else ""
+                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is run_simulations else ""
                 print(f"[{name}] {line}{advice}", flush=True)
 
         folder = self.run.stage(name, stage_key(body, inputs), write)

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 
 from eef.agents.chat import Chat
 from eef.agents.constraints import Constraints
-from eef.agents.engine import _choose
+from eef.agents.sampling import choose
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import make_env
 
@@ -90,7 +90,7 @@ def decode(chat: Chat, available: dict[str, Any], first: str, answers: int) -> t
             while len(allowed := constraints.allowed(said)) == 1:
                 said.append(allowed[0])
             if allowed:
-                _choose(logits, [allowed], [rng.random], 1.0)
+                choose(logits, [allowed], [rng.random], 1.0)
                 steps.append(time.process_time() - began)
                 said.append(rng.choice(allowed))
             else:

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from eef.agents.cached_engine import CachedEngine
 from eef.agents.chat import Chat
 from eef.agents.constraints import Constraints, search_words
-from eef.agents.engine import Actor, _choose
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
+from eef.agents.sampling import choose
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
@@ -385,9 +386,9 @@ def test_a_choice_among_columns_is_one_among_all_with_the_others_barred(temperat
             if choice is not None:
                 masked[row, [column for column in range(50) if column not in choice]] = float("-inf")
         draws = [lambda u=u: float(u) for u in uniform]
-        whole = _choose(masked, [None] * 4, draws, temperature)
-        assert _choose(logits, [c and [int(x) for x in c] for c in choices], draws, temperature) == whole
-    assert _choose(torch.zeros(1, 5), [[3]], [lambda: 1 - 2**-53], 1.0) == [3]
+        whole = choose(masked, [None] * 4, draws, temperature)
+        assert choose(logits, [c and [int(x) for x in c] for c in choices], draws, temperature) == whole
+    assert choose(torch.zeros(1, 5), [[3]], [lambda: 1 - 2**-53], 1.0) == [3]
 
 
 def talk_on_results(policy: Policy):
@@ -439,11 +440,11 @@ def test_limited_decoding_says_only_what_is_allowed(seed: int, tokenizer, chat) 
     policy = Policy(make_model(tokenizer, 32, 1, 2).eval(), tokenizer, chat, "random", 512, True)
     talk, prompt, page = talk_on_results(policy)
     names = ["back to search", "b000000001", "b000000002"]
-    actor = Actor(policy, 1)
-    actor.open({0: prompt})
+    engine = CachedEngine(policy, 1)
+    engine.start({0: prompt})
     rng = np.random.default_rng(seed)
     constraints = Constraints.of(talk, {"has_search_bar": True, "clickables": names}, page)
-    said = constraints.action(actor.act([0], {0: rng.random}, 1.0, {0: constraints})[0])
+    said = constraints.action(engine.generate([0], {0: rng.random}, 1.0, {0: constraints})[0])
     assert said in {f"click[{name}]" for name in names} or (said.startswith("search[") and said.endswith("]"))
 
 
