@@ -20,7 +20,7 @@ from eef.agents.simulation import Simulation, play
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
-from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, example, groups
+from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, groups, one_shot_example
 from eef.files import read_json, write_json
 from eef.selection import Example
 from eef.settings import (
@@ -183,7 +183,7 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
         return chat
-    with_opening = react.scaffold(chat, env.name, example(env, "train", tasks) if settings.one_shot else None)
+    with_opening = react.scaffold(chat, env.name, one_shot_example(env, "train", tasks) if settings.one_shot else None)
     if settings.resolved().constrained_decoding:
         raise ValueError(
             "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"

@@ -78,7 +78,7 @@ class ActingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings:
-    """Whose trajectories are learnt from: ``experts`` and ``expert_noise``, see :func:`eef.experts.collect`.
+    """Expert trajectories: ``experts`` and ``expert_noise`` of :func:`eef.experts.expert_trajectories`.
 
     Scripted experts play with the run's seed.
     """

@@ -29,7 +29,7 @@ from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.envs import Step
 from eef.envs.webshop import WebShop
-from eef.experts import collect
+from eef.experts import expert_trajectories
 from eef.selection import cut_points
 from eef.trajectory import Trajectory
 
@@ -137,7 +137,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     shop = Short(max_steps=15)
-    experts = collect(shop, "strong", shop.tasks("train"), 0)
+    experts = expert_trajectories(shop, "strong", shop.tasks("train"), 0)
     failed = [one for one in experts if one.failed][: given.failures]
     bare = made([one.state(i) for one in experts[:60] for i in range(len(one))], given.width, given.layers, given.words)
     size = sum(weights.numel() for weights in bare.model.parameters()) / 1e6

@@ -59,9 +59,11 @@ class Demonstrations:
 
 
 def collect_experts(inputs: Expertise, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
-    """The stage of :func:`collect`."""
+    """The stage of :func:`expert_trajectories`."""
     experts = inputs.experts
-    return collect(inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise)
+    return expert_trajectories(
+        inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise
+    )
 
 
 def demonstrate(inputs: Demonstrations, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
@@ -69,7 +71,7 @@ def demonstrate(inputs: Demonstrations, folder: Path, on_progress: Callable[[int
     return demonstrations(inputs.env, inputs.tasks, on_progress)
 
 
-def collect(
+def expert_trajectories(
     env: TextEnv,
     names: str,
     tasks: Sequence[str],
@@ -123,7 +125,7 @@ def demonstrations(
     return _played(env, Lapses() if isinstance(env, ScienceWorld) else Slips(), "perfect", tasks, 0, on_progress)
 
 
-def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
+def one_shot_example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
     """A win of the scripted player on a subtask of ``eval`` or ``train`` that is not one of ``tasks`` of ``split``."""
     taken = set(tasks)
     parts = sorted(("eval", "train"), key=lambda part: part == split)  # another split first, so that it stays the same

@@ -13,14 +13,14 @@ from eef.agents.chat import Chat
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate, streams
 from eef.envs import EnvError, Step
-from eef.experts import collect
+from eef.experts import expert_trajectories
 from eef.selection import cut_points
 from eef.trajectory import Trajectory, Turn
 
 
 @pytest.fixture(scope="module")
 def experts(shop):
-    return collect(shop, "strong", shop.tasks("train"), seed=0)
+    return expert_trajectories(shop, "strong", shop.tasks("train"), seed=0)
 
 
 def starts_of(shop, experts, m: int = 3) -> list[Start]:

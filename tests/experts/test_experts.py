@@ -15,7 +15,7 @@ from eef.envs import EnvError, TextEnv
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import Shop, generate
 from eef.envs.webshop.shopper import play
-from eef.experts import collect, demonstrations, groups
+from eef.experts import demonstrations, expert_trajectories, groups
 from eef.trajectory import Trajectory, TrajectoryError, save
 
 
@@ -57,7 +57,7 @@ def conversation(played: Trajectory) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_stand_ins_are_as_strong_as_they_say(default: WebShop, seed: int) -> None:
     subtasks = default.tasks("train")
-    strong, weak = (collect(default, name, subtasks, seed) for name in ("strong", "weak"))
+    strong, weak = (expert_trajectories(default, name, subtasks, seed) for name in ("strong", "weak"))
     assert len(strong) == len(weak) == 500
     assert 0.30 <= rate(strong) <= 0.42
     assert rate(weak) <= rate(strong) - 0.05
@@ -73,25 +73,28 @@ def test_demonstrations_are_nearly_always_wins(default: WebShop) -> None:
 
 def test_collecting_is_seeded_and_leaves_the_environment_alone(shop: WebShop, tasks: list[str]) -> None:
     before = shop.reset(tasks[3])
-    first = collect(shop, "strong", tasks, 0)
-    assert first == collect(shop, "strong", tasks, 0) != collect(shop, "strong", tasks, 1)
+    first = expert_trajectories(shop, "strong", tasks, 0)
+    assert first == expert_trajectories(shop, "strong", tasks, 0) != expert_trajectories(shop, "strong", tasks, 1)
     assert [item.task for item in first] == tasks and {item.source for item in first} == {"strong"}
     assert shop.state is not None and shop.step("click[nothing]").observation == before
 
 
 def test_stand_ins_and_files_are_joined_in_order(shop: WebShop, tasks: list[str], file: Path) -> None:
     episodes: list[int] = []
-    found = collect(shop, f"strong+weak+{file}", tasks, 0, lambda *more: episodes.append(more[0]))
+    found = expert_trajectories(shop, f"strong+weak+{file}", tasks, 0, lambda *more: episodes.append(more[0]))
     assert Counter(item.source for item in found) == {"strong": 20, "weak": 20, "mine": 2}
     assert [item.source for item in found[::20]] == ["strong", "weak", "mine"]
     assert sum(episodes) == 40
-    assert found[:20] == collect(shop, "strong", tasks, 0)
+    assert found[:20] == expert_trajectories(shop, "strong", tasks, 0)
 
 
 def test_a_file_keeps_its_sources_and_loses_other_subtasks(shop: WebShop, tasks: list[str], tmp_path: Path) -> None:
     ours, other = play(shop, tasks[0]), play(shop, shop.tasks("test")[0])
     path = save([replace(ours, source="gpt-4"), other, ours], tmp_path / "mine.jsonl")
-    assert collect(shop, str(path), tasks, 0) == [replace(ours, source="gpt-4"), replace(ours, source="mine")]
+    assert expert_trajectories(shop, str(path), tasks, 0) == [
+        replace(ours, source="gpt-4"),
+        replace(ours, source="mine"),
+    ]
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
@@ -100,7 +103,7 @@ def test_a_file_in_the_format_of_eto(shop: WebShop, tasks: list[str], tmp_path: 
     rows = [conversation(item) for item in played]
     path = tmp_path / "eto.json"
     path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
-    found = collect(shop, str(path), tasks, 0)
+    found = expert_trajectories(shop, str(path), tasks, 0)
     assert [(item.task, item.prompt, item.actions, item.won) for item in found] == [
         (item.task, item.prompt, item.actions, item.won) for item in played
     ]
@@ -110,19 +113,19 @@ def test_a_file_in_the_format_of_eto(shop: WebShop, tasks: list[str], tmp_path: 
 
 def test_a_file_whose_subtasks_are_all_elsewhere(shop: WebShop, file: Path) -> None:
     with pytest.raises(ValueError, match=r"mine.jsonl: none of its 3 trajectories is on one of the 1 training"):
-        collect(shop, str(file), [shop.tasks("train")[5]], 0)
+        expert_trajectories(shop, str(file), [shop.tasks("train")[5]], 0)
 
 
 def test_a_torn_file_names_its_line(shop: WebShop, tasks: list[str], file: Path) -> None:
     file.write_text(file.read_text()[:-40])
     with pytest.raises(TrajectoryError, match=r"mine.jsonl, line 3: .*torn"):
-        collect(shop, str(file), tasks, 0)
+        expert_trajectories(shop, str(file), tasks, 0)
 
 
 @pytest.mark.parametrize("names", ["gpt-5", "strong+gpt-5", "nowhere/mine.jsonl"])
 def test_an_unknown_expert_is_named_beside_the_known_ones(shop: WebShop, tasks: list[str], names: str) -> None:
     with pytest.raises(ValueError, match=r"'(gpt-5|nowhere/mine.jsonl)' is neither a stand-in \(strong, weak\) nor a"):
-        collect(shop, names, tasks[:1], 0)
+        expert_trajectories(shop, names, tasks[:1], 0)
 
 
 def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
@@ -130,7 +133,7 @@ def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
     with pytest.raises(
         ValueError, match=r"expert 'strong' is neither a stand-in \(none for counter\) nor a trajectory"
     ):
-        collect(other, "strong", ["0"], 0)
+        expert_trajectories(other, "strong", ["0"], 0)
     with pytest.raises(ValueError, match="no perfect player of counter"):
         demonstrations(other, ["0"])
 
@@ -138,7 +141,7 @@ def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
 def test_a_subtask_on_which_the_environment_fails_is_neither_won_nor_lost(
     shop: WebShop, tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = collect(shop, "strong", tasks[:3], 0)
+    expected = expert_trajectories(shop, "strong", tasks[:3], 0)
     reset = WebShop.reset
 
     def failing(self: WebShop, task: str) -> str:
@@ -148,7 +151,7 @@ def test_a_subtask_on_which_the_environment_fails_is_neither_won_nor_lost(
 
     monkeypatch.setattr(WebShop, "reset", failing)
     progress: list[tuple[int, int, int]] = []
-    played = collect(shop, "strong", tasks[:3], 0, lambda *more: progress.append(more))
+    played = expert_trajectories(shop, "strong", tasks[:3], 0, lambda *more: progress.append(more))
     assert (played[0], played[2]) == (expected[0], expected[2])
     assert (played[1].task, played[1].outcome, played[1].failed) == (tasks[1], "env_error", False)
     assert len(progress) == 3
@@ -164,11 +167,11 @@ def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:
 
 def test_slips_set_the_strength_and_the_rarity_of_the_skill(default: WebShop) -> None:
     subtasks = default.tasks("train")[:200]
-    plain = collect(default, "strong", subtasks, 0)
-    assert collect(default, "strong", subtasks, 0, expert_noise={}) == plain
-    assert rate(collect(default, "strong", subtasks, 0, expert_noise={"base": 0.3})) < rate(plain) - 0.1
+    plain = expert_trajectories(default, "strong", subtasks, 0)
+    assert expert_trajectories(default, "strong", subtasks, 0, expert_noise={}) == plain
+    assert rate(expert_trajectories(default, "strong", subtasks, 0, expert_noise={"base": 0.3})) < rate(plain) - 0.1
     shown = [
-        sum(paged(item) for item in won(collect(default, "strong", subtasks, 0, expert_noise=s)))
+        sum(paged(item) for item in won(expert_trajectories(default, "strong", subtasks, 0, expert_noise=s)))
         for s in ({"late": 0}, {})
     ]
     assert shown[0] > 3 * shown[1]
@@ -195,7 +198,7 @@ def test_a_doubled_expert_or_a_wrong_slip_is_named(
     shop: WebShop, tasks: list[str], names: str, expert_noise: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        collect(shop, names, tasks, 0, expert_noise=expert_noise)
+        expert_trajectories(shop, names, tasks, 0, expert_noise=expert_noise)
 
 
 def test_a_subtask_that_cannot_be_graded_costs_its_grade_alone(shop, monkeypatch) -> None:
