@@ -36,7 +36,7 @@ class Simulation:
 
     env: TextEnv
     model: ModelSettings
-    chat: Chat
+    chat: Chat = field(metadata={"key": lambda chat: chat.hash})
     acting: ActingSettings
     adapter: Path
     starts: Sequence[Start]
