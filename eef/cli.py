@@ -175,15 +175,15 @@ def _webshop_build(given: argparse.Namespace) -> int:
 
 
 def _webshop_generate(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.generate import Shop, write
+    from eef.envs.webshop.generate import CatalogueSpec, write
 
-    folder = write(Shop(products=given.products, seed=given.seed), given.folder, given.goals, progress=True)
+    folder = write(CatalogueSpec(products=given.products, seed=given.seed), given.folder, given.goals, progress=True)
     print(f"catalogue: {folder} (`eef webshop build {folder}` makes it open in seconds)")
     return 0
 
 
 def _webshop_play(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.play import start
+    from eef.envs.webshop.terminal import start
 
     return start(given.data, given.task, given.split, given.seed)
 

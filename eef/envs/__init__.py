@@ -81,7 +81,7 @@ class ReplayEnv(TextEnv, Protocol):
         ...
 
 
-def workers(env: TextEnv, count: int) -> list[TextEnv]:
+def replay_workers(env: TextEnv, count: int) -> list[TextEnv]:
     """The environments that ``count`` episodes at once need where ``env`` cannot fork; none where it can."""
     try:
         env.fork()

@@ -19,16 +19,19 @@ def _whole(observation: str) -> list[str]:
     return [observation]
 
 
-def _next_step(action: str) -> str:
+def next_step(action: str) -> str:
+    """The thought before ``action`` for an environment without sentences of its own."""
     return f"The next step towards what the task asks for is to {action}."
 
 
 @dataclass(frozen=True)
 class ScriptedExperts:
-    """Experts that play by rules and err by chance.
+    """Experts that play by rules and make random mistakes.
 
-    ``play(env, task, noise, seed)`` plays one episode, and leaves ``env`` at its end. ``noise`` maps the name of each
-    expert (``strong``) to a dataclass of its error rates; ``perfect`` is the noise of one that never errs.
+    ``play(env, task, noise, seed)`` plays one episode and returns it; equal arguments must give an equal trajectory. It
+    may leave ``env`` in any state. ``noise`` maps the name of each expert (such as ``strong``) to a dataclass of its
+    error rates, and ``perfect`` holds the rates of an expert that never errs. Define all of them in the module of
+    ``play``: its code is part of the key of the expert trajectories.
     """
 
     play: Callable[[Any, str, Any, int], Trajectory]
@@ -49,7 +52,7 @@ class Extras:
     """
 
     instructions: str = ""
-    thought: Callable[[str], str] = _next_step
+    thought: Callable[[str], str] = next_step
     skills: Mapping[str, str] = field(default_factory=dict)
     groups: Callable[[Any, Sequence[str]], dict[str, str] | None] = lambda env, tasks: None
     parts: Callable[[str], list[str]] = _whole

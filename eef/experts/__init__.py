@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eef.envs import EnvError, TextEnv, workers
+from eef.envs import EnvError, TextEnv, replay_workers
 from eef.envs.extras import ScriptedExperts, extras_of
 from eef.files import joined_names, names_file
 from eef.trajectory import Trajectory, load
@@ -164,7 +164,7 @@ def _played(
     on_progress: OnProgress | None,
 ) -> list[Trajectory]:
     """One episode of a scripted expert per subtask; ``env`` keeps its state where it can fork."""
-    replaying = workers(env, len(tasks))
+    replaying = replay_workers(env, len(tasks))
 
     def play(worker: TextEnv, task: str) -> Trajectory:
         try:

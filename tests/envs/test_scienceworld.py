@@ -17,7 +17,7 @@ import pytest
 
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
-from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, restore, workers
+from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, replay_workers, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
 from eef.trajectory import Trajectory, Turn
@@ -130,7 +130,7 @@ def test_valid_actions_are_asked_for_only_where_that_was_wanted(env: ScienceWorl
         env.available_actions()
     with pytest.raises(NotImplementedError, match=r"workers\(\) and restore\(\)"):
         env.fork()
-    assert workers(env, 5)[0] is env and len(workers(env, 5)) == 2
+    assert replay_workers(env, 5)[0] is env and len(replay_workers(env, 5)) == 2
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])

@@ -1,4 +1,4 @@
-"""A scripted ScienceWorld expert that follows the simulator's own solution and lapses.
+"""A scripted ScienceWorld expert that follows the simulator's own solution and noise.
 
 The way is the gold path in teleport form. A lapse spoils the episode: a focus on the wrong thing ends it with score
 -1, the right thing is eaten, or the rest of the way is forgotten (which can still be made good). Detours, and wrong
@@ -21,7 +21,7 @@ _ROOM = re.compile(r"(?:room|location) is called the ([\w ]+)\.")
 
 
 @dataclass(frozen=True)
-class Lapses:
+class LapseNoise:
     """How the expert errs; chances in [0, 1].
 
     ``fail``: of an episode, that something spoils it. ``early``: of such an episode, that it happens in the first half
@@ -35,6 +35,10 @@ class Lapses:
     late_tasks: tuple[str, ...] = ()
     detour: float = 0.0
     mend: float = 0.0
+
+
+STRONG = LapseNoise(fail=0.56, detour=0.2, mend=0.15)
+WEAK = LapseNoise(fail=0.73, early=0.5, detour=0.2, mend=0.1)
 
 
 def teleported(actions: list[str]) -> list[str]:
@@ -80,14 +84,14 @@ def listed(action: str, valid: list[str], held: str = "") -> str:
     return action
 
 
-def play(env: ScienceWorld, task: str, lapses: Lapses | None = None, seed: int = 0) -> Trajectory:
+def play_expert(env: ScienceWorld, task: str, noise: LapseNoise | None = None, seed: int = 0) -> Trajectory:
     """One episode of the expert on ``task``; equal arguments give an equal trajectory."""
-    lapses = lapses or Lapses()
+    noise = noise or LapseNoise()
     rng = random.Random(f"{seed} {task}")
     way = teleported(env.gold(task))
-    late = task.rpartition("/")[0] in lapses.late_tasks
-    spoils = rng.random() < (0.95 if late else lapses.fail)
-    early = not late and rng.random() < lapses.early
+    late = task.rpartition("/")[0] in noise.late_tasks
+    spoils = rng.random() < (0.95 if late else noise.fail)
+    early = not late and rng.random() < noise.early
     needed = [index for index, action in enumerate(way) if not action.startswith(("wait", "look around"))]
     focus = next((index for index in needed if way[index].startswith("focus on ")), needed[-1])
     middle = len(needed) // 2
@@ -95,8 +99,8 @@ def play(env: ScienceWorld, task: str, lapses: Lapses | None = None, seed: int =
     kind = rng.choice(["wrong focus", "forget", "eat"])
     if kind == "wrong focus" or (kind == "eat" and at <= focus):
         kind, at = "wrong focus", min(at, focus)
-    detour = rng.randrange(len(way)) if rng.random() < lapses.detour else -1
-    mend = rng.randrange(len(way)) if rng.random() < lapses.mend else -1
+    detour = rng.randrange(len(way)) if rng.random() < noise.detour else -1
+    mend = rng.randrange(len(way)) if rng.random() < noise.mend else -1
 
     pages, actions, step, held = [env.reset(task)], [], None, ""
 

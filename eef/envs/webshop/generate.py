@@ -59,8 +59,8 @@ _TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class Shop:
-    """What the generated catalogue and its subtasks are like; the embedded default is ``Shop()``.
+class CatalogueSpec:
+    """What the generated catalogue and its subtasks are like; the embedded default is ``CatalogueSpec()``.
 
     ``cheap`` are the shares of cheap products that a family may draw (fewer: the fitting one lies deeper),
     ``buried`` the share of families whose dear products advertise and so rank before the cheap ones, ``dear_goals``
@@ -83,12 +83,12 @@ class Shop:
     test: int = 500
 
 
-def generate(shop: Shop | None = None) -> Triple:
+def generate(spec: CatalogueSpec | None = None) -> Triple:
     """``(products, items_ins_v2, items_human_ins)`` as the official JSON files hold them, at most a goal each."""
     products: list[dict[str, Any]] = []
     attributes: dict[str, Any] = {}
     instructions: dict[str, Any] = {}
-    for product, own, instruction in rows(shop or Shop()):
+    for product, own, instruction in rows(spec or CatalogueSpec()):
         products.append(product)
         attributes[product["asin"]] = {"attributes": own}
         if instruction is not None:
@@ -96,21 +96,21 @@ def generate(shop: Shop | None = None) -> Triple:
     return products, attributes, instructions
 
 
-def rows(shop: Shop) -> Iterator[tuple[dict[str, Any], list[str], dict[str, Any] | None]]:
+def rows(spec: CatalogueSpec) -> Iterator[tuple[dict[str, Any], list[str], dict[str, Any] | None]]:
     """The catalogue row by row: a product, its attributes, and a human instruction for it or None."""
-    if not 1 <= shop.products < 10**9:
-        raise ValueError(f"'products' must be at least 1 and less than a billion, not {shop.products}")
-    rng = random.Random(f"catalogue {shop.seed}")
+    if not 1 <= spec.products < 10**9:
+        raise ValueError(f"'products' must be at least 1 and less than a billion, not {spec.products}")
+    rng = random.Random(f"catalogue {spec.seed}")
     names = _brands(rng, 160)
-    asins = [f"B{number:09d}" for number in range(shop.products)]
+    asins = [f"B{number:09d}" for number in range(spec.products)]
     rng.shuffle(asins)  # the search engine breaks ties by asin: a family must not lie together
     while asins:
-        family = _family(rng, shop)
+        family = _family(rng, spec)
         for _ in range(min(rng.randint(12, 44), len(asins))):
             asin = asins.pop()
             cheap = rng.random() < family.cheap
-            product, own = _product(rng, shop, family, asin, rng.choice(names), cheap)
-            wanted = cheap or rng.random() < shop.dear_goals
+            product, own = _product(rng, spec, family, asin, rng.choice(names), cheap)
+            wanted = cheap or rng.random() < spec.dear_goals
             asked = wanted and all(word in own for word in family.pair)
             yield product, own, _instruction(rng, family, product, own) if asked else None
 
@@ -130,7 +130,7 @@ class _Family:
     buried: bool
 
 
-def _family(rng: random.Random, shop: Shop) -> _Family:
+def _family(rng: random.Random, spec: CatalogueSpec) -> _Family:
     kind = rng.choice(list(_KINDS))
     category, words = _KINDS[kind]
     pool = words.split()
@@ -142,14 +142,14 @@ def _family(rng: random.Random, shop: Shop) -> _Family:
         pair,
         colors,
         sizes,
-        rng.choice(shop.cheap),
+        rng.choice(spec.cheap),
         rng.randint(8, 30),
-        rng.random() < shop.buried,
+        rng.random() < spec.buried,
     )
 
 
 def _product(
-    rng: random.Random, shop: Shop, family: _Family, asin: str, brand: str, cheap: bool
+    rng: random.Random, spec: CatalogueSpec, family: _Family, asin: str, brand: str, cheap: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """A product as ``items_shuffle.json`` holds it, and its attributes."""
     kind, own = family.kind, list(family.pair)
@@ -159,7 +159,7 @@ def _product(
     extra = rng.choice(_EXTRAS)
     words = [*own, extra]
     rng.shuffle(words)
-    options = {"color": _offered(rng, family.colors, shop.trap[0]), "size": _offered(rng, family.sizes, shop.trap[1])}
+    options = {"color": _offered(rng, family.colors, spec.trap[0]), "size": _offered(rng, family.sizes, spec.trap[1])}
     loud = rng.randint(2, 5) if family.buried and not cheap else rng.randint(0, 4) * (not family.buried)
     stress = " ".join(rng.choices([*own, kind], k=loud))  # uneven word counts, uneven ranks
     product = {
@@ -210,7 +210,7 @@ def _brands(rng: random.Random, count: int) -> list[str]:
     return rng.sample(every, count)
 
 
-def write(shop: Shop, folder: str | Path, goals: int | None = None, progress: bool = False) -> Path:
+def write(spec: CatalogueSpec, folder: str | Path, goals: int | None = None, progress: bool = False) -> Path:
     """The generated catalogue as official files in ``folder``, with ``shop.json`` saying how it was made.
 
     Row by row, so that memory holds no more than the asins and the kept instructions. ``goals``: keep at most so many
@@ -221,12 +221,12 @@ def write(shop: Shop, folder: str | Path, goals: int | None = None, progress: bo
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     instructions: list[tuple[str, Any]] = []
-    rng, asked = random.Random(f"goals {shop.seed}"), 0  # a stream of its own: the products do not depend on it
+    rng, asked = random.Random(f"goals {spec.seed}"), 0  # a stream of its own: the products do not depend on it
     names = ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json")
     parts = [folder / f"{name}.part" for name in names]
     with open(parts[0], "w", encoding="utf-8") as products, open(parts[1], "w", encoding="utf-8") as attributes:
         comma = ""
-        for product, own, instruction in tqdm(rows(shop), total=shop.products, unit=" products", disable=not progress):
+        for product, own, instruction in tqdm(rows(spec), total=spec.products, unit=" products", disable=not progress):
             products.write((comma or "[") + json.dumps(product))
             attributes.write((comma or "{") + f"{json.dumps(product['asin'])}: {json.dumps({'attributes': own})}")
             comma = ", "
@@ -242,35 +242,35 @@ def write(shop: Shop, folder: str | Path, goals: int | None = None, progress: bo
     parts[2].write_text(json.dumps(dict(instructions)), encoding="utf-8")
     for part in parts:
         part.replace(part.with_suffix(""))
-    (folder / "shop.json").write_text(json.dumps(asdict(shop), indent=1), encoding="utf-8")
+    (folder / "shop.json").write_text(json.dumps(asdict(spec), indent=1), encoding="utf-8")
     return folder
 
 
 def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
     """The embedded default: a catalogue and its split, ``{"train" | "eval" | "test": goal indices}``.
 
-    ``options`` are fields of :class:`Shop`. Difficulty is graded by what perfect play needs, never by an expert
+    ``options`` are fields of :class:`CatalogueSpec`. Difficulty is graded by what perfect play needs, never by an expert
     that errs; ValueError when the catalogue holds too few subtasks of a grade.
     """
     from eef.envs.webshop import WebShop
-    from eef.envs.webshop.shopper import play
+    from eef.envs.webshop.shopper import play_expert
 
     try:
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
-        shop = Shop(**given)
+        spec = CatalogueSpec(**given)
     except TypeError as error:
-        raise TypeError(f"catalogue: {error}; known are {', '.join(Shop.__dataclass_fields__)}") from None
-    triple = generate(shop)
+        raise TypeError(f"catalogue: {error}; known are {', '.join(CatalogueSpec.__dataclass_fields__)}") from None
+    triple = generate(spec)
     count = sum(len(records) for records in triple[2].values())
-    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=shop.steps)
+    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
     graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
     for task in env.tasks("train"):
-        played = play(env, task)
+        played = play_expert(env, task, insight=False)
         if played.won:
             graded[grade(played.actions)].append(int(task))
-    rng = random.Random(f"split {shop.seed}")
+    rng = random.Random(f"split {spec.seed}")
     split: dict[str, list[int]] = {"train": [], "eval": [], "test": []}
-    sizes = {part: _sizes(getattr(shop, part), shop.grades) for part in split}
+    sizes = {part: _sizes(getattr(spec, part), spec.grades) for part in split}
     for place, (name, pool) in enumerate(graded.items()):
         rng.shuffle(pool)
         asked = sum(size[place] for size in sizes.values())

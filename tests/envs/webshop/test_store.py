@@ -15,7 +15,7 @@ from webshop_tiny import product, record
 
 from eef.envs import EnvError, make_env
 from eef.envs.webshop import WebShop, catalogue, mapped
-from eef.envs.webshop.generate import Shop, write
+from eef.envs.webshop.generate import CatalogueSpec, write
 from eef.envs.webshop.mapped import Texts, TextWriter
 from eef.envs.webshop.store import Store, _Plain, build
 
@@ -91,7 +91,7 @@ def equal_hits(plain: WebShop, stored: WebShop, queries: list[str]) -> int:
 def test_ranking_is_equal(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "_CHUNK", chunk)
     size = 1500 if chunk > 97 else 150
-    plain, stored = both(write(Shop(products=size), tmp_path / "data"))
+    plain, stored = both(write(CatalogueSpec(products=size), tmp_path / "data"))
     queries = [goal.instruction_text for goal in plain.shop.goals]
     queries += [" ".join([*goal.attributes, goal.query]) for goal in plain.shop.goals]
     queries += ["", "the", "shirt", "red", "red red shirt", "size", "color size small", "zzz shirt", "zzz"]
@@ -110,7 +110,7 @@ def test_ranking_of_the_official_products_is_equal(
 
 @pytest.mark.slow
 def test_ranking_of_twenty_thousand_products_is_equal(golden: Callable[[str], Any], tmp_path: Path) -> None:
-    plain, stored = both(write(Shop(products=20_000), tmp_path / "data"))
+    plain, stored = both(write(CatalogueSpec(products=20_000), tmp_path / "data"))
     queries = [row["query"] for row in golden("search.jsonl")]
     queries += [goal.instruction_text for goal in plain.shop.goals[:300]]
     queries += [" ".join([*goal.attributes, goal.query]) for goal in plain.shop.goals[:300]]

@@ -11,8 +11,8 @@ import pytest
 
 from eef.cli import main
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate, write
-from eef.envs.webshop.play import play, read, screen
+from eef.envs.webshop.generate import CatalogueSpec, generate, write
+from eef.envs.webshop.terminal import play, read, screen
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_generate_build_and_play(
 
 
 def test_fewer_goals_are_a_sample_of_all(tmp_path: Path) -> None:
-    shop = Shop(products=400)
+    shop = CatalogueSpec(products=400)
     products, attributes, instructions = generate(shop)
     assert len(instructions) > 40
     folder = write(shop, tmp_path, goals=40)
