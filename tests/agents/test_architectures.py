@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from eef.agents.chat import Chat
 from eef.agents.engine import Actor
 from eef.agents.policy import Policy
-from eef.models.pretrain import make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
+from eef.models.pretrain import word_tokenizer
 from eef.settings import Settings
 from eef.training.rows import Row, collate, flatten
 from eef.training.trainer import fit
@@ -73,7 +74,7 @@ SEEN_TOGETHER = {"falcon", "gpt_oss"}  # its code lets rows see each other that 
 
 @lru_cache
 def words() -> tuple[Any, Chat]:
-    tokenizer = make_tokenizer()
+    tokenizer = word_tokenizer(vocabulary())
     return tokenizer, Chat.of(tokenizer, aliases=True)
 
 

@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 
 from eef.agents.aliases import Aliases
 from eef.agents.chat import Chat
-from eef.models.pretrain import make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
+from eef.models.pretrain import word_tokenizer
 from eef.trajectory import Trajectory, Turn
 
-CHAT = Chat.of(make_tokenizer(), aliases=True)  # tests/agents/test_families.py has the templates of language models
+CHAT = Chat.of(
+    word_tokenizer(vocabulary()), aliases=True
+)  # tests/agents/test_families.py has the templates of language models
 SEGMENTS = st.sampled_from(
     ["Instruction:", "i need a red shirt, and price lower than 40.00 dollars", "Back to Search", "< Prev", "Next >",
      "B000000001", "X48Y1Z94MS", "Norwick Cotton Shirt", "$10.71 to $18.34", "color", "dark blue", "9.5", "Buy Now",
@@ -45,7 +48,7 @@ def test_rendering_masks_and_prefixes_agree(trajectory: Trajectory, flags: list[
 
 @given(observation=OBSERVATIONS, prompt=OBSERVATIONS)
 def test_aliases_invert_for_every_listed_product_and_word(observation: str, prompt: str) -> None:
-    aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
+    aliases = Aliases(frozenset(word_tokenizer(vocabulary()).get_vocab()))
     aliases.read(prompt, prompt=True)
     aliases.read(observation)
     for asin in aliases.rows:
@@ -55,7 +58,7 @@ def test_aliases_invert_for_every_listed_product_and_word(observation: str, prom
 
 
 def test_aliases_name_the_prompts_words_first_and_rows_by_place() -> None:
-    aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
+    aliases = Aliases(frozenset(word_tokenizer(vocabulary()).get_vocab()))
     assert aliases.read("i need a red shirt, and price lower than 40.00 dollars", prompt=True).split() == (
         "i need a i0 i1 and price lower than $cap dollars".split()
     )
@@ -67,7 +70,7 @@ def test_aliases_name_the_prompts_words_first_and_rows_by_place() -> None:
 
 
 def test_what_the_prompt_told_at_length_is_not_read_again() -> None:
-    aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
+    aliases = Aliases(frozenset(word_tokenizer(vocabulary()).get_vocab()))
     wish = "i need a red shirt, and price lower than 40.00 dollars"
     assert "ditto" not in aliases.read(f"Instruction: [SEP] {wish} [SEP] Search", prompt=True)
     assert aliases.read(f"Instruction: [SEP] {wish} [SEP] < Prev") == "instruction: ditto <_prev"
@@ -90,14 +93,14 @@ def test_a_copy_goes_its_own_way() -> None:
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = word_tokenizer(vocabulary())
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         Chat.of(tokenizer)
 
 
 def test_a_template_that_loses_a_message_is_refused() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = word_tokenizer(vocabulary())
     tokenizer.chat_template = "{{ messages[0].content }}<|end|>"
     with pytest.raises(ValueError, match="drops, repeats or reorders"):
         Chat.of(tokenizer)
