@@ -393,6 +393,11 @@ SOURCES = {
     "agents/react.py": set(),  # what it writes is in the chat, whose hash counts
     "agents/vllm.py": PLAY | SCORED,
     "experts/__init__.py": SCRIPTED,
+    "experts/endpoint.py": set(),
+    "envs/extras.py": SCRIPTED,
+    "envs/webshop/extras.py": set(),  # its values count where a stage receives them
+    "envs/webshop/pretraining.py": set(),
+    "envs/scienceworld/expert.py": set(),
     "analysis/evaluate.py": SCORED,
     "envs/__init__.py": SCRIPTED | PLAY | SCORED,
     "envs/webshop/session.py": WORLD,
