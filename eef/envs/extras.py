@@ -1,7 +1,7 @@
-"""What an environment may bring beside the protocol: skills, grades, scripted experts, instructions, views.
+"""Optional parts of an environment: skills, grades, scripted experts, instructions, views.
 
-Everything here is optional. An environment that :func:`eef.envs.make_env` knows by name has a module ``extras`` in its
-folder with an :class:`Extras` called ``EXTRAS``; any other environment may have an attribute ``extras``.
+An environment in :data:`eef.envs.ENVIRONMENTS` has a module ``extras`` in its folder, with an :class:`Extras` called
+``EXTRAS``. Any other environment may have an attribute ``extras``. Everything is optional.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from eef.envs import ENVIRONMENTS, TextEnv
-from eef.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from eef.trajectory import Trajectory
 
 
 def _whole(observation: str) -> list[str]:
@@ -41,14 +44,14 @@ class ScriptedExperts:
 
 @dataclass(frozen=True)
 class Extras:
-    """What the rest of the package asks an environment for; every field has a default.
+    """The optional parts; every field has a default.
 
-    ``instructions``: what a ReAct conversation begins with. ``thought(action)``: what a scripted expert would say
-    before an action, in the one-shot example. ``skills``: navigation skills (paper, Figure 2), each a name and a
-    regular expression of an action. ``groups(env, tasks)``: the group of each subtask (such as a difficulty grade) that
-    win rates are also reported for, or None. ``parts(observation)``: the parts of an observation, which a view shows
-    one by one. ``experts``: scripted experts. ``aliases``: how words become symbols for a policy with a small
-    vocabulary, a class with the methods of :class:`eef.envs.webshop.aliases.Aliases`.
+    ``instructions``: the first message of a ReAct conversation. ``thought(action)``: the sentence before an action in
+    the one-shot example, which a scripted expert plays. ``skills``: the navigation skills of the paper's Figure 2, each
+    a name and a regular expression that matches an action; results tables get one column per skill.
+    ``groups(env, tasks)``: a group for each task, such as a difficulty grade, or None; win rates are also reported per
+    group. ``parts(observation)``: the parts of an observation, which views show one by one. ``experts``: scripted
+    experts. ``aliases``: a class that replaces words by symbols, for a policy with a small vocabulary.
     """
 
     instructions: str = ""
@@ -61,11 +64,11 @@ class Extras:
 
 
 def extras_of(env: TextEnv | str) -> Extras:
-    """The extras of an environment, or of one by name; the defaults where it brings none."""
+    """The extras of an environment, or of the one with that name; the defaults if it has none."""
     if not isinstance(env, str) and hasattr(env, "extras"):
         return env.extras
     name = env if isinstance(env, str) else env.name
-    if name not in ENVIRONMENTS:
+    if name not in ENVIRONMENTS or find_spec(f"eef.envs.{name}.extras") is None:
         return Extras()
-    module = import_module(f"eef.envs.{name}.extras")
-    return module.EXTRAS
+    extras: Extras = import_module(f"eef.envs.{name}.extras").EXTRAS
+    return extras

@@ -8,7 +8,7 @@ import pytest
 
 from eef.envs import restore
 from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.expert import LapseNoise, listed, play_expert, teleported
+from eef.envs.scienceworld.expert import LapseNoise, play_expert, teleported, to_valid_action
 from eef.experts import demonstrations, expert_trajectories
 from eef.trajectory import Trajectory
 
@@ -73,7 +73,7 @@ def test_walks_become_teleports() -> None:
     ],
 )
 def test_gold_in_the_words_of_the_list(action: str, valid: list[str], held: str, meant: str) -> None:
-    assert listed(action, valid, held) == meant
+    assert to_valid_action(action, valid, held) == meant
 
 
 def test_listed_play_wins_and_says_what_is_listed() -> None:

@@ -10,7 +10,7 @@ import pytest
 from eef.envs import expert_states, restore
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import CatalogueSpec, generate
-from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, play_expert, rows
+from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, listed_products, play_expert
 from eef.trajectory import Trajectory
 
 
@@ -69,8 +69,8 @@ def test_play_stops_at_max_steps(wide: WebShop) -> None:
 
 def test_rows_are_what_the_page_shows(shop: WebShop) -> None:
     task = shop.tasks("train")[0]
-    assert rows(shop.reset(task)) == []
-    shown = rows(shop.step(f"search[{shop.goal()['query']}]").observation)
+    assert listed_products(shop.reset(task)) == []
+    shown = listed_products(shop.step(f"search[{shop.goal()['query']}]").observation)
     assert [asin for asin, _, _ in shown] == shop.results() and len(shown) == 10
     for asin, title, price in shown:
         product = shop.product(asin)
