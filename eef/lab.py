@@ -20,7 +20,8 @@ from eef.agents.simulation import Simulation, run_simulations
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
-from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, example, groups
+from eef.envs.extras import extras_of
+from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, one_shot_example
 from eef.files import read_json, write_json
 from eef.selection import Example
 from eef.settings import (
@@ -99,7 +100,7 @@ class Lab:
         """
         starts = [Start(task) for task in self.test]
         self._play("test", adapter, starts, self.seed, self.settings.eval_temperature)
-        inputs = Scores(self.run.stages["test"], groups(self.env, self.test))
+        inputs = Scores(self.run.stages["test"], extras_of(self.env).groups(self.env, self.test))
         key = stage_key(evaluate.score, inputs)
         folder = self.run.stage("eval", key, lambda at: evaluate.score(inputs, at))
         return read_json(folder / "summary.json")
@@ -183,7 +184,7 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
         return chat
-    with_opening = react.react_chat(chat, env, example(env, "train", tasks) if settings.one_shot else None)
+    with_opening = react.react_chat(chat, env, one_shot_example(env, "train", tasks) if settings.one_shot else None)
     if settings.resolved().constrained_decoding:
         raise ValueError(
             "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 from eef.agents.model_files import check_playable, context_of, folder_of, options_of
 from eef.agents.policy import DTYPES, QUANTIZATIONS
-from eef.experts import STAND_INS
-from eef.files import joined_names
+from eef.files import joined_names, names_file
 from eef.tracking.keys import file_key, model_key
 from eef.training.trainer import OPTIMIZERS, PACKINGS
 
@@ -23,12 +22,8 @@ T = TypeVar("T")
 
 
 def _experts_key(names: str) -> list[Any]:
-    """Names of scripted experts as they are, files by contents and stem, which names the source of trajectories."""
-    scripted = {name for known in STAND_INS.values() for name in known}
-    return [
-        [Path(name).stem, file_key(name)] if name not in scripted and Path(name).is_file() else name
-        for name in joined_names(names)
-    ]
+    """Names of scripted experts unchanged; files by stem, which names the source of trajectories, and contents."""
+    return [[Path(name).stem, file_key(name)] if names_file(name) else name for name in joined_names(names)]
 
 
 # Former names of parameters, which sweep files may still use.
@@ -86,7 +81,7 @@ class ActingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings:
-    """Whose trajectories are learnt from: ``experts`` and ``expert_noise``, see :func:`eef.experts.collect`.
+    """Expert trajectories: ``experts`` and ``expert_noise`` of :func:`eef.experts.expert_trajectories`.
 
     Scripted experts play with the run's seed.
     """

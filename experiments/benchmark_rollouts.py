@@ -29,7 +29,6 @@ from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.envs import Step
 from eef.envs.webshop import WebShop
-from eef.experts import collect
 from eef.selection import cut_points
 from eef.trajectory import Trajectory
 
@@ -143,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     shop = Short(max_steps=15)
-    experts = collect(shop, "strong", shop.tasks("train"), 0)
+    experts = expert_trajectories(shop, "strong", shop.tasks("train"), 0)
     failed = [one for one in experts if one.failed][: options.failures]
     pages = [one.state(i) for one in experts[:60] for i in range(len(one))]
     bare = random_policy(pages, options.width, options.layers, options.words)

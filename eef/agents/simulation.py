@@ -37,7 +37,7 @@ class Simulation:
 
     env: TextEnv
     model: ModelSettings
-    chat: Chat
+    chat: Chat = field(metadata={"key": lambda chat: chat.key})
     acting: ActingSettings
     adapter: Path
     starts: Sequence[Start]

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from eef.agents.actions import EXPLANATIONS, describe_problems, problem_counts, read_action
 from eef.agents.react import STOP, Message, agent_message, first_page_message, opening, page_message
 from eef.envs import EnvError, TextEnv, replay_workers
-from eef.experts import demonstrations, example
+from eef.experts import demonstrations, one_shot_example
 from eef.files import digest, disk_errors
 from eef.trajectory import Trajectory, Turn, check, from_dict, to_dict
 
@@ -172,7 +172,7 @@ def run(
     if count is not None and count < 1:
         raise ValueError(f"--tasks must be at least 1, not {count}")
     path, limit, tasks = Path(path), env.max_steps, env.tasks(split)[:count]
-    shown = example(env, split, tasks) if one_shot else None
+    shown = one_shot_example(env, split, tasks) if one_shot else None
     common = settings(env, expert, shown, limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

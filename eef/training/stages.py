@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class FineTuning:
     """What one SFT depends on. ``start``: the stage whose adapter (or full model) it trains; None: the base model."""
 
     model: ModelSettings
-    chat: Chat
+    chat: Chat = field(metadata={"key": lambda chat: chat.key})
     training: TrainingSettings
     examples: Sequence[Example]
     start: Path | None
@@ -47,7 +47,7 @@ class PreferenceTuning:
     """What one DPO depends on: ``pairs`` of a win and a loss on one subtask, and the stage ``start`` that it trains."""
 
     model: ModelSettings
-    chat: Chat
+    chat: Chat = field(metadata={"key": lambda chat: chat.key})
     training: TrainingSettings
     preference: PreferenceSettings
     pairs: Sequence[tuple[Trajectory, Trajectory]]

@@ -20,7 +20,8 @@ from eef.agents.attention_masks import attention_mask
 from eef.agents.cached_engine import CachedEngine
 from eef.agents.chat import Chat
 from eef.agents.policy import Policy
-from eef.models.pretrain import make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
+from eef.models.pretrain import word_tokenizer
 from eef.settings import Settings
 from eef.training.rows import Row, collate, flatten
 from eef.training.trainer import fit
@@ -75,7 +76,7 @@ SEEN_TOGETHER = {"falcon", "gpt_oss"}  # in a flat batch, their code lets rows a
 
 @lru_cache
 def words() -> tuple[Any, Chat]:
-    tokenizer = make_tokenizer()
+    tokenizer = word_tokenizer(vocabulary())
     return tokenizer, Chat.of(tokenizer, aliases="webshop")
 
 

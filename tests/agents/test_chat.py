@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eef.agents.chat import Chat, load_options
-from eef.models.pretrain import make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
+from eef.models.pretrain import word_tokenizer
 from eef.trajectory import Trajectory, Turn
 
-CHAT = Chat.of(make_tokenizer(), aliases="webshop")  # test_families.py has the templates of language models
+CHAT = Chat.of(word_tokenizer(vocabulary()), aliases="webshop")  # test_families.py has the templates of language models
 SEGMENTS = st.sampled_from(
     ["Instruction:", "i need a red shirt, and price lower than 40.00 dollars", "Back to Search", "< Prev", "Next >",
      "B000000001", "X48Y1Z94MS", "Norwick Cotton Shirt", "$10.71 to $18.34", "color", "dark blue", "9.5", "Buy Now",
@@ -53,14 +54,14 @@ def test_a_copy_goes_its_own_way() -> None:
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = word_tokenizer(vocabulary())
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         Chat.of(tokenizer)
 
 
 def test_a_template_that_loses_a_message_is_refused() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = word_tokenizer(vocabulary())
     tokenizer.chat_template = "{{ messages[0].content }}<|end|>"
     with pytest.raises(ValueError, match="drops, repeats or reorders"):
         Chat.of(tokenizer)
@@ -72,10 +73,10 @@ def test_a_mask_of_the_wrong_length_is_refused() -> None:
 
 
 def test_aliases_are_those_of_a_named_environment() -> None:
-    assert CHAT.begin().aliases is not None and Chat.of(make_tokenizer()).begin().aliases is None
+    assert CHAT.begin().aliases is not None and Chat.of(word_tokenizer(vocabulary())).begin().aliases is None
     for name in ("scienceworld", "nowhere"):
         with pytest.raises(ValueError, match=f"aliases='{name}'.*no environment of this name"):
-            Chat.of(make_tokenizer(), aliases=name)
+            Chat.of(word_tokenizer(vocabulary()), aliases=name)
 
 
 def test_chat_json_names_the_environment_of_its_aliases(tmp_path: Path) -> None:

@@ -28,9 +28,7 @@ from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.session import State
-from eef.models import walks
-from eef.models.pretrain import make_model
-from eef.trajectory import Trajectory, Turn
+from eef.models.pretrain import bpe_tokenizer, make_model
 
 DATA = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[3] / "shared" / "webshop") / "data"
 # the end token stands between all contents, so that any tokenizer can be used
@@ -102,10 +100,7 @@ def sentencepiece(fallback: bool = True, prepend: bool = True) -> PreTrainedToke
 
 
 def scienceworld() -> PreTrainedTokenizerFast:
-    tokenizer = walks.make_tokenizer(
-        [Trajectory("t", PAGE, tuple(Turn(a, "") for a in CORPUS), 0.0, False, "walk")], 420
-    )
-    return tokenizer
+    return bpe_tokenizer([PAGE, *CORPUS], 420)
 
 
 SMALL = {

@@ -18,7 +18,7 @@ from eef.agents.model_files import context_of
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.vllm import ServedPolicy, VllmEngine, served
-from eef.experts import collect
+from eef.experts import expert_trajectories
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
 from eef.training.rows import Row
@@ -201,7 +201,9 @@ class Watched(CachedEngine):
 
 def test_memory_changes_no_result(shop, policy: Policy, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """With room for two conversations, or for one, the others wait and are read again."""
-    expert = next(t for t in collect(shop, "strong", shop.tasks("train"), seed=0) if t.failed and len(t) > 2)
+    expert = next(
+        t for t in expert_trajectories(shop, "strong", shop.tasks("train"), seed=0) if t.failed and len(t) > 2
+    )
     starts = [Start(task) for task in shop.tasks("train")[:5]] + [Start(expert.task, expert, index) for index in (1, 2)]
 
     def run() -> list[Trajectory]:

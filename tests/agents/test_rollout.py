@@ -17,7 +17,7 @@ from eef.agents.episode import Start, streams
 from eef.agents.policy import Policy
 from eef.agents.rollout import simulate
 from eef.envs import EnvError, Step
-from eef.experts import collect
+from eef.experts import expert_trajectories
 from eef.selection import cut_points
 from eef.tracking import keys
 from eef.trajectory import Trajectory, Turn
@@ -25,7 +25,7 @@ from eef.trajectory import Trajectory, Turn
 
 @pytest.fixture(scope="module")
 def experts(shop):
-    return collect(shop, "strong", shop.tasks("train"), seed=0)
+    return expert_trajectories(shop, "strong", shop.tasks("train"), seed=0)
 
 
 def starts_of(shop, experts, m: int = 3) -> list[Start]:

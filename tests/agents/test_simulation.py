@@ -11,7 +11,7 @@ from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.simulation import simulate_together
 from eef.envs import TextEnv, make_env
-from eef.experts import collect, demonstrations
+from eef.experts import demonstrations, expert_trajectories
 from eef.files import write_json
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
@@ -101,7 +101,7 @@ def test_a_failing_process_says_why(base: str, tmp_path) -> None:
 
 
 def starts_of(shop: TextEnv) -> list[Start]:
-    experts = [t for t in collect(shop, "strong", shop.tasks("train"), 0) if t.failed and len(t) > 2][:3]
+    experts = [t for t in expert_trajectories(shop, "strong", shop.tasks("train"), 0) if t.failed and len(t) > 2][:3]
     tasks = shop.tasks("test")[:6]
     return [
         *(Start(task, sample=s) for task in tasks for s in (0, 1)),

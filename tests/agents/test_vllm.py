@@ -22,7 +22,7 @@ from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.vllm import Server, ServerError, VllmEngine, served
 from eef.analysis.figures import FigureError, comparable
-from eef.experts import collect
+from eef.experts import expert_trajectories
 from eef.files import read_json
 from eef.methods import experiment
 from eef.models.pretrain import make_model, save
@@ -166,7 +166,7 @@ def vllm(base: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[VLLM]:
 @pytest.fixture(scope="module")
 def starts(shop) -> list[Start]:
     """Initial and expert states."""
-    experts = [t for t in collect(shop, "strong", shop.tasks("train"), seed=0) if t.failed][:3]
+    experts = [t for t in expert_trajectories(shop, "strong", shop.tasks("train"), seed=0) if t.failed][:3]
     states = [Start(t.task, t, index) for t in experts for index in cut_points(len(t), 2)]
     return [Start(task) for task in shop.tasks("train")[:5]] + states
 

@@ -9,7 +9,7 @@ import pytest
 from eef.envs import restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.expert import LapseNoise, play_expert, teleported, to_valid_action
-from eef.experts import collect, demonstrations
+from eef.experts import demonstrations, expert_trajectories
 from eef.trajectory import Trajectory
 
 TASKS = ("find-non-living-thing", "find-plant", "lifespan-longest-lived")
@@ -31,7 +31,7 @@ def subtasks(env: ScienceWorld) -> list[str]:
 
 @pytest.fixture(scope="module")
 def strong(env: ScienceWorld, subtasks: list[str]) -> list[Trajectory]:
-    return collect(env, "strong", subtasks, 0)
+    return expert_trajectories(env, "strong", subtasks, 0)
 
 
 def test_walks_become_teleports() -> None:
@@ -99,8 +99,8 @@ def test_perfect_play_wins(env: ScienceWorld, subtasks: list[str]) -> None:
 def test_equal_seeds_give_equal_play_whoever_plays_it(
     env: ScienceWorld, strong: list[Trajectory], subtasks: list[str]
 ) -> None:
-    assert collect(env, "strong", subtasks[::-1], 0)[::-1] == strong  # another simulator plays each
-    assert collect(env, "strong", subtasks, 1) != strong
+    assert expert_trajectories(env, "strong", subtasks[::-1], 0)[::-1] == strong  # another simulator plays each
+    assert expert_trajectories(env, "strong", subtasks, 1) != strong
 
 
 def test_failures_hold_good_prefixes_and_what_harms(strong: list[Trajectory]) -> None:
@@ -129,7 +129,10 @@ def test_late_tasks_fail_after_most_of_the_way(env: ScienceWorld) -> None:
 
 def test_lapses_are_parameters(env: ScienceWorld, subtasks: list[str]) -> None:
     assert all(
-        item.won for item in collect(env, "weak", subtasks, 0, expert_noise={"fail": 0.0, "detour": 0.0, "mend": 0.0})
+        item.won
+        for item in expert_trajectories(
+            env, "weak", subtasks, 0, expert_noise={"fail": 0.0, "detour": 0.0, "mend": 0.0}
+        )
     )
     with pytest.raises(ValueError, match="'base' is none of fail, early, late_tasks, detour, mend"):
-        collect(env, "weak", subtasks, 0, expert_noise={"base": 0.1})
+        expert_trajectories(env, "weak", subtasks, 0, expert_noise={"base": 0.1})

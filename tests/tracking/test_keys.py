@@ -393,6 +393,12 @@ SOURCES = {
     "agents/react.py": set(),  # what it writes is in the chat, whose hash counts
     "agents/vllm.py": PLAY | SCORED,
     "experts/__init__.py": SCRIPTED,
+    "experts/endpoint.py": set(),
+    "envs/extras.py": SCRIPTED,
+    "envs/webshop/extras.py": set(),  # its values count where a stage receives them
+    "envs/webshop/shopper.py": SCRIPTED,
+    "envs/webshop/pretraining.py": set(),
+    "envs/scienceworld/expert.py": set(),
     "analysis/evaluate.py": SCORED,
     "envs/__init__.py": SCRIPTED | PLAY | SCORED,
     "envs/webshop/session.py": WORLD,
@@ -529,6 +535,24 @@ def test_an_environment_without_a_source_file_is_refused() -> None:
     words = [sys.executable, "-c", "class E:\n pass\nfrom eef.tracking.keys import *\ncode_key(*source_modules(E))"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert "the module '__main__' has no source file" in done.stderr and "put the class into a .py file" in done.stderr
+
+
+def test_a_function_counts_by_its_name_and_its_code(tmp_path, monkeypatch) -> None:
+    (tmp_path / "player.py").write_text("import helper\ndef play(): pass\ndef other(): pass\n")
+    (tmp_path / "helper.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(keys, "_first_seen", Forgetful())
+    import player  # type: ignore[import-not-found]
+
+    before = key_of({"play": player.play})
+    assert key_of({"play": player.play}) == before != key_of({"play": player.other})
+    for name in ("player.py", "helper.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "ADDED = 1\n")
+        after = key_of({"play": player.play})
+        assert after != before, name
+        before = after
+    with pytest.raises(TypeError, match="<lambda> cannot enter a stage: define the function at module level"):
+        key_of({"play": lambda: None})
 
 
 def test_what_no_key_can_hold_does_not_enter_a_stage() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eef.envs.webshop.aliases import Aliases
-from eef.models.pretrain import make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
 
 SEGMENTS = st.sampled_from(
     ["Instruction:", "i need a red shirt, and price lower than 40.00 dollars", "Back to Search", "< Prev", "Next >",
@@ -18,7 +18,7 @@ OBSERVATIONS = st.lists(SEGMENTS, min_size=1, max_size=12).map(" [SEP] ".join)
 
 @given(observation=OBSERVATIONS, prompt=OBSERVATIONS)
 def test_decoding_an_action_inverts_encoding_it(observation: str, prompt: str) -> None:
-    aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
+    aliases = Aliases(frozenset(vocabulary()))
     aliases.encode(prompt, prompt=True)
     aliases.encode(observation)
     for asin in aliases.rows:
@@ -28,7 +28,7 @@ def test_decoding_an_action_inverts_encoding_it(observation: str, prompt: str) -
 
 
 def test_words_get_symbols_in_order_and_rows_by_their_place() -> None:
-    aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
+    aliases = Aliases(frozenset(vocabulary()))
     assert aliases.encode("i need a red shirt, and price lower than 40.00 dollars", prompt=True).split() == (
         "i need a i0 i1 and price lower than $cap dollars".split()
     )
@@ -40,7 +40,7 @@ def test_words_get_symbols_in_order_and_rows_by_their_place() -> None:
 
 
 def test_a_long_passage_of_the_prompt_is_encoded_once() -> None:
-    aliases = Aliases(frozenset(make_tokenizer().get_vocab()))
+    aliases = Aliases(frozenset(vocabulary()))
     wish = "i need a red shirt, and price lower than 40.00 dollars"
     assert "ditto" not in aliases.encode(f"Instruction: [SEP] {wish} [SEP] Search", prompt=True)
     assert aliases.encode(f"Instruction: [SEP] {wish} [SEP] < Prev") == "instruction: ditto <_prev"
