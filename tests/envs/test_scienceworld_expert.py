@@ -41,7 +41,7 @@ def test_walks_become_teleports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "valid", "held", "expected"),
+    ("action", "valid", "carried", "expected"),
     [
         ("focus on ant", ["focus on ant"], "", "focus on ant"),
         (
@@ -72,8 +72,8 @@ def test_walks_become_teleports() -> None:
         ("focus on ant", [], "", "focus on ant"),
     ],
 )
-def test_gold_actions_become_valid_actions(action: str, valid: list[str], held: str, expected: str) -> None:
-    assert to_valid_action(action, valid, held) == expected
+def test_gold_actions_become_valid_actions(action: str, valid: list[str], carried: str, expected: str) -> None:
+    assert to_valid_action(action, valid, carried) == expected
 
 
 def test_the_expert_wins_with_valid_actions_alone() -> None:
