@@ -575,7 +575,7 @@ def test_links_to_folders_are_followed_and_backups_of_editors_do_not_count(tmp_p
 
 def test_an_adapter_is_no_base_model(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is the folder of an adapter: give its base model"):
+    with pytest.raises(ValueError, match="is the folder of an adapter: use its base model"):
         model_key(str(tmp_path))
 
 
@@ -586,7 +586,7 @@ def test_code_that_was_edited_while_the_process_runs_is_refused(package: Path, m
     path.write_text(path.read_text() + "\n# a comment\n")
     assert code_key("eef.selection") == before
     path.write_text(path.read_text() + "ADDED = 1\n")
-    with pytest.raises(RunError, match=r"selection.py was edited while this process runs.*start again"):
+    with pytest.raises(RunError, match=r"selection.py was edited after this process started.*start again"):
         code_key("eef.selection")
     assert path == keys.PACKAGE / "selection.py"
 
