@@ -33,8 +33,8 @@ class ScriptedExperts:
 
     ``play(env, task, noise, seed)`` plays one episode and returns it; equal arguments must give an equal trajectory. It
     may leave ``env`` in any state. ``noise`` maps the name of each expert (such as ``strong``) to a dataclass of its
-    error rates, and ``perfect`` holds the rates of an expert that never errs. Define all of them in the module of
-    ``play``: its code is part of the key of the expert trajectories.
+    error rates, and ``perfect`` contains the rates of an expert without errors. ``play`` must be a module-level
+    function, since the code of its module is part of the key of the expert trajectories.
     """
 
     play: Callable[[Any, str, Any, int], Trajectory]
