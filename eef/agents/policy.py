@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -37,13 +37,9 @@ from eef.agents.model_files import (
     options_of,
     source_of,
 )
+from eef.settings import DTYPES, QUANTIZATIONS, ModelSettings
 
-if TYPE_CHECKING:
-    from eef.settings import ModelSettings
-
-QUANTIZATIONS = (None, "nf4")
 HALF = (torch.bfloat16, torch.float16)
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
