@@ -44,15 +44,20 @@ def out_of_key(name: str, file: str, line: str, word: str = "setting") -> Mutati
     return Mutation(f"keys: {name}", f"eef/{file}", f"    {line}\n", f"    {new}\n", f"{KEYS} -k {word}")
 
 
+def setting_out_of_key(name: str, end: str) -> Mutation:
+    """A setting that no longer counts in keys; ``end``: the last argument of its declaration."""
+    return Mutation(f"keys: {name}", "eef/settings.py", f"{end})", f"{end}, key=None)", f"{KEYS} -k setting")
+
+
 MUTATIONS = [
     # keys
     out_of_key("temperature of simulations", "agents/simulation.py", "temperature: float"),
     out_of_key("starts, which hold the subtasks", "agents/simulation.py", "starts: Sequence[Start]", "option_of_webshop"),
     out_of_key("seed of simulations", "agents/simulation.py", "seed: int", "the_seed"),
     out_of_key("adapter of simulations", "agents/simulation.py", "adapter: Path"),
-    out_of_key("learning rate", "settings.py", "lr: float = 4e-3"),
-    out_of_key("longest answer", "settings.py", "max_new_tokens: int = 64"),
-    out_of_key("quantisation", "settings.py", "quantize: str | None = None"),
+    setting_out_of_key("learning rate", 'argument="learning_rate"'),
+    setting_out_of_key("longest answer", '"longest answer; thoughts need more"'),
+    setting_out_of_key("quantisation", "choices=QUANTIZATIONS"),
     Mutation("keys: subtasks of the experts", "eef/experts/__init__.py", "    tasks: Sequence[str]\n    seed: int\n",
              '    tasks: Sequence[str] = field(metadata={"key": None})\n    seed: int\n', f"{KEYS} -k option_of_webshop"),
     Mutation("keys: max_steps", "eef/tracking/stages.py", ', "max_steps": value.max_steps}', "}", f"{KEYS} -k option_of_webshop"),
@@ -67,7 +72,7 @@ MUTATIONS = [
     Mutation("keys: WebShop's seed of random results", "eef/envs/webshop/__init__.py", '            "seed": seed,\n        }\n', "        }\n", f"{KEYS} -k option_of_webshop"),
     Mutation("keys: ScienceWorld's step limits", "eef/envs/scienceworld/__init__.py",
              '            "limits": dict(self._limits),\n', "", f"{KEYS} -k option_of_scienceworld"),
-    Mutation("keys: a run's environment", "eef/methods.py", "[resolved, environment, chat.hash,", "[resolved, chat.hash,", f"{KEYS} -k own_folder"),
+    Mutation("keys: a run's environment", "eef/experiment.py", "[model_and_settings, environment, chat.hash,", "[model_and_settings, chat.hash,", f"{KEYS} -k own_folder"),
     Mutation("keys: a point's files", "eef/sweeps/inputs.py", 'return f"{path.stem}:{path_key(path)}" if path.is_file()',
              "return path.stem if path.is_file()", "tests/sweeps/test_sweep.py -k declared"),
     # seeds
@@ -84,13 +89,13 @@ MUTATIONS = [
     Mutation("training: a loss that is not finite", "eef/training/trainer.py", "    if not math.isfinite(value):\n        raise", "    if False:\n        raise",
              "tests/training/test_divergence.py -k too_high"),
     Mutation("training: losses filtered", "eef/training/trainer.py", "logging_nan_inf_filter=False", "logging_nan_inf_filter=True", "tests/training/test_divergence.py -k between"),
-    Mutation("training: no warm-up", "eef/training/trainer.py", "warmup_steps=int(warmup * steps)", "warmup_steps=0", "tests/training/test_divergence.py -k warms"),
+    Mutation("training: no warm-up", "eef/training/trainer.py", "warmup_steps=int(training.warmup_ratio * steps)", "warmup_steps=0", "tests/training/test_divergence.py -k warms"),
     # masks
     Mutation("masks: turns that are barred from loss", "eef/selection.py", "i >= self.learn_from and turn.learn for", "i >= self.learn_from for",
              "tests/test_selection.py"),
     Mutation("masks: one turn late", "eef/selection.py", "i >= self.learn_from and", "i > self.learn_from and", "tests/test_selection.py"),
     Mutation("masks: loss on observations", "eef/agents/chat.py", "mask += [False] * len(heard)", "mask += [learn[index]] * len(heard)", "tests/agents/test_chat.py"),
-    Mutation("masks: of united rows", "eef/training/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/training/test_training_kinds.py -k 'one_row or branches'"),
+    Mutation("masks: of merged rows", "eef/training/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/training/test_training_kinds.py -k 'one_row or branches'"),
     Mutation("masks: labels", "eef/training/rows.py", 'torch.where(torch.tensor(item["mask"]), torch.tensor(item["input_ids"]), IGNORE)',
              'torch.tensor(item["input_ids"])', "tests/training/test_trainer.py -k labels"),
     Mutation("masks: an invented observation is learnt", "eef/agents/episode.py", "learn = not is_cut and answer.end == len(reply)", "learn = not is_cut",
@@ -104,12 +109,13 @@ MUTATIONS = [
     Mutation("masks: another expert's win is not refused", "eef/selection.py", "    _check(expert, outcomes)\n", "", "tests/test_selection.py"),
     # outcomes
     Mutation("outcomes: EEF forgets wins of earlier iterations", "eef/methods.py",
-             "        for key, played in zip(keys, simulated, strict=True):", "        outcomes = {}\n        for key, played in zip(keys, simulated, strict=True):",
+             "        for state, simulation in zip(simulated, simulations, strict=True):",
+             "        outcomes = {}\n        for state, simulation in zip(simulated, simulations, strict=True):",
              "tests/test_methods.py -k earlier"),
-    Mutation("outcomes: broken simulations are losses", "eef/methods.py", "            elif played.failed:", "            else:", "tests/test_methods.py -k broken"),
-    Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.can_start_here(one.state(i))]", "]", "tests/test_methods.py -k allows"),
-    Mutation("outcomes: ETO learns from the last failures alone", "eef/methods.py", "for t in found if t.failed and t.task in won]",
-             "for t in found[-len(lab.tasks) * n :] if t.failed and t.task in won]", "tests/test_methods.py -k eto_pairs"),
+    Mutation("outcomes: broken simulations are losses", "eef/methods.py", "            elif simulation.failed:", "            else:", "tests/test_methods.py -k broken"),
+    Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.can_start_here(t.state(i))]", "]", "tests/test_methods.py -k allows"),
+    Mutation("outcomes: ETO learns from the last failures alone", "eef/methods.py", "for t in simulations if t.failed and t.task in first_wins]",
+             "for t in simulations[-len(lab.tasks) * n :] if t.failed and t.task in first_wins]", "tests/test_methods.py -k eto_pairs"),
     Mutation("outcomes: an error counts as failed", "eef/trajectory.py", 'return not self.won and self.outcome in ("done", "max_steps")',
              "return not self.won", "tests/agents/test_rollout.py -k 'diverge or overflows'"),
     Mutation("outcomes: an error counts in rates", "eef/analysis/evaluate.py", 'fair = table[~table["error"].astype(bool)] if "error" in table else table',
@@ -120,9 +126,9 @@ MUTATIONS = [
     Mutation("outcomes: ETO's bought counts as won", "eef/trajectory.py", 'won=row["reward"] == 1', 'won=row["reward"] > 0', "tests/test_trajectory.py"),
     Mutation("outcomes: a killed run is finished on W&B", "eef/tracking/companion.py", "self.run.finish(exit_code=1)", "self.run.finish(exit_code=0)", "tests/tracking/test_live.py -k killed_run_keeps"),
     # normalisation
-    Mutation("normalisation: DPO per piece of a batch", "eef/training/trainer.py", ".sum() / num_items_in_batch *", ".sum() *", "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
-    Mutation("normalisation: DPO without its reference", "eef/training/trainer.py", ' - batch["reference"].flatten()', "", "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
-    Mutation("normalisation: log-likelihood per token", "eef/training/trainer.py", "return (logs * learnt).sum(-1)", "return (logs * learnt).mean(-1)",
+    Mutation("normalisation: DPO per piece of a batch", "eef/training/dpo.py", ".sum() / num_items_in_batch *", ".sum() *", "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
+    Mutation("normalisation: DPO without its reference", "eef/training/dpo.py", ' - batch["reference"].flatten()', "", "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
+    Mutation("normalisation: log-likelihood per token", "eef/training/likelihoods.py", "return (logs * learnt).sum(-1)", "return (logs * learnt).mean(-1)",
              "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
     Mutation("normalisation: a task counts by its episodes", "eef/analysis/evaluate.py", '.groupby(fair["task"]).mean()\n', ".groupby(fair.index).mean()\n",
              "tests/analysis/test_evaluate.py"),
@@ -130,8 +136,7 @@ MUTATIONS = [
              'both[f"{value}_a"].astype(float) - both[f"{value}_b"].astype(float)', 'both[f"{value}_b"].astype(float) - both[f"{value}_a"].astype(float)',
              "tests/analysis/test_evaluate.py"),
     Mutation("normalisation: the expert's turns cost steps", "eef/analysis/evaluate.py", "len(trajectory) - trajectory.prefix", "len(trajectory)", "tests/analysis/test_evaluate.py"),
-    Mutation("normalisation: equal wins count twice", "eef/methods.py", "return [Example(t, 0) for t in reversed(kept.values())]",
-             "return [Example(t, 0) for t in trajectories]", "tests/test_methods.py -k distinct"),
+    Mutation("normalisation: equal wins count twice", "eef/methods.py", "        distinct[key] = distinct.pop(key, trajectory)", "        distinct[key, len(distinct)] = trajectory", "tests/test_methods.py -k distinct"),
     # models
     Mutation("models: control tokens in contents", "eef/agents/scaffold.py", "self._core.encode_special_tokens = True", "self._core.encode_special_tokens = False",
              "tests/agents/test_scaffold.py -k 'content or spells'"),

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from eef.agents import react
 from eef.agents.chat import Chat
 from eef.envs.webshop import WebShop
+from eef.experiment import experiment
 from eef.lab import scaffold
-from eef.methods import experiment
 from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn, load
 
@@ -167,7 +167,7 @@ def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": "reakt"}, "prompt='reakt': known are"),
+        ({"prompt": "reakt"}, "prompt='reakt' must be one of"),
         ({"one_shot": True}, "needs prompt='react'"),
         ({"prompt": "react"}, "knows no words"),
     ],

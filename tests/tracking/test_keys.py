@@ -29,6 +29,7 @@ from eef.agents.chat import Chat
 from eef.agents.rollout import Start
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
+from eef.experiment import experiment
 from eef.files import RunError, digest, joined_names, write_json
 from eef.lab import Lab, scaffold
 from eef.methods import ceiling, eef, eto
@@ -134,6 +135,9 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
     "lr": [({"lr": 1e-3}, POLICY)],
+    "lr_schedule": [({"lr_schedule": "linear"}, POLICY)],
+    "warmup_ratio": [({"warmup_ratio": 0.1}, POLICY)],
+    "weight_decay": [({"weight_decay": 0.01}, POLICY)],
     "batch_size": [({"batch_size": 16}, POLICY)],
     "lora_r": [({"lora_r": 8}, POLICY)],
     "lora_alpha": [({"lora_alpha": 8}, POLICY)],
@@ -383,6 +387,8 @@ SOURCES = {
     "trajectory.py": EVERYTHING,
     "selection.py": POLICY,
     "training/trainer.py": POLICY,
+    "training/sft.py": POLICY,
+    "training/dpo.py": POLICY,
     "training/rows.py": POLICY,
     "training/stages.py": POLICY,
     "agents/policy.py": POLICY,
@@ -413,7 +419,7 @@ SOURCES = {
     "sweeps/sweep.py": set(),
     "tracking/mirror.py": set(),
     "tracking/runs.py": set(),
-    "settings.py": set(),
+    "settings.py": POLICY,  # it names the arguments of the Trainer
 }
 
 
@@ -686,7 +692,7 @@ def test_a_run_has_its_own_folder_where_its_results_may_differ(model: Path, worl
         monkeypatch.setitem(methods.METHODS, method, opened)
         settings = Settings(model=str(model), **changes)
         with pytest.raises(Opened) as caught:
-            methods.experiment(
+            experiment(
                 method, env, settings, 0, options=options, train_tasks=tasks, root=tmp_path / "runs", wandb="disabled"
             )
         return str(caught.value)

@@ -287,7 +287,6 @@ def test_a_report_is_saved_apart_and_its_trouble_is_one_line(
     pytest.importorskip("wandb_workspaces", reason="the extra 'report' is not installed")
     said = mirror.save_report(tmp_path, "demo", [], "about")
     assert said.startswith("none: exit 1: ") and "\n" not in said and "credentials" in said
-    monkeypatch.setattr(
-        mirror, "run_separately", lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
-    )
+    write = lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None  # noqa: E731
+    monkeypatch.setattr(mirror, "run_separately", write)
     assert mirror.save_report(tmp_path, "demo", [], "about") == "address of demo"
