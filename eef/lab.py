@@ -20,6 +20,7 @@ from eef.agents.simulation import Simulation, play
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
+from eef.envs.extras import extras_of
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, example, groups
 from eef.files import read_json, write_json
 from eef.selection import Example
@@ -99,7 +100,7 @@ class Lab:
         """
         starts = [Start(task) for task in self.test]
         self._play("test", adapter, starts, self.seed, self.settings.eval_temperature)
-        inputs = Scores(self.run.stages["test"], groups(self.env, self.test))
+        inputs = Scores(self.run.stages["test"], groups(self.env, self.test), extras_of(self.env).skills)
         key = stage_key(evaluate.score, inputs)
         folder = self.run.stage("eval", key, lambda at: evaluate.score(inputs, at))
         return read_json(folder / "summary.json")

@@ -23,6 +23,23 @@ def _next_step(action: str) -> str:
     return f"The next step towards what the task asks for is to {action}."
 
 
+def _no_note(action: str, observation: str) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A navigation skill (paper, Figure 2): an action that begins with ``pattern``, in any case, uses it.
+
+    ``pattern`` is a regular expression, ``label`` the skill's name in figures. A run's summary counts the skills of one
+    ``kind`` together, as ``wins_KIND``.
+    """
+
+    pattern: str
+    label: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class ScriptedExperts:
     """Experts that play by rules and err by chance.
@@ -41,18 +58,22 @@ class Extras:
     """What the rest of the package asks an environment for; every field has a default.
 
     ``instructions``: what a ReAct conversation begins with. ``thought(action)``: what a scripted expert would say
-    before an action, in the one-shot example. ``skills``: navigation skills (paper, Figure 2), each a name and a
-    regular expression of an action. ``groups(env, tasks)``: the group of each subtask (such as a difficulty grade) that
-    win rates are also reported for, or None. ``parts(observation)``: the parts of an observation, which a view shows
-    one by one. ``experts``: scripted experts. ``aliases``: how words become symbols for a policy with a small
+    before an action, in the one-shot example. ``skills``: navigation skills by name; Figure 2 draws the first as its
+    main bar. ``groups(env, tasks)``: the group of each subtask (such as a difficulty grade) that win rates are also
+    reported for, or None. ``parts(observation)``: the parts of an observation, which a view shows one by one.
+    ``goal(observation)``: what the first observation asks for, the heading of Figure 1. ``note(action, observation)``:
+    what Figure 1 writes beside an action, such as the title of the product that it opens; ``observation`` is the one
+    before the action. ``experts``: scripted experts. ``aliases``: how words become symbols for a policy with a small
     vocabulary, a class with the methods of :class:`eef.envs.webshop.aliases.Aliases`.
     """
 
     instructions: str = ""
     thought: Callable[[str], str] = _next_step
-    skills: Mapping[str, str] = field(default_factory=dict)
+    skills: Mapping[str, Skill] = field(default_factory=dict)
     groups: Callable[[Any, Sequence[str]], dict[str, str] | None] = lambda env, tasks: None
     parts: Callable[[str], list[str]] = _whole
+    goal: Callable[[str], str] = str
+    note: Callable[[str, str], str] = _no_note
     experts: ScriptedExperts | None = None
     aliases: Any = None
 

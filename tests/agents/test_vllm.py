@@ -21,7 +21,7 @@ from eef.agents.chat import Chat
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.vllm import ServedActor, Server, ServerError, served
-from eef.analysis.figures import FigureError, comparable
+from eef.analysis.arms import FigureError, comparable
 from eef.experts import collect
 from eef.files import read_json
 from eef.methods import experiment
