@@ -229,7 +229,8 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
 
     ``figure`` is the section of the sweep file: a ``notebook``, and its parameters (``draw``, ...).
     """
-    from eef.analysis.figures import markdown, table, win_rate_vs_budget
+    from eef.analysis.figures import win_rate_vs_budget
+    from eef.analysis.tables import markdown, results_table
     from eef.tracking.runs import load_runs
 
     root = _root(given)
@@ -245,7 +246,7 @@ def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], w
         return 0
     out = _figure_folder(given, root, name or "all")
     drawn = figure.get("draw", ["win_rate_vs_budget"])
-    shown = f"\n{markdown(table(runs))}\n" if "win_rate_vs_budget" in drawn else ""
+    shown = f"\n{markdown(results_table(runs))}\n" if "win_rate_vs_budget" in drawn else ""
     if "notebook" in figure:
         given_on = {key: value for key, value in figure.items() if key != "notebook"}
         where = {"root": str(root), "sweep": name, "out": str(out)}
@@ -299,7 +300,7 @@ def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) ->
 
 
 def _report(given: argparse.Namespace) -> int:
-    from eef.analysis.report import in_words, page
+    from eef.analysis.report import markdown_summary, page
     from eef.tracking import mirror
     from eef.tracking.runs import repo_root
 
@@ -315,7 +316,8 @@ def _report(given: argparse.Namespace) -> int:
     print(f"report: {_near(page(root, name, out, pictures, index))}")
     if name:
         reason = mirror.account_problem()
-        made = f"none, {reason}" if reason else mirror.save_report(root, name, pictures, in_words(root, name, index))
+        text = markdown_summary(root, name, index)
+        made = f"none, {reason}" if reason else mirror.save_report(root, name, pictures, text)
         print(f"W&B report: {made}")
     return 0
 

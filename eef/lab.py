@@ -101,7 +101,8 @@ class Lab:
         """
         starts = [Start(task) for task in self.test]
         self._simulate("test", adapter, starts, self.seed, self.settings.eval_temperature)
-        inputs = Scores(self.run.stages["test"], extras_of(self.env).groups(self.env, self.test))
+        extras = extras_of(self.env)
+        inputs = Scores(self.run.stages["test"], extras.groups(self.env, self.test), extras.skills)
         key = stage_key(evaluate.score, inputs)
         folder = self.run.stage("eval", key, lambda path: evaluate.score(inputs, path))
         return read_json(folder / "summary.json")

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eef.agents.cached_engine import CachedEngine
 from eef.agents.policy import Policy
-from eef.analysis.figures import markdown, write_table
+from eef.analysis.tables import markdown, write_table
 from eef.training.rows import Row
 from eef.training.sft import fit
 

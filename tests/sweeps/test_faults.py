@@ -23,7 +23,8 @@ import pytest
 from test_sweep import write
 
 import eef
-from eef.analysis.figures import paired_table, run_table, write_table
+from eef.analysis.arms import run_table
+from eef.analysis.tables import paired_table, write_table
 from eef.sweeps.sweep import sweep
 from eef.tracking.mirror import run_separately
 from eef.tracking.records import load_runs
