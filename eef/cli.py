@@ -190,14 +190,14 @@ def _webshop_play(given: argparse.Namespace) -> int:
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
     """``key=value`` words with values as in a sweep file (:mod:`eef.sweeps.strict_yaml`); ``1e-4`` is a number here."""
-    from eef.sweeps.strict_yaml import load
+    from eef.sweeps.strict_yaml import load_yaml
 
     overrides: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"-p {word!r}: write key=value")
-        overrides[key] = load(text, f"-p {word!r}", command_line=True)
+        overrides[key] = load_yaml(text, f"-p {word!r}", command_line=True)
     return overrides
 
 

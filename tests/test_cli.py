@@ -97,7 +97,7 @@ def test_runs_lists_finished_unfinished_and_torn(tmp_path: Path, capsys: pytest.
     assert any(half.run_id in line and "unfinished" in line for line in lines)
     (done.folder / "result.json").write_text("{")
     assert main(["runs", "--root", str(tmp_path)]) == 2
-    assert "result.json: the file is torn" in capsys.readouterr().err
+    assert "result.json: truncated or invalid JSON" in capsys.readouterr().err
 
 
 def test_from_sweep_file_to_figure_and_again(
