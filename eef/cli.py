@@ -1,6 +1,6 @@
-"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``webshop``, ``collect``.
+"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``collect``, and the environments'.
 
-Heavy libraries are imported by the commands that need them, so that ``eef --help`` answers at once.
+Heavy libraries are imported by the commands that need them, so that ``eef --help`` is fast.
 """
 
 from __future__ import annotations
@@ -8,8 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from eef.envs import ENVIRONMENTS
+from eef.files import PACKAGE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,8 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     five.add_argument("what", choices=("sync",), help="sync: send the offline runs")
     five.set_defaults(command=_wandb_sync)
 
-    _webshop_parser(commands.add_parser("webshop", help="build a store, generate a catalogue, play an episode"))
-    _collect_parser(commands.add_parser("collect", help="expert trajectories from an OpenAI-compatible endpoint"))
+    modules = _environment_modules()
+    for name, module in modules.items():
+        if hasattr(module, "add_commands"):
+            summary = (module.__doc__ or "").partition("\n")[0]
+            module.add_commands(commands.add_parser(name, help=summary[:1].lower() + summary[1:].rstrip(".")))
+    _collect_parser(
+        commands.add_parser("collect", help="expert trajectories from an OpenAI-compatible endpoint"), modules
+    )
 
     for command in (one, two, three, four, five):
         command.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
@@ -93,39 +104,32 @@ def _runs_parser(parser: argparse.ArgumentParser) -> None:
     four.set_defaults(command=_runs_prune)
 
 
-def _webshop_parser(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    one = commands.add_parser("build", help="turn the official JSON into a store that opens in seconds")
-    one.add_argument("folder", metavar="FOLDER", help="the folder with the official files")
-    one.add_argument("--out", metavar="DIR", help="where the store goes (default FOLDER/store)")
-    one.set_defaults(command=_webshop_build)
-
-    two = commands.add_parser("generate", help="write a generated catalogue in the official format")
-    two.add_argument("folder", metavar="FOLDER", help="where the files go")
-    two.add_argument("--products", type=int, default=6000, metavar="N", help="number of products (default 6000)")
-    two.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another catalogue (default 0)")
-    two.add_argument(
-        "--goals", type=int, default=12000, metavar="N", help="keep at most N instructions (default 12000)"
-    )
-    two.set_defaults(command=_webshop_generate)
-
-    three = commands.add_parser("play", help="play an episode; the reward is explained at the end")
-    three.add_argument("--data", metavar="FOLDER", help="official files or a store (default: the embedded catalogue)")
-    three.add_argument("--task", metavar="ID", help="the task (default: the first of the split)")
-    three.add_argument("--split", default="test", choices=("train", "eval", "test"), help="(default test)")
-    three.add_argument("--seed", type=int, default=0, metavar="S", help="seed of drawn prices (default 0)")
-    three.set_defaults(command=_webshop_play)
+def _environment_modules() -> dict[str, ModuleType]:
+    """The module ``cli`` of each environment that has one (see :mod:`eef.envs`)."""
+    modules: dict[str, ModuleType] = {}
+    for name in ENVIRONMENTS:
+        path = PACKAGE / "envs" / name / "cli.py"
+        spec = spec_from_file_location(f"eef.envs.{name}.cli", path)
+        if path.is_file() and spec is not None and spec.loader is not None:
+            # loaded from its file, since an import would also load the environment and its libraries
+            modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(modules[name])
+    return modules
 
 
-def _collect_parser(parser: argparse.ArgumentParser) -> None:
+def _collect_parser(parser: argparse.ArgumentParser, modules: dict[str, ModuleType]) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", help="JSON Lines, appended to; `-p experts=FILE` uses it")
     add("--model", required=True, metavar="NAME", help="the model, as the endpoint calls it")
     add("--base-url", required=True, metavar="URL", help="the endpoint, such as http://localhost:8000/v1")
     add("--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="what holds the key (default OPENAI_API_KEY)")
-    add("--env", default="webshop", choices=("webshop", "scienceworld"), help="(default webshop)")
-    add("--data", metavar="FOLDER", help="WebShop's official files or a store (default: the embedded catalogue)")
+    first = next(iter(ENVIRONMENTS))
+    add("--env", default=first, choices=tuple(ENVIRONMENTS), help=f"(default {first})")
+    keywords = [
+        add(option, **settings).dest
+        for module in modules.values()
+        for option, settings in getattr(module, "COLLECT_OPTIONS", {}).items()
+    ]
     add("-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a keyword of the environment")
     add("--split", default="train", choices=("train", "eval", "test"), help="(default train)")
     add("--tasks", type=int, metavar="N", help="the first N subtasks of the split (default all)")
@@ -141,7 +145,7 @@ def _collect_parser(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=120.0, metavar="SECONDS", help="per request (default 120)")
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens in and out, for the estimate")
     add("--yes", action="store_true", help="do not ask for confirmation")
-    parser.set_defaults(command=_collect)
+    parser.set_defaults(command=_collect, environment_keywords=keywords)
 
 
 def _collect(given: argparse.Namespace) -> int:
@@ -151,11 +155,11 @@ def _collect(given: argparse.Namespace) -> int:
     names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
     asked = {name: getattr(given, name) for name in names}
     expert = Expert(key=read_key(given.key_variable), body=read_body(given.body), **asked)
-    options = parse_overrides(given.overrides)
-    options |= {"data": given.data} if given.data else {}
-    options |= {"max_steps": given.max_steps} if given.max_steps else {}
-    if given.env == "scienceworld":
-        options.setdefault("processes", given.concurrency)
+    defaults = getattr(_environment_modules().get(given.env), "collect_defaults", lambda arguments: {})
+    options = defaults(given) | parse_overrides(given.overrides)
+    for keyword in ("max_steps", *given.environment_keywords):
+        if getattr(given, keyword):
+            options[keyword] = getattr(given, keyword)
     try:
         env = make_env(given.env, **options)
     except TypeError as error:  # an option that it does not have
@@ -163,29 +167,7 @@ def _collect(given: argparse.Namespace) -> int:
     try:
         return run(given.file, env, given.split, given.tasks, expert, given.one_shot, given.price, given.yes)
     finally:
-        getattr(env, "close", lambda: None)()  # ScienceWorld's simulators
-
-
-def _webshop_build(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.store import build
-
-    place = build(given.folder, given.out, progress=True)
-    print(f"store: {place} (make_env('webshop', data={str(given.out or given.folder)!r}) opens it)")
-    return 0
-
-
-def _webshop_generate(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.generate import Shop, write
-
-    folder = write(Shop(products=given.products, seed=given.seed), given.folder, given.goals, progress=True)
-    print(f"catalogue: {folder} (`eef webshop build {folder}` makes it open in seconds)")
-    return 0
-
-
-def _webshop_play(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.play import start
-
-    return start(given.data, given.task, given.split, given.seed)
+        getattr(env, "close", lambda: None)()  # ends the processes of an environment that has some
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:

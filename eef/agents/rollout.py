@@ -20,7 +20,7 @@ from eef.agents.engine import Actor
 from eef.agents.policy import Policy
 from eef.agents.token_bytes import spelling_of
 from eef.agents.vllm import Served, ServedActor
-from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, replay, walk, workers
+from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, replay, replay_workers, walk
 from eef.trajectory import Trajectory, Turn, check_reward
 
 
@@ -119,7 +119,7 @@ def simulate(
     if slots < 1 or limit < 1:
         raise ValueError(f"slots={slots} and max_steps={limit} must be positive")
     seeds = streams(starts, seed) if seeds is None else seeds
-    seats = workers(env, min(slots, max(1, len(starts))))  # none where states can be forked
+    seats = replay_workers(env, min(slots, max(1, len(starts))))  # none where states can be forked
     places = min(len(seats) or slots, max(1, len(starts)))
     actor = ServedActor(policy, places) if isinstance(policy, Served) else Actor(policy, places)
     done: list[Trajectory | None] = [None] * len(starts)

@@ -1,7 +1,7 @@
-"""What an environment may bring beside the protocol: skills, grades, scripted experts, instructions, views.
+"""Optional parts of an environment: skills, grades, scripted experts, instructions, views.
 
-Everything here is optional. An environment that :func:`eef.envs.make_env` knows by name has a module ``extras`` in its
-folder with an :class:`Extras` called ``EXTRAS``; any other environment may have an attribute ``extras``.
+An environment in :data:`eef.envs.ENVIRONMENTS` has a module ``extras`` in its folder, with an :class:`Extras` called
+``EXTRAS``. Any other environment may have an attribute ``extras``. Everything is optional.
 """
 
 from __future__ import annotations
@@ -9,26 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from eef.envs import ENVIRONMENTS, TextEnv
-from eef.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from eef.trajectory import Trajectory
 
 
 def _whole(observation: str) -> list[str]:
     return [observation]
 
 
-def _next_step(action: str) -> str:
+def next_step(action: str) -> str:
+    """The thought before ``action`` for an environment without sentences of its own."""
     return f"The next step towards what the task asks for is to {action}."
 
 
 @dataclass(frozen=True)
 class ScriptedExperts:
-    """Experts that play by rules and err by chance.
+    """Experts that play by rules and make random mistakes.
 
-    ``play(env, task, noise, seed)`` plays one episode, and leaves ``env`` at its end. ``noise`` maps the name of each
-    expert (``strong``) to a dataclass of its error rates; ``perfect`` is the noise of one that never errs.
+    ``play(env, task, noise, seed)`` plays one episode and returns it; equal arguments must give an equal trajectory. It
+    may leave ``env`` in any state. ``noise`` maps the name of each expert (such as ``strong``) to a dataclass of its
+    error rates, and ``perfect`` holds the rates of an expert that never errs. Define all of them in the module of
+    ``play``: its code is part of the key of the expert trajectories.
     """
 
     play: Callable[[Any, str, Any, int], Trajectory]
@@ -38,18 +44,18 @@ class ScriptedExperts:
 
 @dataclass(frozen=True)
 class Extras:
-    """What the rest of the package asks an environment for; every field has a default.
+    """The optional parts; every field has a default.
 
-    ``instructions``: what a ReAct conversation begins with. ``thought(action)``: what a scripted expert would say
-    before an action, in the one-shot example. ``skills``: navigation skills (paper, Figure 2), each a name and a
-    regular expression of an action. ``groups(env, tasks)``: the group of each subtask (such as a difficulty grade) that
-    win rates are also reported for, or None. ``parts(observation)``: the parts of an observation, which a view shows
-    one by one. ``experts``: scripted experts. ``aliases``: how words become symbols for a policy with a small
-    vocabulary, a class with the methods of :class:`eef.envs.webshop.aliases.Aliases`.
+    ``instructions``: the first message of a ReAct conversation. ``thought(action)``: the sentence before an action in
+    the one-shot example, which a scripted expert plays. ``skills``: the navigation skills of the paper's Figure 2, each
+    a name and a regular expression that matches an action; results tables get one column per skill.
+    ``groups(env, tasks)``: a group for each task, such as a difficulty grade, or None; win rates are also reported per
+    group. ``parts(observation)``: the parts of an observation, which views show one by one. ``experts``: scripted
+    experts. ``aliases``: a class that replaces words by symbols, for a policy with a small vocabulary.
     """
 
     instructions: str = ""
-    thought: Callable[[str], str] = _next_step
+    thought: Callable[[str], str] = next_step
     skills: Mapping[str, str] = field(default_factory=dict)
     groups: Callable[[Any, Sequence[str]], dict[str, str] | None] = lambda env, tasks: None
     parts: Callable[[str], list[str]] = _whole
@@ -58,11 +64,11 @@ class Extras:
 
 
 def extras_of(env: TextEnv | str) -> Extras:
-    """The extras of an environment, or of one by name; the defaults where it brings none."""
+    """The extras of an environment, or of the one with that name; the defaults if it has none."""
     if not isinstance(env, str) and hasattr(env, "extras"):
         return env.extras
     name = env if isinstance(env, str) else env.name
-    if name not in ENVIRONMENTS:
+    if name not in ENVIRONMENTS or find_spec(f"eef.envs.{name}.extras") is None:
         return Extras()
-    module = import_module(f"eef.envs.{name}.extras")
-    return module.EXTRAS
+    extras: Extras = import_module(f"eef.envs.{name}.extras").EXTRAS
+    return extras

@@ -16,26 +16,26 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from eef.envs import EnvError, TextEnv, workers
+from eef.envs import EnvError, TextEnv, replay_workers
 from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.expert import Lapses
-from eef.envs.scienceworld.expert import play as perform
+from eef.envs.scienceworld.expert import LapseNoise
+from eef.envs.scienceworld.expert import play_expert as perform
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import grade
-from eef.envs.webshop.shopper import Slips, play
+from eef.envs.webshop.shopper import ShopperNoise, play_expert
 from eef.files import joined_names
 from eef.trajectory import Trajectory, load
 
 if TYPE_CHECKING:
     from eef.settings import ExpertSettings
 
-STRONG = Slips(base=0.06, growth=0.02, late=0.75, notice=0.6)
-WEAK = Slips(base=0.1, growth=0.04, late=0.85, notice=0.4)
+STRONG = ShopperNoise(base=0.06, growth=0.02, late=0.75, notice=0.6)
+WEAK = ShopperNoise(base=0.1, growth=0.04, late=0.85, notice=0.4)
 STAND_INS: dict[str, dict[str, Any]] = {
     "webshop": {"strong": STRONG, "weak": WEAK},
     "scienceworld": {
-        "strong": Lapses(fail=0.56, detour=0.2, mend=0.15),
-        "weak": Lapses(fail=0.73, early=0.5, detour=0.2, mend=0.1),
+        "strong": LapseNoise(fail=0.56, detour=0.2, mend=0.15),
+        "weak": LapseNoise(fail=0.73, early=0.5, detour=0.2, mend=0.1),
     },
 }
 
@@ -79,10 +79,10 @@ def collect(
 ) -> list[Trajectory]:
     """Expert trajectories on ``tasks``. ``names`` joins stand-ins and files by ``+`` (``strong+weak``, ``my.jsonl``).
 
-    ``expert_noise`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.Slips` (how strong they are by
-    ``base``, ``growth``, ``notice``, how rarely their wins show navigation by ``late``) or, in ScienceWorld,
-    :class:`~eef.envs.scienceworld.expert.Lapses`. A file's trajectories on other subtasks are left out. ValueError for
-    a name that is neither, that stands twice, or where no trajectory is left, and for unknown fields of
+    ``expert_noise`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.ShopperNoise` (how strong they
+    are by ``base``, ``growth``, ``notice``, how rarely their wins show navigation by ``late``) or, in ScienceWorld,
+    :class:`~eef.envs.scienceworld.expert.LapseNoise`. A file's trajectories on other subtasks are left out. ValueError
+    for a name that is neither, that stands twice, or where no trajectory is left, and for unknown fields of
     ``expert_noise``; :class:`eef.trajectory.TrajectoryError` for a torn file.
     """
     found: list[Trajectory] = []
@@ -120,7 +120,9 @@ def demonstrations(
     env: TextEnv, tasks: Sequence[str], on_progress: Callable[[int, int, int], None] | None = None
 ) -> list[Trajectory]:
     """Perfect play on ``tasks``: what the ceiling is trained on."""
-    return _played(env, Lapses() if isinstance(env, ScienceWorld) else Slips(), "perfect", tasks, 0, on_progress)
+    return _played(
+        env, LapseNoise() if isinstance(env, ScienceWorld) else ShopperNoise(), "perfect", tasks, 0, on_progress
+    )
 
 
 def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
@@ -149,7 +151,7 @@ def groups(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
 
 def _grade(env: WebShop, task: str) -> str:
     try:
-        return grade(play(cast(WebShop, env.fork()), task).actions)
+        return grade(play_expert(env, task).actions)
     except EnvError:  # a subtask that cannot be played has no grade, and no say in the others'
         return "ungraded"
 
@@ -167,8 +169,7 @@ def _played(
             if isinstance(seat, ScienceWorld):
                 played = perform(seat, task, expert_noise, seed)
             else:
-                shop = cast(WebShop, seat.fork())
-                played = play(shop, task, expert_noise, seed, insight=not shop.generated)
+                played = play_expert(cast(WebShop, seat), task, expert_noise, seed)
         except EnvError:  # of the machinery: neither won nor lost
             played = Trajectory(task, "", (), outcome="env_error")
         if on_progress:
@@ -177,7 +178,7 @@ def _played(
 
     if not isinstance(env, (WebShop, ScienceWorld)):
         raise ValueError(f"there is no {name} player of {env.name}: give a trajectory file")
-    seats = workers(env, len(tasks)) or [env]
+    seats = replay_workers(env, len(tasks)) or [env]
     with ThreadPoolExecutor(len(seats)) as threads:  # a seat plays every so manieth task
         shares = threads.map(lambda at: [one(seats[at], task) for task in tasks[at :: len(seats)]], range(len(seats)))
         played = dict(zip(sorted(range(len(tasks)), key=lambda i: i % len(seats)), chain(*shares), strict=True))

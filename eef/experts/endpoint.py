@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from eef.agents.actions import EXPLANATIONS, in_words, read_action, unreadable
 from eef.agents.react import STOP, Message, agent, first_page, opening, page
-from eef.envs import EnvError, TextEnv, workers
+from eef.envs import EnvError, TextEnv, replay_workers
 from eef.experts import demonstrations, example
 from eef.files import digest, disk_errors
 from eef.trajectory import Trajectory, Turn, check, from_dict, to_dict
@@ -221,7 +221,7 @@ async def _play(
     common: Mapping[str, Any], limit: int, price: Sequence[float] | None,
 ) -> dict[str, str]:  # fmt: skip
     """Play ``tasks``, append each episode as it ends; the subtasks that are left, with the reason."""
-    seats = workers(env, min(expert.concurrency, len(tasks)))  # processes, asked in threads; forks answer at once
+    seats = replay_workers(env, min(expert.concurrency, len(tasks)))  # empty where env can fork
     apart = bool(seats)
     seats = seats or [env.fork() for _ in range(min(expert.concurrency, len(tasks)))]
     queue, left, saved, failed = list(tasks)[::-1], dict[str, str](), list[Trajectory](), 0

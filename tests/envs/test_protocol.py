@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, expert_states, make_env, restore, walk, workers
+from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, expert_states, make_env, replay_workers, restore, walk
 from eef.trajectory import Trajectory, Turn
 
 
@@ -118,7 +118,7 @@ def test_an_environment_whose_fork_fails_is_not_taken_for_one_that_cannot_fork()
         def fork(self) -> Counter:
             raise EnvError("no memory")
 
-    assert workers(Failing(), 2) == []
+    assert replay_workers(Failing(), 2) == []
 
 
 def test_expert_states_stand_where_the_expert_stood() -> None:

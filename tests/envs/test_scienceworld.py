@@ -17,7 +17,7 @@ import pytest
 
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
-from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, restore, workers
+from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, replay_workers, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
 from eef.trajectory import Trajectory, Turn
@@ -130,7 +130,7 @@ def test_valid_actions_are_asked_for_only_where_that_was_wanted(env: ScienceWorl
         env.available_actions()
     with pytest.raises(NotImplementedError, match=r"workers\(\) and restore\(\)"):
         env.fork()
-    assert workers(env, 5)[0] is env and len(workers(env, 5)) == 2
+    assert replay_workers(env, 5)[0] is env and len(replay_workers(env, 5)) == 2
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
@@ -189,10 +189,10 @@ def test_a_parent_that_is_killed_leaves_no_simulator() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ["find-anmal"]}, r"no task 'find-anmal' \(did you mean 'find-animal'\?\); known are boil"),
-        ({"tasks": []}, "name at least one"),
-        ({"simplification": "easier"}, "unknown simplification 'easier': known are easy, "),
-        ({"simplification": "easy,openDoors"}, "takes no others beside it"),
+        ({"tasks": ["find-anmal"]}, r"no task 'find-anmal' \(did you mean 'find-animal'\?\); its tasks are boil"),
+        ({"tasks": []}, "tasks must name at least one"),
+        ({"simplification": "easier"}, "unknown simplification 'easier': use easy, "),
+        ({"simplification": "easy,openDoors"}, "cannot be combined"),
         ({"split": "eto"}, "neither 'simulator' nor a folder"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"processes": 0}, "processes must be at least 1"),
@@ -205,9 +205,9 @@ def test_wrong_options_are_named(options: dict, message: str) -> None:
 
 def test_wrong_tasks_are_named(env: ScienceWorld) -> None:
     for task in ("find-animal/300", "find-animal/x", "find-animal"):
-        with pytest.raises(ValueError, match=r"those of find-animal are find-animal/0 to find-animal/299"):
+        with pytest.raises(ValueError, match=r"find-animal has the tasks find-animal/0 to find-animal/299"):
             env.reset(task)
-    with pytest.raises(ValueError, match="known are train, eval, test"):
+    with pytest.raises(ValueError, match="use train, eval or test"):
         env.tasks("dev")
 
 

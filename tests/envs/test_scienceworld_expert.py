@@ -8,7 +8,7 @@ import pytest
 
 from eef.envs import restore
 from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.expert import Lapses, listed, play, teleported
+from eef.envs.scienceworld.expert import LapseNoise, play_expert, teleported, to_valid_action
 from eef.experts import collect, demonstrations
 from eef.trajectory import Trajectory
 
@@ -73,14 +73,14 @@ def test_walks_become_teleports() -> None:
     ],
 )
 def test_gold_in_the_words_of_the_list(action: str, valid: list[str], held: str, meant: str) -> None:
-    assert listed(action, valid, held) == meant
+    assert to_valid_action(action, valid, held) == meant
 
 
 def test_listed_play_wins_and_says_what_is_listed() -> None:
     env = ScienceWorld(("find-plant", "find-living-thing"), max_steps=15, valid_actions=True)
     try:
         for task in ("find-plant/0", "find-living-thing/0"):
-            played = play(env, task)
+            played = play_expert(env, task)
             env.reset(task)
             for action in played.actions:
                 assert action in env.available_actions()["actions"]
@@ -119,9 +119,9 @@ def test_failures_are_restored_state_by_state(env: ScienceWorld, strong: list[Tr
 
 
 def test_late_tasks_fail_after_most_of_the_way(env: ScienceWorld) -> None:
-    lapses = Lapses(late_tasks=("find-plant",))
+    lapses = LapseNoise(late_tasks=("find-plant",))
     plants, others = (
-        [play(env, f"{name}/{variation}", lapses) for variation in range(4)] for name in ("find-plant", TASKS[0])
+        [play_expert(env, f"{name}/{variation}", lapses) for variation in range(4)] for name in ("find-plant", TASKS[0])
     )
     assert sum(item.won for item in plants) <= 1 and all(item.won for item in others)
     assert all("teleport to greenhouse" in item.actions for item in plants)

@@ -13,8 +13,8 @@ import pytest
 
 from eef.envs import EnvError, TextEnv
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate
-from eef.envs.webshop.shopper import play
+from eef.envs.webshop.generate import CatalogueSpec, generate
+from eef.envs.webshop.shopper import play_expert
 from eef.experts import collect, demonstrations, groups
 from eef.trajectory import Trajectory, TrajectoryError, save
 
@@ -37,7 +37,7 @@ def tasks(shop: WebShop) -> list[str]:
 @pytest.fixture
 def file(shop: WebShop, tasks: list[str], tmp_path: Path) -> Path:
     """Our JSON Lines: two training subtasks and one test subtask."""
-    played = [play(shop, task) for task in (*tasks[:2], shop.tasks("test")[0])]
+    played = [play_expert(shop, task) for task in (*tasks[:2], shop.tasks("test")[0])]
     return save(played, tmp_path / "mine.jsonl")
 
 
@@ -89,14 +89,14 @@ def test_stand_ins_and_files_are_joined_in_order(shop: WebShop, tasks: list[str]
 
 
 def test_a_file_keeps_its_sources_and_loses_other_subtasks(shop: WebShop, tasks: list[str], tmp_path: Path) -> None:
-    ours, other = play(shop, tasks[0]), play(shop, shop.tasks("test")[0])
+    ours, other = play_expert(shop, tasks[0]), play_expert(shop, shop.tasks("test")[0])
     path = save([replace(ours, source="gpt-4"), other, ours], tmp_path / "mine.jsonl")
     assert collect(shop, str(path), tasks, 0) == [replace(ours, source="gpt-4"), replace(ours, source="mine")]
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
 def test_a_file_in_the_format_of_eto(shop: WebShop, tasks: list[str], tmp_path: Path, lines: bool) -> None:
-    played = [play(shop, task) for task in tasks[:3]]
+    played = [play_expert(shop, task) for task in tasks[:3]]
     rows = [conversation(item) for item in played]
     path = tmp_path / "eto.json"
     path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
@@ -158,7 +158,7 @@ def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:
     found = groups(shop, shop.tasks("test"))
     assert found is not None and list(found) == shop.tasks("test")
     assert Counter(found.values()) == {"easy": 10, "medium": 6, "hard": 4}
-    given = WebShop(data=generate(Shop(products=60)), split={"train": [0], "eval": [], "test": []})
+    given = WebShop(data=generate(CatalogueSpec(products=60)), split={"train": [0], "eval": [], "test": []})
     assert groups(given, ["0"]) is None
 
 
@@ -205,7 +205,7 @@ def test_a_subtask_that_cannot_be_graded_costs_its_grade_alone(shop, monkeypatch
     def fails(env, task, *given, **words):
         if task == tasks[1]:
             raise EnvError("broken")
-        return play(env, task, *given, **words)
+        return play_expert(env, task, *given, **words)
 
-    monkeypatch.setattr("eef.experts.play", fails)
+    monkeypatch.setattr("eef.experts.play_expert", fails)
     assert groups(shop, tasks) == {**expected, tasks[1]: "ungraded"}

@@ -15,7 +15,7 @@ import torch
 from eef.agents.chat import Chat
 from eef.agents.policy import Policy
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.shopper import play
+from eef.envs.webshop.shopper import play_expert
 from eef.experts import WEAK
 from eef.models.pretrain import accuracy, documents, make_model, make_tokenizer, save
 from eef.training.rows import Row
@@ -137,14 +137,14 @@ def test_the_scaffold_is_three_symbols(chat: Chat, tokenizer: Any) -> None:
 
 def test_no_page_of_the_generated_shop_has_an_unknown_symbol(shop: WebShop, chat: Chat, tokenizer: Any) -> None:
     for task in shop.tasks("train") + shop.tasks("test"):
-        for played in (play(shop, task), play(shop, task, WEAK, seed=2)):
+        for played in (play_expert(shop, task), play_expert(shop, task, WEAK, seed=2)):
             ids, mask = chat.render(played, [True] * len(played))
             assert tokenizer.unk_token_id not in ids and len(ids) == len(mask) <= 2048
 
 
 def test_what_is_said_is_read_back(shop: WebShop, chat: Chat) -> None:
     for task in shop.tasks("train"):
-        played = play(shop, task)
+        played = play_expert(shop, task)
         talk = chat.begin()
         for index, turn in enumerate(played.turns):
             talk.encode_observation(played.state(index))

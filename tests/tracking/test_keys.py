@@ -190,11 +190,11 @@ def test_the_seed_of_simulations_counts_beside_that_of_their_policy(stages, mode
 
 def official(folder: Path, **edits: str) -> str:
     """A small shop in the official format, with index files of a split; ``edits`` are contents of named files."""
-    from eef.envs.webshop.generate import Shop, generate
+    from eef.envs.webshop.generate import CatalogueSpec, generate
 
     folder.mkdir(exist_ok=True)
     names = ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json")
-    products, attributes, human = generate(Shop(products=60))
+    products, attributes, human = generate(CatalogueSpec(products=60))
     for record in attributes.values():  # synthetic goals
         record |= {"instruction": "i want this", "instruction_attributes": record["attributes"][:1]}
     for name, rows in zip(names, (products, attributes, human), strict=True):
@@ -278,7 +278,7 @@ def test_each_option_of_scienceworld_makes_exactly_the_stages_anew_that_depend_o
 ) -> None:
     assert set(SCIENCE) == set(inspect.signature(ScienceWorld.__init__).parameters) - {"self"}
     parts = {"train": [0, 1], "eval": [2], "test": [3, 4]}
-    monkeypatch.setattr(ScienceWorld, "_facts", lambda self, words: {"find-animal": 9, "find-plant": 9})
+    monkeypatch.setattr(ScienceWorld, "_task_sizes", lambda self, words: {"find-animal": 9, "find-plant": 9})
     monkeypatch.setattr(
         ScienceWorld,
         "_simulators_split",
@@ -396,7 +396,7 @@ SOURCES = {
     "analysis/evaluate.py": SCORED,
     "envs/__init__.py": SCRIPTED | PLAY | SCORED,
     "envs/webshop/session.py": WORLD,
-    "envs/webshop/play.py": set(),  # an episode played by hand
+    "envs/webshop/terminal.py": set(),  # an episode played by hand
     "envs/webshop/.ipynb_checkpoints/session-checkpoint.py": set(),
     "agents/.ipynb_checkpoints/chat.py": set(),
     "agents/chat.py~": set(),

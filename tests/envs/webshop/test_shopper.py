@@ -9,29 +9,28 @@ import pytest
 
 from eef.envs import expert_states, restore
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate
-from eef.envs.webshop.shopper import Slips, play, rows
-from eef.experts import STRONG, WEAK
+from eef.envs.webshop.generate import CatalogueSpec, generate
+from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, listed_products, play_expert
 from eef.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")
 def wide() -> WebShop:
     """All goals of a small catalogue, 15 steps each."""
-    triple = generate(Shop(products=700))
+    triple = generate(CatalogueSpec(products=700))
     count = sum(len(records) for records in triple[2].values())
     return WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=15)
 
 
 @pytest.fixture(scope="module")
 def strong(wide: WebShop) -> list[Trajectory]:
-    return [play(wide, task, STRONG, seed=0) for task in wide.tasks("train")]
+    return [play_expert(wide, task, STRONG, seed=0, insight=False) for task in wide.tasks("train")]
 
 
-@pytest.mark.parametrize("expert_noise", [Slips(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
-def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, expert_noise: Slips) -> None:
+@pytest.mark.parametrize("expert_noise", [ShopperNoise(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
+def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, expert_noise: ShopperNoise) -> None:
     for task in shop.tasks("train"):
-        played = play(shop, task, expert_noise, seed=1)
+        played = play_expert(shop, task, expert_noise, seed=1)
         page = shop.reset(task)
         assert page == played.prompt
         for index, turn in enumerate(played.turns):
@@ -44,34 +43,34 @@ def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, 
 def test_equal_arguments_give_equal_play_and_seeds_give_other_slips(shop: WebShop) -> None:
     tasks = shop.tasks("train")
 
-    def actions(expert_noise: Slips, seed: int) -> list[list[str]]:
-        return [play(shop, task, expert_noise, seed).actions for task in tasks]
+    def actions(expert_noise: ShopperNoise, seed: int) -> list[list[str]]:
+        return [play_expert(shop, task, expert_noise, seed).actions for task in tasks]
 
-    assert actions(Slips(), 0) == actions(Slips(), 1)  # perfect play draws nothing that shows
+    assert actions(ShopperNoise(), 0) == actions(ShopperNoise(), 1)  # perfect play draws nothing that shows
     assert actions(STRONG, 0) == actions(STRONG, 0)
     assert actions(STRONG, 0) != actions(STRONG, 1)
 
 
 def test_slips_do_not_depend_on_the_other_tasks(shop: WebShop) -> None:
     first, second = shop.tasks("train")[:2]
-    alone = play(shop, second, STRONG, 3)
-    play(shop, first, STRONG, 3)
-    assert play(shop, second, STRONG, 3) == alone
+    alone = play_expert(shop, second, STRONG, 3)
+    play_expert(shop, first, STRONG, 3)
+    assert play_expert(shop, second, STRONG, 3) == alone
 
 
 def test_play_stops_at_max_steps(wide: WebShop) -> None:
     short = wide.fork()
     short.max_steps = 3  # a search, an item, one option
     for task in wide.tasks("train")[:20]:
-        played = play(short, task)
+        played = play_expert(short, task, insight=False)
         assert (len(played), played.outcome, played.reward, played.won) == (3, "max_steps", 0.0, False)
         assert played.failed
 
 
 def test_rows_are_what_the_page_shows(shop: WebShop) -> None:
     task = shop.tasks("train")[0]
-    assert rows(shop.reset(task)) == []
-    shown = rows(shop.step(f"search[{shop.goal()['query']}]").observation)
+    assert listed_products(shop.reset(task)) == []
+    shown = listed_products(shop.step(f"search[{shop.goal()['query']}]").observation)
     assert [asin for asin, _, _ in shown] == shop.results() and len(shown) == 10
     for asin, title, price in shown:
         product = shop.product(asin)
@@ -79,7 +78,7 @@ def test_rows_are_what_the_page_shows(shop: WebShop) -> None:
 
 
 def test_insight_wins_too(shop: WebShop) -> None:
-    played = [play(shop, task, insight=True) for task in shop.tasks("train")]
+    played = [play_expert(shop, task, insight=True) for task in shop.tasks("train")]
     assert sum(item.won for item in played) >= 0.75 * len(played)
 
 
@@ -89,7 +88,7 @@ def continued(env: WebShop, expert: Trajectory, index: int, page: str) -> bool:
     assert isinstance(twin, WebShop)
     twin.max_steps = env.max_steps - index
     twin.reset = lambda task: page  # type: ignore[method-assign]
-    return play(twin, expert.task).won
+    return play_expert(twin, expert.task, insight=False).won
 
 
 def test_failures_hold_good_prefixes_and_harmful_moves(wide: WebShop, strong: Sequence[Trajectory]) -> None:
@@ -132,8 +131,8 @@ def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -
 
 
 def test_a_shopper_that_notices_nothing_never_steps_back_from_a_wrong_row(wide: WebShop) -> None:
-    expert_noise = Slips(base=0.3, notice=0.0)
+    expert_noise = ShopperNoise(base=0.3, notice=0.0)
     for task in wide.tasks("train")[:60]:
-        played = play(wide, task, expert_noise)
+        played = play_expert(wide, task, expert_noise, insight=False)
         items = [action for index, action in enumerate(played.actions) if " [SEP] Buy Now" in played.state(index)]
         assert "click[< prev]" not in items

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eef.envs import EnvError
-from eef.envs.webshop.catalogue import load
-from eef.envs.webshop.goals import make
+from eef.envs.webshop.catalogue import load_catalogue
+from eef.envs.webshop.goals import make_goals
 from eef.envs.webshop.nouns import Nouns, words
 from eef.envs.webshop.reward import COLORS, alike, normalize_color, score
 from eef.envs.webshop.search import Index, analyze, stem, stored_length
@@ -113,14 +113,14 @@ def test_nouns_repeated_in_a_title_count_each_time() -> None:
     assert Nouns(lambda title: ["bag", "bag"])("bag bag bag") == ({"bag"}, 2)
     assert Nouns()("The bag of bags") == ({"bag", "bags"}, 2)
     assert Nouns(set)("") == (frozenset(), 0)
-    with pytest.raises(EnvError, match="lack the title 'x'"):
+    with pytest.raises(EnvError, match="lacks the title 'x'"):
         Nouns({})("x")
     assert Nouns({"a": ["b"]}).name == Nouns({"a": {"b"}}).name != Nouns({"a": ["c"]}).name
 
 
 def test_reward_parts(triple: Any) -> None:
-    catalogue = load(triple)
-    goals, _ = make(catalogue)
+    catalogue = load_catalogue(triple)
+    goals, _ = make_goals(catalogue)
     shop = {product.asin: product for product in catalogue.products}
     goal = next(goal for goal in goals if goal.asin == "B000000002")  # two attributes, one option
     total, info = score(shop["B000000002"], goal, ["old navy"], Nouns())

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from eef.envs import ReplayDivergence, make_env, restore
 from eef.envs.webshop import WebShop
+from eef.envs.webshop.build import build_store
 from eef.envs.webshop.session import parse
-from eef.envs.webshop.store import build
 
 SPLIT = {"train": [0, 1, 2, 3], "eval": [4], "test": [5, 6]}
 LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -173,7 +173,7 @@ def test_thousands_of_actions_leave_nothing_behind(env: WebShop) -> None:
     for _ in range(10_000):
         env.step(rng.choice(["search[", "click[", ""]) + "".join(rng.choices("[]< >abcrshirt\n", k=rng.randint(0, 12))))
         act(env, rng.randrange(40))
-    assert len(env.shop._found) <= 4096
+    assert len(env.shop._cached) <= 4096
     env.step("search[" + "[" * 200_000)
     assert env.step("search[" + "_" * 200_000 + "]").valid
 
@@ -213,7 +213,7 @@ def test_a_hundred_thousand_actions_take_no_memory(triple: Any, tmp_path: Path, 
 def in_store(triple: Any, folder: Path) -> Path:
     for name, content in zip(("items_shuffle", "items_ins_v2", "items_human_ins"), triple, strict=True):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    return build(folder, folder / "store")
+    return build_store(folder, folder / "store")
 
 
 def test_forks_are_independent(triple: Any) -> None:
@@ -269,7 +269,7 @@ def test_errors_are_clear(env: WebShop, triple: Any) -> None:
     for task in ("7", "-1", "x", "²", ""):
         with pytest.raises(ValueError, match="tasks are '0' to '6'"):
             env.reset(task)
-    with pytest.raises(ValueError, match="known are train, eval, test"):
+    with pytest.raises(ValueError, match="use train, eval or test"):
         env.tasks("dev")
     with pytest.raises(ValueError, match="no product 'B9'"):
         env.product("B9")

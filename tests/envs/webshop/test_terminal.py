@@ -11,8 +11,8 @@ import pytest
 
 from eef.cli import main
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate, write
-from eef.envs.webshop.play import play, read, screen
+from eef.envs.webshop.generate import CatalogueSpec, generate, write
+from eef.envs.webshop.terminal import numbered_page, parse_line, play_by_hand
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def episode(env: WebShop, start: str, lines: list[str]) -> tuple[Any, str]:
         except StopIteration:
             raise EOFError from None
 
-    return play(env, task, ask, shown.append), "\n".join(shown)
+    return play_by_hand(env, task, ask, shown.append), "\n".join(shown)
 
 
 def test_an_episode_that_wins(env: WebShop) -> None:
@@ -45,8 +45,8 @@ def test_an_episode_that_wins(env: WebShop) -> None:
 def test_an_episode_that_misses_is_explained(env: WebShop) -> None:
     lines = ["", "7", "search[plain wool sock 0]", "99", "what?", "click[nothing]", "click[b000000010]", "buy now"]
     step, shown = episode(env, "i want", lines)
-    assert step.reward < 1 and shown.count("? a number clicks") == 4
-    assert "click[nothing] is not possible here: nothing happened, and it counts as an action" in shown
+    assert step.reward < 1 and shown.count("? type a number") == 4
+    assert "click[nothing] is invalid here: nothing happened, but it counts as an action" in shown
     assert "Not won: reward 0.000 = 1 of 3 parts met x type 0" in shown
     assert "another query, a shared category, 0% of the wanted title's nouns" in shown
     assert "option      missed red" in shown and "with no option" in shown and "price       missed $1200.50" in shown
@@ -59,14 +59,22 @@ def test_leaving_is_no_error(env: WebShop) -> None:
 
 
 def test_lines_are_read_as_actions() -> None:
-    assert read("red shirt", ["search"]) == "search[red shirt]" and read("1", ["search"]) is None
-    assert read("2", ["a", "b"]) == "click[b]" and read("3", ["a", "b"]) is None and read("0", ["a"]) is None
-    assert read("B", ["a", "b"]) == "click[B]" and read("c", ["a"]) is None and read("search[x]", ["a"]) == "search[x]"
+    assert parse_line("red shirt", ["search"]) == "search[red shirt]" and parse_line("1", ["search"]) is None
+    assert (
+        parse_line("2", ["a", "b"]) == "click[b]"
+        and parse_line("3", ["a", "b"]) is None
+        and parse_line("0", ["a"]) is None
+    )
+    assert (
+        parse_line("B", ["a", "b"]) == "click[B]"
+        and parse_line("c", ["a"]) is None
+        and parse_line("search[x]", ["a"]) == "search[x]"
+    )
 
 
 def test_long_texts_are_cut_and_rich_pages_have_lines() -> None:
-    assert screen(f"a [SEP] {'x' * 900}", []).endswith(" ...")
-    assert len(screen("one\ntwo\n", []).splitlines()) == 4
+    assert numbered_page(f"a [SEP] {'x' * 900}", []).endswith(" ...")
+    assert len(numbered_page("one\ntwo\n", []).splitlines()) == 4
 
 
 def test_generate_build_and_play(
@@ -82,7 +90,7 @@ def test_generate_build_and_play(
     for words, says in (
         (["play", "--data", folder, "--task", "99"], "no task '99': tasks are '0' to '19'"),
         (["play", "--data", str(tmp_path / "gone")], "no folder"),
-        (["build", str(tmp_path)], "holds no items_shuffle"),
+        (["build", str(tmp_path)], "contains no items_shuffle"),
         (["generate", "--products", "0", folder], "'products' must be at least 1"),
         (["generate", "--goals", "0", folder], "'goals' must be at least 1"),
     ):
@@ -92,7 +100,7 @@ def test_generate_build_and_play(
 
 
 def test_fewer_goals_are_a_sample_of_all(tmp_path: Path) -> None:
-    shop = Shop(products=400)
+    shop = CatalogueSpec(products=400)
     products, attributes, instructions = generate(shop)
     assert len(instructions) > 40
     folder = write(shop, tmp_path, goals=40)
