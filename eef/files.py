@@ -39,9 +39,7 @@ def plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(
-        f"{value!r} ({type(value).__name__}) cannot be JSON: use numbers, strings, lists or dicts"
-    )
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be JSON: use numbers, strings, lists or dicts")
 
 
 def digest(value: Any, length: int = 16) -> str:

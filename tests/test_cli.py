@@ -138,7 +138,7 @@ def test_a_figure_of_a_read_only_checkout_goes_to_the_root(
     checkout, root = tmp_path / "checkout", tmp_path / "runs"
     checkout.mkdir()
     (checkout / "figures").write_text("a file, so that no folder can be made here")
-    monkeypatch.setattr("eef.tracking.runs.repo_root", lambda: checkout)
+    monkeypatch.setattr("eef.sweeps.results.repo_root", lambda: checkout)
     assert main(["sweep", str(write(tmp_path)), "--root", str(root)]) == 0
     said = capsys.readouterr().out
     assert f"{checkout}/figures/demo cannot be written: the figure goes to {root}/figures/demo" in said

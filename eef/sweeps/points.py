@@ -188,4 +188,4 @@ def other_releases(finished: list[Point], root: Path) -> str | None:
     folder = finished[0].mark.parent
     files = f"{folder}/{marks[0]}" if len(marks) == 1 else f"in {folder} {', '.join(marks)}"
     files = f"the folder {folder}" if len(marks) == len(list(folder.glob("*.json"))) else files
-    return f"warning: {which} were made with {libraries}; to run them again, delete {files} or use another --root"
+    return f"warning: {which} were made with {libraries}; to run them again, delete {files}, or use another --root"

@@ -20,7 +20,8 @@ from test_sweep import write
 
 from eef.sweeps import executors as launch
 from eef.sweeps.executors import Job, LaunchError, check_slurm, failure
-from eef.sweeps.sweep import SweepError, read_spec, sweep
+from eef.sweeps.spec import SweepError, read_spec
+from eef.sweeps.sweep import sweep
 
 MISSING = [
     name
@@ -128,7 +129,7 @@ def test_a_sweep_on_slurm_and_again(cluster: Path, tmp_path: Path, capsys: pytes
     path, root = write(tmp_path, seeds=[0], points=points, slurm=slurm), tmp_path / "runs"
     assert sweep(path, root=root, executor="slurm") == 1
     said = capsys.readouterr().out
-    assert "given to Slurm: 2 jobs" in said and "26.0 %" in said
+    assert "submitted to Slurm: 2 jobs" in said and "26.0 %" in said
     assert "FAILED  bad-n1-s0" in said and "RuntimeError: this one is bad" in said
     assert said.rstrip().endswith(f"again: eef sweep {path} --executor slurm --root {root}")
     script = next((root / "slurm").glob("*submission.sh")).read_text()
@@ -150,16 +151,17 @@ def test_jobs_outlive_a_killed_sweep_and_are_found_again(cluster: Path, tmp_path
     again = subprocess.run(
         [sys.executable, "-c", SWEEP, str(path), str(root)], capture_output=True, text=True, timeout=120
     )
-    assert again.returncode == 0 and "2 points are with Slurm from before" in again.stdout, again.stdout + again.stderr
-    assert "given to Slurm" not in again.stdout and (root / "calls").read_text() == "xx"
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 points were submitted to Slurm before" in again.stdout
+    assert "submitted to Slurm:" not in again.stdout and (root / "calls").read_text() == "xx"
 
 
 @pytest.mark.slow
 def test_a_cancelled_job_is_a_failed_point(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "_LOST", 1.0)
-    monkeypatch.setattr(launch, "_ASK", 0.5)
+    monkeypatch.setattr(launch, "_LOST_SECONDS", 1.0)
+    monkeypatch.setattr(launch, "_POLL_SECONDS", 0.5)
     path, root = write(tmp_path, seeds=[0], points=[{"n": 1}], parameters={"slow": 60.0}), tmp_path / "runs"
     script = f"for i in $(seq 300); do [ -e {root}/calls ] && break; sleep 0.1; done; scancel --me"
     canceller = subprocess.Popen(["sh", "-c", script])
@@ -182,7 +184,7 @@ def test_without_slurm_or_with_unknown_resources(tmp_path: Path, monkeypatch: py
     with pytest.raises(LaunchError, match="unknown resource 'memory'; submitit knows .*mem"):
         check_slurm({"memory": "4GB"})
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LaunchError, match="no srun here"):
+    with pytest.raises(LaunchError, match="srun is not available"):
         check_slurm({"mem": "4GB"})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(LaunchError, match=r"needs submitit: pip install 'eef\[slurm\]'"):
@@ -195,7 +197,7 @@ def test_without_slurm_or_with_unknown_resources(tmp_path: Path, monkeypatch: py
 def test_a_job_that_left_the_queue_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue: list[set[str] | None] = [{"7_1"}]
     monkeypatch.setattr(launch, "queued", lambda: queue[0])
-    monkeypatch.setattr(launch, "_LOST", 0.05)
+    monkeypatch.setattr(launch, "_LOST_SECONDS", 0.05)
     job = Job("7_1", str(tmp_path / "point"), tmp_path)
     assert job.poll() is None
     queue[0] = None  # Slurm does not answer: no reason to give up

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +24,15 @@ from forgetful import Forgetful
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eef.cli import parse_overrides
+from eef.cli import main, parse_overrides
+from eef.settings import RENAMED
 from eef.sweeps import executors as launch
 from eef.sweeps import inputs
 from eef.sweeps import sweep as module
 from eef.sweeps.executors import failure
-from eef.sweeps.sweep import SweepError, check, expand, label, plan, read_spec, repeat_command, sweep, sweep_label
+from eef.sweeps.points import Point, expand, label, plan, sweep_label
+from eef.sweeps.spec import Spec, SweepError, check, read_spec, use_current_names
+from eef.sweeps.sweep import repeat_command, sweep
 from eef.tracking import keys
 
 PARAMETERS = """\
@@ -85,12 +89,12 @@ def test_expand_lists_points_then_grid_then_seeds(tmp_path: Path) -> None:
     ("changes", "overrides", "says"),
     [
         ({}, {"n": 3}, "'n' is set by the points"),
-        ({}, {"seed": "x"}, "seeds are whole numbers"),
-        ({"seeds": []}, {}, "seeds are whole numbers"),
-        ({"seeds": [-1]}, {}, "demo.yaml: seeds are whole numbers from 0 to 4294967295"),
-        ({"seeds": [2**32]}, {}, "seeds are whole numbers from 0 to 4294967295"),
-        ({}, {"seed": 2**32}, "seeds are whole numbers from 0 to 4294967295"),
-        ({"seeds": [1, 1]}, {}, "the same point twice"),
+        ({}, {"seed": "x"}, "seeds must be integers"),
+        ({"seeds": []}, {}, "seeds must be integers"),
+        ({"seeds": [-1]}, {}, "demo.yaml: seeds must be integers from 0 to 4294967295"),
+        ({"seeds": [2**32]}, {}, "seeds must be integers from 0 to 4294967295"),
+        ({}, {"seed": 2**32}, "seeds must be integers from 0 to 4294967295"),
+        ({"seeds": [1, 1]}, {}, "a point is duplicated"),
         ({"grid": {"slow": []}}, {}, "leaves no points"),
         ({"grid": {"slow": 3}}, {}, "needs a list"),
         ({"seeds": 3}, {}, "'seeds' must be a list"),
@@ -118,17 +122,17 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ("parameters: {seed: 3}", "parameters: 'seed' is not a parameter here: use the top-level 'seeds: "),
-        ("parameters: {seeds: [3]}", "parameters: 'seeds' is not a parameter here"),
-        ("points: [{n: 1}, {n: 2, seed: 3}]", "points: 'seed' is not a parameter here"),
-        ("grid: {seed: [1, 2]}", "grid: 'seed' is not a parameter here"),
+        ("parameters: {seed: 3}", "parameters: 'seed' is not a parameter: use the top-level 'seeds: "),
+        ("parameters: {seeds: [3]}", "parameters: 'seeds' is not a parameter"),
+        ("points: [{n: 1}, {n: 2, seed: 3}]", "points: 'seed' is not a parameter"),
+        ("grid: {seed: [1, 2]}", "grid: 'seed' is not a parameter"),
         ("points: [{n: 1}]\ngrid: {n: [2]}", "'n' is in both 'points' and 'grid'"),
-        ("parameters: {n: 1}\nparameters: {n: 2}", "line 3: parameters: the key is set twice"),
-        ("parameters:\n  n: 1\n  n: 2", r"line 4: parameters\.n: the key is set twice"),
+        ("parameters: {n: 1}\nparameters: {n: 2}", "line 3: parameters: the key is duplicated"),
+        ("parameters:\n  n: 1\n  n: 2", r"line 4: parameters\.n: the key is duplicated"),
         ("parameters: {n: 010}", r"line 2: parameters\.n: 010 has a leading zero"),
         ("parameters: {n: 0o10}", r"parameters\.n: 0o10 has a leading zero"),
         ("parameters: {n: 09}", r"parameters\.n: 09 has a leading zero"),
-        ("points: [{n: 1:30}]", r"points\[0\]\.n: 1:30 is read as a number to base 60"),
+        ("points: [{n: 1:30}]", r"points\[0\]\.n: 1:30 is read as a base-60 number"),
         ("parameters: {data: 2026-01-01}", r"parameters\.data: 2026-01-01 is read as a date: put it in quotes"),
         ("grid: {lr: [1.0, .nan]}", r"grid\.lr\[1\]: \.nan is not a finite number"),
         ("parameters: {lr: -.inf}", r"-\.inf is not a finite number"),
@@ -136,12 +140,12 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
         ("parameters: {1: 2}", "parameters: the key 1 is not text: put it in quotes"),
         ("parameters: {on: 2}", "parameters: the key on is not text"),
         ("parameters:\n\tn: 1", "not valid YAML, line 3: .*indent with spaces, not tabs"),
-        ("points: [&one {n: 1}, {<<: *one, n: 2}]", r"points\[1\]\.n: the key is set twice"),
+        ("points: [&one {n: 1}, {<<: *one, n: 2}]", r"points\[1\]\.n: the key is duplicated"),
         ("points: &a [*a]", "an alias refers to the value that it is part of"),
         ("parameters: {data: !!binary aGk=}", "the tag .*binary is not supported"),
         ("parameters: {data: " + 101 * "[" + 101 * "]" + "}", "values are nested more than 100 levels deep"),
         ("parameters: {data: " + 10_000 * "[" + 10_000 * "]" + "}", "values are nested more than 100 levels deep"),
-        ("name: " + "x" * 61, "at most 60"),
+        ("name: " + "x" * 61, "at most 60 letters"),
     ],
 )
 def test_ambiguous_yaml_is_one_message(tmp_path: Path, lines: str, says: str) -> None:
@@ -194,10 +198,10 @@ def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ({"expert_noise": 3}, "'expert_noise' is dict in the notebook, not 3"),
-        ({"expert_noise": {"base": "much"}}, r"'expert_noise\.base' is float in the notebook, not 'much'"),
-        ({"expert_noise": {"base": True}}, r"'expert_noise\.base' is float"),
-        ({"data": False}, "'data' is str in the notebook, not False.*yes, no, on and off.*quotes"),
+        ({"expert_noise": 3}, "'expert_noise' must be dict, as in the notebook, not 3"),
+        ({"expert_noise": {"base": "much"}}, r"'expert_noise\.base' must be float, as in the notebook, not 'much'"),
+        ({"expert_noise": {"base": True}}, r"'expert_noise\.base' must be float"),
+        ({"data": False}, "'data' must be str, as in the notebook, not False.*yes, no, on and off.*quotes"),
         ({"method": True}, "unknown method True.*yes, no, on and off"),
         (
             {"expert_noise": {"base": None}},
@@ -236,10 +240,10 @@ def test_the_command_that_repeats_has_the_same_values(value: Any) -> None:
     [
         ({"metod": "rft"}, "unknown parameter 'metod'.*did you mean 'method'.*declares"),
         ({"method": "rtf"}, "unknown method 'rtf'.*did you mean 'rft'.*known: rft, eef, bad"),
-        ({"n": "many"}, "'n' is int in the notebook"),
-        ({"n": True}, "'n' is int in the notebook"),
-        ({"n": 1.5}, "'n' is int in the notebook"),
-        ({"lr": "1e-3"}, "'lr' is float in the notebook"),
+        ({"n": "many"}, "'n' must be int, as in the notebook"),
+        ({"n": True}, "'n' must be int, as in the notebook"),
+        ({"n": 1.5}, "'n' must be int, as in the notebook"),
+        ({"lr": "1e-3"}, "'lr' must be float, as in the notebook"),
         ({"lr": None}, "'lr' has no value"),
     ],
 )
@@ -253,11 +257,121 @@ def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters:
 def test_parameters_of_the_figure_are_checked_too(tmp_path: Path) -> None:
     figure = {"notebook": "tiny.ipynb", "lr": 1.0}
     check(read_spec(write(tmp_path, figure=figure)), [])
-    with pytest.raises(SweepError, match="figure: 'lrr' is no parameter of tiny.ipynb.*did you mean 'lr'"):
+    with pytest.raises(SweepError, match="figure: 'lrr' is not a parameter of tiny.ipynb.*did you mean 'lr'"):
         check(read_spec(write(tmp_path, figure=figure | {"lrr": 1.0})), [])
     check(read_spec(write(tmp_path, figure={"draw": ["win_rate_vs_budget"]})), [])
     with pytest.raises(SweepError, match="demo.yaml: figure: 'lr' needs a notebook"):
         check(read_spec(write(tmp_path, figure={"lr": 1})), [])
+
+
+RENAMED_CELL = (
+    PARAMETERS
+    + """\
+constrained_decoding = None
+micro_batch_size = 0
+packing = "auto"  # one of: auto, padded, flat
+expert_noise = {}
+"""
+)
+FIGURE_CELL = 'draw = ["difference_map"]\nx = ""\ny = ""\npacking = ""\n'
+OLD_SWEEP = """\
+name: old
+notebook: tiny.ipynb
+seeds: [0]
+parameters: {lr: 0.01, limited: true}
+points: [{method: rft, micro: 1}, {method: eef, micro: 2}]
+grid:
+  slips: [{late: 0.4}, {late: 0.8}]
+figure: {notebook: figures.ipynb, draw: [difference_map], x: slips.late, y: micro, batches: flat}
+"""
+
+
+def in_current_names(text: str) -> str:
+    for former, current in RENAMED.items():
+        text = re.sub(rf"\b{former}\b", current, text)
+    return text
+
+
+@pytest.fixture
+def old_sweep(tmp_path: Path) -> Path:
+    """A sweep file in former names, whose notebooks declare the current ones."""
+    write(tmp_path, cell=FIGURE_CELL)
+    (tmp_path / "tiny.ipynb").rename(tmp_path / "figures.ipynb")
+    write(tmp_path, cell=RENAMED_CELL)
+    (tmp_path / "old.yaml").write_text(OLD_SWEEP)
+    return tmp_path / "old.yaml"
+
+
+def test_a_sweep_file_with_former_names_has_the_points_of_one_with_current_names(old_sweep: Path) -> None:
+    root = old_sweep.parent / "runs"
+    former = read_spec(old_sweep)
+    old_sweep.write_text(in_current_names(OLD_SWEEP))
+    current = read_spec(old_sweep)
+    assert current.notices == () and replace(former, notices=()) == current
+    assert current.figure["x"] == "expert_noise.late" and current.figure["packing"] == "flat"
+    points, expected = plan(former, {}, root), plan(current, {}, root)
+    assert len(points) == 4 and points == expected
+    assert points[0].parameters["constrained_decoding"] is True and points[0].label.startswith("rft-micro_batch_size1-")
+
+
+def test_each_former_name_is_reported_once(
+    old_sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(old_sweep.parent)
+    expected = {"limited": "old.yaml", "micro": "old.yaml", "slips": "old.yaml", "batches": "old.yaml"}
+    assert main(["sweep", "old.yaml", "--dry-run", "--root", "runs"]) == 0
+    former_lines = capsys.readouterr().out.splitlines()
+    notices = [line for line in former_lines if "is now called" in line]
+    assert sorted(notices) == sorted(
+        f"{where}: parameter {name!r} is now called {RENAMED[name]!r}; the former name still works in this version"
+        for name, where in expected.items()
+    )
+    old_sweep.write_text(in_current_names(OLD_SWEEP))
+    assert main(["sweep", "old.yaml", "--dry-run", "--root", "runs"]) == 0
+    assert capsys.readouterr().out.splitlines() == [line for line in former_lines if line not in notices]
+
+
+def test_former_names_work_on_the_command_line(old_sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (old_sweep.parent / "one.yaml").write_text("{notebook: tiny.ipynb, points: [{n: 1}, {n: 2}]}")
+    outputs = []
+    for name in ("packing", "batches"):
+        words = ["sweep", str(old_sweep.parent / "one.yaml"), "-p", f"{name}=flat"]
+        assert main([*words, "--dry-run", "--root", str(old_sweep.parent / "runs")]) == 0
+        outputs.append(capsys.readouterr().out)
+    notice, _, rest = outputs[1].partition("\n")
+    assert notice == "-p: parameter 'batches' is now called 'packing'; the former name still works in this version"
+    assert rest == outputs[0] and '"packing": "flat"' in rest
+    spec = read_spec(old_sweep.parent / "one.yaml")
+    assert use_current_names(spec, {"batches": "flat", "n": 1})[0] == {"packing": "flat", "n": 1}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "parameters: {slips: {}, expert_noise: {}}",
+        "points: [{n: 1}, {slips: {}, expert_noise: {}}]",
+        "grid: {expert_noise: [{}], slips: [{}]}",
+    ],
+)
+def test_a_parameter_under_both_names_is_an_error(old_sweep: Path, lines: str) -> None:
+    old_sweep.write_text(f"notebook: tiny.ipynb\n{lines}\n")
+    says = r"'slips' is the former name of 'expert_noise', and both are set: keep 'expert_noise'"
+    with pytest.raises(SweepError, match=rf"old\.yaml: \w+: {says}"):
+        read_spec(old_sweep)
+    old_sweep.write_text("notebook: tiny.ipynb\npoints: [{slips: {}}]\ngrid: {expert_noise: [{}]}\n")
+    with pytest.raises(SweepError, match="'expert_noise' is in both 'points' and 'grid'"):
+        read_spec(old_sweep)
+    spec = read_spec(write(old_sweep.parent, cell=RENAMED_CELL))
+    with pytest.raises(SweepError, match=f"-p: {says}"):
+        use_current_names(spec, {"slips": {}, "expert_noise": {}})
+
+
+@pytest.mark.parametrize("cell", ["slips = {}\nmicro = 0\n", RENAMED_CELL + "slips = {}\nmicro = 0\n"])
+def test_a_notebook_that_declares_a_former_name_keeps_it(tmp_path: Path, cell: str) -> None:
+    points = [{"slips": {"late": 0.4}}, {"slips": {"late": 0.8}}]
+    spec = read_spec(write(tmp_path, cell=cell, parameters={"micro": 2}, points=points, figure={"x": "slips.late"}))
+    assert (spec.parameters, spec.points, spec.figure) == ({"micro": 2}, points, {"x": "slips.late"})
+    assert spec.notices == () and use_current_names(spec, {"micro": 1}) == ({"micro": 1}, ())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "# A page\n", '{"nbformat": 4, "metadata": {}, "cells": [3]}'])
@@ -433,7 +547,7 @@ def test_points_of_equal_parameters_are_refused(tmp_path: Path, changes: dict[st
         marks(file)
 
 
-def ended(spec: module.Spec, point: module.Point, root: Path) -> str:
+def ended(spec: Spec, point: Point, root: Path) -> str:
     """What a sweep says of a point whose notebook ran well."""
     (root / "notebooks").mkdir(parents=True, exist_ok=True)
     Path(f"{point.base}.runs").write_text("")
@@ -455,7 +569,7 @@ def test_a_point_whose_code_or_files_change_while_it_runs_is_not_finished(declar
     point.mark.unlink()
     text = ended(spec, point, root)
     assert point.state == "failed" and not point.mark.exists()
-    assert "code or files changed while it ran: start the sweep again to run it anew" in text
+    assert "code or files changed while it ran: start the sweep again to repeat it" in text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("eef/training/trainer.py was edited"), FileNotFoundError("no a.jsonl")])
@@ -634,7 +748,7 @@ def test_labels_are_short_and_name_files_by_their_stems(declared: Path) -> None:
 
 @given(st.lists(st.text().map(lambda text: 20 * text), min_size=1, max_size=3))
 def test_any_label_is_a_short_file_name(values: list[str]) -> None:
-    spec = module.Spec("demo", Path("demo.yaml"), Path("x.ipynb"), points=[{f"p{i}": v for i, v in enumerate(values)}])
+    spec = Spec("demo", Path("demo.yaml"), Path("x.ipynb"), points=[{f"p{i}": v for i, v in enumerate(values)}])
     name = label(spec, {**spec.points[0], "seed": 0})
     assert re.fullmatch(r"[\w.=-]+", name) and len(name.encode()) <= 100
 
@@ -704,7 +818,7 @@ def test_a_mark_without_its_run_is_not_finished(tmp_path: Path) -> None:
 def test_two_sweeps_in_one_folder(tmp_path: Path) -> None:
     path, root = write(tmp_path), tmp_path / "runs"
     root.mkdir()
-    with FileLock(root / ".sweep.lock"), pytest.raises(SweepError, match="another sweep is at work"):
+    with FileLock(root / ".sweep.lock"), pytest.raises(SweepError, match="another sweep is running"):
         sweep(path, root=root)
 
 
@@ -728,7 +842,7 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(module.inputs, "code_of", lambda notebook: {})  # an edit while tests run would start all anew
+    monkeypatch.setattr(inputs, "code_of", lambda notebook: {})  # an edit while tests run would start all anew
     root = tmp_path / "runs"
     path = write(tmp_path, seeds=[0], points=[{"method": "bad", "n": 1}, {"method": "rft", "n": 1}])
     assert sweep(path, jobs=2, root=root) == 1
@@ -763,6 +877,6 @@ def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
         said, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130 and "goes on from here" in said
+    assert process.returncode == 130 and "the same command resumes the sweep" in said
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)

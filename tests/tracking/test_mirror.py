@@ -287,7 +287,9 @@ def test_a_report_is_saved_apart_and_its_trouble_is_one_line(
     pytest.importorskip("wandb_workspaces", reason="the extra 'report' is not installed")
     said = mirror.save_report(tmp_path, "demo", [], "about")
     assert said.startswith("none: exit 1: ") and "\n" not in said and "credentials" in said
-    monkeypatch.setattr(
-        mirror, "run_separately", lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
-    )
+
+    def saved(root: Path, code: str, file: str, name: str, *rest: str) -> None:
+        Path(file).write_text(f"address of {name}")
+
+    monkeypatch.setattr(mirror, "run_separately", saved)
     assert mirror.save_report(tmp_path, "demo", [], "about") == "address of demo"
