@@ -1,4 +1,4 @@
-"""What a sweep shows: a table on a terminal, lines elsewhere."""
+"""The progress of a sweep: a table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

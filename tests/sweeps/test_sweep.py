@@ -59,7 +59,7 @@ run.finish({"method": method, "n": n, "win_rate": 0.25 + n / 100})
 
 
 def write(folder: Path, **changes: Any) -> Path:
-    """A sweep file beside a notebook of two cells."""
+    """Write a sweep file and a notebook of two cells."""
     sources = (changes.pop("cell", PARAMETERS), changes.pop("body", BODY))
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata.tags = ["parameters"]
@@ -86,7 +86,7 @@ def test_expand_lists_points_then_grid_then_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "overrides", "says"),
+    ("changes", "overrides", "message"),
     [
         ({}, {"n": 3}, "'n' is set by the points"),
         ({}, {"seed": "x"}, "seeds must be integers"),
@@ -105,9 +105,9 @@ def test_expand_lists_points_then_grid_then_seeds(tmp_path: Path) -> None:
         ({"name": "a/b"}, {}, "becomes a folder"),
     ],
 )
-def test_bad_sweep_files(tmp_path: Path, changes: dict[str, Any], overrides: dict[str, Any], says: str) -> None:
+def test_bad_sweep_files(tmp_path: Path, changes: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
     path = write(tmp_path, **changes)
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(SweepError, match=message):
         expand(read_spec(path), overrides)
 
 
@@ -120,7 +120,7 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("lines", "message"),
     [
         ("parameters: {seed: 3}", "parameters: 'seed' is not a parameter: use the top-level 'seeds: "),
         ("parameters: {seeds: [3]}", "parameters: 'seeds' is not a parameter"),
@@ -148,10 +148,10 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
         ("name: " + "x" * 61, "at most 60 letters"),
     ],
 )
-def test_ambiguous_yaml_is_one_message(tmp_path: Path, lines: str, says: str) -> None:
+def test_ambiguous_yaml_is_one_message(tmp_path: Path, lines: str, message: str) -> None:
     write(tmp_path)
     (tmp_path / "other.yaml").write_text(f"notebook: tiny.ipynb\n{lines}\n")
-    with pytest.raises(SweepError, match=rf"other\.yaml.*{says}") as caught:
+    with pytest.raises(SweepError, match=rf"other\.yaml.*{message}") as caught:
         read_spec(tmp_path / "other.yaml")
     assert "\n" not in str(caught.value)
 
@@ -196,7 +196,7 @@ def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "says"),
+    ("parameters", "message"),
     [
         ({"expert_noise": 3}, "'expert_noise' must be dict, as in the notebook, not 3"),
         ({"expert_noise": {"base": "much"}}, r"'expert_noise\.base' must be float, as in the notebook, not 'much'"),
@@ -211,10 +211,10 @@ def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
         ({"method": None}, "'method' has no value"),
     ],
 )
-def test_kinds_are_checked_below_dictionaries(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
+def test_kinds_are_checked_below_dictionaries(tmp_path: Path, parameters: dict[str, Any], message: str) -> None:
     spec = read_spec(write(tmp_path, cell=FILES))
     check(spec, [{"expert_noise": {"base": 1, "late": "x"}}])
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(SweepError, match=message):
         check(spec, [parameters])
 
 
@@ -231,12 +231,12 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_the_command_that_repeats_has_the_same_values(value: Any) -> None:
-    words = shlex.split(repeat_command("demo.yaml", {"v": value}, None))
-    assert words[:4] == ["eef", "sweep", "demo.yaml", "-p"] and parse_overrides(words[4:]) == {"v": value}
+    command = shlex.split(repeat_command("demo.yaml", {"v": value}, None))
+    assert command[:4] == ["eef", "sweep", "demo.yaml", "-p"] and parse_overrides(command[4:]) == {"v": value}
 
 
 @pytest.mark.parametrize(
-    ("parameters", "says"),
+    ("parameters", "message"),
     [
         ({"metod": "rft"}, "unknown parameter 'metod'.*did you mean 'method'.*declares"),
         ({"method": "rtf"}, "unknown method 'rtf'.*did you mean 'rft'.*known: rft, eef, bad"),
@@ -247,10 +247,10 @@ def test_the_command_that_repeats_has_the_same_values(value: Any) -> None:
         ({"lr": None}, "'lr' has no value"),
     ],
 )
-def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
+def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters: dict[str, Any], message: str) -> None:
     spec = read_spec(write(tmp_path))
     check(spec, [{"method": "eef", "n": 2, "lr": 1, "data": "anything", "slow": 0, "seed": 1}, {"data": None}])
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(SweepError, match=message):
         check(spec, [parameters])
 
 
@@ -335,8 +335,8 @@ def test_former_names_work_on_the_command_line(old_sweep: Path, capsys: pytest.C
     (old_sweep.parent / "one.yaml").write_text("{notebook: tiny.ipynb, points: [{n: 1}, {n: 2}]}")
     outputs = []
     for name in ("packing", "batches"):
-        words = ["sweep", str(old_sweep.parent / "one.yaml"), "-p", f"{name}=flat"]
-        assert main([*words, "--dry-run", "--root", str(old_sweep.parent / "runs")]) == 0
+        command = ["sweep", str(old_sweep.parent / "one.yaml"), "-p", f"{name}=flat"]
+        assert main([*command, "--dry-run", "--root", str(old_sweep.parent / "runs")]) == 0
         outputs.append(capsys.readouterr().out)
     notice, _, rest = outputs[1].partition("\n")
     assert notice == "-p: parameter 'batches' is now called 'packing'; the former name still works in this version"
@@ -355,14 +355,14 @@ def test_former_names_work_on_the_command_line(old_sweep: Path, capsys: pytest.C
 )
 def test_a_parameter_under_both_names_is_an_error(old_sweep: Path, lines: str) -> None:
     old_sweep.write_text(f"notebook: tiny.ipynb\n{lines}\n")
-    says = r"'slips' is the former name of 'expert_noise', and both are set: keep 'expert_noise'"
-    with pytest.raises(SweepError, match=rf"old\.yaml: \w+: {says}"):
+    message = r"'slips' is the former name of 'expert_noise', and both are set: keep 'expert_noise'"
+    with pytest.raises(SweepError, match=rf"old\.yaml: \w+: {message}"):
         read_spec(old_sweep)
     old_sweep.write_text("notebook: tiny.ipynb\npoints: [{slips: {}}]\ngrid: {expert_noise: [{}]}\n")
     with pytest.raises(SweepError, match="'expert_noise' is in both 'points' and 'grid'"):
         read_spec(old_sweep)
     spec = read_spec(write(old_sweep.parent, cell=RENAMED_CELL))
-    with pytest.raises(SweepError, match=f"-p: {says}"):
+    with pytest.raises(SweepError, match=f"-p: {message}"):
         use_current_names(spec, {"slips": {}, "expert_noise": {}})
 
 
@@ -385,18 +385,18 @@ def test_a_file_that_is_no_notebook_is_one_message(tmp_path: Path, text: str) ->
 
 
 def test_mistakes_stop_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_work", lambda *given: pytest.fail("started"))
+    monkeypatch.setattr(module, "_work", lambda *arguments: pytest.fail("started"))
     path, root = write(tmp_path), tmp_path / "runs"
-    for overrides, words in (({"nn": 1}, {}), ({}, {"jobs": 0}), ({}, {"only": "no such"})):
+    for overrides, options in (({"nn": 1}, {}), ({}, {"jobs": 0}), ({}, {"only": "no such"})):
         with pytest.raises(SweepError):
-            sweep(path, overrides, root=root, **words)  # type: ignore[arg-type]
+            sweep(path, overrides, root=root, **options)  # type: ignore[arg-type]
     assert not root.exists()
 
 
 def test_dry_run_lists_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(write(tmp_path), dry_run=True, only="n2", root=tmp_path / "runs") == 0
-    said = capsys.readouterr().out
-    assert "rft-n2-s0" in said and "rft-n2-s1" in said and "rft-n1" not in said
+    output = capsys.readouterr().out
+    assert "rft-n2-s0" in output and "rft-n2-s1" in output and "rft-n1" not in output
     assert not (tmp_path / "runs").exists()
 
 
@@ -441,7 +441,7 @@ def test_a_mark_follows_notebook_and_parameters(tmp_path: Path) -> None:
 
 
 def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules that the notebook does not import, docstrings and page templates do not count."""
+    """Modules that the notebook does not import, docstrings and page templates are ignored."""
     package = tmp_path / "copy" / "eef"
     copy_package(package, monkeypatch)
     file = write(tmp_path, body="%matplotlib inline\nfrom eef.tracking.runs import Run\nimport helper\n")
@@ -456,7 +456,7 @@ def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monke
     assert marks(file) == first
     for changed, line in (
         (runs, "x = 1\n"),
-        (package / "files.py", "x = 1\n"),  # imported by it
+        (package / "files.py", "x = 1\n"),  # an import of runs.py
         (package / "envs" / "webshop" / "reward.py", "x = 1\n"),
         (package / "envs" / "webshop" / "instructions.txt", "more\n"),
         (tmp_path / "helper.py", "Y = 1\n"),
@@ -469,7 +469,7 @@ def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monke
 
 
 def copy_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of this package, without weights, whose files marks are made of."""
+    """Copy this package, without weights, and compute marks from the files of the copy."""
     shutil.copytree(keys.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for copied in (keys, inputs):
         monkeypatch.setattr(copied, "PACKAGE", package)
@@ -490,7 +490,7 @@ def test_a_mark_follows_no_stray_file_of_the_package(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("place", [".", "here"], ids=["beside the notebook", "in the current folder"])
 def test_a_mark_follows_packages_of_the_user(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comments and docstrings do not count, nor modules that the notebook does not import or that a library hides."""
+    """Comments, docstrings, modules that are not imported, and modules that a library hides are ignored."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = tmp_path / place
@@ -548,7 +548,7 @@ def test_points_of_equal_parameters_are_refused(tmp_path: Path, changes: dict[st
 
 
 def ended(spec: Spec, point: Point, root: Path) -> str:
-    """What a sweep says of a point whose notebook ran well."""
+    """The message of a sweep about a point whose notebook succeeded."""
     (root / "notebooks").mkdir(parents=True, exist_ok=True)
     Path(f"{point.base}.runs").write_text("")
     return module._end(spec, point, 0, root)
@@ -589,7 +589,7 @@ def test_a_point_whose_code_cannot_be_checked_is_not_finished(
 def test_a_sweep_notices_an_edit_of_a_module_while_it_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real execution: the notebook itself edits the module that it has imported, once."""
+    """A real execution: the notebook edits a module that it has imported, once."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     (tmp_path / "helper.py").write_text("N = 1\n")
     edit = f"import helper\nopen({str(tmp_path / 'helper.py')!r}, 'w').write('N = 2\\n')\n"
@@ -615,7 +615,7 @@ def test_names_of_methods_and_the_like_are_checked_before_anything_starts() -> N
 
 
 def test_a_parameter_that_merely_is_a_path_is_text(declared: Path) -> None:
-    """``eef`` is a method, ``strong`` an expert and ``embedded`` a model, also where folders have these names."""
+    """``eef`` is a method, ``strong`` an expert and ``embedded`` a model, even if folders have these names."""
     first = marks(declared, method="eef", note="data")
     for name in ("eef", "strong", "embedded", "official"):
         (declared.parent / name).mkdir()
@@ -683,7 +683,7 @@ def test_a_default_that_names_a_file_counts(declared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         ({"data": "shop"}, r"^-p data: no file or folder shop \(tried .*/shop, "),
         ({"experts": "c.jsonl"}, r"^-p experts: no file c.jsonl \(tried .*/c.jsonl"),
@@ -694,22 +694,22 @@ def test_a_default_that_names_a_file_counts(declared: Path) -> None:
     ],
 )
 def test_a_missing_file_stops_before_anything_starts(
-    declared: Path, overrides: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+    declared: Path, overrides: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_work", lambda *given: pytest.fail("started"))
-    with pytest.raises(SweepError, match=says):
+    monkeypatch.setattr(module, "_work", lambda *arguments: pytest.fail("started"))
+    with pytest.raises(SweepError, match=message):
         sweep(declared, overrides, root=declared.parent / "runs")
     assert not (declared.parent / "runs").exists()
 
 
 def test_the_notebooks_of_this_repository_declare_their_files() -> None:
-    """The names in the comments are those that the code knows; every sweep file can be planned."""
+    """The comments list exactly the names that the code knows, and every sweep file can be planned."""
     from eef.agents.model_files import EMBEDDED_MODELS
     from eef.experts import STAND_INS
 
     experiments = keys.PACKAGE.parent / "experiments"
     known = launch.declared(experiments.parent / "notebooks" / "experiment.ipynb")
-    files = {key: found for key in known if (found := inputs.declaration(known[key]["help"])) is not None}
+    files = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
     assert set(files) == {"data", "experts", "model", "env_options"} and set(files["env_options"]) == {"split"}
     assert files["data"] == inputs.Files()
     assert files["experts"] == inputs.Files(tuple(STAND_INS["webshop"]), joined=True)
@@ -777,7 +777,7 @@ def test_finished_points_of_other_releases_are_named_in_one_line(
 def test_the_same_sweep_from_another_folder_has_nothing_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real executions; a changed expert file then starts the points anew that name it, and no others."""
+    """Real executions. A changed expert file repeats the points that name it, and no others."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     root = tmp_path / "runs"
     for name in ("a", "b", "c"):
@@ -800,8 +800,10 @@ def test_the_same_sweep_from_another_folder_has_nothing_to_do(
     assert sweep(file, root=root) == 0 and "0 to do" in capsys.readouterr().out
     (tmp_path / "b.jsonl").write_text("changed")
     assert sweep(file, root=root, dry_run=True) == 0
-    said = capsys.readouterr().out
-    assert "1 to do" in said and re.search(r"waits +\S+-eef-s0", said) and re.search(r"finished +\S+-rft-s0", said)
+    output = capsys.readouterr().out
+    assert (
+        "1 to do" in output and re.search(r"waits +\S+-eef-s0", output) and re.search(r"finished +\S+-rft-s0", output)
+    )
 
 
 def test_a_mark_without_its_run_is_not_finished(tmp_path: Path) -> None:
@@ -842,13 +844,13 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(inputs, "code_of", lambda notebook: {})  # an edit while tests run would start all anew
+    monkeypatch.setattr(inputs, "code_of", lambda notebook: {})  # edits while tests run must not count
     root = tmp_path / "runs"
     path = write(tmp_path, seeds=[0], points=[{"method": "bad", "n": 1}, {"method": "rft", "n": 1}])
     assert sweep(path, jobs=2, root=root) == 1
-    said = capsys.readouterr().out
-    assert "FAILED  bad-n1-s0" in said and "RuntimeError: this one is bad" in said and "26.0 %" in said
-    assert said.rstrip().endswith(f"again: eef sweep {path} --root {root}")
+    output = capsys.readouterr().out
+    assert "FAILED  bad-n1-s0" in output and "RuntimeError: this one is bad" in output and "26.0 %" in output
+    assert output.rstrip().endswith(f"again: eef sweep {path} --root {root}")
     index = json.loads((root / "sweeps" / "demo.json").read_text())
     assert index["missing"] == ["bad-n1-s0"] and len(index["run_ids"]) == 1
     run = root / index["run_ids"][0]
@@ -865,8 +867,8 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
 def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
     path = write(tmp_path, seeds=[0], points=[{"n": 1}], parameters={"slow": 60.0})
     code = "import sys; from eef.sweeps.sweep import sweep; sys.exit(sweep(sys.argv[1], root=sys.argv[2]))"
-    words = [sys.executable, "-c", code, str(path), str(tmp_path / "runs")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         for _ in range(300):
             if beside := list(tmp_path.glob("runs/stages/.bc-*.[0-9]*")):
@@ -874,9 +876,9 @@ def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
             time.sleep(0.1)
         kernel = int(beside[0].name.rsplit(".", 1)[1])
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130 and "the same command resumes the sweep" in said
+    assert process.returncode == 130 and "the same command resumes the sweep" in output
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
