@@ -278,7 +278,7 @@ def test_each_option_of_scienceworld_makes_exactly_the_stages_anew_that_depend_o
 ) -> None:
     assert set(SCIENCE) == set(inspect.signature(ScienceWorld.__init__).parameters) - {"self"}
     parts = {"train": [0, 1], "eval": [2], "test": [3, 4]}
-    monkeypatch.setattr(ScienceWorld, "_task_sizes", lambda self, command: {"find-animal": 9, "find-plant": 9})
+    monkeypatch.setattr(ScienceWorld, "_task_sizes", lambda self, names: {"find-animal": 9, "find-plant": 9})
     monkeypatch.setattr(
         ScienceWorld,
         "_simulators_split",

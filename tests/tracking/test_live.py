@@ -175,9 +175,8 @@ def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenize
     subprocess.run(start, check=True, timeout=300)
     rows = [json.loads(line) for line in (folder / "bc" / "metrics.jsonl").read_text().splitlines()]
     for name in ("step", "loss", "learning_rate"):
-        assert history(folder, f"bc/{name}") == [row[name] for row in rows], (
-            "one complete curve, including the steps before the kill"
-        )
+        values = [row[name] for row in rows]  # one complete curve, including the steps before the kill
+        assert history(folder, f"bc/{name}") == values
     assert len(rows) > len(curve) and exit_codes(folder) == [0] and summary(folder)["stage"] == "finished"
 
 

@@ -243,7 +243,7 @@ def test_sync_counts_what_went(
         folder.mkdir(parents=True)
         (folder / "run.wandb").write_bytes(b"x")
 
-    def sent(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+    def sent(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         for path in command[command.index("sync") + 1 :]:
             if not path.endswith("11"):
                 (Path(path) / "run.wandb.synced").touch()
@@ -262,7 +262,7 @@ def test_sync_counts_what_went(
 def test_the_report_compares_method_environment_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     wr = pytest.importorskip("wandb_workspaces.reports.v2.interface", reason="the extra 'report' is not installed")
     monkeypatch.setattr(wr, "_get_api", lambda: None)
-    monkeypatch.setattr(wr, "execute_graphql", lambda *given, **command: {"project": {"internalId": "1"}})
+    monkeypatch.setattr(wr, "execute_graphql", lambda *arguments, **options: {"project": {"internalId": "1"}})
     monkeypatch.setenv("WANDB_ENTITY", "me")
     report = mirror.report("demo", [Path("rates.png")], "about", save=False)
     spec = report._to_model().spec.model_dump_json(exclude_none=True, by_alias=True)

@@ -1,4 +1,4 @@
-"""Run folders: stages made once and whole, results that do not depend on the clock, clear command for bad files."""
+"""Run folders: stages are made once and completely, results are reproducible, and invalid files are named."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def test_stamp_records_where_a_run_came_from(monkeypatch: pytest.MonkeyPatch) ->
     assert {"eef", "torch", "transformers", "peft", "python"} <= set(full["versions"])
     assert full["cpu"] and full["cpus"] >= 1 and full["memory_gb"] > 0 and isinstance(full["gpus"], list)
     json.dumps(full)
-    monkeypatch.setattr(stamps, "_git", lambda *command: None)
+    monkeypatch.setattr(stamps, "_git", lambda *arguments: None)
     bare = stamp({}, "t1")
     assert bare["commit"] == "unknown" and bare["dirty"] is None
 
