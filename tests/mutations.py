@@ -1,10 +1,10 @@
-"""Breaks the code one line at a time and counts what the tests notice.
+"""Break the code one line at a time, and count how often the tests notice.
 
-    python tests/mutations.py            all of them, some 30 minutes on two cores
-    python tests/mutations.py seeds      those whose name contains a word
+    python tests/mutations.py            all mutations (about 30 minutes on two cores)
+    python tests/mutations.py seeds      mutations whose name contains a word
 
-Each mutation is made in a copy of the project, and the tests beside it must fail. Those that survive are listed; more
-than two are an error (exit code 1).
+Each mutation is applied to a copy of the project, where its tests must fail. Mutations that survive are listed. More than
+two survivors are an error (exit code 1).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEYS = "tests/tracking/test_keys.py"
 
 @dataclass(frozen=True)
 class Mutation:
-    """``old`` becomes ``new`` in ``file`` (once); ``tests`` are pytest's arguments."""
+    """Replace ``old``, which occurs once in ``file``, by ``new``. ``tests`` are the arguments of pytest."""
 
     name: str
     file: str
@@ -38,7 +38,7 @@ class Mutation:
 
 
 def out_of_key(name: str, file: str, line: str, word: str = "setting") -> Mutation:
-    """A field of a dataclass that no longer counts in keys."""
+    """A mutation that leaves a field of a dataclass out of keys."""
     head, _, default = line.partition(" = ")
     new = f'{head} = field({f"default={default}, " if default else ""}metadata={{"key": None}})'
     return Mutation(f"keys: {name}", f"eef/{file}", f"    {line}\n", f"    {new}\n", f"{KEYS} -k {word}")
@@ -176,34 +176,36 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
-def noticed(mutation: Mutation) -> tuple[bool, str]:
-    """Whether a test fails with the mutation; and the line that says which, or why the mutation could not be made."""
+def is_noticed(mutation: Mutation) -> tuple[bool, str]:
+    """Whether a test fails with the mutation, and the line of pytest that names the test."""
     with tempfile.TemporaryDirectory() as name:
         folder = copy_of_the_project(Path(name))
         path = folder / mutation.file
         text = path.read_text(encoding="utf-8")
         if text.count(mutation.old) != 1:
             raise SystemExit(
-                f"{mutation.name}: {mutation.old!r} is {text.count(mutation.old)} times in {mutation.file}"
+                f"{mutation.name}: {mutation.old!r} occurs {text.count(mutation.old)} times in {mutation.file}"
             )
         changed = text.replace(mutation.old, mutation.new)
         if "field(" in mutation.new and "dataclass, field" not in changed:
             changed = changed.replace("import dataclass", "import dataclass, field", 1)
         path.write_text(changed, encoding="utf-8")
-        words = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutation.tests}"
+        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutation.tests}"
         env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(words, shell=True, cwd=folder, env=env, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        if done.returncode not in (0, 1):
-            raise SystemExit(f"{mutation.name}: pytest {mutation.tests} could not run:\n{done.stdout}{done.stderr}")
-        return done.returncode == 1, lines[0] if lines else ""
+        process = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+        lines = [line for line in process.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if process.returncode not in (0, 1):
+            raise SystemExit(
+                f"{mutation.name}: pytest {mutation.tests} could not run:\n{process.stdout}{process.stderr}"
+            )
+        return process.returncode == 1, lines[0] if lines else ""
 
 
 def main(word: str = "") -> int:
     chosen = [mutation for mutation in MUTATIONS if word in mutation.name]
     survivors = []
     with ThreadPoolExecutor(JOBS) as threads:
-        for mutation, (failed, line) in zip(chosen, threads.map(noticed, chosen), strict=True):
+        for mutation, (failed, line) in zip(chosen, threads.map(is_noticed, chosen), strict=True):
             print(f"{'noticed ' if failed else 'SURVIVED'}  {mutation.name}  {line[:100]}", flush=True)
             survivors += [] if failed else [mutation.name]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutations were noticed")
