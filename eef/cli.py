@@ -294,7 +294,7 @@ def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) ->
     print(f"report: {_near(page(root, name, root / 'reports' / f'{name}.html', pictures, index))}")
     clocks = [root / run / "timing.json" for run in index["run_ids"][:1]]
     modes = [(read_json(path).get("wandb") or {}).get("used", "disabled") for path in clocks if path.is_file()]
-    if trouble := mirror.figure(root, name, files, modes[0] if modes else "disabled"):
+    if trouble := mirror.send_figure(root, name, files, modes[0] if modes else "disabled"):
         print(f"warning: W&B: the figure was not sent: {trouble}")
 
 
@@ -314,7 +314,7 @@ def _report(given: argparse.Namespace) -> int:
     out = Path(given.out).resolve() if given.out else root / "reports" / f"{name or 'all'}.html"
     print(f"report: {_near(page(root, name, out, pictures, index))}")
     if name:
-        reason = mirror.account()
+        reason = mirror.account_problem()
         made = f"none, {reason}" if reason else mirror.save_report(root, name, pictures, in_words(root, name, index))
         print(f"W&B report: {made}")
     return 0

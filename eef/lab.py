@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 
 from eef import trajectory
 from eef.agents import react
-from eef.agents.actions import in_words, unreadable
+from eef.agents.actions import describe_problems, problem_counts
 from eef.agents.chat import Chat
 from eef.agents.policy import load_chat
 from eef.agents.rollout import OnProgress, Start
-from eef.agents.simulation import Simulation, play
+from eef.agents.simulation import Simulation, run_simulations
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
@@ -125,7 +125,7 @@ class Lab:
             self.env, settings.group(ModelSettings), self.chat, settings.group(ActingSettings), adapter, starts,
             temperature, seed, settings.processes,
         )  # fmt: skip
-        return self._trajectories(name, play, inputs, len(starts))
+        return self._trajectories(name, run_simulations, inputs, len(starts))
 
     def _trajectories(
         self, name: str, body: Callable[..., list[Trajectory]], inputs: Any, total: int
@@ -137,10 +137,10 @@ class Lab:
                 played = body(inputs, folder, _episodes(bar, self.run, name))
             self._check_code(body, inputs)
             trajectory.save(played, folder / "trajectories.jsonl")
-            cost, problems = evaluate.cost(played), unreadable(one.info for one in played)
+            cost, problems = evaluate.cost(played), problem_counts(one.info for one in played)
             log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in played)})
-            if line := in_words(problems, cost["env_steps"]):
-                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is play else ""
+            if line := describe_problems(problems, cost["env_steps"]):
+                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is run_simulations else ""
                 print(f"[{name}] {line}{advice}", flush=True)
 
         folder = self.run.stage(name, stage_key(body, inputs), write)
@@ -184,7 +184,7 @@ def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
         return chat
-    with_opening = react.scaffold(chat, env.name, one_shot_example(env, "train", tasks) if settings.one_shot else None)
+    with_opening = react.react_chat(chat, env, one_shot_example(env, "train", tasks) if settings.one_shot else None)
     if settings.resolved().constrained_decoding:
         raise ValueError(
             "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from eef.agents.actions import unreadable
+from eef.agents.actions import problem_counts
 from eef.agents.rollout import Start
 from eef.agents.vllm import Server
 from eef.analysis import evaluate
@@ -231,7 +231,7 @@ def experiment(
             **lab.evaluate(adapter),
             **{name: value for name, value in evaluate.cost(lab.spent).items() if name != "errors"},
             "simulation_errors": evaluate.cost(lab.spent)["errors"],
-            **{f"simulation_{name}": value for name, value in unreadable(one.info for one in lab.spent).items()},
+            **{f"simulation_{name}": value for name, value in problem_counts(one.info for one in lab.spent).items()},
         }
         run.finish(result)
     return {"run_id": run.run_id, "seconds": run.seconds(), **result}

@@ -26,6 +26,14 @@ def _experts_key(names: str) -> list[Any]:
     return [[Path(name).stem, file_key(name)] if names_file(name) else name for name in joined_names(names)]
 
 
+# Former names of parameters, which sweep files may still use.
+RENAMED = {
+    "limited": "constrained_decoding",
+    "micro": "micro_batch_size",
+    "batches": "packing",
+    "slips": "expert_noise",
+}
+
 # A field's "key" says what a stage key holds instead of the value. None leaves the field out: no result depends on it.
 NOT_IN_KEYS: Mapping[str, Any] = {"key": None}
 

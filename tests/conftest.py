@@ -32,7 +32,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def chat(tokenizer) -> Chat:
-    return Chat.of(tokenizer, aliases=True)
+    return Chat.of(tokenizer, aliases="webshop")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def base(tokenizer, tmp_path_factory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     return str(
-        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": "webshop", "constrained_decoding": True})
     )
 
 

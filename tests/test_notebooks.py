@@ -105,7 +105,7 @@ def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> Non
     papermill.execute_notebook(
         str(ROOT / "notebooks" / "base_model.ipynb"), None, small, kernel_name="python3", progress_bar=False
     )
-    assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": True, "constrained_decoding": True}
+    assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": "webshop", "constrained_decoding": True}
     assert (tmp_path / "model.safetensors").stat().st_size > 0
 
 

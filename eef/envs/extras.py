@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from eef.envs import ENVIRONMENTS, TextEnv
 
@@ -42,6 +42,26 @@ class ScriptedExperts:
     perfect: Any
 
 
+class WordAliases(Protocol):
+    """The symbols of one conversation, for a policy whose ``vocabulary`` has few words."""
+
+    def __init__(self, vocabulary: frozenset[str]) -> None: ...
+
+    def copy(self) -> Self:
+        """The same state, independent from now on."""
+        ...
+
+    def encode(self, text: str, prompt: bool = False) -> str:
+        """An observation as symbols separated by blanks. ``prompt``: it is the subtask's first page."""
+        ...
+
+    def encode_action(self, action: str) -> str: ...
+
+    def decode_action(self, text: str) -> str:
+        """The inverse of :meth:`encode_action`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Extras:
     """The optional parts; every field has a default.
@@ -51,7 +71,8 @@ class Extras:
     a name and a regular expression that matches an action; results tables get one column per skill.
     ``groups(env, tasks)``: a group for each task, such as a difficulty grade, or None; win rates are also reported per
     group. ``parts(observation)``: the parts of an observation, which views show one by one. ``experts``: scripted
-    experts. ``aliases``: a class that replaces words by symbols, for a policy with a small vocabulary.
+    experts. ``aliases``: a class of the protocol :class:`WordAliases`, which replaces words by symbols, for a policy
+    with a small vocabulary.
     """
 
     instructions: str = ""
@@ -60,7 +81,7 @@ class Extras:
     groups: Callable[[Any, Sequence[str]], dict[str, str] | None] = lambda env, tasks: None
     parts: Callable[[str], list[str]] = _whole
     experts: ScriptedExperts | None = None
-    aliases: Any = None
+    aliases: type[WordAliases] | None = None
 
 
 def extras_of(env: TextEnv | str) -> Extras:

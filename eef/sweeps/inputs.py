@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from eef.files import PACKAGE, digest, joined_names
-from eef.tracking.keys import _code, _imports, _stat, code_key, file_key, imports_of, model_key, path_key
+from eef.tracking.keys import code_key, file_imports, file_key, imports_of, model_key, path_key, source_hash
 
 _FILES = re.compile(r"(names? or )?(?:file or folder|files?|folders?)(, joined by \+)?:([^;]*)")
 _KEYS = re.compile(r"may name files:([^;]*)")
@@ -139,7 +139,7 @@ def code_of(notebook: Path) -> dict[str, Any]:
         modules = {*_environments(), *imports_of(source)}
         for path in beside.values():
             modules |= set(imports_of(path.read_text(encoding="utf-8")))
-        hashes = {name: _code(path, _stat(path)) for name, path in beside.items()}
+        hashes = {name: source_hash(path) for name, path in beside.items()}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{notebook}: {error}") from None
     # The releases of libraries do not count: an update must not start a finished sweep anew. A warning names them.
@@ -176,7 +176,7 @@ def _own_modules(names: Iterable[str], folders: Iterable[Path]) -> dict[str, Pat
         if path is not None and not _is_library(top, installed):
             files[name] = path
             parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # they run first
-            waiting += [*parents, *_imports(path, name, _stat(path))]
+            waiting += [*parents, *file_imports(path, name)]
     return files
 
 

@@ -1,13 +1,13 @@
-"""The process that shows a run on Weights & Biases while it runs (see :mod:`eef.tracking.live`).
+"""The companion process, which shows a run on Weights & Biases while it runs (see :mod:`eef.tracking.live`).
 
-It reads the run's ``events.jsonl`` as it grows. Training and rollouts in progress appear as ``STAGE/column``. When the
-run finishes, ``test/...`` over ``budget/...``, tables of trajectories and the summary follow. A run that failed, or
-whose process is gone, ends with exit code 1.
+It reads the run's ``events.jsonl`` as the file grows. Training and rollouts in progress appear as ``STAGE/column``.
+When the run finishes, ``test/...`` over ``budget/...``, tables of trajectories and the summary follow. If the run fails
+or its process dies, the W&B run ends with exit code 1.
 
-Offline, each start writes the whole history anew, in place of a folder that was not synced. What has been sent cannot
-be rewritten: online, a restart goes on in the same W&B run and sends what is missing. Where a stage that was sent has
-been made anew under another key, and where the run was sent by ``eef wandb sync``, it gets a W&B run of its own,
-``RUN_ID-2`` and so on. ``wandb/state.json`` in the run's folder holds what was sent.
+Offline, each start writes the whole history again and replaces an offline folder that was not synced. Online, a restart
+resumes the same W&B run and sends only what is missing. Data that was sent cannot be changed, so a new W&B run,
+``RUN_ID-2`` and so on, is opened in two cases: a stage that was sent now has another key, or the run was sent by
+``eef wandb sync``. ``wandb/state.json`` in the run's folder records what was sent.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from eef.files import read_json, read_rows, write_json
 from eef.tracking import mirror
 
 POLL_SECONDS = 0.2
-LOCK_SECONDS = 60.0  # the companion of a start before this one may still be finishing
+LOCK_SECONDS = 60.0  # the companion of an earlier start may still be finishing
 
 
 @dataclass
 class State:
-    """``wandb/state.json``. ``sent``: folder of a stage -> last step or episode sent, None when all was sent.
+    """The contents of ``wandb/state.json``.
 
-    ``used`` is the mode of the W&B run, ``disabled`` until one is opened.
+    ``sent`` maps the folder of a stage to the last step or episode that was sent, or to None if all were. ``used`` is
+    the mode of the W&B run, ``disabled`` until it is opened.
     """
 
     used: str
     attempt: int = 1
     sent: dict[str, float | None] = field(default_factory=dict)
-    content: str | None = None  # of the finished run
+    content: str | None = None  # hash of the finished run
     error: str | None = None
     pid: int = 0
 
@@ -52,7 +53,10 @@ class State:
 
 @dataclass
 class Companion:
-    """One run's W&B run, opened when there is something to send. ``labels`` and ``complete``: stage -> its folder."""
+    """Sends one run to W&B. The W&B run is opened when there is something to send.
+
+    ``labels`` and ``complete`` map a stage to its folder.
+    """
 
     folder: Path
     mode: str
@@ -78,13 +82,13 @@ class Companion:
         write_json(self.folder / "wandb" / "state.json", asdict(self.state))
 
     def open(self) -> None:
-        """Open the W&B run, offline where it cannot be opened online."""
+        """Open the W&B run; offline if it cannot be opened online."""
         if self.run is not None:
             return
         for path in self.folder.glob("wandb/offline-run-*"):
             if not list(path.glob("*.synced")):
                 shutil.rmtree(path)
-        if self.mode == "online" and (error := mirror.account() or self._init()):
+        if self.mode == "online" and (error := mirror.account_problem() or self._init()):
             self.mode, self.state.used, self.state.error = "offline", "disabled", error
             if self.state.sent:
                 self.renew()
@@ -95,19 +99,25 @@ class Companion:
     def _init(self) -> str | None:
         import wandb  # takes seconds
 
-        about = read_json(self.folder / "config.json")
-        names = {"env": about["env"], "arm": about["method"], "seed": about["seed"]}
-        tags = [about["env"], about["method"], f"seed-{about['seed']}", about["config"].get("method"), *about["tags"]]
+        origin = read_json(self.folder / "config.json")
+        names = {"env": origin["env"], "arm": origin["method"], "seed": origin["seed"]}
+        tags = [
+            origin["env"],
+            origin["method"],
+            f"seed-{origin['seed']}",
+            origin["config"].get("method"),
+            *origin["tags"],
+        ]
         earlier = set(self.folder.glob("wandb/run-*"))
         try:
             self.run = mirror.open_run(
-                self.folder, self.state.id_of(about["run_id"]), self.mode, pid=self.parent,
-                group=about["group"] or None, job_type=about["method"],
+                self.folder, self.state.id_of(origin["run_id"]), self.mode, pid=self.parent,
+                group=origin["group"] or None, job_type=origin["method"],
                 tags=[str(tag)[:64] for tag in dict.fromkeys(tags) if tag],
-                config={**about["config"], **names, "stamp": read_json(self.folder / "stamp.json")},
+                config={**origin["config"], **names, "stamp": read_json(self.folder / "stamp.json")},
             )  # fmt: skip
         except Exception as error:  # no permission, a broken service, a disk that is full
-            wandb.teardown()  # the service holds on to the run's id
+            wandb.teardown()  # otherwise the service keeps the run's id in use
             for path in set(self.folder.glob("wandb/run-*")) - earlier:
                 shutil.rmtree(path, ignore_errors=True)
             lines = str(error).strip().splitlines() or [""]
@@ -118,14 +128,14 @@ class Companion:
         return None
 
     def renew(self) -> None:
-        """Leave what was sent as it is, and send everything again to a W&B run of its own."""
+        """Send everything again, to a new W&B run. The earlier W&B run stays unchanged."""
         self.state = State("disabled", self.state.attempt + 1, error=self.state.error, pid=self.state.pid)
         self.open()
         for stage, label in self.complete.items():
             self.rows(stage, label)
 
     def handle(self, event: dict[str, Any]) -> int | None:
-        """Send one event; the exit code of the W&B run if it was the last one."""
+        """Send one event. Returns the exit code of the W&B run if this event ends it, else None."""
         match event["event"]:
             case "stage":
                 self.stage(event["stage"], event["label"], event["status"])
@@ -140,6 +150,7 @@ class Companion:
         return None
 
     def stage(self, stage: str, label: str, status: str) -> None:
+        """Send the status of a stage, and the rows of a complete one."""
         earlier = [name for name in self.state.sent if name.rpartition("-")[0] == stage]
         if self.run is None and earlier and label not in earlier:
             self.renew()
@@ -161,7 +172,7 @@ class Companion:
         self.state.sent[label] = None
 
     def log(self, stage: str, label: str, row: dict[str, Any], final: bool = False) -> None:
-        """Send a row unless it was sent; a ``final`` row without a step is the last one of its stage."""
+        """Send a row, unless it was sent before. A ``final`` row without a step is the last row of its stage."""
         axis = "step" if "step" in row else "episodes"
         last = self.state.sent.get(label, -1)
         if last is None or (axis in row and row[axis] <= last and not (final and axis == "episodes")):
@@ -184,7 +195,8 @@ class Companion:
         self.open()
         result = read_json(self.folder / "result.json")
         axes = {f"budget/{key}": result.get(key) for key in mirror.BUDGET}
-        axes |= {f"test/{key}": result.get(key) for key in mirror.TEST}
+        test = [key for key in result if key in mirror.TEST or key.startswith("win_rate_")]  # also by group
+        axes |= {f"test/{key}": result[key] for key in test}
         self.run.log({key: value for key, value in axes.items() if value is not None})
         for name, rows in mirror.trajectory_tables(self.folder).items():
             columns = list(mirror.TRAJECTORY)
@@ -196,7 +208,7 @@ class Companion:
         self.state.content = content
 
     def end(self, message: str) -> None:
-        """End the W&B run as failed. One that was finished by an earlier start stays as it is."""
+        """Mark the W&B run as failed, unless an earlier start finished it."""
         if self.run is None and self.state.content is None:
             self.open()
         if self.run is not None:
@@ -205,14 +217,14 @@ class Companion:
 
 
 def synced(folder: Path, state: State) -> bool:
-    """Whether the offline folder of the last start was sent by ``eef wandb sync``."""
+    """Whether ``eef wandb sync`` sent the offline folder of the last start."""
     name = state.id_of(read_json(folder / "config.json")["run_id"])
     return any(list(path.glob("*.synced")) for path in folder.glob(f"wandb/offline-run-*-{name}"))
 
 
 def follow(folder: str, mode: str, parent: str) -> int:
-    """Send the events of a run until it ends; what ``python -c`` calls. Returns 0, or 1 where W&B failed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends with the run, not before
+    """Send the events of a run until it ends; called with ``python -c``. Returns 0, or 1 if W&B failed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the companion ends with the run, not earlier
         signal.signal(number, signal.SIG_IGN)
     at, lock = Path(folder), FileLock(Path(folder) / "wandb" / mirror.LOCK)
     try:
@@ -248,11 +260,11 @@ def follow(folder: str, mode: str, parent: str) -> int:
 
 
 def batches(path: Path, alive: Callable[[], bool]) -> Iterator[list[dict[str, Any]]]:
-    """The events appended since the last look, until the run's process is gone. A truncated last line is left out."""
+    """Yield new events in batches until the run's process is gone. A truncated last line is ignored."""
     with open(path, encoding="utf-8") as lines:
         rest = ""
         while True:
-            last = not alive()  # looked up first: nothing written before the end is missed
+            last = not alive()  # checked first, so that no event before the end is missed
             *complete, rest = (rest + lines.read()).split("\n")
             if complete:
                 yield [json.loads(line) for line in complete]

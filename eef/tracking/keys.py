@@ -1,7 +1,7 @@
-"""What a result depends on, as hashes: source files by their imports, library versions, files, folders and models.
+"""Hashes of what a result depends on: source code by its imports, library versions, files, folders and models.
 
-A stage is found again by its key (:mod:`eef.tracking.stages`), and a sweep's point by its mark
-(:mod:`eef.sweeps.sweep`). Both are made of what this module hashes, so that nothing has to be listed by hand.
+Stages are looked up by their keys (:mod:`eef.tracking.stages`), and the finished points of a sweep by their marks
+(:mod:`eef.sweeps.points`). Both consist of the hashes computed here, so no dependency has to be listed by hand.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from typing import Any
 
 from eef.files import PACKAGE, RunError, digest, write_json
 
-# Libraries whose releases change numbers: they belong to the key of each stage whose code imports them. Two stages of
-# one run are then always made by the same releases. The local part ("+cpu", "+cu130") and the device do not belong to
-# it: machines of one cluster share stages, and stage.json records where each was made.
+# Libraries whose releases change results. Their versions are part of the key of each stage whose code imports them, so
+# that all stages of a run come from the same releases. The local part ("+cpu", "+cu130") and the device are not part of
+# the key: machines of one cluster share stages, and stage.json records where each was computed.
 LIBRARIES = (
     "accelerate", "bitsandbytes", "gguf", "numpy", "peft", "rapidfuzz", "regex", "tokenizers", "torch", "transformers",
 )  # fmt: skip
-_IMPLIED = {"transformers": ("tokenizers", "bitsandbytes", "gguf")}  # imported by transformers for us
+_IMPLIED = {"transformers": ("tokenizers", "bitsandbytes", "gguf")}  # transformers imports these itself
 
 _INSTALLED = ("site-packages", "dist-packages")
 
-# What transformers never reads of a model folder, or what cannot change an answer.
-_NOT_THE_MODEL = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".metadata", ".log", ".out"}
-_NOT_THE_MODEL_EITHER = (
+# Files in a model folder that transformers never reads, or that cannot change an answer.
+_IGNORED_SUFFIXES = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".metadata", ".log", ".out"}
+_IGNORED_PREFIXES = (
     ".", "LICENSE", "README", "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler",
     "all_results", "train_results", "eval_results", "stage.json",
 )  # fmt: skip
-_BACKUPS = ("~", ".bak", ".orig", ".rej", ".swp")  # what editors leave behind
+_BACKUPS = ("~", ".bak", ".orig", ".rej", ".swp")  # left by editors
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -46,35 +46,35 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-_PYTHON = ".".join(platform.python_version_tuple()[:2])  # its random numbers and the way in which code is hashed
-# Source files as this process imported them. This package is read at once, other modules when they are first hashed.
+_PYTHON = ".".join(platform.python_version_tuple()[:2])  # affects random numbers and code hashes
+# Source files as this process imported them. This package is read at import, other modules when first hashed.
 _first_seen = {path: _text(path) for path in PACKAGE.rglob("*.py") if path.parent.name != ".ipynb_checkpoints"}
 
 
 def source_files(modules: Iterable[str]) -> dict[str, Path]:
-    """The source files that ``modules`` depend on by their import statements, by module name.
+    """Map the name of each module that ``modules`` depend on, through import statements, to its source file.
 
-    Imports inside functions count; those below ``if TYPE_CHECKING:`` do not, since they never run. Modules of this
-    package are followed, and modules outside it where they lie in the folder of the one that imports them. All other
-    imports are libraries. ValueError for a module without a source file.
+    Imports inside functions count. Imports under ``if TYPE_CHECKING:`` do not, since they never run. The modules of
+    this package are followed, and so are modules in the same folder as the module that imports them. All other imports
+    are libraries. Raises ValueError for a module without a source file.
     """
     return {name: path for name, path, _ in _walk(modules)}
 
 
 def code_key(*modules: str) -> dict[str, Any]:
-    """Hash of the code that ``modules`` depend on, and the releases of the libraries that it uses.
+    """Hash the code that ``modules`` depend on, and list the releases of the libraries that it uses.
 
-    Comments, docstrings and layout do not count: they change no result. RunError where a file has been edited since
-    this process first saw it, since the process still runs the code before the edit.
+    Comments, docstrings and layout are ignored. Raises RunError if a file was edited since this process first read it:
+    the process still runs the old code.
     """
     sources: dict[str, str] = {}
     libraries: set[str] = set()
     for name, path, imported in _walk(modules):
-        sources[name] = _code(path, _stat(path))
-        if _code_of(_first_seen.setdefault(path, _text(path))) != sources[name]:
+        sources[name] = source_hash(path)
+        if _hash_of_code(_first_seen.setdefault(path, _text(path))) != sources[name]:
             raise RunError(
-                f"{path} was edited while this process runs, which still executes the code before the edit: start "
-                "again (restart the kernel); finished stages are reused"
+                f"{path} was edited after this process started, which still runs the old code: start again (restart "
+                "the kernel); finished stages are reused"
             )
         for module in imported:
             top = module.partition(".")[0]
@@ -84,14 +84,14 @@ def code_key(*modules: str) -> dict[str, Any]:
 
 
 def source_modules(kind: type) -> list[str]:
-    """The modules that define a class and what it inherits, without Python's own."""
+    """The modules that define a class and its base classes, without those of the standard library."""
     names = [base.__module__ for base in kind.__mro__]
     return [name for name in dict.fromkeys(names) if name.partition(".")[0] not in sys.stdlib_module_names]
 
 
 @cache
 def library_version(name: str) -> str:
-    """The installed release of a library without its local part: ``2.13.0``; ``none`` where it is not installed."""
+    """The installed release of a library without its local part, such as ``2.13.0``; ``none`` if not installed."""
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
@@ -99,7 +99,7 @@ def library_version(name: str) -> str:
 
 
 def _walk(modules: Iterable[str]) -> Iterator[tuple[str, Path, list[str]]]:
-    """Module name, source file and all that it imports, for ``modules`` and what they depend on."""
+    """Yield name, source file and imports of each of ``modules`` and of the modules that they depend on."""
     waiting = [(name, *_start(name)) for name in modules]
     seen: set[str] = set()
     while waiting:
@@ -107,9 +107,9 @@ def _walk(modules: Iterable[str]) -> Iterator[tuple[str, Path, list[str]]]:
         if name in seen:
             continue
         seen.add(name)
-        imported = _imports(path, name, _stat(path))
+        imported = file_imports(path, name)
         yield name, path, imported
-        parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # they run first
+        parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # run before it
         own = name.partition(".")[0]
         for other in [*imported, *parents]:
             top = other.partition(".")[0]
@@ -120,14 +120,14 @@ def _walk(modules: Iterable[str]) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def _start(name: str) -> tuple[Path, Path]:
-    """Source file of a module, and the folder that its name counts from."""
+    """The source file of a module, and the folder that its dotted name is relative to."""
     parts = name.split(".")
     if parts[0] == PACKAGE.name and (file := _file(PACKAGE.parent, name)) is not None:
         return file, PACKAGE.parent
     at = getattr(sys.modules.get(name), "__file__", None)
     if not at or not at.endswith(".py"):
         raise ValueError(
-            f"the module {name!r} has no source file, so results cannot be keyed by its code: put the class into a .py "
+            f"the module {name!r} has no source file, so its code cannot be part of a key: put the class into a .py "
             "file and import it from there"
         )
     path = Path(at).resolve()
@@ -140,22 +140,31 @@ def _file(base: Path, module: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def source_hash(path: Path) -> str:
+    """Hash of a source file's code without docstrings, comments and layout."""
+    return _source_hash(path, _stat(path))
+
+
+def file_imports(path: Path, module: str) -> list[str]:
+    """Every module that the source file of ``module`` may import; ``from a import b`` gives ``a`` and ``a.b``."""
+    return _file_imports(path, module, _stat(path))
+
+
 def _stat(path: Path) -> tuple[int, ...]:
-    """What changes when a file's content does: size, times of modification and of change, inode."""
+    """Size, times of modification and of change, and inode: at least one changes when the file's content does."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 @lru_cache(maxsize=1024)
-def _imports(path: Path, module: str, stat: tuple[int, ...]) -> list[str]:
-    """Every module that a file may import; ``from a import b`` gives both ``a`` and ``a.b``."""
+def _file_imports(path: Path, module: str, stat: tuple[int, ...]) -> list[str]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            for later in node.orelse:
-                visit(later)
+            for other in node.orelse:
+                visit(other)
             return
         if isinstance(node, ast.Import):
             names.extend(alias.name for alias in node.names)
@@ -172,13 +181,12 @@ def _imports(path: Path, module: str, stat: tuple[int, ...]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _code(path: Path, stat: tuple[int, ...]) -> str:
-    """Hash of a file's code without docstrings, comments and layout."""
-    return _code_of(_text(path))
+def _source_hash(path: Path, stat: tuple[int, ...]) -> str:
+    return _hash_of_code(_text(path))
 
 
 @lru_cache(maxsize=1024)
-def _code_of(text: str) -> str:
+def _hash_of_code(text: str) -> str:
     tree = ast.parse(text)
     for node in ast.walk(tree):
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -188,10 +196,9 @@ def _code_of(text: str) -> str:
 
 
 def imports_of(source: str) -> list[str]:
-    """The modules of this package that a piece of source code (a notebook's cells) imports.
+    """The modules of this package that source code, such as the cells of a notebook, imports.
 
-    Lines that only IPython understands (``%matplotlib``, ``!ls``) are skipped. ValueError for source that cannot be
-    read.
+    Lines that only IPython understands (``%matplotlib``, ``!ls``) are skipped. Raises ValueError for invalid Python.
     """
     lines = ["pass" if line.lstrip().startswith(("%", "!", "?")) else line for line in source.splitlines()]
     names: list[str] = []
@@ -209,10 +216,10 @@ def imports_of(source: str) -> list[str]:
 
 
 def file_key(path: str | Path) -> str:
-    """SHA-256 of a file's content, read as a stream.
+    """SHA-256 of a file's content, which is read as a stream.
 
-    Large files are read once: their hashes are cached by size and times under ``EEF_CACHE`` (default ``~/.cache/eef``).
-    A file that has just been written is not cached, since a second write could leave size and times as they were.
+    The hashes of large files are cached by size and times under ``EEF_CACHE`` (default ``~/.cache/eef``). A file that
+    was written less than two seconds ago is not cached: a second write could leave its size and times unchanged.
     """
     at = Path(path).resolve()
     stat = _stat(at)
@@ -224,10 +231,10 @@ def file_key(path: str | Path) -> str:
         if cached["stat"] == list(stat):
             return str(cached["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no cache is only slower
+        pass  # without a cache the file is read again
     sha = _hash(at)
     if _stat(at) == stat and time.time_ns() - max(stat[1], stat[2]) > 2_000_000_000:
-        with suppress(OSError, RuntimeError):  # a home that cannot be written
+        with suppress(OSError, RuntimeError):  # the home folder may be read-only
             write_json(name, {"path": str(at), "stat": list(stat), "sha256": sha})
     return sha
 
@@ -244,8 +251,8 @@ def _hash(path: Path) -> str:
 def path_key(path: str | Path) -> str:
     """Hash of a file's content, or of the names and contents of all files below a folder.
 
-    Links are followed. Hidden files, ``__pycache__`` and backups of editors do not count, nor do times.
-    FileNotFoundError where there is nothing.
+    Links are followed. Hidden files, ``__pycache__``, backups of editors and file times are ignored. Raises
+    FileNotFoundError if nothing exists at ``path``.
     """
     at = Path(path)
     if not at.is_dir():
@@ -255,7 +262,7 @@ def path_key(path: str | Path) -> str:
     for folder, folders, files in os.walk(at, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [name for name in folders if name[0] != "." and name != "__pycache__" and real not in seen]
-        if real not in seen:  # a link to a folder above would go round for ever
+        if real not in seen:  # a link to a parent folder would never end
             names = [name for name in files if name[0] != "." and not name.endswith(_BACKUPS)]
             paths = [Path(folder, name) for name in names]
             counted |= {file.relative_to(at).as_posix(): file_key(file) for file in paths if file.is_file()}
@@ -264,17 +271,16 @@ def path_key(path: str | Path) -> str:
 
 
 def model_key(name: str) -> str:
-    """What stands for a model in keys: the contents of every file of its folder that can change its behaviour.
+    """The key of a model: a hash of every file in its folder that can change its behaviour.
 
-    These are weights of any format, configurations, tokenizer, chat templates and ``chat.json``; documentation and the
-    state of a Trainer do not count. ``name`` may also be a single file (GGUF): it counts with the ``chat.json`` beside
-    it. A name of the hub stands for itself with the commit that it refers to. ``embedded`` names are to be resolved
-    first (:func:`eef.agents.model_files.folder_of`).
-    ValueError for the folder of an adapter, whose base model lies elsewhere.
+    These are weights of any format, configurations, tokenizer, chat templates and ``chat.json``, but not documentation
+    or the state of a Trainer. If ``name`` is a single file (GGUF), its key covers the file and the ``chat.json`` beside
+    it. The key of a model of the hub is its name and commit. Names of embedded models must be resolved to folders
+    first. Raises ValueError for the folder of an adapter, whose base model is elsewhere.
     """
     at = Path(name)
     if (at / "adapter_config.json").is_file():
-        raise ValueError(f"model={name!r} is the folder of an adapter: give its base model, or a merged model")
+        raise ValueError(f"model={name!r} is the folder of an adapter: use its base model, or a merged model")
     if at.is_file():
         beside = at.parent / "chat.json"
         return digest([file_key(at), file_key(beside)]) if beside.is_file() else file_key(at)
@@ -284,8 +290,8 @@ def model_key(name: str) -> str:
     counted = [
         file
         for file in files
-        if file.suffix.lower() not in _NOT_THE_MODEL
-        and not file.name.startswith(_NOT_THE_MODEL_EITHER)
+        if file.suffix.lower() not in _IGNORED_SUFFIXES
+        and not file.name.startswith(_IGNORED_PREFIXES)
         and not file.name.endswith(_BACKUPS)
     ]
     return digest({file.relative_to(at).as_posix(): file_key(file) for file in counted})
@@ -298,6 +304,6 @@ def _hub_commit(name: str) -> str:
     commit = extract_commit_hash(at, None)
     if commit is None:
         raise OSError(
-            f"no model {name!r}: it is neither a folder nor a file, nor a model of the hub that can be reached"
+            f"no model {name!r}: there is no such file or folder, and no such model on the hub or it cannot be reached"
         )
     return str(commit)

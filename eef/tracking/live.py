@@ -1,8 +1,8 @@
 """The run's side of Weights & Biases: events are appended to a file, and a companion process sends them.
 
-The run never imports ``wandb`` and never waits for it, except at its end and within a time limit. The companion
-(:mod:`eef.tracking.companion`) has a session of its own. It notices that the run's process is gone by the end of its
-standard input, and then ends the W&B run as crashed.
+The run never imports ``wandb``. It waits for W&B only at its end, within a time limit. The companion
+(:mod:`eef.tracking.companion`) runs in a separate session. When the run's process dies, the companion's standard input
+ends; it then marks the W&B run as crashed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any, TextIO
 from eef.files import PACKAGE
 
 MODES = ("offline", "online", "disabled")
-ALIASES = {"dryrun": "offline", "run": "online"}  # older names that wandb accepts
+ALIASES = {"dryrun": "offline", "run": "online"}  # former names that wandb still accepts
 FINISH_SECONDS = 90.0  # how long the end of a run waits for W&B
-FAIL_SECONDS = 20.0  # how long a failed run waits; the companion goes on without it
-ROLLOUT_SECONDS = 1.0  # between two reports of a rollout
+FAIL_SECONDS = 20.0  # how long a failed run waits; the companion then continues alone
+ROLLOUT_SECONDS = 1.0  # the least time between two reports of a rollout
 CODE = (
     "import sys; sys.path.append(sys.argv.pop(1)); from eef.tracking.companion import follow; "
     "sys.exit(follow(*sys.argv[1:]))"
@@ -33,9 +33,9 @@ COMPANION = [sys.executable, "-P", "-c", CODE, str(PACKAGE.parent)]  # -P: never
 
 
 class Live:
-    """Events of one run for its companion process. No method raises.
+    """Sends the events of one run to its companion process. No method raises.
 
-    :meth:`start` starts the companion. It reads ``events.jsonl`` from the beginning, so earlier events are not lost.
+    :meth:`start` starts the companion, which reads ``events.jsonl`` from the beginning: earlier events are not lost.
     """
 
     def __init__(self, folder: Path, mode: str) -> None:
@@ -50,11 +50,11 @@ class Live:
         self._pending: dict[str, dict[str, Any]] = {}  # stage -> totals that wait for the next report
 
     def start(self) -> None:
-        """Start the companion process, unless it was started."""
+        """Start the companion process if it was not started before."""
         if self.companion is not None or self.mode == "disabled":
             return
         env = wandb_environment(self.folder.parent)
-        env.pop("WANDB_SERVICE", None)  # another process's own
+        env.pop("WANDB_SERVICE", None)  # belongs to another process
         try:
             self._open()
             (self.folder / "wandb").mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ class Live:
             self._note(error)
 
     def stage(self, stage: str, label: str, status: str) -> None:
-        """Report a stage as ``started``, ``made`` or ``reused``; ``label`` is the name of its folder."""
+        """Report the status of a stage: ``started``, ``made`` or ``reused``. ``label`` is the name of its folder."""
         if status == "started":
             self._rollouts[stage] = (time.monotonic(), 0.0)
         self._flush(stage)
@@ -89,11 +89,11 @@ class Live:
             if now - reported >= ROLLOUT_SECONDS:
                 self._rollouts[stage] = (started, now)
                 self._flush(stage)
-        except Exception as error:  # whatever a row holds, a report must not end a run
+        except Exception as error:  # a report must not end a run, whatever the row contains
             self._note(error)
 
     def finish(self, content: str) -> tuple[str, str | None]:
-        """Complete the W&B run from the run's folder and wait; returns the mode that was used, and an error or None."""
+        """Complete the W&B run from the run's folder and wait. Returns the mode that was used, and an error or None."""
         self.start()
         self._send("finish", content=content)
         running, state = self.companion, {}
@@ -111,7 +111,7 @@ class Live:
         return state.get("used", "disabled"), "; ".join(self.errors) or None
 
     def fail(self, message: str) -> None:
-        """End the W&B run as failed. The companion goes on alone where this takes longer than the time limit."""
+        """Mark the W&B run as failed. If this exceeds the time limit, the companion continues alone."""
         for stage in list(self._pending):
             self._flush(stage)
         self._send("failed", message=message)
@@ -129,7 +129,7 @@ class Live:
         return True
 
     def _state(self, running: subprocess.Popen[bytes]) -> dict[str, Any]:
-        """What the companion recorded; empty where it did not come that far."""
+        """The state that the companion recorded, or nothing if it ended before."""
         try:
             state = json.loads((self.folder / "wandb" / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -169,9 +169,9 @@ class Live:
 
 
 def wandb_mode(default: str) -> tuple[str, str | None]:
-    """One of ``MODES``, and an error message where the mode is unknown and offline is used instead.
+    """The mode to use (one of ``MODES``), and an error message or None. An unknown mode is replaced by ``offline``.
 
-    ``WANDB_MODE`` goes before ``default``. The case of letters does not matter.
+    ``WANDB_MODE`` takes precedence over ``default``. Upper and lower case are equal.
     """
     wanted = os.environ.get("WANDB_MODE") or default
     mode = ALIASES.get(wanted.lower(), wanted.lower())
@@ -189,25 +189,25 @@ def wandb_environment(root: Path) -> dict[str, str]:
 
 
 def writable_folders(root: Path) -> dict[str, str]:
-    """Variables that point W&B's own folders into ``root/.wandb`` where those in HOME cannot be written."""
+    """Variables that move W&B's own folders to ``root/.wandb``, for those that cannot be written in the home folder."""
     home = Path("~").expanduser() if os.path.expanduser("~") != "~" else Path("/nonexistent")
-    places = {
+    folders = {
         "WANDB_CONFIG_DIR": home / ".config" / "wandb",
         "WANDB_CACHE_DIR": home / ".cache" / "wandb",
         "WANDB_DATA_DIR": home / ".local" / "share" / "wandb",
     }
-    own = {}
-    for name, place in places.items():
-        settings = name == "WANDB_CONFIG_DIR" and place.is_dir()  # is only read
-        if name in os.environ or settings or _writable(place):
+    moved = {}
+    for name, folder in folders.items():
+        settings = name == "WANDB_CONFIG_DIR" and folder.is_dir()  # W&B only reads it
+        if name in os.environ or settings or _writable(folder):
             continue
-        own[name] = str(root / ".wandb" / name.split("_")[1].lower())
-        _writable(Path(own[name]))
-    return own
+        moved[name] = str(root / ".wandb" / name.split("_")[1].lower())
+        _writable(Path(moved[name]))
+    return moved
 
 
 def _writable(folder: Path) -> bool:
-    """Make the folder if it is missing, and see whether it can be written."""
+    """Whether a folder can be written; a missing folder is created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -21,7 +21,7 @@ from eef import trajectory
 from eef.agents.chat import Chat
 from eef.agents.policy import Policy, load_arguments
 from eef.files import read_json, write_json
-from eef.processes import end_with_parent, enough_gpus
+from eef.processes import check_gpu_count, end_with_parent
 from eef.selection import Example
 from eef.training.trainer import OnStep, dpo, first, sft
 from eef.trajectory import Trajectory
@@ -35,7 +35,7 @@ class FineTuning:
     """What one SFT depends on. ``start``: the stage whose adapter (or full model) it trains; None: the base model."""
 
     model: ModelSettings
-    chat: Chat = field(metadata={"key": lambda chat: chat.hash})
+    chat: Chat = field(metadata={"key": lambda chat: chat.key})
     training: TrainingSettings
     examples: Sequence[Example]
     start: Path | None
@@ -47,7 +47,7 @@ class PreferenceTuning:
     """What one DPO depends on: ``pairs`` of a win and a loss on one subtask, and the stage ``start`` that it trains."""
 
     model: ModelSettings
-    chat: Chat = field(metadata={"key": lambda chat: chat.hash})
+    chat: Chat = field(metadata={"key": lambda chat: chat.key})
     training: TrainingSettings
     preference: PreferenceSettings
     pairs: Sequence[tuple[Trajectory, Trajectory]]
@@ -118,7 +118,7 @@ def learn_together(job: dict[str, Any], folder: Path, processes: int, on_step: O
     The data are ``examples.jsonl`` with ``learn_from.json``, or ``pairs.jsonl``. RuntimeError, with the processes' own
     error, where one fails; ValueError for more processes than GPUs.
     """
-    enough_gpus(processes)
+    check_gpu_count(processes)
     write_json(folder / "job.json", job)
     words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     words += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -1,4 +1,4 @@
-"""Two processes against one, on CPU: the same training and the same trajectories."""
+"""Two processes and one, on a CPU: the same training and the same trajectories."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def base(tokenizer, tmp_path_factory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     return str(
-        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": "webshop", "constrained_decoding": True})
     )
 
 
 @pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> None:
-    """A number of rows that neither the batch nor the processes divide; equal but for the order of float32 sums."""
+    """The number of rows is no multiple of batch size or processes. Equal up to the order of float32 sums."""
     examples = [Example(t, 0) for t in demonstrations(shop, shop.tasks("train")) if t.won][:13]
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
@@ -57,13 +57,13 @@ def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> N
     for ours, theirs in zip(report.pop("losses"), expected.pop("losses"), strict=True):
         assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
     assert report == expected
-    kept = {"examples.jsonl", "learn_from.json"} if kind == "sft" else {"pairs.jsonl"}
-    assert {path.name for path in two.iterdir()} - {path.name for path in one.iterdir()} == kept
+    inputs = {"examples.jsonl", "learn_from.json"} if kind == "sft" else {"pairs.jsonl"}
+    assert {path.name for path in two.iterdir()} - {path.name for path in one.iterdir()} == inputs
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_from_a_checkpoint_to_equal_weights(base: str, shop, tmp_path) -> None:
-    """Stopped at any step; the processes do not divide the last batch of an epoch evenly."""
+def test_two_processes_resume_from_a_checkpoint_to_equal_weights(base: str, shop, tmp_path) -> None:
+    """The last batch of an epoch is no multiple of the number of processes."""
     wins = [t for t in demonstrations(shop, shop.tasks("train")) if t.won][:13]
     made = {}
     for name, stopped in (("whole", False), ("stopped", True)):
@@ -111,20 +111,20 @@ def starts_of(shop: TextEnv) -> list[Start]:
 
 @pytest.mark.parametrize("made", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_workers_simulate_what_one_process_does(made: bool, base: str, shop) -> None:
-    """An environment that travels as it is, and one that each worker makes for itself."""
+    """An environment that is pickled, and one that each worker creates."""
     options = {"catalogue": {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}}
     env = make_env("webshop", max_steps=15, **options) if made else shop
     starts, progress = starts_of(env), []
     starts += [starts[0], starts[-1]]  # equal starts, in the parts of different workers
     how = {"seed": 3, "temperature": 1.0, "slots": 4}
     expected = simulate(Policy.load(base), env, starts, **how)
-    found = simulate_together({"model": base}, env, starts, 2, on_progress=lambda *more: progress.append(more), **how)
-    assert found == expected and len({tuple(t.actions) for t in found}) > 6
+    played = simulate_together({"model": base}, env, starts, 2, on_progress=lambda *more: progress.append(more), **how)
+    assert played == expected and len({tuple(t.actions) for t in played}) > 6
     assert [sum(column) for column in zip(*progress, strict=True)] == [
-        len(starts), sum(t.won for t in found), sum(t.info["tokens"] for t in found)
+        len(starts), sum(t.won for t in played), sum(t.info["tokens"] for t in played)
     ]  # fmt: skip
-    streams = [(t.task, t.prefix, tuple(t.actions[t.prefix :])) for t in (found[0], found[-2])]
-    assert streams[0] != streams[1], "equal starts have streams of their own"
+    streams = [(t.task, t.prefix, tuple(t.actions[t.prefix :])) for t in (played[0], played[-2])]
+    assert streams[0] != streams[1], "equal starts have different streams"
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_worker_that_fails_is_an_error_and_fewer_starts_take_fewer_workers(bas
         simulate_together({"model": base, "dtype": "half"}, shop, [Start(shop.tasks("test")[0])], 2)
 
 
-def test_an_environment_that_cannot_travel_is_refused(base: str) -> None:
+def test_an_environment_that_cannot_be_pickled_is_refused(base: str) -> None:
     class Local:
         def state_key(self) -> dict[str, str]:
             return {}

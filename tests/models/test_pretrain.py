@@ -283,7 +283,7 @@ def test_accuracy_counts_whole_answers(rows: list[Row], texts: list[list[str]], 
 def test_a_saved_model_is_small_and_loads_as_a_policy(tokenizer: Any, chat: Chat, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = make_model(tokenizer, width=128, layers=4, heads=4).eval()  # the size of the embedded base model
-    folder = save(model, tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
+    folder = save(model, tokenizer, tmp_path / "base", {"aliases": "webshop", "constrained_decoding": True})
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 10e6
     assert (folder / "model.safetensors").is_file()
     policy = Policy.load(str(folder))

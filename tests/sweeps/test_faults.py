@@ -25,7 +25,8 @@ from test_sweep import write
 import eef
 from eef.analysis.figures import paired_table, run_table, write_table
 from eef.sweeps.sweep import sweep
-from eef.tracking.runs import apart, load_runs
+from eef.tracking.mirror import run_separately
+from eef.tracking.records import load_runs
 from eef.training import stages as learning
 
 CLI = [sys.executable, "-m", "eef.cli", "sweep"]
@@ -303,7 +304,7 @@ def test_modules_of_the_current_folder_hide_nothing(tmp_path: Path, monkeypatch:
 def test_other_processes_ignore_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "random.py").write_text("raise RuntimeError('a module of the current folder was imported')\n")
     monkeypatch.chdir(tmp_path)
-    assert apart(tmp_path, "import random") is None
+    assert run_separately(tmp_path, "import random") is None
     code = "import sys; assert sys.flags.safe_path; sys.exit(3)"
     words: list[list[str]] = []
 
@@ -313,7 +314,7 @@ def test_other_processes_ignore_the_current_folder_too(tmp_path: Path, monkeypat
             super().__init__([sys.executable, "-c", code], **settings)
 
     monkeypatch.setattr(learning.subprocess, "Popen", Popen)
-    monkeypatch.setattr(learning, "enough_gpus", lambda processes: None)
+    monkeypatch.setattr(learning, "check_gpu_count", lambda processes: None)
     with pytest.raises(RuntimeError, match="failed: $"):  # without an AssertionError
         learning.learn_together({}, tmp_path, 2)
     assert "accelerate.commands.launch" in words[0]

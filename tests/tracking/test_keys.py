@@ -444,6 +444,16 @@ def test_code_counts_where_it_is_imported_and_nowhere_else(stages, model: Path, 
     assert keys_of(stages, world, settings) == base
 
 
+def test_the_code_of_aliases_counts_for_a_policy_that_uses_them(stages, model: Path, world, package: Path) -> None:
+    settings = Settings(model=str(model))
+    with_aliases = replace(scaffold(settings, world, []), aliases="webshop")
+    base, without = keys_of(stages, world, settings, with_aliases), keys_of(stages, world, settings)
+    path = package / "envs" / "webshop" / "aliases.py"
+    path.write_text(path.read_text() + "\nADDED = 1\n")
+    assert changed(base, keys_of(stages, world, settings, with_aliases)) == POLICY
+    assert changed(without, keys_of(stages, world, settings)) == set()
+
+
 def test_another_release_of_a_library_makes_anew_what_it_computes(stages, model: Path, world, monkeypatch) -> None:
     settings = Settings(model=str(model))
     base = keys_of(stages, world, settings)
@@ -599,7 +609,7 @@ def test_links_to_folders_are_followed_and_backups_of_editors_do_not_count(tmp_p
 
 def test_an_adapter_is_no_base_model(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is the folder of an adapter: give its base model"):
+    with pytest.raises(ValueError, match="is the folder of an adapter: use its base model"):
         model_key(str(tmp_path))
 
 
@@ -610,7 +620,7 @@ def test_code_that_was_edited_while_the_process_runs_is_refused(package: Path, m
     path.write_text(path.read_text() + "\n# a comment\n")
     assert code_key("eef.selection") == before
     path.write_text(path.read_text() + "ADDED = 1\n")
-    with pytest.raises(RunError, match=r"selection.py was edited while this process runs.*start again"):
+    with pytest.raises(RunError, match=r"selection.py was edited after this process started.*start again"):
         code_key("eef.selection")
     assert path == keys.PACKAGE / "selection.py"
 

@@ -154,7 +154,7 @@ def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenize
             make_model(tokenizer, 32, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     root = tmp_path / "runs"
@@ -299,7 +299,7 @@ def test_the_mode_that_was_used_and_the_reason(
         assert reason in sent["error"] and sent["error"] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("env", "reason"), [({}, "nobody is logged in"), ({"WANDB_API_KEY": KEY}, "does not answer")])
+@pytest.mark.parametrize(("env", "reason"), [({}, "not logged in to W&B"), ({"WANDB_API_KEY": KEY}, "does not answer")])
 def test_online_without_an_account_or_network_is_offline_with_the_reason(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], reason: str
 ) -> None:
@@ -445,7 +445,7 @@ def test_an_experiment_reports_stages_training_and_rollouts(
             make_model(tokenizer, 32, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     settings = Settings(model=base, epochs=3, lora_r=4)
@@ -488,7 +488,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Table=dict, teardown=lambda: None))  # type: ignore[arg-type]
     monkeypatch.setattr(mirror, "open_run", made.open)
-    monkeypatch.setattr(mirror, "account", lambda: None)
+    monkeypatch.setattr(mirror, "account_problem", lambda: None)
     return made
 
 

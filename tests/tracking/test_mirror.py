@@ -19,7 +19,8 @@ import pytest
 from eef.cli import main
 from eef.files import RunError, write_json
 from eef.tracking import mirror
-from eef.tracking.runs import Run, apart, log_metrics
+from eef.tracking.mirror import run_separately
+from eef.tracking.runs import Run, log_metrics
 from eef.trajectory import Trajectory, Turn, save
 
 KEY = "a" * 40
@@ -129,14 +130,14 @@ def test_the_figure_is_mirrored_once(tmp_path: Path, offline: None) -> None:
     files = [tmp_path / "rates.png", tmp_path / "rates.csv", tmp_path / "none.png"]
     Figure((1, 1)).savefig(files[0])
     files[1].write_text("n,rate\n1,0.5\n")
-    assert mirror.figure(tmp_path, "demo", files) is None
+    assert mirror.send_figure(tmp_path, "demo", files) is None
     folder = tmp_path / "sweeps" / "demo.wandb"
     records = read_back(folder)
     (about,) = [record.run for record in records if record.HasField("run")]
     assert (about.run_group, about.job_type) == ("demo", "figure")
     keys = {item.key or "/".join(item.nested_key) for r in records if r.HasField("history") for item in r.history.item}
     assert {"figure/rates/_type", "table/rates/_type"} <= keys
-    assert mirror.figure(tmp_path, "demo", files) is None and len(list(folder.glob("wandb/offline-run-*"))) == 1
+    assert mirror.send_figure(tmp_path, "demo", files) is None and len(list(folder.glob("wandb/offline-run-*"))) == 1
     assert mirror.unsynced(tmp_path) == list(folder.glob("wandb/offline-run-*"))
 
 
@@ -152,12 +153,12 @@ def test_online_without_an_account_falls_back_at_once(
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({}, "nobody is logged in"),
+        ({}, "not logged in to W&B"),
         ({"WANDB_API_KEY": "short"}, "cannot be used: "),
         ({"WANDB_API_KEY": KEY}, "does not answer"),
         ({"WANDB_MODE": "offline"}, "WANDB_MODE is offline"),
         ({"WANDB_MODE": "DryRun"}, "WANDB_MODE is DryRun"),
-        ({"WANDB_MODE": "Online"}, "nobody is logged in"),
+        ({"WANDB_MODE": "Online"}, "not logged in to W&B"),
         ({"WANDB_MODE": "onlin"}, "W&B mode 'onlin' is unknown"),
         ({"WANDB_CONSOLE": "loud"}, "cannot be used: invalid W&B settings: console: "),
     ],
@@ -204,7 +205,7 @@ def test_a_server_that_takes_nothing_is_one_message(tmp_path: Path, offline: Non
     run = finished(tmp_path)
     words = [sys.executable, "-m", "eef.cli", "wandb", "sync", "--root", str(tmp_path)]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "W&B took none of 1 offline runs" in done.stderr
+    assert done.returncode == 2 and "W&B accepted none of 1 offline runs" in done.stderr
     assert len(read_back(run.folder)) > 5 and mirror.unsynced(tmp_path)
 
 
@@ -215,8 +216,8 @@ def test_sync_ignores_a_module_of_the_current_folder(
     folder.mkdir(parents=True)
     (folder / "run.wandb").write_bytes(b"x")
     (tmp_path / "wandb.py").write_text("raise SystemExit('this is not wandb')")
-    monkeypatch.setattr(mirror, "account", lambda: None)
-    with pytest.raises(RunError, match="W&B took none of 1 offline runs") as caught:
+    monkeypatch.setattr(mirror, "account_problem", lambda: None)
+    with pytest.raises(RunError, match="W&B accepted none of 1 offline runs") as caught:
         mirror.sync(tmp_path)
     assert "this is not wandb" not in str(caught.value)
 
@@ -227,11 +228,11 @@ def test_figures_and_other_processes_get_a_mode_that_wandb_accepts(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", value)
     code = "import os; print(os.environ['WANDB_MODE'], file=sys.stderr); sys.exit(3)"
-    assert apart(tmp_path, code) == f"exit 3: {mode}"
+    assert run_separately(tmp_path, code) == f"exit 3: {mode}"
     modes = []
-    monkeypatch.setattr(mirror, "apart", lambda root, code, folder, name, mode, *files: modes.append(mode))
+    monkeypatch.setattr(mirror, "run_separately", lambda root, code, folder, name, mode, *files: modes.append(mode))
     (tmp_path / "rates.csv").write_text("n,rate\n1,0.5\n")
-    assert mirror.figure(tmp_path, "demo", [tmp_path / "rates.csv"]) is None and modes == [mode]
+    assert mirror.send_figure(tmp_path, "demo", [tmp_path / "rates.csv"]) is None and modes == [mode]
 
 
 def test_sync_counts_what_went(
@@ -248,10 +249,10 @@ def test_sync_counts_what_went(
                 (Path(path) / "run.wandb.synced").touch()
         return subprocess.CompletedProcess(words, 0, "", "")
 
-    monkeypatch.setattr(mirror, "account", lambda: None)
+    monkeypatch.setattr(mirror, "account_problem", lambda: None)
     monkeypatch.setattr(mirror.subprocess, "run", sent)
     (folders[10] / "run.wandb.synced").touch()
-    with pytest.raises(RunError, match="took none of 1 offline runs"):
+    with pytest.raises(RunError, match="accepted none of 1 offline runs"):
         mirror.sync(tmp_path)
     assert "synced 10 of 11" in capsys.readouterr().out and mirror.unsynced(tmp_path) == [folders[11]]
     (folders[11] / "run.wandb.synced").touch()
@@ -287,6 +288,6 @@ def test_a_report_is_saved_apart_and_its_trouble_is_one_line(
     said = mirror.save_report(tmp_path, "demo", [], "about")
     assert said.startswith("none: exit 1: ") and "\n" not in said and "credentials" in said
     monkeypatch.setattr(
-        mirror, "apart", lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
+        mirror, "run_separately", lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
     )
     assert mirror.save_report(tmp_path, "demo", [], "about") == "address of demo"

@@ -18,7 +18,8 @@ import pytest
 from safetensors import SafetensorError
 
 from eef.files import RunError, digest
-from eef.tracking import live, runs
+from eef.tracking import live
+from eef.tracking import stamp as stamps
 from eef.tracking.runs import Run, load_runs, log_metrics, stamp
 
 STAMP = {"commit": "abc", "hashes": {"catalogue": "c1", "chat": "t1"}}
@@ -226,7 +227,7 @@ def test_two_processes_make_one_stage(tmp_path: Path) -> None:
     said = "".join(process.communicate(timeout=60)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert (tmp_path / "calls").read_text() == "x"
-    assert said.count("starts") == 1 and ("waits for another process" in said or "reused" in said)
+    assert said.count("starts") == 1 and ("waiting for another process" in said or "reused" in said)
 
 
 def test_finish_keeps_the_clock_out_and_never_doubles_a_line(tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_stamp_says_where_a_run_came_from(monkeypatch: pytest.MonkeyPatch) -> No
     assert {"eef", "torch", "transformers", "peft", "python"} <= set(made["versions"])
     assert made["cpu"] and made["cpus"] >= 1 and made["memory_gb"] > 0 and isinstance(made["gpus"], list)
     json.dumps(made)
-    monkeypatch.setattr(runs, "_git", lambda *words: None)
+    monkeypatch.setattr(stamps, "_git", lambda *words: None)
     bare = stamp({}, "t1")
     assert bare["commit"] == "unknown" and bare["dirty"] is None
 

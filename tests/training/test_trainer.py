@@ -18,7 +18,7 @@ SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
 
 @pytest.fixture
 def trainable(policy: Policy, tmp_path) -> Policy:
-    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop", "constrained_decoding": True})
     loaded = Policy.load(str(base))
     loaded.new_adapter(seed=0, r=4, alpha=8)
     return loaded
@@ -54,7 +54,7 @@ def test_the_loss_is_the_mean_of_the_learnt_tokens_alone(policy: Policy, example
 def test_training_lowers_the_loss_moves_the_adapter_alone_and_repeats_exactly(
     policy: Policy, examples, tmp_path
 ) -> None:
-    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop", "constrained_decoding": True})
     weights, losses = [], []
     for name in ("a", "b"):
         loaded = Policy.load(str(base))
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_moves_the_adapter_alone_and_repeats_exactly(
 
 
 def test_accumulated_batches_train_like_whole_ones(policy: Policy, tmp_path, examples) -> None:
-    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True})
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop"})
     weights = []
     for micro_batch_size in (8, 2):
         loaded = Policy.load(str(base))

@@ -31,7 +31,7 @@ def base(tokenizer, tmp_path_factory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     return str(
-        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": True, "constrained_decoding": True})
+        save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, {"aliases": "webshop", "constrained_decoding": True})
     )
 
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_trained_is_named(base: str, examples, tmp_path) -> None:
 
 def test_the_four_bit_path_goes_on_from_a_checkpoint_too(tokenizer, examples, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    base = str(save(make_model(tokenizer, 64, 1, 2), tokenizer, tmp_path / "base", {"aliases": True}))
+    base = str(save(make_model(tokenizer, 64, 1, 2), tokenizer, tmp_path / "base", {"aliases": "webshop"}))
     settings = {**SETTINGS, "gradient_checkpointing": True, "optimizer": "adamw_8bit"}
     work = {"work": tmp_path / "work", "checkpoint_minutes": 0.0}
     sft(trainable(base, quantize="nf4"), examples, tmp_path / "whole", **settings)

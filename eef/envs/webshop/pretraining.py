@@ -3,7 +3,7 @@
 A document is a random walk that never buys, which shows what a page looks like after a click, and then questions about
 the last page: which rows contain this word, which is the first row that contains these words, which prices are within
 the cap, which words of the instruction occur, which rows were opened. Words are renamed in each conversation
-(:class:`~eef.agents.aliases.Aliases`), so there is nothing to memorise.
+(:class:`~eef.envs.webshop.aliases.Aliases`), so there is nothing to memorise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from eef.agents.aliases import FIRST, OTHER, ROWS, Aliases
+from eef.envs.webshop.aliases import Aliases
 from eef.trajectory import Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -40,10 +40,8 @@ class Document(NamedTuple):
 
 def vocabulary() -> list[str]:
     """The symbols of a base model: a few hundred, beside the special tokens of its conversations."""
-    symbols = [f"i{n}" for n in range(FIRST)] + [f"o{n}" for n in range(OTHER)]
-    symbols += [f"r{n}" for n in range(1, ROWS + 1)] + ["$cap", "$ok", "$over"]
     words = ["search[", "click[", "]", *_PHRASES, *_WORDS, *QUESTIONS, "=", "none", "not", *map(str, range(61))]
-    return list(dict.fromkeys([*words, *symbols]))
+    return list(dict.fromkeys([*words, *Aliases.symbols()]))
 
 
 def documents(
@@ -64,7 +62,7 @@ def _document(
 ) -> Document:
     aliases = Aliases(known)
     prompt = page = env.reset(task)
-    instruction = aliases.read(page, prompt=True).split()
+    instruction = aliases.encode(page, prompt=True).split()
     turns: list[Turn] = []
     opened: dict[str, list[str]] = {}  # number of the results page -> rows opened there since the last search
     left = rng.randint(2, 6) if learn_walk else rng.choice([2, 3, 4, 5] if second_stage else [1, 1, 2, 2, 3])
@@ -74,16 +72,16 @@ def _document(
         back = left <= 0 and not env.available_actions()["has_search_bar"]
         action = "click[< prev]" if back else _random_action(env, page, rng)
         left -= 1
-        row = re.search(r"r\d+(?= \])", aliases.read_action(action))
+        row = re.search(r"r\d+(?= \])", aliases.encode_action(action))
         if row:
             opened.setdefault(_page_number(page), []).append(row[0])
         elif action.startswith("search"):
             opened = {}
         page = env.step(action).observation
-        aliases.read(page)  # the aliases of the next action are those of this page
+        aliases.encode(page)  # the aliases of the next action are those of this page
         turns.append(Turn(action, page))
     words = [symbol for symbol in instruction if symbol[0] == "i" and symbol[1:].isdigit()]
-    symbols = aliases.copy().read(page).split()
+    symbols = aliases.copy().encode(page).split()
     reader = _Reader(words, symbols, opened.get(_page_number(page), []), rng, second_stage)
     count = rng.randint(3, 6) if learn_walk else 24
     questions = [reader.question() for _ in range(count if reader.rows else min(count, 12))]
