@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from forgetful import Forgetful
-from test_families import tokenizer_of
+from families import tokenizer_of
 from test_method_masks import EASY, FAILURE, LOST, STATES
 from transformers import LlamaConfig
 
