@@ -33,8 +33,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from eef.agents.chat import Chat
+from eef.agents.chat_template import DATE
 from eef.agents.constraints import Constraints
-from eef.agents.scaffold import DATE
 from eef.trajectory import Trajectory, Turn
 
 BASES = {"qwen": "qwen3", "llama": "llama3_1", "gemma": "gemma3", "diffusion_gemma": "gemma3", "gptoss": "gptoss",

@@ -20,10 +20,11 @@ from transformers import PreTrainedTokenizerFast
 
 from eef.agents.cached_engine import CachedEngine
 from eef.agents.chat import Chat
-from eef.agents.constraints import Constraints, search_words
+from eef.agents.constraints import Constraints
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.sampling import choose
+from eef.agents.search_constraint import search_words
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
@@ -145,7 +146,7 @@ def walk(constraints: Constraints, rng: random.Random, goal: bytes | None = None
                 token
                 for token in allowed
                 if text != goal and goal.startswith(text + constraints.token_bytes.bytes_of[token])
-            ] or [token for token in allowed if text == goal and token == constraints.talk.chat.end[0]]
+            ] or [token for token in allowed if text == goal and token == constraints.dialogue.chat.end[0]]
             ended = text == goal
         assert allowed, f"{goal!r} cannot be said after {text!r}"
         said.append(rng.choice(allowed))
@@ -343,7 +344,7 @@ def test_actions_that_cannot_be_told_apart_are_left_out() -> None:
         "as the environment writes it"
     )
     assert Constraints.of(chat.begin(), {"actions": [one, two, "x", "x"]}, "").actions == ["x"]
-    with pytest.raises(ValueError, match="can say none of the 2 available actions"):
+    with pytest.raises(ValueError, match="can write none of the 2 available actions"):
         Constraints.of(chat.begin(), {"actions": [one, two]}, "")
 
 

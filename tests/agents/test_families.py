@@ -1,4 +1,5 @@
-"""Conversations of every family of chat models, from pages to token ids and back (templates: tests/families.py)."""
+"""Conversations of every family of chat models, from pages to token ids and back (templates: tests/agents/families.py).
+"""
 
 from __future__ import annotations
 
@@ -169,7 +170,7 @@ def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> No
     [
         ({"prompt": "reakt"}, "prompt='reakt' must be one of"),
         ({"one_shot": True}, "needs prompt='react'"),
-        ({"prompt": "react"}, "knows no words"),
+        ({"prompt": "react"}, "needs a language model"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_anything_is_made(changes: dict, message: str) -> None:

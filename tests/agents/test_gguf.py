@@ -152,7 +152,7 @@ def test_what_does_not_go_together_is_refused_in_words(
         Policy.load(str(file), quantize="nf4")
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match=r"holds 2 GGUF files: name one"):
+    with pytest.raises(ValueError, match=r"contains 2 GGUF files: name one"):
         Policy.load(str(tmp_path))
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"is a file, but not a GGUF file: give its folder"):

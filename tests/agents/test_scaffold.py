@@ -14,9 +14,10 @@ from families import FAMILIES, REAL, REAL_NAMES, ends_of, real, tokenizer_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from eef.agents import scaffold
+from eef.agents import chat_template
 from eef.agents.chat import Chat
-from eef.agents.scaffold import Scaffold, content_encoder, derive
+from eef.agents.chat_template import derive_scaffold
+from eef.agents.scaffold import Scaffold, content_encoder
 from eef.trajectory import Trajectory, Turn
 
 RENDERINGS = {"qwen3": "thinking off", "deepseek-r1": "past answers", "gpt-oss": "prefilled"}
@@ -65,7 +66,7 @@ def test_no_scaffold_depends_on_the_day(family: str, monkeypatch: pytest.MonkeyP
     chat = Chat.of(tokenizer)
     text = tokenizer.decode(chat.begin().encode_observation("a page"))
     assert "2024" in text and str(date.today().year) not in text
-    monkeypatch.setattr(scaffold, "DATE", date(2031, 1, 2))
+    monkeypatch.setattr(chat_template, "DATE", date(2031, 1, 2))
     assert "2031" in tokenizer.decode(Chat.of(tokenizer).begin().encode_observation("a page")), (
         "the date comes from DATE alone"
     )
@@ -74,7 +75,7 @@ def test_no_scaffold_depends_on_the_day(family: str, monkeypatch: pytest.MonkeyP
 def test_a_date_that_cannot_be_fixed_is_refused() -> None:
     tokenizer = changed("plain", "{% set f = '%Y' %}{{ strftime_now(f) }}" + FAMILIES["plain"].template)
     with pytest.raises(ValueError, match="'tiny-plain' prints the date in a form that cannot be fixed"):
-        derive(tokenizer)
+        derive_scaffold(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_date_that_cannot_be_fixed_is_refused() -> None:
         (
             "{% for m in messages %}{{ loop.index }} {{ m.role }}:\n{{ m.content }}<end>\n{% endfor %}"
             "{% if add_generation_prompt %}{{ messages | length + 1 }} assistant:\n{% endif %}",
-            "renders later turns otherwise",
+            "renders later turns differently",
         ),
         # nothing ends an answer
         (
@@ -114,7 +115,7 @@ def test_a_date_that_cannot_be_fixed_is_refused() -> None:
 )
 def test_a_template_that_cannot_be_proven_is_refused_in_words(template: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
-        derive(changed("plain", template))
+        derive_scaffold(changed("plain", template))
     assert "tiny-plain" in str(refused.value)
 
 
@@ -122,14 +123,14 @@ def test_an_answer_that_joins_its_prompt_is_refused() -> None:
     """Where a prompt ends in a blank that the tokenizer joins with the answer, the prompt alone is read otherwise."""
     tokenizer = changed("plain", FAMILIES["plain"].template.replace(":\n", ": "))
     with pytest.raises(ValueError, match="cannot be taken apart: for turn . with its answer"):
-        derive(tokenizer)
+        derive_scaffold(tokenizer)
 
 
 def test_templates_that_leave_out_what_is_long_or_long_ago_are_refused() -> None:
     plain = FAMILIES["plain"].template
     for template in (plain.replace("m.content", "m.content[:500]"), plain.replace("in messages", "in messages[-10:]")):
         with pytest.raises(ValueError, match="'tiny-plain' (cannot be taken apart|drops)"):
-            derive(changed("plain", template))
+            derive_scaffold(changed("plain", template))
 
 
 def test_tokens_that_are_added_later_count() -> None:
@@ -173,7 +174,7 @@ def test_a_tokenizer_that_cannot_write_a_text_is_refused_in_words() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
     tokenizer.chat_template, tokenizer.name_or_path = FAMILIES["plain"].template, "tiny-unigram"
     with pytest.raises(ValueError, match="'tiny-unigram' cannot tokenise every text"):
-        derive(tokenizer)
+        derive_scaffold(tokenizer)
 
 
 def test_a_tokenizer_without_the_library_behind_it_is_refused() -> None:
@@ -185,8 +186,8 @@ def test_a_tokenizer_without_the_library_behind_it_is_refused() -> None:
 
     tokenizer = Slow()
     tokenizer.chat_template = FAMILIES["plain"].template
-    with pytest.raises(ValueError, match="is a Slow without the tokenizers library"):
-        derive(tokenizer)
+    with pytest.raises(ValueError, match="is a Slow, which is not based on the tokenizers library"):
+        derive_scaffold(tokenizer)
 
 
 def test_a_word_level_vocabulary_reads_no_control_token_in_a_page(tokenizer: Any, chat: Chat) -> None:
@@ -300,8 +301,8 @@ def test_ten_thousand_pages(name: str) -> None:
 
 def test_a_scaffold_is_plain_data() -> None:
     """Equal tokenizers give equal scaffolds: stage keys hold their hash."""
-    made = derive(tokenizer_of("qwen3"))
-    assert isinstance(made, Scaffold) and made == derive(changed_same("qwen3"))
+    made = derive_scaffold(tokenizer_of("qwen3"))
+    assert isinstance(made, Scaffold) and made == derive_scaffold(changed_same("qwen3"))
     assert Chat.of(tokenizer_of("qwen3")).hash == Chat.of(changed_same("qwen3")).hash
     assert Chat.of(tokenizer_of("qwen3")).hash != Chat.of(tokenizer_of("qwen3-plain")).hash
 
@@ -327,7 +328,8 @@ def test_the_example_of_the_page_on_models(tmp_path: Path) -> None:
     """A template without an end gets one by hand, as docs/models.md says."""
     tokenizer = changed("qwen2.5", FAMILIES["qwen2.5"].template.replace("<|im_end|>\n{% endfor", "\n{% endfor"))
     with pytest.raises(ValueError, match="end its turn"):
-        derive(tokenizer)
+        derive_scaffold(tokenizer)
     tokenizer.chat_template = FAMILIES["qwen2.5"].template
     tokenizer.save_pretrained(tmp_path)
-    assert derive(PreTrainedTokenizerFast.from_pretrained(tmp_path)) == derive(tokenizer_of("qwen2.5"))
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert derive_scaffold(loaded) == derive_scaffold(tokenizer_of("qwen2.5"))

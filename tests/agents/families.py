@@ -197,7 +197,7 @@ def ends_of(name: str) -> list[int]:
     return tokenizer_of(name).convert_tokens_to_ids(ENDS.get(name, []))
 
 
-REAL = Path(os.environ.get("EEF_TOKENIZERS", Path(__file__).parents[2] / "shared" / "tokenizers"))
+REAL = Path(os.environ.get("EEF_TOKENIZERS", Path(__file__).parents[3] / "shared" / "tokenizers"))
 REAL_NAMES = ["deepseek_v3", "gemma3", "gptoss", "llama3_1", "qwen3", "smollm2"]
 
 
