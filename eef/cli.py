@@ -150,7 +150,8 @@ def _collect_parser(parser: argparse.ArgumentParser, modules: dict[str, ModuleTy
 
 def _collect(given: argparse.Namespace) -> int:
     from eef.envs import make_env
-    from eef.experts.endpoint import Expert, read_body, read_key, run
+    from eef.experts.collection import collect
+    from eef.experts.endpoint import Expert, read_body, read_key
 
     names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
     asked = {name: getattr(given, name) for name in names}
@@ -165,7 +166,7 @@ def _collect(given: argparse.Namespace) -> int:
     except TypeError as error:  # an option that it does not have
         raise ValueError(f"{given.env}: {str(error).partition('() ')[2]}") from None
     try:
-        return run(given.file, env, given.split, given.tasks, expert, given.one_shot, given.price, given.yes)
+        return collect(given.file, env, given.split, given.tasks, expert, given.one_shot, given.price, given.yes)
     finally:
         getattr(env, "close", lambda: None)()  # ends the processes of an environment that has some
 
