@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from eef.envs.webshop.shopper import ShopEnv, play_expert
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
@@ -246,15 +248,13 @@ def write(spec: CatalogueSpec, folder: str | Path, goals: int | None = None, pro
     return folder
 
 
-def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
+def embedded(open_shop: Callable[..., ShopEnv], **options: Any) -> tuple[Triple, dict[str, list[int]]]:
     """The embedded catalogue and its split, ``{"train" | "eval" | "test": goal indices}``.
 
-    ``options`` are fields of :class:`CatalogueSpec`. Perfect play decides the grade of a subtask, never an expert with
-    errors. ValueError if the catalogue has too few subtasks of a grade, TypeError for an unknown option.
+    ``open_shop`` is the class WebShop; ``options`` are fields of :class:`CatalogueSpec`. Perfect play decides the grade
+    of a subtask, never an expert with errors. ValueError if the catalogue has too few subtasks of a grade, TypeError
+    for an unknown option.
     """
-    from eef.envs.webshop import WebShop
-    from eef.envs.webshop.shopper import play_expert
-
     try:
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         spec = CatalogueSpec(**values)
@@ -264,7 +264,7 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
         ) from None
     triple = generate(spec)
     count = sum(len(records) for records in triple[2].values())
-    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
+    env = open_shop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
     graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
     for task in env.tasks("train"):
         played = play_expert(env, task, insight=False)
