@@ -1,4 +1,4 @@
-"""The notebooks as sweeps and people run them: thin, stripped, and executed whole on small parameters."""
+"""The notebooks: thin, without outputs, and executed from start to end on small parameters."""
 
 from __future__ import annotations
 
