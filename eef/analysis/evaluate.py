@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RATED = ("done", "max_steps")  # outcomes that count; any other is an infrastructure error
 ANSWERS = ["invalid", *unreadable([])]  # answers that changed nothing, and those among them without a readable action
 OPTIONAL = [*ANSWERS, "max_score"]  # columns of episodes.csv that only some episodes bring
-_FIRST, _LAST = ["task", "won", "reward", "steps", "outcome"], ["error"]  # the skills' columns stand between them
+_FIRST, _LAST = ["task", "won", "reward", "steps", "outcome"], ["error"]  # the columns of the skills are between them
 
 
 @dataclass(frozen=True)
