@@ -1,4 +1,4 @@
-"""Conversations of every family of chat models, from pages to token ids and back (templates: tests/agents/families.py)."""
+"""Conversations of every family of chat models, from pages to token ids and back ."""
 
 from __future__ import annotations
 
