@@ -154,3 +154,8 @@ def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -
         names.append("+".join(parts[:size]))
         parts = parts[size:]
     return names
+
+
+def names_file(name: str) -> bool:
+    """Whether one of :func:`joined_names` is an existing file: a name without a dot or a slash never is."""
+    return ("." in name or os.sep in name) and os.path.isfile(name)

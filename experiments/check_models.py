@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from eef.agents.chat import Chat
-from eef.agents.constraints import Limits
+from eef.agents.constraints import Constraints
 from eef.agents.scaffold import DATE
 from eef.trajectory import Trajectory, Turn
 
@@ -126,7 +126,7 @@ def check(name: str, make: Any, count: int) -> dict[str, Any]:
     except ValueError as error:
         return row | {"rendering": f"refused: {error}"}
     row |= {"rendering": chat.scaffold.rendering, "end": tokenizer.decode(chat.end)}
-    for column, body in (("prompt", prompts), ("whole", wholes), ("contents", contents), ("constrained", limits)):
+    for column, body in (("prompt", prompts), ("whole", wholes), ("contents", contents), ("constrained", constraints)):
         try:
             body(chat, random.Random(f"{name} {column}"), count)
             row[column] = "ok"
@@ -206,7 +206,7 @@ def contents(chat: Chat, rng: random.Random, count: int) -> None:
         assert [token for token in ids if token in control] == own
 
 
-def limits(chat: Chat, rng: random.Random, count: int) -> None:
+def constraints(chat: Chat, rng: random.Random, count: int) -> None:
     """Constrained decoding on random pages."""
     for _ in range(max(1, count // 10)):
         words = [word for word in WORDS if word.strip() and "[" not in word and "]" not in word]
@@ -216,7 +216,7 @@ def limits(chat: Chat, rng: random.Random, count: int) -> None:
         talk = chat.begin()
         talk.encode_observation(instruction)
         available = {"has_search_bar": True, "clickables": sorted(names)}
-        allowed = Limits.of(talk, available, instruction, longest=400)
+        allowed = Constraints.of(talk, available, instruction, longest=400)
         for action in [f"click[{name}]" for name in names] + [f"search[{instruction}]"]:
             said: list[int] = []
             for token in talk.encode_action(action):

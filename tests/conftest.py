@@ -9,7 +9,8 @@ from hypothesis import settings
 from eef.agents.chat import Chat
 from eef.agents.policy import Policy
 from eef.envs.webshop import WebShop
-from eef.models.pretrain import make_model, make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
+from eef.models.pretrain import make_model, word_tokenizer
 
 settings.register_profile("eef", deadline=None)  # shared machines are noisy
 settings.load_profile("eef")
@@ -26,12 +27,12 @@ def shop() -> WebShop:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return make_tokenizer()
+    return word_tokenizer(vocabulary())
 
 
 @pytest.fixture(scope="session")
 def chat(tokenizer) -> Chat:
-    return Chat.of(tokenizer, aliases=True)
+    return Chat.of(tokenizer, aliases="webshop")
 
 
 @pytest.fixture

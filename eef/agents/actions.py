@@ -131,7 +131,7 @@ def read_action(reply: str, react: bool = True, cut: bool = False) -> Answer:
     return Answer(action, problem, end)
 
 
-def unreadable(infos: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def problem_counts(infos: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Answers without a readable action, by counter; ``infos`` are those of episodes."""
     totals = {problem.name.lower(): 0 for problem in Problem}
     for info in infos:
@@ -140,8 +140,8 @@ def unreadable(infos: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return totals
 
 
-def in_words(counts: Mapping[str, int], answers: int) -> str:
-    """The counts of :func:`unreadable` as a line, empty where all are 0."""
+def describe_problems(counts: Mapping[str, int], answers: int) -> str:
+    """The counts of :func:`problem_counts` as a line, empty where all are 0."""
     reasons = [f"{counts[problem.name.lower()]} {problem}" for problem in Problem if counts[problem.name.lower()]]
     total = sum(counts.values())
     return f"{total} of {answers} answers had no readable action: {', '.join(reasons)}" if total else ""

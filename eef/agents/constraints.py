@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from eef.agents.chat import Chat, Dialogue
-from eef.agents.token_bytes import Spelling, spelling_of
+from eef.agents.token_bytes import TokenBytes, token_bytes_of
 from eef.envs import EnvError
 
 _MARKUP = re.compile(r"\[[A-Za-z]\w*\]")  # what a page writes between its parts: [SEP], [button], [button_]
@@ -40,14 +40,14 @@ class State(NamedTuple):
 
 
 @dataclass
-class Limits:
+class Constraints:
     """What may be said next: the actions by their bytes, sorted, and a search of words where there is a search bar.
 
     ``ids`` are the canonical ids of each action, ``longest`` the most tokens that a search may have.
     """
 
     talk: Dialogue
-    spelling: Spelling
+    token_bytes: TokenBytes
     texts: list[bytes]
     ids: list[tuple[int, ...]]
     actions: list[str]
@@ -57,28 +57,28 @@ class Limits:
     _states: list[State] = field(default_factory=list)
 
     @classmethod
-    def of(cls, talk: Dialogue, available: dict[str, Any], page: str, longest: int = 64) -> Limits:
-        """The limits that an environment's ``available_actions`` set.
+    def of(cls, talk: Dialogue, available: dict[str, Any], page: str, longest: int = 64) -> Constraints:
+        """The constraints that an environment's ``available_actions`` set.
 
         Search words are those of ``page``, the subtask's first page: a search is for what the subtask asks, and where
         WebShop shows a search bar it shows that page again. Actions that the tokenizer cannot say, or that no ids tell
         apart, are left out; of those that differ in case and blanks alone the first stays. EnvError where there is no
         action, ValueError where the tokenizer can say none, and where it cannot be used
-        (:func:`eef.agents.token_bytes.spelling_of`).
+        (:func:`eef.agents.token_bytes.token_bytes_of`).
         """
-        spelling, talk, end = spelling_of(talk.chat.tokenizer), talk.copy(), len(talk.chat.end)
+        token_bytes, talk, end = token_bytes_of(talk.chat.tokenizer), talk.copy(), len(talk.chat.end)
         actions = available.get("actions")
         if actions is None:
             actions = [f"click[{name}]" for name in available["clickables"] if name != "search"]
         rows = []
         for action in dict.fromkeys(actions):
             ids = tuple(talk.encode_action(action)[:-end])
-            rows.append((spelling.of(ids), ids, action))
+            rows.append((token_bytes.decode(ids), ids, action))
         alike: dict[bytes, set[str]] = {}  # the actions that share a text, without case and blanks
         for text, _, action in rows:
             alike.setdefault(text, set()).add(" ".join(action.split()).casefold())
         firsts = {text: (text, ids, action) for text, ids, action in reversed(rows)}.values()
-        rows = sorted(row for row in firsts if len(alike[row[0]]) == 1 and row[0] and spelling.can_spell(row[0]))
+        rows = sorted(row for row in firsts if len(alike[row[0]]) == 1 and row[0] and token_bytes.can_encode(row[0]))
         search = _search(talk.chat, page) if available.get("has_search_bar") else None
         if not actions and search is None:
             where = "and the page has no word to search for" if available.get("has_search_bar") else "and no search bar"
@@ -89,15 +89,17 @@ class Limits:
                 f"{len(actions)} available actions. Set constrained_decoding=False"
             )
         texts, names = [row[0] for row in rows], [row[2] for row in rows]
-        spelled = [ids if all(map(spelling.says, ids)) else tuple(spelling.spell(text)) for text, ids, _ in rows]
-        return cls(talk, spelling, texts, spelled, names, search, longest)
+        spelled = [
+            ids if all(map(token_bytes.is_text, ids)) else tuple(token_bytes.encode(text)) for text, ids, _ in rows
+        ]
+        return cls(talk, token_bytes, texts, spelled, names, search, longest)
 
     def __post_init__(self) -> None:
         self._usual = max(map(len, self.ids), default=0)
 
     @property
-    def most(self) -> int:
-        """How many tokens an answer may take before its end, with the longest tokens where its spelling is unusual."""
+    def max_tokens(self) -> int:
+        """How many tokens an answer may take before its end, with the longest tokens where its tokens are unusual."""
         return max(2 * self._usual, self.longest if self.search else 0)
 
     def allowed(self, said: Sequence[int]) -> list[int]:
@@ -120,10 +122,10 @@ class Limits:
         for text in self.texts[state.low : state.high]:
             rest = text[len(state.text) :]
             if late and rest:
-                following.add(self.spelling.first(rest))
+                following.add(self.token_bytes.first_id(rest))
                 continue
-            for size, ids in self.spelling.beginnings(rest):
-                if self.spelling.can_spell(rest[size:]):
+            for size, ids in self.token_bytes.prefixes(rest):
+                if self.token_bytes.can_encode(rest[size:]):
                     following.update(ids)
         if state.search and self.search is not None:
             following.update(self.search.following(state.search, self.longest - len(said)))
@@ -137,9 +139,9 @@ class Limits:
                 return self.actions[state.low]
             if self.search is not None and self.search.whole(state.search):
                 aliases = self.talk.aliases
-                return (
-                    aliases.write_action(state.text.decode()) if aliases else f"search[{self.search.query(state.text)}]"
-                )
+                if aliases is not None:
+                    return aliases.decode_action(state.text.decode())
+                return f"search[{self.search.query(state.text)}]"
         raise ValueError(f"the ids {list(said)} are not a complete answer ({state.text!r})")
 
     def _state(self, said: Sequence[int]) -> State:
@@ -160,7 +162,7 @@ class Limits:
         if state.ended or (token == end[0] and self._whole(state)):
             right = state.ended < len(end) and token == end[state.ended]
             return state._replace(ended=state.ended + 1) if right else State(state.text, 0, 0)
-        new = self.spelling.text[token] if self.spelling.says(token) else b""
+        new = self.token_bytes.bytes_of[token] if self.token_bytes.is_text(token) else b""
         text = state.text + new
         size = len(text)
         low = bisect_left(self.texts, text, state.low, state.high)
@@ -182,7 +184,7 @@ class Limits:
         if len(first) > size and first[:size] == said and all(ids[: size + 1] == first[: size + 1] for ids in group):
             return first[size]
         if state.high - state.low == len(group) == 1:
-            return self.spelling.first(self.texts[state.low][len(state.text) :])
+            return self.token_bytes.first_id(self.texts[state.low][len(state.text) :])
         return None
 
 
@@ -194,9 +196,9 @@ class Search:
     """
 
     def __init__(
-        self, spelling: Spelling, opening: bytes, closing: bytes, words: Sequence[bytes], ids: tuple[int, ...]
+        self, token_bytes: TokenBytes, opening: bytes, closing: bytes, words: Sequence[bytes], ids: tuple[int, ...]
     ) -> None:
-        self.spelling, self.opening, self.closing, self.ids = spelling, opening, closing, ids
+        self.token_bytes, self.opening, self.closing, self.ids = token_bytes, opening, closing, ids
         self.root: dict[int, Any] = {}
         for word in words:
             node = self.root
@@ -208,7 +210,7 @@ class Search:
             node = {byte: node}
         self.start: Places = (node,)
         longest = len(opening) + max(map(len, words)) + len(closing)
-        free = spelling.has_bytes(b"".join((opening, *words, b" ", closing)))
+        free = token_bytes.has_byte_tokens(b"".join((opening, *words, b" ", closing)))
         self._far = longest if free else math.inf  # with more tokens left than this, any search can end
         self._tokens: dict[tuple[int, ...], list[tuple[tuple[int, ...], Places]]] = {}
         self._costs: dict[int, float] = {}
@@ -274,7 +276,7 @@ class Search:
                     following.update(place)
             for byte in following - {_END}:
                 text = said + bytes([byte])
-                ids, longer = self.spelling.look(text)
+                ids, longer = self.token_bytes.lookup(text)
                 after = self.after(places, text[-1:]) if ids or longer else ()
                 if ids:
                     yield ids, after
@@ -291,7 +293,7 @@ class Search:
         return self._costs[id(node)]
 
     def _count(self, text: bytes) -> float:
-        return len(self.spelling.spell(text)) if self.spelling.can_spell(text) else math.inf
+        return len(self.token_bytes.encode(text)) if self.token_bytes.can_encode(text) else math.inf
 
 
 def _rests(node: dict[int, Any]) -> Iterator[bytes]:
@@ -309,33 +311,33 @@ def _rests(node: dict[int, Any]) -> Iterator[bytes]:
 @lru_cache(maxsize=256)
 def _search(chat: Chat, page: str) -> Search | None:
     """A search of the words of ``page`` as the agent says them; None where it can say none of them."""
-    spelling, talk, end = spelling_of(chat.tokenizer), chat.begin(), len(chat.end)
+    token_bytes, talk, end = token_bytes_of(chat.tokenizer), chat.begin(), len(chat.end)
     empty = tuple(talk.encode_action("search[]")[:-end])
-    frame = spelling.of(empty)
+    frame = token_bytes.decode(empty)
     opening, closing = frame[: (split := frame.index(b"[") + 1)], frame[split:]
     rows: list[tuple[bytes, tuple[int, ...]]] = []
     if talk.aliases is not None:  # each symbol is a word between blanks
         opening += b" "
-        rows = [(symbol.encode(), empty) for symbol in talk.aliases.read(page, prompt=True).split()]
+        rows = [(symbol.encode(), empty) for symbol in talk.aliases.encode(page, prompt=True).split()]
     else:
         for word in search_words(page):
             ids = tuple(talk.encode_action(f"search[{word}]")[:-end])
-            text = spelling.of(ids)
+            text = token_bytes.decode(ids)
             if text.startswith(opening) and text.endswith(closing):
                 rows.append((text[len(opening) : len(text) - len(closing)], ids))
-    rows = [(word, ids) for word, ids in rows if word != b"]" and spelling.can_spell(opening + word + closing)]
+    rows = [(word, ids) for word, ids in rows if word != b"]" and token_bytes.can_encode(opening + word + closing)]
     if not rows:
         return None
     size, shared = 0, []
     starts = {word[:1] for word, _ in rows}
     for column in zip(*(ids for _, ids in rows), strict=False):
-        text = spelling.text[column[0]]
+        text = token_bytes.bytes_of[column[0]]
         size += len(text)
-        joins = size == len(opening) and any(any(spelling.look(text + start)) for start in starts)
+        joins = size == len(opening) and any(any(token_bytes.lookup(text + start)) for start in starts)
         if len(set(column)) > 1 or size > len(opening) or joins:  # a longer token may hold the first word's beginning
             break
         shared.append(column[0])
-    return Search(spelling, opening, closing, [word for word, _ in rows], tuple(shared))
+    return Search(token_bytes, opening, closing, [word for word, _ in rows], tuple(shared))
 
 
 def search_words(page: str) -> list[str]:

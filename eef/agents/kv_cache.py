@@ -1,4 +1,4 @@
-"""Keys and values of many conversations in one tensor per layer, and how much memory they may take."""
+"""A KV cache with one row per conversation, and the memory that it may use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import psutil
 import torch
 from transformers.cache_utils import DynamicLayer
 
-STEP = 256  # places by which a cache grows at least
-_SHARE = 0.7  # of the free memory; the rest is for activations, logits and copies
+STEP = 256  # fewest places by which a cache grows
+_SHARE = 0.7  # of free memory; the rest is left for activations, logits and copies
 _CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -20,9 +20,12 @@ _CGROUPS = (
 
 @dataclass
 class Plan:
-    """Where the next forward pass reads and writes: ``places`` (rows, width) in the rows ``rows``; the last place of
-    each row (``room`` - 1) takes what padding writes. ``span``: the same rows where they lie side by side, as a slice,
-    which is read where it is; others are copied together. The cache has ``count`` rows."""
+    """Where the next forward pass reads and writes.
+
+    The cache has ``count`` rows with ``room`` places each; padding is written to the last place of a row. The pass
+    writes to ``places``, shape (rows, width), of the rows ``rows``, and reads the first ``seen`` places. ``span`` is a
+    slice of the same rows if they are adjacent: a slice is read in place, other rows are copied.
+    """
 
     count: int
     room: int = STEP + 1
@@ -33,7 +36,7 @@ class Plan:
 
 
 class RowLayer(DynamicLayer):
-    """Keys and values of all conversations, (rows, heads, room, width); each row is written at its own places."""
+    """Keys and values of one layer, shape (rows, heads, room, head width). Each row is written at its own places."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -53,18 +56,19 @@ class RowLayer(DynamicLayer):
         rows = plan.rows[:, None]
         self.keys[rows, :, plan.places] = key_states.transpose(1, 2)
         self.values[rows, :, plan.places] = value_states.transpose(1, 2)
-        held = plan.span if plan.span is not None else plan.rows
-        return self.keys[held, :, : plan.seen], self.values[held, :, : plan.seen]
+        read = plan.span if plan.span is not None else plan.rows
+        return self.keys[read, :, : plan.seen], self.values[read, :, : plan.seen]
 
     def resize(self, rows: list[int], count: int, room: int) -> None:
-        """Resize to ``count`` rows of ``room`` places. ``rows`` move to the front in this order, others go."""
+        """Resize to ``count`` rows of ``room`` places. ``rows`` move to the front in this order; others are dropped."""
         if self.is_initialized:
             assert self.keys is not None and self.values is not None
-            self.keys = _resized(self.keys, rows, count, room)  # one after the other: less memory at once
+            self.keys = _resized(self.keys, rows, count, room)  # one after the other, which needs less memory
             self.values = _resized(self.values, rows, count, room)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        if self.is_initialized:  # a layer that uses another one's keys and values is not
+        """Copy the first ``length`` places of row ``source`` to row ``target``."""
+        if self.is_initialized:  # not the case for a layer that uses the keys and values of another one
             assert self.keys is not None and self.values is not None
             self.keys[target, :, :length] = self.keys[source, :, :length]
             self.values[target, :, :length] = self.values[source, :, :length]
@@ -82,7 +86,7 @@ def _resized(old: torch.Tensor, rows: list[int], count: int, room: int) -> torch
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a cache may take: a share of what is free on the GPU, or of the host's memory within its limits."""
+    """Bytes that a cache may use: a share of the free memory of the GPU, or of the host within its cgroup's limits."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -95,5 +99,5 @@ def available_memory(device: torch.device) -> int:
         except OSError:  # no such group on this machine
             continue
         if size.isdigit():
-            free = min(free, int(size) - int(used) + int(counts.get(cached, 0)))  # cached files make room
+            free = min(free, int(size) - int(used) + int(counts.get(cached, 0)))  # cached files can be evicted
     return int(_SHARE * max(free, 0))

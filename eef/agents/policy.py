@@ -1,7 +1,7 @@
-"""A policy: a causal language model of transformers, its tokenizer, its chat scaffold and what was trained of it: an
-adapter, or all weights.
+"""A policy: a causal language model of transformers, its tokenizer, its chat scaffold, and the trained adapter.
 
-Small and large take the same path; only the name differs.
+If all weights were trained, the policy has a full model instead of an adapter. Small and large models are treated
+alike.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,22 +38,21 @@ from eef.agents.model_files import (
     options_of,
     source_of,
 )
+from eef.settings import DTYPES, QUANTIZATIONS, ModelSettings
 
 if TYPE_CHECKING:
-    from eef.settings import ModelSettings
+    from eef.agents.engine import Engine
 
-QUANTIZATIONS = (None, "nf4")
 HALF = (torch.bfloat16, torch.float16)
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
 class Policy:
-    """Model, tokenizer and scaffold. ``constrained_decoding``: decoding is limited to the environment's available
-    actions.
+    """Model, tokenizer and scaffold.
 
-    ``context`` is the longest conversation in tokens, ``max_new_tokens`` the longest utterance. ``checked``: the model
-    whose acting was compared with its plain forward pass, and the bytes of keys and values for each token.
+    ``context`` is the longest conversation in tokens, ``max_new_tokens`` the longest answer. With
+    ``constrained_decoding`` answers are limited to the environment's available actions. ``checked``: the model that
+    :func:`eef.agents.engine_check.check` accepted, and the bytes of keys and values per token.
     """
 
     model: Any
@@ -79,18 +79,18 @@ class Policy:
         context: int | None = None,
         max_new_tokens: int = 64,
     ) -> Policy:
-        """A base model by name (``embedded``, ``embedded-mistral``, ``embedded-scienceworld``, a folder, a GGUF file,
-        or a hub name), with the adapter saved in the folder ``adapter``, or with the weights saved there where all of
-        them were trained.
+        """Load a base model, and the adapter or the full model that training saved in the folder ``adapter``.
 
-        A GGUF file's weights are unpacked to ``dtype`` (``auto``: the file's own float type, float32 for most).
+        ``model`` is the name of an embedded model (such as ``embedded``), a folder, a GGUF file, or a hub name. The
+        weights of a GGUF file are unpacked to ``dtype`` (``auto``: the file's own float type, usually float32).
 
-        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or a name
-        of torch such as ``bfloat16``. ``constrained_decoding`` defaults to what the model's ``chat.json`` says, else
-        False, ``instructions`` and ``opening`` as of :func:`load_chat`. A process that a launcher numbered takes the
-        GPU of its number (``LOCAL_RANK``). ValueError for an unknown quantisation or type, for a full model or a GGUF
-        file to be quantised, for a model that is no causal language model, and for a tokenizer with more tokens than
-        the model has; OSError for an unknown model.
+        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or the
+        name of a torch type such as ``bfloat16``. ``constrained_decoding`` defaults to the value in the model's
+        ``chat.json``, else False. For ``instructions`` and ``opening`` see :func:`load_chat`. In a process with
+        ``LOCAL_RANK`` the model goes to the GPU of that number.
+
+        ValueError for an unknown quantisation or type, for quantising a full model or a GGUF file, for a model that is
+        not a causal language model, and for a tokenizer with more tokens than the model. OSError for an unknown model.
         """
         if quantize not in QUANTIZATIONS:
             raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
@@ -98,10 +98,10 @@ class Policy:
             raise ValueError(f"dtype={dtype!r}: known are {', '.join(map(repr, DTYPES))}")
         full = adapter is not None and not (Path(adapter) / "adapter_config.json").is_file()
         if full and not (Path(adapter or "") / "config.json").is_file():
-            raise ValueError(f"adapter={str(adapter)!r} holds neither an adapter nor a model")
+            raise ValueError(f"adapter={str(adapter)!r} contains neither an adapter nor a model")
         if full and quantize:
             raise ValueError(
-                f"quantize={quantize!r}: {adapter} holds a full model, which is evaluated as it was trained"
+                f"quantize={quantize!r}: {adapter} contains a full model, which is evaluated as it was trained"
             )
         if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -109,9 +109,11 @@ class Policy:
         if options and quantize:
             raise ValueError(
                 f"quantize={quantize!r} with model={model!r}: a GGUF file is quantised already, and its weights are "
-                "unpacked to train on them. Leave quantize out, or give the folder of the original model"
+                "unpacked for training. Leave quantize out, or use the folder of the original model"
             )
-        (disable_progress_bar if model in EMBEDDED_MODELS else enable_progress_bar)()  # the small ones load at once
+        (
+            disable_progress_bar if model in EMBEDDED_MODELS else enable_progress_bar
+        )()  # the embedded models load quickly
         chat = load_chat(model, instructions, opening)
         weights, files = (str(adapter), {}) if full else (folder, options)
         try:
@@ -127,7 +129,7 @@ class Policy:
                     bnb_4bit_compute_dtype=compute,
                 )
             elif files:
-                quantization = GgufConfig(dequantize=True)  # packed weights do not train
+                quantization = GgufConfig(dequantize=True)  # packed weights cannot be trained
             config = AutoConfig.from_pretrained(weights) if full else config_of(model)
             if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
                 raise ValueError(
@@ -147,9 +149,8 @@ class Policy:
         _check_vocabulary(model, chat, base)
         if quantize:
             for module in base.modules():
-                if hasattr(
-                    module, "support_avx512bf16_for_cpu"
-                ):  # it repacks in eval() and never back: wrong gradients
+                # with this option eval() repacks the weights and train() does not undo it: the gradients are wrong
+                if hasattr(module, "support_avx512bf16_for_cpu"):
                     setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         elif torch.cuda.is_available():
@@ -171,9 +172,9 @@ class Policy:
         return policy
 
     def new_adapter(self, seed: int, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
-        """Attach a fresh LoRA adapter on all linear layers; its initial weights depend on ``seed`` alone."""
+        """Attach a new LoRA adapter to all linear layers. Its initial weights depend only on ``seed``."""
         if isinstance(self.model, PeftModel):
-            raise ValueError("this policy has an adapter already: load the base model anew")
+            raise ValueError("this policy already has an adapter: load the base model again")
         torch.manual_seed(seed)
         config = LoraConfig(
             r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -181,54 +182,65 @@ class Policy:
         self.model = get_peft_model(self.model, config)
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the adapter (or, where there is none, the full model) as safetensors."""
+        """Save the adapter as safetensors; the full model if there is no adapter."""
         self.model.save_pretrained(str(folder))
+
+    def engine(self, slots: int) -> Engine:
+        """A new :class:`eef.agents.cached_engine.CachedEngine` for up to ``slots`` conversations at once.
+
+        ValueError for an architecture that it cannot run.
+        """
+        # by name and not by an import statement: training, which needs no engine, does not depend on its code
+        return import_module("eef.agents.cached_engine").CachedEngine(self, slots)
 
     @property
     def pad(self) -> int:
-        """What fills short rows: masked everywhere, so that any id of the model's own does."""
+        """The id that pads short rows. It is masked everywhere, so any id that the model has will do."""
         size = self.model.get_input_embeddings().weight.shape[0]
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return int(next(token for token in known if token is not None and token < size))
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return int(next(token for token in candidates if token is not None and token < size))
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """The ids that end an answer, whatever the scaffold's own end is."""
+        """The ids that end an answer, in addition to the scaffold's own end."""
         return stops_of(self.chat, self.model.config, getattr(self.model, "generation_config", None))
 
     def ends(self, token: int) -> bool:
-        """Whether a sampled id ends the answer: one of ``stops``, or an id that the tokenizer does not have (a model
-        may have more)."""
-        return token in self.stops or token >= self.chat.size
+        """Whether a sampled id ends the answer: one of ``stops``, or an id that only the model has.
+
+        A model may have more ids than its tokenizer.
+        """
+        return token in self.stops or token >= self.chat.vocabulary_size
 
 
 def stops_of(chat: Chat, config: Any, generation: Any = None) -> frozenset[int]:
-    """The ids that end an answer: every end that the model's configurations name, and all control tokens."""
+    """The ids that end an answer: all ends in the model's configurations, and all control tokens."""
     return chat.stops | ends_of(config, generation) | ({chat.tokenizer.eos_token_id} - {None})
 
 
 def _check_vocabulary(model: str, chat: Chat, base: Any) -> None:
-    """ValueError for a tokenizer that gives ids which the model does not have.
+    """ValueError for a tokenizer with ids that the model does not have.
 
-    A control token that the scaffold does not use, such as one for padding, may lie beyond: nothing is read as it.
+    Control tokens that the scaffold does not use, such as a padding token, are exempt: they are never read.
     """
     tokenizer, size = chat.tokenizer, base.get_input_embeddings().weight.shape[0]
-    if chat.size <= size:
+    if chat.vocabulary_size <= size:
         return
     beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= size}
     scaffold = chat.scaffold
     unused = scaffold.control - {*scaffold.before, *scaffold.to_agent, *scaffold.end, *scaffold.to_user}
     if beyond.keys() - unused:
+        words = ", ".join(repr(beyond[token]) for token in sorted(beyond.keys() - unused)[:3])
         raise ValueError(
-            f"model={model!r}: the tokenizer has ids up to {chat.size - 1}, the model's embedding {size}, so that the "
-            f"model does not know {', '.join(repr(beyond[token]) for token in sorted(beyond.keys() - unused)[:3])}. "
-            "Enlarge the model (model.resize_token_embeddings(len(tokenizer))) and save both, or give the tokenizer "
-            "that the model was trained with"
+            f"model={model!r}: the tokenizer has ids up to {chat.vocabulary_size - 1}, but the model's embedding "
+            f"has {size} rows, so it does not know {words}. Enlarge the model "
+            "(model.resize_token_embeddings(len(tokenizer))) and save both, or use the tokenizer that the model was "
+            "trained with"
         )
 
 
 def _forget_gguf(base: Any) -> None:
-    """The weights were unpacked: a plain model, which trains and saves as any other."""
+    """Remove the marks of a GGUF file from a model whose weights were unpacked, so that it trains and saves."""
     for config in (base.config, base.config.get_text_config()):
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -238,7 +250,7 @@ def _forget_gguf(base: Any) -> None:
 
 
 def load_arguments(model: ModelSettings, chat: Chat, adapter: Path | None) -> dict[str, Any]:
-    """Arguments of :meth:`Policy.load`: the same for every method, for training and for acting."""
+    """Arguments of :meth:`Policy.load` that are the same for every method, in training and in simulations."""
     return {
         "model": model.model,
         "adapter": str(adapter) if adapter else None,
@@ -250,11 +262,14 @@ def load_arguments(model: ModelSettings, chat: Chat, adapter: Path | None) -> di
 
 
 def load_chat(model: str = EMBEDDED, instructions: str | None = None, opening: Sequence[Sequence[str]] = ()) -> Chat:
-    """The scaffold of a model by name, without its weights; ``instructions`` default to its ``chat.json``, ``opening``
-    is for ReAct answers (:meth:`eef.agents.chat.Chat.opened`)."""
+    """The chat of a model by name, without loading its weights.
+
+    ``instructions`` default to those in the model's ``chat.json``. ``opening`` is for ReAct answers
+    (:meth:`eef.agents.chat.Chat.with_opening`).
+    """
     tokenizer = load_tokenizer(model)
     options = options_of(model)
     words = options.get("instructions", "") if instructions is None else instructions
     ends = ends_of(config_of(model), generation_of(model))
-    chat = Chat.of(tokenizer, words, bool(options.get("aliases", False)), ends)
-    return chat.opened(opening) if opening else chat
+    chat = Chat.of(tokenizer, words, options.get("aliases", ""), ends)
+    return chat.with_opening(opening) if opening else chat

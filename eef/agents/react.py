@@ -1,64 +1,63 @@
-"""The conversation of an agent that thinks aloud (``Thought: ... Action: ...``), in the shape of ETO's prompts.
+"""Conversations with an agent that thinks aloud (``Thought: ... Action: ...``), in the form of ETO's prompts.
 
-Instructions from the user (``instructions.txt`` of the environment, our words), an "OK", one example if wanted; then
-the subtask's first page, answers, and pages under ``Observation:``. :mod:`eef.agents.actions` reads the answers.
+A conversation begins with the environment's instructions, the answer "OK" and, if wanted, one example. Then follow the
+subtask's first page, the agent's answers, and later pages after ``Observation:``. :mod:`eef.agents.actions` reads the
+answers.
 """
 
 from __future__ import annotations
 
 from eef.agents.chat import OBSERVATION, TASK, Chat
-from eef.files import PACKAGE
+from eef.envs import TextEnv
+from eef.envs.extras import extras_of
 from eef.trajectory import Trajectory
 
-STOP = "\nObservation:"  # where a model begins to invent what it will see
+STOP = "\nObservation:"  # where a model begins to invent the next page
 Message = dict[str, str]
 
 
-def user(text: str) -> Message:
+def user_message(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def agent(text: str) -> Message:
+def agent_message(text: str) -> Message:
     return {"role": "assistant", "content": text or "(nothing)"}  # some servers refuse an empty message
 
 
-def page(observation: str) -> Message:
-    return user(f"{OBSERVATION}{observation}")
+def page_message(observation: str) -> Message:
+    """A page after an action."""
+    return user_message(f"{OBSERVATION}{observation}")
 
 
-def first_page(prompt: str) -> Message:
-    """The first page of the subtask itself."""
-    return user(f"{TASK}{prompt}")
+def first_page_message(prompt: str) -> Message:
+    """The subtask's first page."""
+    return user_message(f"{TASK}{prompt}")
 
 
-def opening(name: str, shown: Trajectory | None = None) -> list[Message]:
-    """What every conversation in environment ``name`` begins with, up to the subtask's own first page."""
-    told = (PACKAGE / "envs" / name / "instructions.txt").read_text(encoding="utf-8").strip()
-    talk = [user(told), agent("OK")]
-    if shown is not None:
-        first = [user(f"First an example.\n\n{shown.prompt}"), *(page(turn.observation) for turn in shown.turns)]
-        for heard, turn in zip(first, shown.turns, strict=False):  # nothing is said after the last page
-            talk += [heard, agent(f"Thought: {_thought(turn.action)}\nAction: {turn.action}")]
-    return talk
+def opening(env: TextEnv | str, example: Trajectory | None = None) -> list[Message]:
+    """The messages before a subtask's first page, in an environment or in one by name.
+
+    ``example`` is shown with the thoughts that the environment's extras write. ValueError for an environment without
+    instructions.
+    """
+    extras = extras_of(env)
+    if not extras.instructions:
+        name = env if isinstance(env, str) else env.name
+        raise ValueError(
+            f"prompt='react' needs instructions for the environment {name!r}: write them to instructions.txt in its "
+            "folder, and pass them as Extras.instructions (eef/envs/extras.py)"
+        )
+    messages = [user_message(extras.instructions), agent_message("OK")]
+    if example is not None:
+        page = user_message(f"First an example.\n\n{example.prompt}")
+        for turn in example.turns:  # the page after the last action is left out
+            answer = f"Thought: {extras.thought(turn.action)}\nAction: {turn.action}"
+            messages += [page, agent_message(answer)]
+            page = page_message(turn.observation)
+    return messages
 
 
-def scaffold(chat: Chat, name: str, shown: Trajectory | None = None) -> Chat:
-    """The same conversation for a policy: ``chat`` with the opening of environment ``name`` and ReAct answers."""
-    words = [message["content"] for message in opening(name, shown)]
-    return chat.opened(list(zip(words[::2], words[1::2], strict=True)))
-
-
-def _thought(action: str) -> str:
-    """What the scripted player of an example would say: it has no thoughts of its own."""
-    name, _, inside = action.partition("[")
-    inside = inside.rstrip("]")
-    if name == "search":
-        return "I look for what the instruction names."
-    if name != "click":
-        return f"The next step towards what the task asks for is to {action}."
-    return {
-        "buy now": "This is the product, and all that was asked for is chosen, so I buy it.",
-        "next >": "None of these fits, so I turn to the next page.",
-        "< prev": "This is not what I need, so I go back.",
-        "back to search": "I had better search again.",
-    }.get(inside, f"The instruction leads to {inside} here, so I click it.")
+def react_chat(chat: Chat, env: TextEnv | str, example: Trajectory | None = None) -> Chat:
+    """``chat`` with the opening of an environment and ReAct answers."""
+    texts = [message["content"] for message in opening(env, example)]
+    return chat.with_opening(list(zip(texts[::2], texts[1::2], strict=True)))

@@ -1,4 +1,4 @@
-"""Simulations as a stage: what they depend on, and who plays them: our engine, several processes, or a server."""
+"""Simulations as a stage, played in this process, in several processes, or by a vLLM server."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from eef.agents.chat import Chat
+from eef.agents.episode import Start, streams
 from eef.agents.policy import Policy, load_arguments
-from eef.agents.rollout import OnProgress, Start, simulate, streams
+from eef.agents.rollout import OnProgress, simulate
 from eef.agents.vllm import served
 from eef.envs import TextEnv, make_env
 from eef.files import write_json
-from eef.processes import end_with_parent, enough_gpus
+from eef.processes import check_gpu_count, end_with_parent
+from eef.settings import ActingSettings, ModelSettings
 from eef.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from eef.settings import ActingSettings, ModelSettings
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What the simulations of one stage depend on.
+    """The inputs of a stage of simulations.
 
     ``acting`` is resolved. ``adapter`` is the folder of a training stage. ``temperature`` 0 is greedy. ``processes``
-    play together, one for each GPU; no result depends on it.
+    share the work, one for each GPU; no result depends on their number.
     """
 
     env: TextEnv
     model: ModelSettings
-    chat: Chat
+    chat: Chat = field(metadata={"key": lambda chat: chat.key})
     acting: ActingSettings
     adapter: Path
     starts: Sequence[Start]
@@ -45,10 +44,13 @@ class Simulation:
     processes: int = field(default=1, metadata={"key": None})
 
 
-def play(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
-    """The trajectories of ``inputs.starts``, in their order; ``folder`` names the server where one played."""
+def run_simulations(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
+    """The trajectories of ``inputs.starts``, in their order.
+
+    If a server played, its description goes into ``engine.json`` in ``folder``.
+    """
     model, acting = inputs.model, inputs.acting
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "seed": inputs.seed,
         "temperature": inputs.temperature,
         "slots": acting.slots,
@@ -60,15 +62,15 @@ def play(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Traj
             chat=inputs.chat, context=model.context, max_new_tokens=acting.max_new_tokens,
         ) as policy:  # fmt: skip
             write_json(folder / "engine.json", policy.about)
-            return simulate(policy, inputs.env, inputs.starts, **how)
+            return simulate(policy, inputs.env, inputs.starts, **options)
     load = {
         **load_arguments(model, inputs.chat, inputs.adapter),
         "constrained_decoding": acting.constrained_decoding,
         "max_new_tokens": acting.max_new_tokens,
     }
     if inputs.processes > 1:
-        return simulate_together(load, inputs.env, inputs.starts, inputs.processes, **how)
-    return simulate(Policy.load(**load), inputs.env, inputs.starts, **how)
+        return simulate_together(load, inputs.env, inputs.starts, inputs.processes, **options)
+    return simulate(Policy.load(**load), inputs.env, inputs.starts, **options)
 
 
 def simulate_together(
@@ -78,39 +80,40 @@ def simulate_together(
     processes: int,
     *,
     on_progress: OnProgress | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> list[Trajectory]:
-    """As :func:`eef.agents.rollout.simulate`, the same trajectories in the same order, by ``processes`` workers.
+    """As :func:`eef.agents.rollout.simulate`, with the starts divided among ``processes`` workers.
 
-    Each worker has a policy (``policy``: arguments of :meth:`eef.agents.policy.Policy.load`), a GPU, an environment and
-    a piece of ``starts`` of its own. An environment of :func:`eef.envs.make_env` is made anew in each, another one must
-    be picklable. RuntimeError where a worker fails; ValueError for more processes than GPUs.
+    The trajectories and their order are the same. Each worker loads the policy (``policy``: arguments of
+    :meth:`eef.agents.policy.Policy.load`) on its own GPU and has its own environment: a new one if ``env`` was made by
+    :func:`eef.envs.make_env`, else a copy, and then it must be picklable. RuntimeError if a worker fails; ValueError
+    for more processes than GPUs.
     """
-    enough_gpus(processes)
-    ends = [len(starts) * place // processes for place in range(processes + 1)]
-    seeds = streams(starts, settings.get("seed", 0))
+    check_gpu_count(processes)
+    ends = [len(starts) * number // processes for number in range(processes + 1)]
+    seeds = streams(starts, options.get("seed", 0))
     parts = [(list(starts[a:b]), seeds[a:b]) for a, b in pairwise(ends) if a < b]
-    made = getattr(env, "made", None)
-    about = (policy, made, None if made else env, env.state_key())
+    recipe = getattr(env, "made", None)
+    shared = (policy, recipe, None if recipe else env, env.state_key())
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA and threads
-    found: dict[int, list[Trajectory]] = {}
+    results: dict[int, list[Trajectory]] = {}
     pipes: dict[Connection, int] = {}
     workers = []
     try:
         for number, part in enumerate(parts):
-            here, there = context.Pipe()
-            arguments = (there, number, torch.get_num_threads(), *about, *part, settings)
+            our_end, worker_end = context.Pipe()
+            arguments = (worker_end, number, torch.get_num_threads(), *shared, *part, options)
             worker = context.Process(target=_work, args=arguments, daemon=True)
             try:
                 worker.start()
             except (TypeError, AttributeError, multiprocessing.ProcessError) as error:
                 raise ValueError(
-                    f"processes={processes}: the environment cannot be sent to another process ({error}): make it by "
-                    "make_env, or set processes=1"
+                    f"processes={processes}: the environment cannot be sent to another process ({error}): create it "
+                    "with make_env, or set processes=1"
                 ) from None
-            there.close()
+            worker_end.close()
             workers.append(worker)
-            pipes[here] = number
+            pipes[our_end] = number
         while pipes:
             for pipe in wait(list(pipes)):
                 assert isinstance(pipe, Connection)
@@ -125,13 +128,13 @@ def simulate_together(
                     if on_progress:
                         on_progress(*message)
                 else:
-                    found[pipes.pop(pipe)] = message
+                    results[pipes.pop(pipe)] = message
     finally:
         for worker in workers:
-            if pipes:  # something went wrong
+            if pipes:  # a worker failed
                 worker.terminate()
             worker.join()
-    return [played for number in sorted(found) for played in found[number]]
+    return [trajectory for number in sorted(results) for trajectory in results[number]]
 
 
 def _work(
@@ -139,22 +142,24 @@ def _work(
     number: int,
     threads: int,
     policy: dict[str, Any],
-    made: tuple[str, dict[str, Any]] | None,
+    recipe: tuple[str, dict[str, Any]] | None,
     env: TextEnv | None,
     state_key: dict[str, Any],
     starts: list[Start],
     seeds: list[list[int]],
-    settings: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
+    """What a worker does: sends progress as tuples, then the trajectories as a list; a failure as a string."""
     end_with_parent()
     try:
         torch.set_num_threads(threads)
         os.environ["LOCAL_RANK"] = str(number)  # its GPU
-        world = make_env(made[0], **made[1]) if made else env
-        assert world is not None
-        if world.state_key() != state_key:
-            raise ValueError(f"the environment that it made has the state key {world.state_key()}, not {state_key}")
+        own_env = make_env(recipe[0], **recipe[1]) if recipe else env
+        assert own_env is not None
+        if own_env.state_key() != state_key:
+            raise ValueError(f"the worker's environment has the state key {own_env.state_key()}, not {state_key}")
         loaded = Policy.load(**policy)
-        pipe.send(simulate(loaded, world, starts, seeds=seeds, on_progress=lambda *more: pipe.send(more), **settings))
+        send_progress: OnProgress = lambda *counts: pipe.send(counts)  # noqa: E731
+        pipe.send(simulate(loaded, own_env, starts, seeds=seeds, on_progress=send_progress, **options))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What each token of a tokenizer says, as bytes, whatever the tokenizer merges."""
+"""The bytes that each token of a tokenizer stands for."""
 
 from __future__ import annotations
 
@@ -13,103 +13,103 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _BYTES = {char: byte for byte, char in bytes_to_unicode().items()}  # the alphabet of byte-level BPE
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_PROOFS = (
+_SAMPLES = (
     "click[back to search]",
     "search[red shoes, size 9.5 (2 pack)]",
     'click[< Prev] [[B09KXCHWGD]] $1,299.00 a/b-c_d it\'s 100% "ok"',
     "caf\u00e9 \u00fcber na\u00efve \u2014 \u201cquoted\u201d \u00d7 10\u00b0",
     "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd \u4e2d\u6587 \U0001f44d\U0001f3fd",
 )
-_MEMO = 1 << 18  # prefixes whose tokens are remembered
+_CACHE_SIZE = 1 << 18  # prefixes whose tokens are cached
 
 
-class Spelling:
-    """The bytes of each token of a tokenizer, and the tokens that say given bytes; see :func:`spelling_of`.
+class TokenBytes:
+    """The bytes of each token of a tokenizer, and the tokens that stand for given bytes; see :func:`token_bytes_of`.
 
-    ``text[id]`` is what a token says. Special and other added tokens are never said as text, unless they are blank: no
-    lookup returns them.
+    ``bytes_of[id]`` are the bytes of a token. Special and other added tokens never stand for text, unless they are
+    blank: no lookup returns them.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._unknown = tokenizer.unk_token_id
-        self.words = False  # each token is a word, and a blank follows it
-        say = self._reader()
+        self.whole_words = False  # each token is a word, and a blank follows it
+        read = self._reader()
         added = tokenizer.added_tokens_decoder
         control = set(added) | set(tokenizer.all_special_ids)
         vocabulary = tokenizer.get_vocab()
-        self.text = [b""] * (max(vocabulary.values(), default=-1) + 1)
-        self._sayable = bytearray(len(self.text))
-        ids: dict[bytes, tuple[int, ...]] = {}
-        for token, number in vocabulary.items():
-            said = say(token)
-            self.text[number] = token.encode() if said is None else said
-            blank = number in added and not added[number].special and said is not None and not said.strip()
-            if said and (number not in control or blank):
-                ids[said] = (*ids.get(said, ()), number)
-                self._sayable[number] = True
-        self._ids, self._sorted = ids, sorted(ids)
-        self._singles = b"".join(said for said in ids if len(said) == 1)
-        self._any = len(self._singles) == 256  # each byte is a token, so any text can be said
-        self._memo: dict[bytes, tuple[tuple[int, ...], bool]] = {}
-        self.can_spell = (lambda text: True) if self._any else lru_cache(1 << 12)(self._can_spell)
-        self._prove()
+        self.bytes_of = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        self._is_text = bytearray(len(self.bytes_of))
+        ids_of: dict[bytes, tuple[int, ...]] = {}
+        for token, token_id in vocabulary.items():
+            text = read(token)
+            self.bytes_of[token_id] = token.encode() if text is None else text
+            blank = token_id in added and not added[token_id].special and text is not None and not text.strip()
+            if text and (token_id not in control or blank):
+                ids_of[text] = (*ids_of.get(text, ()), token_id)
+                self._is_text[token_id] = True
+        self._ids_of, self._sorted = ids_of, sorted(ids_of)
+        self._single_bytes = b"".join(text for text in ids_of if len(text) == 1)
+        has_all_bytes = len(self._single_bytes) == 256  # then any text can be encoded
+        self._cache: dict[bytes, tuple[tuple[int, ...], bool]] = {}
+        self.can_encode = (lambda text: True) if has_all_bytes else lru_cache(1 << 12)(self._can_encode)
+        self._check()
 
-    def of(self, ids: Sequence[int]) -> bytes:
-        """What ``ids`` say; nothing where one of them stands for characters that the tokenizer does not know."""
-        return b"" if self._unknown in ids else b"".join([self.text[token] for token in ids])
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ``ids``; empty if one of them is the unknown token."""
+        return b"" if self._unknown in ids else b"".join([self.bytes_of[token] for token in ids])
 
-    def says(self, token: int) -> bool:
-        """Whether ``token`` may be said as text."""
-        return bool(self._sayable[token])
+    def is_text(self, token: int) -> bool:
+        """Whether ``token`` stands for text."""
+        return bool(self._is_text[token])
 
-    def look(self, text: bytes) -> tuple[tuple[int, ...], bool]:
-        """The tokens that say exactly ``text``, and whether longer ones begin with it."""
-        entry = self._memo.get(text)
+    def lookup(self, text: bytes) -> tuple[tuple[int, ...], bool]:
+        """The tokens whose bytes are exactly ``text``, and whether longer ones begin with it."""
+        entry = self._cache.get(text)
         if entry is None:
-            if len(self._memo) >= _MEMO:
-                self._memo.clear()
-            place = bisect_right(self._sorted, text)
-            longer = place < len(self._sorted) and self._sorted[place].startswith(text)
-            entry = self._memo[text] = self._ids.get(text, ()), longer
+            if len(self._cache) >= _CACHE_SIZE:
+                self._cache.clear()
+            index = bisect_right(self._sorted, text)
+            has_longer = index < len(self._sorted) and self._sorted[index].startswith(text)
+            entry = self._cache[text] = self._ids_of.get(text, ()), has_longer
         return entry
 
-    def beginnings(self, text: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def prefixes(self, text: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
         """The tokens that ``text`` begins with: their length in bytes and their ids, the shortest first."""
         for size in range(1, len(text) + 1):
-            ids, longer = self.look(text[:size])
+            ids, has_longer = self.lookup(text[:size])
             if ids:
                 yield size, ids
-            if not longer:
+            if not has_longer:
                 return
 
-    def spell(self, text: bytes) -> list[int]:
-        """Ids that say ``text``: at each place the longest token after which the rest can be said."""
+    def encode(self, text: bytes) -> list[int]:
+        """Ids for ``text``: at each place the longest token after which the rest can be encoded."""
         ids = []
         while text:
-            ids.append(self.first(text))
-            text = text[len(self.text[ids[-1]]) :]
+            ids.append(self.first_id(text))
+            text = text[len(self.bytes_of[ids[-1]]) :]
         return ids
 
-    def first(self, text: bytes) -> int:
-        """The first id of :meth:`spell`."""
-        return [ids for size, ids in self.beginnings(text) if self.can_spell(text[size:])][-1][0]
+    def first_id(self, text: bytes) -> int:
+        """The first id of :meth:`encode`."""
+        return [ids for size, ids in self.prefixes(text) if self.can_encode(text[size:])][-1][0]
 
-    def has_bytes(self, text: bytes) -> bool:
-        """Whether each byte of ``text`` is a token, so that it can be said from any place on."""
-        return not text.translate(None, self._singles)
+    def has_byte_tokens(self, text: bytes) -> bool:
+        """Whether each byte of ``text`` is a token, so that every part of it can be encoded."""
+        return not text.translate(None, self._single_bytes)
 
-    def _can_spell(self, text: bytes) -> bool:
-        """Whether the tokens can say ``text``."""
-        if self.has_bytes(text):
+    def _can_encode(self, text: bytes) -> bool:
+        """Whether some tokens together make ``text``."""
+        if self.has_byte_tokens(text):
             return True
-        alive = [False] * len(text) + [True]
+        possible = [False] * len(text) + [True]  # by position: whether the rest of the text can be encoded
         for place in reversed(range(len(text))):
-            alive[place] = any(alive[place + size] for size, _ in self.beginnings(text[place:]))
-        return alive[0]
+            possible[place] = any(possible[place + size] for size, _ in self.prefixes(text[place:]))
+        return possible[0]
 
     def _reader(self) -> Callable[[str], bytes | None]:
-        """What a token of the vocabulary says, by the tokenizer's decoder; None for what is no text."""
+        """A function from a token of the vocabulary to its bytes, by the tokenizer's decoder; None for no text."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             self._refuse("it is not a tokenizer of the `tokenizers` library (tokenizer.json)")
@@ -130,32 +130,34 @@ class Spelling:
             prefix = parts["WordPiece"].get("prefix")
             if prefix and any(token.startswith(prefix) for token in self.tokenizer.get_vocab()):
                 self._refuse(f"its tokens beginning with {prefix!r} continue words, which is not supported")
-            self.words = True
+            self.whole_words = True
             return lambda token: f"{token} ".encode()
-        self._refuse(f"its decoder ({', '.join(parts)}) is none of ByteLevel, Metaspace, Replace and whole words")
+        self._refuse(f"its decoder ({', '.join(parts)}) is not one of ByteLevel, Metaspace, Replace and whole words")
 
-    def _prove(self) -> None:
-        """ValueError unless the tokens of some texts say these texts."""
-        texts = list(_PROOFS)
-        if self.words:
-            known = [said.decode() for said in self._sorted if len(said.split()) == 1]
-            texts = ["".join(known[place : place + 50]).strip() for place in range(0, len(known), 50)]
-        proven = 0
+    def _check(self) -> None:
+        """ValueError unless the tokens of some texts have the bytes of these texts."""
+        texts = list(_SAMPLES)
+        if self.whole_words:
+            words = [text.decode() for text in self._sorted if len(text.split()) == 1]
+            texts = ["".join(words[place : place + 50]).strip() for place in range(0, len(words), 50)]
+        checked = 0
         for text in texts:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            wanted, said = text.encode() + b" " * self.words, self.of(ids)
-            if not said:  # it has a character without a token
+            expected, actual = text.encode() + b" " * self.whole_words, self.decode(ids)
+            if not actual:  # the text has a character without a token
                 continue
-            lead = said[:1] == b" " and said != wanted
-            if said[lead:] != wanted:
-                place = next((i for i, (a, b) in enumerate(zip(said[lead:], wanted, strict=False)) if a != b), None)
-                place = min(len(said) - lead, len(wanted)) if place is None else place
+            lead = actual[:1] == b" " and actual != expected
+            if actual[lead:] != expected:
+                pairs = zip(actual[lead:], expected, strict=False)
+                place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+                place = min(len(actual) - lead, len(expected)) if place is None else place
                 self._refuse(
-                    f"the tokens of {text!r} say {said.decode(errors='backslashreplace')!r}; the first difference is "
-                    f"at byte {place} ({wanted[place : place + 8]!r} became {said[lead:][place : place + 8]!r})"
+                    f"the tokens of {text!r} decode to {actual.decode(errors='backslashreplace')!r}; the first "
+                    f"difference is at byte {place} ({expected[place : place + 8]!r} became "
+                    f"{actual[lead:][place : place + 8]!r})"
                 )
-            proven += 1
-        if not proven:
+            checked += 1
+        if not checked:
             self._refuse(f"it has no tokens for the text {texts[0]!r}" if texts else "its vocabulary is empty")
 
     def _refuse(self, why: str) -> NoReturn:
@@ -167,12 +169,12 @@ class Spelling:
 
 
 @lru_cache(maxsize=8)
-def spelling_of(tokenizer: Any) -> Spelling:
-    """The spelling of ``tokenizer``, read from its decoder and checked on some texts.
+def token_bytes_of(tokenizer: Any) -> TokenBytes:
+    """The bytes of the tokens of ``tokenizer``, read from its decoder and checked on sample texts.
 
-    ValueError with the tokenizer's name and the first difference where its tokens do not spell out what it reads.
+    ValueError, with the tokenizer's name and the first difference, if the tokens of a text do not have its bytes.
     """
-    return Spelling(tokenizer)
+    return TokenBytes(tokenizer)
 
 
 def _byte_level(token: str) -> bytes | None:

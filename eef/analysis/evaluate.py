@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from eef.agents.actions import unreadable
+from eef.agents.actions import problem_counts
 from eef.files import write_json
 from eef.trajectory import Trajectory, load
 
@@ -26,7 +26,7 @@ SKILLS = {  # the navigation skills of Figure 2
     "prev": re.compile(r"click\[< prev\]", re.IGNORECASE),
     "back": re.compile(r"click\[back to search\]", re.IGNORECASE),
 }
-ANSWERS = ["invalid", *unreadable([])]  # answers that changed nothing, and of these the ones without a readable action
+ANSWERS = ["invalid", *problem_counts([])]  # answers that changed nothing, and those of them without a readable action
 COLUMNS = ["task", "won", "reward", "steps", "outcome", *SKILLS, "error"]
 
 

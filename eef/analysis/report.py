@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from eef.agents.actions import unreadable
+from eef.agents.actions import problem_counts
 from eef.analysis.figures import (
     FigureError,
     arm_name,
@@ -215,7 +215,7 @@ def _runs(runs: pd.DataFrame, here: Path) -> dict[str, Any]:
                 "reward": _number(row.get("mean_reward"), 3),
                 "episodes": _number(row.get("episodes"), 0),
                 "errors": _number(row.get("errors"), 0),
-                "unreadable": _number(sum(row.get(name, math.nan) for name in unreadable([])), 0),
+                "unreadable": _number(sum(row.get(name, math.nan) for name in problem_counts([])), 0),
                 "seconds": _number(clock.get("seconds"), 0),
                 "loss": _spark(read_rows(folder / "metrics.jsonl")),
                 "commit": str(stamp.get("commit", "unknown"))[:10] + ("+" if stamp.get("dirty") else ""),

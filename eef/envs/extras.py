@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from eef.envs import ENVIRONMENTS, TextEnv
 
@@ -33,13 +33,33 @@ class ScriptedExperts:
 
     ``play(env, task, noise, seed)`` plays one episode and returns it; equal arguments must give an equal trajectory. It
     may leave ``env`` in any state. ``noise`` maps the name of each expert (such as ``strong``) to a dataclass of its
-    error rates, and ``perfect`` holds the rates of an expert that never errs. Define all of them in the module of
-    ``play``: its code is part of the key of the expert trajectories.
+    error rates, and ``perfect`` contains the rates of an expert without errors. ``play`` must be a module-level
+    function, since the code of its module is part of the key of the expert trajectories.
     """
 
     play: Callable[[Any, str, Any, int], Trajectory]
     noise: Mapping[str, Any]
     perfect: Any
+
+
+class WordAliases(Protocol):
+    """The symbols of one conversation, for a policy whose ``vocabulary`` has few words."""
+
+    def __init__(self, vocabulary: frozenset[str]) -> None: ...
+
+    def copy(self) -> Self:
+        """The same state, independent from now on."""
+        ...
+
+    def encode(self, text: str, prompt: bool = False) -> str:
+        """An observation as symbols separated by blanks. ``prompt``: it is the subtask's first page."""
+        ...
+
+    def encode_action(self, action: str) -> str: ...
+
+    def decode_action(self, text: str) -> str:
+        """The inverse of :meth:`encode_action`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,8 @@ class Extras:
     a name and a regular expression that matches an action; results tables get one column per skill.
     ``groups(env, tasks)``: a group for each task, such as a difficulty grade, or None; win rates are also reported per
     group. ``parts(observation)``: the parts of an observation, which views show one by one. ``experts``: scripted
-    experts. ``aliases``: a class that replaces words by symbols, for a policy with a small vocabulary.
+    experts. ``aliases``: a class of the protocol :class:`WordAliases`, which replaces words by symbols, for a policy
+    with a small vocabulary.
     """
 
     instructions: str = ""
@@ -60,7 +81,7 @@ class Extras:
     groups: Callable[[Any, Sequence[str]], dict[str, str] | None] = lambda env, tasks: None
     parts: Callable[[str], list[str]] = _whole
     experts: ScriptedExperts | None = None
-    aliases: Any = None
+    aliases: type[WordAliases] | None = None
 
 
 def extras_of(env: TextEnv | str) -> Extras:

@@ -1,185 +1,184 @@
-"""Where expert trajectories come from: files, or scripted stand-ins of two strengths.
+"""Where expert trajectories come from: trajectory files, or the scripted experts of an environment.
 
-In WebShop the stand-ins play by rule and slip (:mod:`eef.envs.webshop.shopper`). ``strong`` wins 38 % of the
-embedded default's training subtasks (GPT-4 in the paper's Table 1: 35.6), ``weak`` 29 % (2,000 episodes each). One in a
-hundred wins turns a page, of the failures 77 and 67 % do. Failures hold good prefixes (searches, pages turned,
-the right item opened), harmful moves (a wrong row, a wrong option, a hasty purchase) and recoveries (a step back from a
-wrong item). In ScienceWorld they follow the simulator's gold path and lapse (:mod:`eef.envs.scienceworld.expert`).
+A scripted expert plays by rules and errs by chance, so that its failures hold good prefixes, harmful moves and
+recoveries. Environments bring their own (:class:`eef.envs.extras.ScriptedExperts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from eef.envs import EnvError, TextEnv, replay_workers
-from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.expert import LapseNoise
-from eef.envs.scienceworld.expert import play_expert as perform
-from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import grade
-from eef.envs.webshop.shopper import ShopperNoise, play_expert
-from eef.files import joined_names
+from eef.envs.extras import ScriptedExperts, extras_of
+from eef.files import joined_names, names_file
 from eef.trajectory import Trajectory, load
 
 if TYPE_CHECKING:
     from eef.settings import ExpertSettings
 
-STRONG = ShopperNoise(base=0.06, growth=0.02, late=0.75, notice=0.6)
-WEAK = ShopperNoise(base=0.1, growth=0.04, late=0.85, notice=0.4)
-STAND_INS: dict[str, dict[str, Any]] = {
-    "webshop": {"strong": STRONG, "weak": WEAK},
-    "scienceworld": {
-        "strong": LapseNoise(fail=0.56, detour=0.2, mend=0.15),
-        "weak": LapseNoise(fail=0.73, early=0.5, detour=0.2, mend=0.1),
-    },
-}
+OnProgress = Callable[[int, int, int], None]  # episodes, wins and tokens since the last call
 
 
 @dataclass(frozen=True)
 class Expertise:
-    """What the expert trajectories of a run depend on."""
+    """What the expert trajectories of a run depend on.
+
+    ``scripted`` follows from ``env`` and ``experts``: the code of the scripted player, and the noise of those named.
+    """
 
     env: TextEnv
     experts: ExpertSettings
     tasks: Sequence[str]
     seed: int
+    scripted: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        scripted = extras_of(self.env).experts
+        names = joined_names(self.experts.experts)
+        noise = {name: scripted.noise[name] for name in names if name in scripted.noise} if scripted else {}
+        object.__setattr__(self, "scripted", {"play": scripted.play, "noise": noise} if scripted and noise else {})
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """What perfect play depends on."""
+    """What perfect play depends on; ``scripted`` follows from ``env``."""
 
     env: TextEnv
     tasks: Sequence[str]
+    scripted: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        scripted = extras_of(self.env).experts
+        value = {"play": scripted.play, "perfect": scripted.perfect} if scripted else {}
+        object.__setattr__(self, "scripted", value)
 
 
-def collect_experts(inputs: Expertise, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
-    """The stage of :func:`collect`."""
+def collect_experts(inputs: Expertise, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
+    """The stage of :func:`expert_trajectories`."""
     experts = inputs.experts
-    return collect(inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise)
+    return expert_trajectories(
+        inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise
+    )
 
 
-def demonstrate(inputs: Demonstrations, folder: Path, on_progress: Callable[[int, int, int], None]) -> list[Trajectory]:
+def demonstrate(inputs: Demonstrations, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
     """The stage of :func:`demonstrations`."""
     return demonstrations(inputs.env, inputs.tasks, on_progress)
 
 
-def collect(
+def expert_trajectories(
     env: TextEnv,
     names: str,
     tasks: Sequence[str],
     seed: int,
-    on_progress: Callable[[int, int, int], None] | None = None,
-    expert_noise: Mapping[str, float] | None = None,
+    on_progress: OnProgress | None = None,
+    expert_noise: Mapping[str, Any] | None = None,
 ) -> list[Trajectory]:
-    """Expert trajectories on ``tasks``. ``names`` joins stand-ins and files by ``+`` (``strong+weak``, ``my.jsonl``).
+    """Expert trajectories on ``tasks``, in the order of ``names``.
 
-    ``expert_noise`` changes fields of the stand-ins' :class:`~eef.envs.webshop.shopper.ShopperNoise` (how strong they
-    are by ``base``, ``growth``, ``notice``, how rarely their wins show navigation by ``late``) or, in ScienceWorld,
-    :class:`~eef.envs.scienceworld.expert.LapseNoise`. A file's trajectories on other subtasks are left out. ValueError
-    for a name that is neither, that stands twice, or where no trajectory is left, and for unknown fields of
-    ``expert_noise``; :class:`eef.trajectory.TrajectoryError` for a torn file.
+    ``names`` joins scripted experts of the environment and trajectory files by ``+`` (``strong+weak``, ``my.jsonl``).
+    ``expert_noise`` replaces error rates of the scripted experts. A file's trajectories on other subtasks are ignored.
+
+    ValueError for an unknown or duplicated name, a file without a trajectory on ``tasks``, and an unknown or invalid
+    error rate; :class:`eef.trajectory.TrajectoryError` for an invalid file.
     """
-    found: list[Trajectory] = []
-    given = joined_names(names)
-    if len(set(given)) < len(given):
+    sources = joined_names(names)
+    if len(set(sources)) < len(sources):
         raise ValueError(f"experts={names!r} names one expert twice")
-    known = STAND_INS.get(env.name, {})
-    there = ", ".join(known) or f"none for {env.name}"
-    for name, chance in (expert_noise or {}).items():
-        fields = next(iter(known.values())).__dataclass_fields__ if known else {}
-        if name not in fields:
-            raise ValueError(f"expert_noise: {name!r} is none of {', '.join(fields)}")
-        chances = isinstance(fields[name].default, float)
-        if chances and (isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 <= chance <= 1):
-            raise ValueError(f"expert_noise: {name!r} is a chance in [0, 1], not {chance!r}")
-    if expert_noise and not set(given) & set(known):
-        raise ValueError(f"expert_noise changes stand-ins ({there}) alone, and experts={names!r} names none")
-    for name in given:
-        if name in known:
-            found += _played(env, replace(known[name], **(expert_noise or {})), name, tasks, seed, on_progress)
-        elif Path(name).is_file():
-            wanted, read = set(tasks), load(name)
-            kept = [replace(item, source=item.source or Path(name).stem) for item in read if item.task in wanted]
-            if not kept:
-                raise ValueError(
-                    f"{name}: none of its {len(read)} trajectories is on one of the {len(wanted)} training subtasks"
-                )
-            found += kept
+    scripted = extras_of(env).experts
+    noise = dict(scripted.noise) if scripted else {}
+    _check_noise(scripted, expert_noise or {}, env.name)
+    known = ", ".join(noise) or f"none for {env.name}"
+    if expert_noise and not set(sources) & set(noise):
+        raise ValueError(f"expert_noise applies to scripted experts ({known}), but experts={names!r} names none")
+    trajectories: list[Trajectory] = []
+    for name in sources:
+        if scripted and name in noise:
+            own_noise = replace(noise[name], **(expert_noise or {}))
+            trajectories += _played(env, scripted, own_noise, name, tasks, seed, on_progress)
+        elif names_file(name):
+            trajectories += _read(Path(name), tasks)
         else:
-            raise ValueError(f"expert {name!r} is neither a stand-in ({there}) nor a trajectory file")
-    return found
+            hint = f"; for the file of this name write ./{name}" if Path(name).is_file() else ""
+            raise ValueError(f"expert {name!r} is neither a scripted expert ({known}) nor a trajectory file{hint}")
+    return trajectories
 
 
-def demonstrations(
-    env: TextEnv, tasks: Sequence[str], on_progress: Callable[[int, int, int], None] | None = None
-) -> list[Trajectory]:
-    """Perfect play on ``tasks``: what the ceiling is trained on."""
-    return _played(
-        env, LapseNoise() if isinstance(env, ScienceWorld) else ShopperNoise(), "perfect", tasks, 0, on_progress
-    )
+def demonstrations(env: TextEnv, tasks: Sequence[str], on_progress: OnProgress | None = None) -> list[Trajectory]:
+    """Perfect play on ``tasks``, on which the upper bound is trained. ValueError without scripted experts."""
+    scripted = extras_of(env).experts
+    if scripted is None:
+        raise ValueError(f"{env.name} has no scripted expert: use a trajectory file, and no method that needs one")
+    return _played(env, scripted, scripted.perfect, "perfect", tasks, 0, on_progress)
 
 
-def example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
-    """A win of the scripted player on a subtask of ``eval`` or ``train`` that is not one of ``tasks`` of ``split``."""
-    taken = set(tasks)
-    parts = sorted(("eval", "train"), key=lambda part: part == split)  # another split first, so that it stays the same
-    others = [task for part in parts for task in env.tasks(part)[::-1] if task not in taken]
-    for task in others[:50]:
-        shown = demonstrations(env, [task])[0]
-        if shown.won:
-            return shown
-    if others:
-        raise ValueError(f"one-shot: the scripted player has no win in {env.max_steps} steps: raise max_steps")
-    raise ValueError("one-shot: no subtask is left for the example: take fewer of them (train_tasks, --tasks)")
+def one_shot_example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
+    """A win of the scripted expert on a subtask of ``eval`` or ``train`` that is not among ``tasks`` of ``split``."""
+    excluded = set(tasks)
+    splits = sorted(("eval", "train"), key=lambda name: name == split)  # another split first: a stable example
+    candidates = [task for name in splits for task in env.tasks(name)[::-1] if task not in excluded]
+    for task in candidates[:50]:
+        episode = demonstrations(env, [task])[0]
+        if episode.won:
+            return episode
+    if candidates:
+        raise ValueError(f"one-shot: the scripted expert does not win in {env.max_steps} steps: raise max_steps")
+    raise ValueError("one-shot: no subtask is left for the example: use fewer of them (train_tasks, --tasks)")
 
 
-def groups(env: TextEnv, tasks: Sequence[str]) -> dict[str, str] | None:
-    """What the win rate is also told for: ``easy``, ``medium`` or ``hard`` (what perfect play needs) for each task of
-    a generated shop, the task's name in ScienceWorld; None elsewhere."""
-    if isinstance(env, ScienceWorld):
-        return {task: task.rpartition("/")[0] for task in tasks}
-    if not isinstance(env, WebShop) or not env.generated:
-        return None
-    return {task: _grade(env, task) for task in tasks}
+def _check_noise(scripted: ScriptedExperts | None, expert_noise: Mapping[str, Any], env: str) -> None:
+    if expert_noise and scripted is None:
+        raise ValueError(f"expert_noise: {env} has no scripted expert")
+    defaults = {each.name: each.default for each in fields(scripted.perfect)} if scripted else {}
+    for name, value in expert_noise.items():
+        if name not in defaults:
+            raise ValueError(f"expert_noise: unknown error rate {name!r}, expected one of {', '.join(defaults)}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(defaults[name], float) and not (number and 0 <= value <= 1):
+            raise ValueError(f"expert_noise: {name!r} must be a probability in [0, 1], not {value!r}")
 
 
-def _grade(env: WebShop, task: str) -> str:
-    try:
-        return grade(play_expert(env, task).actions)
-    except EnvError:  # a subtask that cannot be played has no grade, and no say in the others'
-        return "ungraded"
+def _read(path: Path, tasks: Sequence[str]) -> list[Trajectory]:
+    """The trajectories of a file on ``tasks``. Their default source is the stem of the file."""
+    wanted, trajectories = set(tasks), load(path)
+    own = [replace(item, source=item.source or path.stem) for item in trajectories if item.task in wanted]
+    if not own:
+        raise ValueError(
+            f"{path}: none of its {len(trajectories)} trajectories is on one of the {len(wanted)} training subtasks"
+        )
+    return own
 
 
 def _played(
     env: TextEnv,
-    expert_noise: Any,
+    scripted: ScriptedExperts,
+    noise: Any,
     name: str,
     tasks: Sequence[str],
     seed: int,
-    on_progress: Callable[[int, int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> list[Trajectory]:
-    def one(seat: TextEnv, task: str) -> Trajectory:
+    """One episode of a scripted expert per subtask; ``env`` keeps its state where it can fork."""
+    replaying = replay_workers(env, len(tasks))
+
+    def play(worker: TextEnv, task: str) -> Trajectory:
         try:
-            if isinstance(seat, ScienceWorld):
-                played = perform(seat, task, expert_noise, seed)
-            else:
-                played = play_expert(cast(WebShop, seat), task, expert_noise, seed)
-        except EnvError:  # of the machinery: neither won nor lost
+            played = scripted.play(worker if replaying else worker.fork(), task, noise, seed)
+        except EnvError:  # the environment failed: neither won nor lost
             played = Trajectory(task, "", (), outcome="env_error")
         if on_progress:
             on_progress(1, int(played.won), 0)
         return replace(played, source=name)
 
-    if not isinstance(env, (WebShop, ScienceWorld)):
-        raise ValueError(f"there is no {name} player of {env.name}: give a trajectory file")
-    seats = replay_workers(env, len(tasks)) or [env]
-    with ThreadPoolExecutor(len(seats)) as threads:  # a seat plays every so manieth task
-        shares = threads.map(lambda at: [one(seats[at], task) for task in tasks[at :: len(seats)]], range(len(seats)))
-        played = dict(zip(sorted(range(len(tasks)), key=lambda i: i % len(seats)), chain(*shares), strict=True))
-    return [played[place] for place in range(len(tasks))]
+    players = replaying or [env]
+    count = len(players)
+    with ThreadPoolExecutor(count) as threads:  # player i plays every count-th subtask, from the i-th on
+        shares = threads.map(lambda at: [play(players[at], task) for task in tasks[at::count]], range(count))
+        order = sorted(range(len(tasks)), key=lambda index: index % count)
+        played = dict(zip(order, chain(*shares), strict=True))
+    return [played[index] for index in range(len(tasks))]

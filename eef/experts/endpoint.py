@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from eef.agents.actions import EXPLANATIONS, in_words, read_action, unreadable
-from eef.agents.react import STOP, Message, agent, first_page, opening, page
+from eef.agents.actions import EXPLANATIONS, describe_problems, problem_counts, read_action
+from eef.agents.react import STOP, Message, agent_message, first_page_message, opening, page_message
 from eef.envs import EnvError, TextEnv, replay_workers
-from eef.experts import demonstrations, example
+from eef.experts import demonstrations, one_shot_example
 from eef.files import digest, disk_errors
 from eef.trajectory import Trajectory, Turn, check, from_dict, to_dict
 
@@ -104,7 +104,7 @@ def settings(env: TextEnv, expert: Expert, shown: Trajectory | None, limit: int)
         "model": expert.model,
         "request": expert.fields,
         "example": shown.task if shown else None,
-        "prompt": digest(opening(env.name, shown)),
+        "prompt": digest(opening(env, shown)),
     }
 
 
@@ -172,7 +172,7 @@ def run(
     if count is not None and count < 1:
         raise ValueError(f"--tasks must be at least 1, not {count}")
     path, limit, tasks = Path(path), env.max_steps, env.tasks(split)[:count]
-    shown = example(env, split, tasks) if one_shot else None
+    shown = one_shot_example(env, split, tasks) if one_shot else None
     common = settings(env, expert, shown, limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -183,7 +183,7 @@ def run(
             print(f"{len(tasks)} subtasks, {len(tasks) - len(todo)} in {path}, {len(todo)} to play")
             if not todo:
                 return 0
-            talk = opening(env.name, shown)
+            talk = opening(env, shown)
             told, said, rule = estimate(env, todo, talk, limit)
             spent = f"{told:,} tokens in, {said:,} out, {money(price, told, said)}"
             print(f"at most {len(todo) * limit:,} requests, {spent}")
@@ -268,8 +268,8 @@ async def _play(
 
 def _print_problems(saved: Sequence[Trajectory], expert: Expert) -> None:
     """How many answers had no readable action and why, with advice where the token limit is the reason."""
-    problems = unreadable(one.info for one in saved)
-    if line := in_words(problems, sum(map(len, saved))):
+    problems = problem_counts(one.info for one in saved)
+    if line := describe_problems(problems, sum(map(len, saved))):
         print(line)
     if problems["cut"]:
         name = next((name for name in ("max_completion_tokens", "max_tokens") if name in expert.fields), "max_tokens")
@@ -299,9 +299,9 @@ async def _episode(
         return await asyncio.to_thread(act, word) if apart else act(word)
 
     prompt, turns = await do(seat.reset, task), list[Turn]()
-    talk = [*talk, first_page(prompt)]
+    talk = [*talk, first_page_message(prompt)]
     ended, reward, won = False, 0.0, False
-    info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **unreadable([])}
+    info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **problem_counts([])}
     while not ended and len(turns) < limit:
         reply, cut, tokens_in, tokens_out = await ask(talk, first=not turns)
         info["prompt_tokens"] += tokens_in
@@ -318,7 +318,7 @@ async def _episode(
             info |= {name: step.info[name] for name in ("score", "max_score") if name in step.info}
         info["invalid"] += not valid
         turns.append(Turn(answer.action, observation, reply, learn=not answer.problem and not cut))
-        talk += [agent(reply), page(observation)]
+        talk += [agent_message(reply), page_message(observation)]
     return Trajectory(task, prompt, tuple(turns), reward, won, "", "done" if ended else "max_steps", info=info)
 
 

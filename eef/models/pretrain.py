@@ -1,10 +1,7 @@
-"""How the small embedded base model is made: its tokenizer, its architecture, and the text that it reads.
+"""How the small base models are made: tokenizer, architecture, training rows and pretraining.
 
-The text shows no play: random walks that never buy (what a page looks like after a click), and pages with questions
-about them (which rows hold this word, which is the first that holds these, which prices are within the cap, which words
-recur, which rows were opened). Words are named anew in each conversation (:class:`eef.agents.aliases.Aliases`), so
-there is nothing to memorise. Muon trains the matrices: it learnt to read from less text than AdamW
-(``figures/LOG.md``).
+An environment provides the text (its module ``pretraining``). Muon trains the matrices because it needed less text than
+AdamW (``figures/LOG.md``).
 """
 
 from __future__ import annotations
@@ -12,52 +9,56 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from eef.agents.aliases import FIRST, OTHER, ROWS, Aliases
-from eef.agents.chat import Chat, Dialogue
+from eef.agents.chat import Chat
 from eef.training.rows import IGNORE, Row, collate
+from eef.trajectory import Trajectory
 
-if TYPE_CHECKING:
-    from eef.envs.webshop import WebShop
-
-_SPECIAL = ["<pad>", "<unk>", "<obs>", "<act>", "<end>"]
-_PHRASES = [
-    "webshop", "instruction:", "search", "back_to_search", "<_prev", "next_>", "description", "features", "reviews",
-    "attributes", "buy_now", "rating:_n.a.", "page", "price", "ditto",
-]  # fmt: skip
-_WORDS = (
-    "i a an and am are at be by can color colors find for from give has have in is it looking lower me my need of on "
-    "or price show size sizes than that the to under want which with would like dollars please something"
-).split()
-_ASKED = ["?has", "?row", "?under", "?most", "?shared", "?lacks", "?opened", "=", "none", "not"]
-_KINDS = ["?has"] * 5 + ["?row"] * 4 + ["?under", "?most", "?opened", "?shared"]  # on a page that lists rows
-TEMPLATE = (
+_WORD_TEMPLATE = (
     "{% for m in messages %}{{ '<obs> ' if m.role == 'user' else '<act> ' }}{{ m.content }} "
     "{% if m.role == 'assistant' %}{{ '<end> ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<act> {% endif %}"
 )
+_BPE_TEMPLATE = (
+    "{% for m in messages %}{{ '<obs>' if m.role == 'user' else '<act>' }}{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<act>{% endif %}"
+)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over a few hundred symbols; contents reach it through ``Aliases``."""
-    symbols = [f"i{n}" for n in range(FIRST)] + [f"o{n}" for n in range(OTHER)]
-    symbols += [f"r{n}" for n in range(1, ROWS + 1)] + ["$cap", "$ok", "$over"]
-    words = [*_SPECIAL, "search[", "click[", "]", *_PHRASES, *_WORDS, *_ASKED, *map(str, range(61)), *symbols]
-    vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words))}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that splits at whitespace and knows the words of ``vocabulary``; all others are ``<unk>``."""
+    words = ["<pad>", "<unk>", "<obs>", "<act>", "<end>", *vocabulary]
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<end>", bos_token="<obs>"
     )
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = _WORD_TEMPLATE
+    return tokenizer
+
+
+def bpe_tokenizer(texts: Iterable[str], size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of ``size`` tokens, trained on ``texts``. It is lossless."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a word is one token at every position
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<pad>", "<obs>", "<act>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<obs>", eos_token="<end>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<act>"]})
+    tokenizer.chat_template = _BPE_TEMPLATE
     return tokenizer
 
 
@@ -70,8 +71,11 @@ def make_model(
     architecture: str = "llama",
     kv_heads: int | None = None,
 ) -> Any:
-    """A causal model of the given size, freshly initialised; ``architecture`` is a name of transformers' (llama,
-    mistral, qwen2, ...), ``kv_heads`` fewer than ``heads`` for grouped queries."""
+    """A causal language model with random weights.
+
+    ``architecture``: a model type of transformers (``llama``, ``mistral``, ``qwen2``). ``kv_heads``: fewer than
+    ``heads`` for grouped-query attention; None for as many.
+    """
     config = AutoConfig.for_model(
         architecture,
         vocab_size=len(tokenizer),
@@ -90,148 +94,35 @@ def make_model(
     return AutoModelForCausalLM.from_config(config)
 
 
-def documents(
-    env: WebShop, chat: Chat, count: int, seed: int, split: str = "train", returns: bool = False
-) -> list[Row]:
-    """``count`` documents from pages of ``env``: a sixth walks with all tokens learnt, else questions on one page.
+def document_rows(chat: Chat, documents: Iterable[tuple[Trajectory, bool, list[tuple[str, str]]]]) -> list[Row]:
+    """Documents as training rows.
 
-    ``returns``: longer ways, more item pages, and questions for rows that were not opened yet (the second stage).
+    A document is an episode, whether its tokens carry loss, and ``(question, answer)`` pairs about its last
+    observation, of which only the answers carry loss.
     """
-    rng = random.Random(f"documents {seed}")
-    tasks = env.tasks(split)
-    return [_document(env, chat, rng.choice(tasks), rng, index % 6 == 0, returns) for index in range(count)]
+    rows = []
+    for episode, learn_episode, questions in documents:
+        conversation = chat.begin()
+        ids = conversation.encode_observation(episode.prompt)
+        for turn in episode.turns:
+            ids += conversation.encode_action(turn.action) + conversation.encode_observation(turn.observation)
+        mask = [learn_episode] * len(ids)
+        for question, answer in questions:
+            for text, learn in ((question, False), (answer, True)):
+                new = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids += new
+                mask += [learn] * len(new)
+        rows.append(Row(tuple(ids), tuple(mask)))
+    return rows
 
 
-def _document(env: WebShop, chat: Chat, task: str, rng: random.Random, walk: bool, returns: bool) -> Row:
-    talk = chat.begin()
-    page = env.reset(task)
-    told = Aliases(frozenset(chat.tokenizer.get_vocab())).read(page, prompt=True).split()
-    ids = talk.encode_observation(page)
-    mask = [walk] * len(ids)
-    opened: dict[str, list[str]] = {}  # number of the results page -> rows opened there since the last search
-    left = rng.randint(2, 6) if walk else rng.choice([2, 3, 4, 5] if returns else [1, 1, 2, 2, 3])
-    # most questions are about rows: go back to where some are listed
-    back = not walk and rng.random() < (0.6 if returns else 0.75)
-    while left > 0 or (back and not _page_number(page)):
-        done = left <= 0 and not env.available_actions()["has_search_bar"]
-        action = "click[< prev]" if done else _wander(env, page, rng)
-        left -= 1
-        said = talk.encode_action(action)
-        row = re.search(r"r\d+(?= \])", chat.tokenizer.decode(said))
-        if row:
-            opened.setdefault(_page_number(page), []).append(row[0])
-        elif action.startswith("search"):
-            opened = {}
-        page = env.step(action).observation
-        heard = talk.encode_observation(page)
-        ids += said + heard
-        mask += [walk] * (len(said) + len(heard))
-    here = opened.get(_page_number(page), [])
-    asked, learnt = _questions(chat, talk, told, page, here, rng, rng.randint(3, 6) if walk else 24, returns)
-    return Row(tuple(ids + asked), tuple(mask + learnt))
-
-
-def _page_number(page: str) -> str:
-    """The number of a results page, empty on any other page."""
-    found = re.search(r"Page (\d+) \(Total", page)
-    return found[1] if found else ""
-
-
-def _wander(env: WebShop, page: str, rng: random.Random) -> str:
-    """A random valid action that never buys; the first one searches for some words of the instruction."""
-    available = env.available_actions()
-    if available["has_search_bar"]:
-        words = re.findall(r"[\w'-]+", page.split(" [SEP] ")[2].split(", and price")[0].lower())
-        words = [word for word in words if word not in _WORDS or rng.random() < 0.05]
-        picked = sorted(rng.sample(range(len(words)), min(len(words), rng.randint(1, 4))))
-        return f"search[{' '.join(words[place] for place in picked)}]"
-    clickables = [name for name in available["clickables"] if name not in ("buy now", "back to search")]
-    moves = [name for name in clickables if name in ("next >", "< prev")]
-    return f"click[{rng.choice(moves if moves and rng.random() < 0.35 else clickables)}]"
-
-
-def _questions(
-    chat: Chat,
-    talk: Dialogue,
-    told: list[str],
-    page: str,
-    opened: list[str],
-    rng: random.Random,
-    count: int,
-    returns: bool,
-) -> tuple[list[int], list[bool]]:
-    """Questions on the page in view, in its symbols, and their answers, which alone carry loss."""
-    assert talk.aliases is not None
-    symbols = talk.aliases.copy().read(page).split()
-    head, listed = _parse(symbols)
-    words = [symbol for symbol in told if symbol[0] == "i" and symbol[1:].isdigit()]
-    ids: list[int] = []
-    mask: list[bool] = []
-    for _ in range(count if listed else min(count, 12)):
-        question, answer = _question(words, symbols, head, listed, opened, rng, returns)
-        for part, learn in ((question, False), (answer, True)):
-            new = chat.tokenizer(" ".join(part), add_special_tokens=False)["input_ids"]
-            ids += new
-            mask += [learn] * len(new)
-    return ids, mask
-
-
-def _parse(symbols: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The instruction's symbols, and for each listed row its title and price symbols."""
-    stops = [place for place, symbol in enumerate(symbols) if re.fullmatch(r"r\d+", symbol)]
-    first = symbols.index("back_to_search") if "back_to_search" in symbols else len(symbols)
-    opens = next((place + 1 for place, symbol in enumerate(symbols) if symbol == "next_>"), first)
-    rows = {
-        symbols[stop]: symbols[start:stop] for start, stop in zip([opens, *(s + 1 for s in stops)], stops, strict=False)
-    }
-    return symbols[:first], rows
-
-
-def _question(
-    words: list[str],
-    symbols: list[str],
-    head: list[str],
-    listed: dict[str, list[str]],
-    opened: list[str],
-    rng: random.Random,
-    returns: bool,
-) -> tuple[list[str], list[str]]:
-    kind = rng.choice(_KINDS if listed else ["?shared", "?lacks"])
-    if kind in ("?shared", "?lacks"):
-        rest = symbols[len(head) :]
-        return [kind, "="], [word for word in words if (word in rest) == (kind == "?shared")] or ["none"]
-    if kind == "?has":
-        held = "$ok" if rng.random() < 0.3 else rng.choice([symbol for row in listed.values() for symbol in row])
-        return ["?has", held, "="], [row for row in listed if held in listed[row]] or ["none"]
-    if kind == "?opened":
-        return ["?opened", "="], sorted(set(opened), key=lambda row: int(row[1:])) or ["none"]
-    within = [row for row in listed if "$ok" in listed[row]]
-    if kind == "?under":
-        return ["?under", "="], within or ["none"]
-    shared = {row: len(set(title) & set(words)) for row, title in listed.items()}
-    if kind == "?most" or not words:
-        return ["?most", "="], [max(listed, key=lambda row: shared[row])]
-    rows = list(listed)
-    about = listed[rng.choice(rows)]
-    asked = [symbol for symbol in about if symbol[0] in "io"]
-    if rng.random() < 0.6:  # words of the instruction that the page holds, as far as it does
-        asked = [symbol for symbol in words if any(symbol in title for title in listed.values())] or words
-    asked = rng.sample(asked, min(len(asked), rng.randint(1, 3)))
-    fits = [row for row in rows if all(symbol in listed[row] for symbol in asked)]
-    query = ["?row", *asked]
-    if rng.random() < 0.6:
-        query.append("$ok")
-        fits = [row for row in fits if row in within]
-    if returns and opened and rng.random() < 0.6:
-        query += ["not", "looking"]  # not looked at yet: a word of the vocabulary, here for the rows opened
-        fits = [row for row in fits if row not in opened]
-    elif fits and rng.random() < 0.4:
-        barred = (
-            rng.sample(rows, min(len(rows), rng.randint(1, 3))) if rng.random() < 0.4 else fits[: rng.randint(1, 2)]
-        )
-        query += ["not", *barred]
-        fits = [row for row in fits if row not in barred]
-    return [*query, "="], fits[:1] or ["none"]
+def walk_rows(chat: Chat, walks: Iterable[Trajectory], context: int) -> list[Row]:
+    """Random walks as training rows of at most ``context`` tokens, all of which carry loss."""
+    rows = []
+    for walk in walks:
+        ids = chat.render(walk, [True] * len(walk))[0][:context]
+        rows.append(Row(tuple(ids), (True,) * len(ids)))
+    return rows
 
 
 def train(
@@ -245,22 +136,22 @@ def train(
     batch_size: int = 8,
     micro_batch_size: int = 2,
     seed: int = 0,
-    told: Callable[[int, int, float], None] | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
-    """Pretrain ``model`` in place on the learnt tokens of ``rows``; the mean loss of each step is returned.
+    """Pretrain ``model`` in place on the tokens of ``rows`` that carry loss. Returns the mean loss of each step.
 
-    Muon for the matrices, AdamW for embeddings and norms, warm-up over 5 % of the steps and a cosine. A step takes
-    ``batch_size`` rows, ``micro_batch_size`` at a time. ``told(step, steps, loss)`` is called after each.
+    Muon trains the matrices, AdamW embeddings and norms. The rates warm up over 5 % of the steps, then follow a cosine.
+    A step takes ``batch_size`` rows, ``micro_batch_size`` at a time; ``on_step(step, steps, loss)`` is called after it.
     """
     rng = random.Random(seed)
-    inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
-    both: list[Any] = [
+    matrices = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
+    optimizers: list[Any] = [
         torch.optim.Muon(
-            [p for p in model.parameters() if id(p) in inner], lr=lr_matrices, weight_decay=0.0,
+            [p for p in model.parameters() if id(p) in matrices], lr=lr_matrices, weight_decay=0.0,
             adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(
-            [p for p in model.parameters() if id(p) not in inner], lr=lr, betas=(0.9, 0.98), weight_decay=0.0
+            [p for p in model.parameters() if id(p) not in matrices], lr=lr, betas=(0.9, 0.98), weight_decay=0.0
         ),
     ]  # fmt: skip
     peaks = (lr_matrices, lr)
@@ -273,32 +164,32 @@ def train(
             order = rng.sample(range(len(rows)), len(rows)) + order
         batch = sorted((rows[order.pop()] for _ in range(min(batch_size, len(rows)))), key=lambda row: len(row.ids))
         scale = min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
-        for optimizer, peak in zip(both, peaks, strict=True):
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
-        learnt, total = sum(sum(row.mask[1:]) for row in batch), 0.0
-        for place in range(0, len(batch), micro_batch_size):
-            piece = [{"input_ids": row.ids, "mask": row.mask} for row in batch[place : place + micro_batch_size]]
-            given = collate(piece, pad)
-            logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
+        tokens, total = sum(sum(row.mask[1:]) for row in batch), 0.0
+        for start in range(0, len(batch), micro_batch_size):
+            micro_batch = [{"input_ids": row.ids, "mask": row.mask} for row in batch[start : start + micro_batch_size]]
+            inputs = collate(micro_batch, pad)
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
             loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1), given["labels"][:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+                logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
             )
-            (loss / max(1, learnt)).backward()
+            (loss / max(1, tokens)).backward()
             total += float(loss.detach())
-        for optimizer in both:
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(total / max(1, learnt))
-        if told:
-            told(step + 1, steps, losses[-1])
+        losses.append(total / max(1, tokens))
+        if on_step:
+            on_step(step + 1, steps, losses[-1])
     model.eval()
     return losses
 
 
 @torch.inference_mode()
 def mean_loss(model: Any, rows: list[Row]) -> float:
-    """Mean negative log-likelihood (nats) of a token of ``rows`` given those before it."""
+    """Mean negative log-likelihood (nats) per token of ``rows``, given the tokens before it."""
     total = sum(
         float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
         for ids in (torch.tensor([row.ids]) for row in rows)
@@ -307,26 +198,29 @@ def mean_loss(model: Any, rows: list[Row]) -> float:
 
 
 @torch.inference_mode()
-def accuracy(model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
-    """Share of questions whose whole answer is the likeliest token at each place, by kind of question."""
-    kinds = {tokenizer.convert_tokens_to_ids(kind): kind for kind in _ASKED if kind[0] == "?"}
-    right: dict[str, list[bool]] = {}
+def accuracy(model: Any, tokenizer: Any, rows: list[Row], questions: Sequence[str]) -> dict[str, float]:
+    """Share of questions that the model answers correctly, by the symbol that a question begins with (``questions``).
+
+    An answer is correct if each of its tokens is the most likely one, given the tokens before it.
+    """
+    kinds = dict(zip(tokenizer.convert_tokens_to_ids(list(questions)), questions, strict=True))
+    correct: dict[str, list[bool]] = {}
     for row in rows:
-        guessed = model(input_ids=torch.tensor([row.ids])).logits[0].argmax(-1).tolist()
+        predicted = model(input_ids=torch.tensor([row.ids])).logits[0].argmax(-1).tolist()
         kind, answering = "", False
-        for place, token in enumerate(row.ids):
+        for index, token in enumerate(row.ids):
             if token in kinds:
                 kind, answering = kinds[token], False
-            elif kind and row.mask[place] and not answering:
-                right.setdefault(kind, []).append(guessed[place - 1] == token)
+            elif kind and row.mask[index] and not answering:
+                correct.setdefault(kind, []).append(predicted[index - 1] == token)
                 answering = True
-            elif kind and row.mask[place]:
-                right[kind][-1] &= guessed[place - 1] == token
-    return {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
+            elif kind and row.mask[index]:
+                correct[kind][-1] &= predicted[index - 1] == token
+    return {kind: sum(answers) / len(answers) for kind, answers in sorted(correct.items())}
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path, options: dict[str, Any]) -> Path:
-    """Model, tokenizer and ``chat.json`` as :meth:`eef.agents.policy.Policy.load` reads them."""
+    """Save model, tokenizer and ``chat.json`` in the format that :meth:`eef.agents.policy.Policy.load` reads."""
     folder = Path(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

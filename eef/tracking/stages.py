@@ -1,8 +1,8 @@
 """The key of a stage, computed from what the stage receives.
 
-A stage is a function ``body(inputs, ...)`` of one dataclass, and it reads nothing else. So its result depends on the
-fields of ``inputs``, on the code of the body and of the environment, and on the libraries that this code uses. All of
-these enter the key: nothing is listed by hand.
+A stage is a function ``body(inputs, ...)`` of one dataclass, and it reads nothing else. Its result depends on the
+fields of ``inputs``, on the code of the body, of the environment and of functions among the inputs, and on the
+libraries that this code uses. All of these enter the key, so nothing is listed by hand.
 """
 
 from __future__ import annotations
@@ -10,36 +10,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
-from eef.agents.chat import Chat
 from eef.files import digest
 from eef.tracking.keys import code_key, path_key, source_modules
 
 
 def stage_key(body: Callable[..., Any], inputs: Any) -> dict[str, Any]:
-    """The key of the stage that ``body`` makes of the dataclass ``inputs``: ``inputs`` and ``code``."""
+    """The key of the stage that ``body`` makes from the dataclass ``inputs``: ``inputs`` and ``code``."""
     return {"inputs": key_of(inputs), "code": code_key(body.__module__, *_environment_modules(inputs))}
 
 
 def key_of(value: Any) -> Any:
-    """What stands for a value in a key.
+    """The part of a key that represents ``value``.
 
-    - a dataclass: its fields; a field with the metadata ``key`` by that function of it, or not at all for None
-    - an environment: its class, ``state_key()`` and ``max_steps``
-    - a :class:`~eef.agents.chat.Chat`: its hash
-    - the folder of an earlier stage: its name, which holds its key; any other path: its contents
-    - a sequence of dataclasses (trajectories, examples, starts): a hash of them all
-    - numbers, strings, None, and lists and dictionaries of what is named here
+    - dataclass: its fields. Field metadata may hold ``key``: a function that maps the value to its key, or None to
+      leave the field out.
+    - environment: its class, ``state_key()`` and ``max_steps``
+    - module-level function: its qualified name, and the code of its module with what that imports
+    - folder of an earlier stage: its name, which contains its key
+    - any other path: its contents
+    - sequence of dataclasses (trajectories, examples, starts): one hash of all of them
+    - numbers, strings, None, and lists and dictionaries of the above
 
-    TypeError for anything else: it must not enter a stage unseen.
+    TypeError for anything else, since a stage must not depend on a value that its key does not cover.
     """
-    if isinstance(value, Chat):
-        return value.hash
     if hasattr(value, "state_key"):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"class": kind, "state": key_of(value.state_key()), "max_steps": value.max_steps}
+    if isfunction(value):
+        if "<" in value.__qualname__:  # a lambda or a nested function, whose closure is not in its code
+            raise TypeError(f"{value.__qualname__} cannot enter a stage: define the function at module level")
+        return {"function": f"{value.__module__}.{value.__qualname__}", "code": code_key(value.__module__)}
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: key for each in fields(value) if (key := _field_key(each, value)) is not _LEFT_OUT}
     if isinstance(value, Path):
@@ -50,11 +54,12 @@ def key_of(value: Any) -> Any:
         keys = [key_of(item) for item in value]
         return digest(keys) if any(map(is_dataclass, _flat(value))) else keys
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} cannot enter a stage: its key would be that of None")
+        raise ValueError(f"{value} cannot enter a stage: its key would equal that of None")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
-        f"{type(value).__name__} cannot enter a stage: give numbers, strings, dataclasses or an environment"
+        f"{type(value).__name__} cannot enter a stage: use numbers, strings, dataclasses, module-level functions or an "
+        "environment"
     )
 
 
@@ -77,7 +82,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _environment_modules(inputs: Any) -> list[str]:
-    """The modules of the environments among the inputs, and of the environments that these hold (wrappers)."""
+    """The modules of the environments among the inputs, and of the environments that these wrap."""
     waiting = [getattr(inputs, each.name) for each in fields(inputs)]
     modules: list[str] = []
     seen: set[int] = set()
@@ -86,7 +91,7 @@ def _environment_modules(inputs: Any) -> list[str]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, (list, tuple, dict)) and len(value) <= 100:  # not a thousand trajectories
+        if isinstance(value, (list, tuple, dict)) and len(value) <= 100:  # skips long lists of trajectories
             waiting += value.values() if isinstance(value, dict) else value
         if not hasattr(value, "state_key"):
             continue

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eef.agents.actions import EXPLANATIONS, Problem, in_words, read_action, unreadable
+from eef.agents.actions import EXPLANATIONS, Problem, describe_problems, problem_counts, read_action
 
 FENCE = "```"
 
@@ -333,10 +333,12 @@ def test_long_replies_take_linear_time(unit: str) -> None:
 
 def test_problems_are_counted_and_put_into_words() -> None:
     infos = [{"tokens": 3, "no_action": 2, "ambiguous": 0, "cut": 1}, {"tokens": 1}, {"cut": 4}]
-    counts = unreadable(infos)
+    counts = problem_counts(infos)
     assert counts == {"no_action": 2, "ambiguous": 0, "cut": 5}
-    assert in_words(counts, 20) == "7 of 20 answers had no readable action: 2 no action, 5 cut at the token limit"
-    assert in_words(unreadable([]), 20) == ""
+    assert (
+        describe_problems(counts, 20) == "7 of 20 answers had no readable action: 2 no action, 5 cut at the token limit"
+    )
+    assert describe_problems(problem_counts([]), 20) == ""
 
 
 def test_each_problem_is_explained_in_one_sentence() -> None:

@@ -1,7 +1,7 @@
-"""Acting equals training for every architecture that is accepted; the others are refused in words.
+"""Acting equals training for every architecture that is accepted; the others are refused with a message.
 
-The models are tiny, with random weights that are large enough for the next token to be clear, and with windows and
-chunks of a few tokens, so that a conversation is several of them long.
+The models are tiny. Their random weights are large enough to make one next token clearly the most likely, and their
+windows and chunks have a few tokens, so that a conversation spans several.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from eef.agents import cached_engine
+from eef.agents.attention_masks import attention_mask
+from eef.agents.cached_engine import CachedEngine
 from eef.agents.chat import Chat
-from eef.agents.engine import Actor
 from eef.agents.policy import Policy
-from eef.models.pretrain import make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
+from eef.lab import resolved
+from eef.models.pretrain import word_tokenizer
 from eef.settings import Settings
 from eef.training.rows import Row, collate, flatten
-from eef.training.trainer import fit
+from eef.training.sft import fit
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -68,13 +72,13 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "exaone4": {**MIXED, "sliding_window_pattern": 2},
 }  # fmt: skip
 
-SEEN_TOGETHER = {"falcon", "gpt_oss"}  # its code lets rows see each other that lie one behind the other
+SEEN_TOGETHER = {"falcon", "gpt_oss"}  # in a flat batch, their code lets rows attend to each other
 
 
 @lru_cache
 def words() -> tuple[Any, Chat]:
-    tokenizer = make_tokenizer()
-    return tokenizer, Chat.of(tokenizer, aliases=True)
+    tokenizer = word_tokenizer(vocabulary())
+    return tokenizer, Chat.of(tokenizer, aliases="webshop")
 
 
 def policy_of(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Policy:
@@ -92,59 +96,61 @@ def policy_of(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Pol
 
 
 def greedy(policy: Policy, history: list[int]) -> list[int]:
-    """Everything is read anew for each token, by the plain forward pass."""
-    end, said = list(policy.chat.end), []
-    while len(said) < policy.max_new_tokens:
+    """The plain forward pass, which reads the whole conversation again for each token."""
+    end, answer = list(policy.chat.end), []
+    while len(answer) < policy.max_new_tokens:
         with torch.no_grad():
-            said.append(int(policy.model(input_ids=torch.tensor([history + said])).logits[0, -1].argmax()))
-        if said[-len(end) :] == end:
-            return said
-        if policy.ends(said[-1]):
-            return said[:-1] + end
-    return said + end
+            answer.append(int(policy.model(input_ids=torch.tensor([history + answer])).logits[0, -1].argmax()))
+        if answer[-len(end) :] == end:
+            return answer
+        if policy.ends(answer[-1]):
+            return answer[:-1] + end
+    return answer + end
 
 
 def played(policy: Policy, compare: bool = True) -> tuple[list[list[int]], list[list[tuple[int, torch.Tensor]]]]:
-    """Conversations of several turns in slots of different lengths, of which one is replaced; and what the engine's
-    log-probabilities were, as pairs of a place and the log-probabilities of the token there."""
+    """Conversations of several turns and different lengths, one of which is replaced, and the log-probabilities.
+
+    The latter are pairs of a place and the engine's log-probabilities of the token there.
+    """
     rng = np.random.default_rng(1)
     new = lambda count: rng.integers(5, len(policy.tokenizer), count).tolist()  # noqa: E731
-    actor = Actor(policy, 3)
+    engine = CachedEngine(policy, 3)
     history = {0: new(30), 1: new(4), 2: new(17)}
     seen: dict[int, list[tuple[int, torch.Tensor]]] = {slot: [] for slot in history}
-    forward = actor._forward
+    next_logits = engine.next_logits
 
     def watched(slots: list[int]) -> torch.Tensor:
-        logits = forward(slots)
+        logits = next_logits(slots)
         for slot, row in zip(slots, logits, strict=True):
-            seen[slot].append((len(actor.held[slot]), row.log_softmax(-1)))
+            seen[slot].append((len(engine.cached[slot]), row.log_softmax(-1)))
         return logits
 
-    actor._forward = watched  # type: ignore[method-assign]
+    engine.next_logits = watched  # type: ignore[method-assign]
     finished = []
-    actor.open({slot: list(ids) for slot, ids in history.items()})
+    engine.start({slot: list(ids) for slot, ids in history.items()})
     for turn in range(3):
         slots = [0, 2] if turn == 1 else list(history)
-        said = actor.act(slots, {slot: (lambda: 0.0) for slot in slots}, 0.0)
+        answers = engine.generate(slots, {slot: (lambda: 0.0) for slot in slots}, 0.0)
         for slot in slots:
             if compare:
-                assert said[slot] == greedy(policy, history[slot])
-            history[slot] += said[slot]
+                assert answers[slot] == greedy(policy, history[slot])
+            history[slot] += answers[slot]
         for slot in slots:
             if turn == 1 and slot == 0:
                 finished.append((history[0], seen[0]))
                 history[0], seen[0] = history[2][:20] + new(6), []
-                actor.open({0: list(history[0])})
+                engine.start({0: list(history[0])})
             else:
                 more = new(int(rng.integers(1, 14)))
-                actor.hear(slot, more)
+                engine.append(slot, more)
                 history[slot] += more
     finished += [(history[slot], seen[slot]) for slot in history]
     return [ids for ids, _ in finished], [pairs for _, pairs in finished]
 
 
 def trained(policy: Policy, rows: list[list[int]], flat: bool = False) -> list[torch.Tensor]:
-    """Log-probabilities of the forward pass that the Trainer makes of these rows, one tensor a row."""
+    """Log-probabilities of the Trainer's forward pass over these rows, one tensor per row."""
     items = [{"input_ids": ids, "mask": [True] * len(ids)} for ids in rows]
     batch = flatten(items) if flat else collate(items, policy.pad)
     policy.model.train()
@@ -193,24 +199,23 @@ def test_half_precision_acts_as_it_trains(name: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "llama4_text"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_engine_that_acts_otherwise_is_refused_at_once(
+def test_an_engine_that_acts_differently_is_refused(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows that are longer than what is read here: they are made short for the check, and then restored."""
+    """The windows are longer than the conversations: the check shortens them and then restores them."""
     policy = policy_of(kind, dtype)
     config = policy.model.config
     size = "attention_chunk_size" if kind == "llama4_text" else "sliding_window"
     setattr(config, size, 100)
-    mask = Actor._mask
-    monkeypatch.setattr(Actor, "_mask", lambda self, kind, *where: mask(self, "full_attention", *where))
-    with pytest.raises(ValueError, match=f"model='{kind}': .*acts otherwise .* play it with vLLM: engine="):
-        Actor(policy, 2)
+    monkeypatch.setattr(cached_engine, "attention_mask", lambda kind, *rest: attention_mask("full_attention", *rest))
+    with pytest.raises(ValueError, match=f"model='{kind}': .*acts differently .* play it with vLLM: engine="):
+        CachedEngine(policy, 2)
     monkeypatch.undo()
     assert getattr(config, size) == 100
-    Actor(policy, 2)
+    CachedEngine(policy, 2)
     assert getattr(config, size) == 100 and policy.checked is not None
-    monkeypatch.setattr("eef.agents.engine.check", lambda policy: pytest.fail("checked again"))
-    Actor(policy, 2)
+    monkeypatch.setattr("eef.agents.cached_engine.check", lambda *inputs: pytest.fail("checked again"))
+    CachedEngine(policy, 2)
 
 
 REFUSED: dict[str, dict[str, Any]] = {
@@ -222,13 +227,13 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_cache_cannot_hold_is_refused_before_weights_are_loaded(name: str, tmp_path: Path) -> None:
+def test_an_unsupported_architecture_is_refused_before_weights_are_loaded(name: str, tmp_path: Path) -> None:
     AutoConfig.for_model(name, **REFUSED[name]).save_pretrained(tmp_path)
     settings = Settings(model=str(tmp_path), context=512)
     with pytest.raises(ValueError, match=r"model=.*(state that this engine cannot hold|position_ids).*engine="):
-        settings.resolved()
+        resolved(settings)
     played_by_server = Settings(model=str(tmp_path), context=512, engine="http://localhost:8000")
-    assert played_by_server.resolved().context == 512
+    assert resolved(played_by_server).context == 512
 
 
 def test_a_loaded_model_with_a_state_is_refused_too() -> None:
@@ -236,18 +241,18 @@ def test_a_loaded_model_with_a_state_is_refused_too() -> None:
     config = AutoConfig.for_model("mamba", vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4)
     policy = Policy(AutoModelForCausalLM.from_config(config), tokenizer, chat, "a mamba", 256)
     with pytest.raises(ValueError, match="model='a mamba': MambaForCausalLM has layers .*play it with vLLM"):
-        Actor(policy, 1)
+        CachedEngine(policy, 1)
 
 
-def test_an_encoder_with_a_decoder_is_not_a_causal_language_model(tmp_path: Path) -> None:
+def test_an_encoder_decoder_is_not_a_causal_language_model(tmp_path: Path) -> None:
     words()[0].save_pretrained(tmp_path)
     AutoConfig.for_model("t5").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(t5\) is not a causal language model"):
         Policy.load(str(tmp_path))
 
 
-def test_windows_that_a_configuration_names_and_the_code_ignores(tmp_path: Path) -> None:
-    """Checkpoints that were converted from another architecture keep such entries."""
+def test_windows_that_the_configuration_names_but_the_code_ignores(tmp_path: Path) -> None:
+    """Checkpoints converted from another architecture may have such entries."""
     policy = policy_of("llama", sliding_window=8)
     rows, pairs = played(policy)
     logs = trained(policy, rows)

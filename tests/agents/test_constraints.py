@@ -18,18 +18,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from eef.agents.cached_engine import CachedEngine
 from eef.agents.chat import Chat
-from eef.agents.constraints import Limits, search_words
-from eef.agents.engine import Actor, _choose
+from eef.agents.constraints import Constraints, search_words
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
-from eef.agents.token_bytes import spelling_of
+from eef.agents.sampling import choose
+from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.session import State
-from eef.models import walks
-from eef.models.pretrain import make_model
-from eef.trajectory import Trajectory, Turn
+from eef.models.pretrain import bpe_tokenizer, make_model
 
 DATA = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[3] / "shared" / "webshop") / "data"
 # the end token stands between all contents, so that any tokenizer can be used
@@ -101,10 +100,7 @@ def sentencepiece(fallback: bool = True, prepend: bool = True) -> PreTrainedToke
 
 
 def scienceworld() -> PreTrainedTokenizerFast:
-    tokenizer = walks.make_tokenizer(
-        [Trajectory("t", PAGE, tuple(Turn(a, "") for a in CORPUS), 0.0, False, "walk")], 420
-    )
-    return tokenizer
+    return bpe_tokenizer([PAGE, *CORPUS], 420)
 
 
 SMALL = {
@@ -131,23 +127,25 @@ def brackets() -> Chat:
     return Chat.of(byte_level())
 
 
-def sayable(limits: Limits) -> list[str]:
+def sayable(constraints: Constraints) -> list[str]:
     """The actions of ``CLICKS`` that the tokenizer can say: all, but for one that lacks some characters."""
-    spelling = limits.spelling
+    token_bytes = constraints.token_bytes
     actions = [f"click[{name}]" for name in NAMES]
-    return actions if spelling.has_bytes("🙂".encode()) else [action for action in actions if action.isascii()]
+    return actions if token_bytes.has_byte_tokens("🙂".encode()) else [action for action in actions if action.isascii()]
 
 
-def walk(limits: Limits, rng: random.Random, goal: bytes | None = None) -> list[int]:
+def walk(constraints: Constraints, rng: random.Random, goal: bytes | None = None) -> list[int]:
     """A complete answer of random allowed ids; with ``goal`` of those that say these bytes."""
     said: list[int] = []
     text, ended = b"", False
-    while allowed := limits.allowed(said):
+    while allowed := constraints.allowed(said):
         if goal is not None and not ended:
-            text = limits.spelling.of(said)
+            text = constraints.token_bytes.decode(said)
             allowed = [
-                token for token in allowed if text != goal and goal.startswith(text + limits.spelling.text[token])
-            ] or [token for token in allowed if text == goal and token == limits.talk.chat.end[0]]
+                token
+                for token in allowed
+                if text != goal and goal.startswith(text + constraints.token_bytes.bytes_of[token])
+            ] or [token for token in allowed if text == goal and token == constraints.talk.chat.end[0]]
             ended = text == goal
         assert allowed, f"{goal!r} cannot be said after {text!r}"
         said.append(rng.choice(allowed))
@@ -155,9 +153,9 @@ def walk(limits: Limits, rng: random.Random, goal: bytes | None = None) -> list[
     return said
 
 
-def barred(limits: Limits, ids: list[int]) -> list[int]:
+def barred(constraints: Constraints, ids: list[int]) -> list[int]:
     """Those of ``ids`` that are not allowed where they stand."""
-    return [token for place, token in enumerate(ids) if token not in limits.allowed(ids[:place])]
+    return [token for place, token in enumerate(ids) if token not in constraints.allowed(ids[:place])]
 
 
 def is_search(action: str, words: list[str]) -> bool:
@@ -170,69 +168,76 @@ def is_search(action: str, words: list[str]) -> bool:
 def test_random_allowed_ids_end_in_an_action_or_a_search_of_page_words(text_chat: Chat, seed: int) -> None:
     words = search_words(PAGE)
     for available in (SEARCH_AND_CLICKS, CLICKS):
-        limits = Limits.of(text_chat.begin(), available, PAGE)
-        said = walk(limits, random.Random(seed))
-        action = limits.action(said)
-        assert action in sayable(limits) or (available["has_search_bar"] and is_search(action, words))
-        assert limits.spelling.of(said[: -len(text_chat.end)]).decode().strip() == action
+        constraints = Constraints.of(text_chat.begin(), available, PAGE)
+        said = walk(constraints, random.Random(seed))
+        action = constraints.action(said)
+        assert action in sayable(constraints) or (available["has_search_bar"] and is_search(action, words))
+        assert constraints.token_bytes.decode(said[: -len(text_chat.end)]).decode().strip() == action
         assert text_chat.begin().decode_action(said) == action
 
 
 def test_every_action_can_be_said_as_the_tokenizer_writes_it_and_otherwise(text_chat: Chat) -> None:
     talk, rng = text_chat.begin(), random.Random(0)
-    limits = Limits.of(talk, SEARCH_AND_CLICKS, PAGE)
-    assert sorted(limits.actions) == sorted(sayable(limits))
-    for action in sayable(limits):
+    constraints = Constraints.of(talk, SEARCH_AND_CLICKS, PAGE)
+    assert sorted(constraints.actions) == sorted(sayable(constraints))
+    for action in sayable(constraints):
         ids = talk.encode_action(action)
-        assert not barred(limits, ids) and limits.allowed(ids) == [] and limits.action(ids) == action
+        assert not barred(constraints, ids) and constraints.allowed(ids) == [] and constraints.action(ids) == action
         for _ in range(3):
-            assert limits.action(walk(limits, rng, limits.spelling.of(ids[: -len(text_chat.end)]))) == action
+            assert (
+                constraints.action(walk(constraints, rng, constraints.token_bytes.decode(ids[: -len(text_chat.end)])))
+                == action
+            )
 
 
 def test_the_whole_instruction_can_be_searched_for(text_chat: Chat) -> None:
     talk, rng = text_chat.begin(), random.Random(0)
-    limits = Limits.of(talk, SEARCH_AND_CLICKS, PAGE, longest=400)
-    instruction = INSTRUCTION if "click[café]" in limits.actions else INSTRUCTION.replace("café ", "")
+    constraints = Constraints.of(talk, SEARCH_AND_CLICKS, PAGE, longest=400)
+    instruction = INSTRUCTION if "click[café]" in constraints.actions else INSTRUCTION.replace("café ", "")
     for words in (instruction, "boots size 9.5 wide wide"):
         ids = talk.encode_action(f"search[{words}]")
-        assert not barred(limits, ids) and limits.allowed(ids) == [] and limits.action(ids) == f"search[{words}]"
-        again = walk(limits, rng, limits.spelling.of(ids[: -len(text_chat.end)]))
-        assert limits.action(again) == f"search[{words}]"
+        assert (
+            not barred(constraints, ids)
+            and constraints.allowed(ids) == []
+            and constraints.action(ids) == f"search[{words}]"
+        )
+        again = walk(constraints, rng, constraints.token_bytes.decode(ids[: -len(text_chat.end)]))
+        assert constraints.action(again) == f"search[{words}]"
 
 
 @given(seed=st.integers(0, 2**32 - 1), longest=st.integers(30, 80))
 @settings(max_examples=15)
 def test_a_search_is_closed_in_time(text_chat: Chat, seed: int, longest: int) -> None:
-    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest)
-    said = walk(limits, random.Random(seed))
-    assert is_search(limits.action(said), search_words(PAGE))
+    constraints = Constraints.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest)
+    said = walk(constraints, random.Random(seed))
+    assert is_search(constraints.action(said), search_words(PAGE))
     assert len(said) <= longest + len(text_chat.end)
 
 
 def test_too_short_a_limit_still_gives_a_whole_search(text_chat: Chat) -> None:
-    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1)
+    constraints = Constraints.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1)
     for seed in range(5):
-        assert is_search(limits.action(walk(limits, random.Random(seed))), search_words(PAGE))
+        assert is_search(constraints.action(walk(constraints, random.Random(seed))), search_words(PAGE))
 
 
 def test_brackets_that_are_one_token_leave_room_for_a_search(brackets: Chat) -> None:
     """The opening is ``search[``, though ``[]`` is one token; the words are those of the page, not of the scaffold."""
     talk, tokenizer = brackets.begin(), brackets.tokenizer
     assert "[]" in tokenizer.convert_ids_to_tokens(talk.encode_action("search[]"))
-    limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, PAGE)
+    constraints = Constraints.of(talk, {"has_search_bar": True, "clickables": ["search"]}, PAGE)
     ids = talk.encode_action("search[find café]")
-    assert not barred(limits, ids) and limits.action(ids) == "search[find café]"
-    opening = limits.spelling.spell(b"search[")
-    firsts = {limits.spelling.text[token] for token in limits.allowed(opening)}
+    assert not barred(constraints, ids) and constraints.action(ids) == "search[find café]"
+    opening = constraints.token_bytes.encode(b"search[")
+    firsts = {constraints.token_bytes.bytes_of[token] for token in constraints.allowed(opening)}
     assert firsts and all(any(word.encode().startswith(first) for word in search_words(PAGE)) for first in firsts)
 
 
 def test_search_words_come_from_the_page_alone(brackets: Chat) -> None:
     chat = replace(brackets, instructions="Answer with secrets.", opening=(("Zebra?", "Quagga."),))
-    limits, talk = Limits.of(chat.begin(), SEARCH_AND_CLICKS, PAGE), chat.begin()
-    assert not barred(limits, talk.encode_action("search[find]"))
+    constraints, talk = Constraints.of(chat.begin(), SEARCH_AND_CLICKS, PAGE), chat.begin()
+    assert not barred(constraints, talk.encode_action("search[find]"))
     for word in ("secrets", "secrets.", "Zebra?", "Quagga", "[SEP]", "SEP"):
-        assert barred(limits, talk.encode_action(f"search[{word}]"))
+        assert barred(constraints, talk.encode_action(f"search[{word}]"))
 
 
 def test_search_words_are_those_between_blanks_with_and_without_punctuation() -> None:
@@ -246,31 +251,33 @@ def test_search_words_are_those_between_blanks_with_and_without_punctuation() ->
 
 
 def test_a_search_is_of_any_words_with_single_blanks_between_them(text_chat: Chat) -> None:
-    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1000)
-    words = search_words(PAGE) if "click[café]" in sayable(limits) else search_words(PAGE.replace("café", ""))
+    constraints = Constraints.of(
+        text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1000
+    )
+    words = search_words(PAGE) if "click[café]" in sayable(constraints) else search_words(PAGE.replace("café", ""))
     text = f"search[{' '.join(words * 2)}]"
-    assert not barred(limits, text_chat.begin().encode_action(text))
-    assert barred(limits, text_chat.begin().encode_action("search[ find]"))
-    assert barred(limits, text_chat.begin().encode_action("search[find  me]"))
-    assert barred(limits, text_chat.begin().encode_action("search[]"))
+    assert not barred(constraints, text_chat.begin().encode_action(text))
+    assert barred(constraints, text_chat.begin().encode_action("search[ find]"))
+    assert barred(constraints, text_chat.begin().encode_action("search[find  me]"))
+    assert barred(constraints, text_chat.begin().encode_action("search[]"))
 
 
 def test_a_whole_option_that_begins_another_may_end_or_go_on(brackets: Chat) -> None:
     end = brackets.end[0]
-    limits = Limits.of(brackets.begin(), {"actions": ["look", "look at x", "look at"]}, "")
+    constraints = Constraints.of(brackets.begin(), {"actions": ["look", "look at x", "look at"]}, "")
     for action, more in (("look", True), ("look at", True), ("look at x", False)):
-        allowed = limits.allowed(brackets.begin().encode_action(action)[: -len(brackets.end)])
+        allowed = constraints.allowed(brackets.begin().encode_action(action)[: -len(brackets.end)])
         assert end in allowed and (len(allowed) > 1) == more
 
 
 def test_an_end_of_several_ids_is_said_whole(brackets: Chat) -> None:
     talk = Ended(brackets.begin(), (brackets.end[0], brackets.tokenizer.convert_tokens_to_ids("]]")))
-    limits = Limits.of(talk, {"actions": ["look", "look at"]}, "")
+    constraints = Constraints.of(talk, {"actions": ["look", "look at"]}, "")
     said = talk.encode_action("look")
-    assert limits.allowed(said[:-1]) == [said[-1]] and limits.allowed(said) == []
-    assert limits.action(said) == "look"
+    assert constraints.allowed(said[:-1]) == [said[-1]] and constraints.allowed(said) == []
+    assert constraints.action(said) == "look"
     with pytest.raises(ValueError, match="not a complete answer"):
-        limits.action(said[:-1])
+        constraints.action(said[:-1])
 
 
 class Ended:
@@ -289,52 +296,55 @@ class Ended:
 
 def test_one_answer_that_is_left_is_said_without_asking(text_chat: Chat) -> None:
     talk = text_chat.begin()
-    limits = Limits.of(talk, {"has_search_bar": False, "clickables": ["back to search"]}, PAGE)
+    constraints = Constraints.of(talk, {"has_search_bar": False, "clickables": ["back to search"]}, PAGE)
     ids = talk.encode_action("click[back to search]")
-    assert [limits.allowed(ids[:place]) for place in range(len(ids))] == [[token] for token in ids]
-    both = Limits.of(talk, {"actions": ["click[x", "click[y"]}, PAGE)
+    assert [constraints.allowed(ids[:place]) for place in range(len(ids))] == [[token] for token in ids]
+    both = Constraints.of(talk, {"actions": ["click[x", "click[y"]}, PAGE)
     shared = [
         token
         for token, other in zip(talk.encode_action("click[x"), talk.encode_action("click[y"), strict=False)
         if token == other
     ]
     assert both.allowed([]) == shared[:1], "what all begin with leaves no choice"
-    other = limits.spelling.look(limits.texts[0][:1])[0]  # begun otherwise than the tokenizer would
+    other = constraints.token_bytes.lookup(constraints.texts[0][:1])[0]  # begun otherwise than the tokenizer would
     if other and other[0] != ids[0]:
-        assert len(limits.allowed([other[0]])) == 1
+        assert len(constraints.allowed([other[0]])) == 1
 
 
 def test_ids_with_the_same_bytes_are_all_allowed() -> None:
     tokenizer = sentencepiece(prepend=False)
     chat = Chat.of(tokenizer)
-    limits = Limits.of(chat.begin(), {"actions": ["ab", "ac"]}, "")
-    after = limits.allowed(chat.begin().encode_action("ab")[:1])
+    constraints = Constraints.of(chat.begin(), {"actions": ["ab", "ac"]}, "")
+    after = constraints.allowed(chat.begin().encode_action("ab")[:1])
     same = tokenizer.convert_tokens_to_ids(["b", "<0x62>"])
     assert (
-        set(same) <= set(after) and limits.action([*chat.begin().encode_action("ab")[:1], same[1], *chat.end]) == "ab"
+        set(same) <= set(after)
+        and constraints.action([*chat.begin().encode_action("ab")[:1], same[1], *chat.end]) == "ab"
     )
 
 
 def test_control_tokens_are_never_said_as_text(text_chat: Chat) -> None:
-    spelling = spelling_of(text_chat.tokenizer)
+    token_bytes = token_bytes_of(text_chat.tokenizer)
     added = text_chat.tokenizer.added_tokens_decoder
     for token in [*text_chat.tokenizer.all_special_ids, *added]:
-        assert not spelling.says(token) or (not added[token].special and not spelling.text[token].strip())
+        assert not token_bytes.is_text(token) or (not added[token].special and not token_bytes.bytes_of[token].strip())
     name = added[text_chat.end[0]].content
     action = f"click[{name}]"  # an option that is written like the end of an answer
-    limits = Limits.of(text_chat.begin(), {"has_search_bar": False, "clickables": [name, "x"]}, PAGE)
-    if action in limits.actions:
-        goal = limits.texts[limits.actions.index(action)]
-        assert limits.action(walk(limits, random.Random(0), goal)) == action
+    constraints = Constraints.of(text_chat.begin(), {"has_search_bar": False, "clickables": [name, "x"]}, PAGE)
+    if action in constraints.actions:
+        goal = constraints.texts[constraints.actions.index(action)]
+        assert constraints.action(walk(constraints, random.Random(0), goal)) == action
 
 
 def test_actions_that_cannot_be_told_apart_are_left_out() -> None:
     chat = Chat.of(byte_level(normalizers.NFC()))
     one, two = "click[café]", "click[café]"
-    assert Limits.of(chat.begin(), {"actions": [one, "x"]}, "").actions == [one, "x"], "as the environment writes it"
-    assert Limits.of(chat.begin(), {"actions": [one, two, "x", "x"]}, "").actions == ["x"]
+    assert Constraints.of(chat.begin(), {"actions": [one, "x"]}, "").actions == [one, "x"], (
+        "as the environment writes it"
+    )
+    assert Constraints.of(chat.begin(), {"actions": [one, two, "x", "x"]}, "").actions == ["x"]
     with pytest.raises(ValueError, match="can say none of the 2 available actions"):
-        Limits.of(chat.begin(), {"actions": [one, two]}, "")
+        Constraints.of(chat.begin(), {"actions": [one, two]}, "")
 
 
 @pytest.mark.parametrize("decoder", [decoders.BPEDecoder(), decoders.ByteFallback(), decoders.CTC()])
@@ -343,7 +353,7 @@ def test_a_tokenizer_of_another_construction_is_refused(decoder) -> None:
     tokenizer.backend_tokenizer.decoder = decoder
     tokenizer.name_or_path = "some/model"
     with pytest.raises(ValueError, match="'some/model'.*decoder.*constrained_decoding=False"):
-        spelling_of(tokenizer)
+        token_bytes_of(tokenizer)
 
 
 def test_a_tokenizer_whose_tokens_do_not_spell_the_text_is_refused_with_the_difference() -> None:
@@ -352,7 +362,7 @@ def test_a_tokenizer_whose_tokens_do_not_spell_the_text_is_refused_with_the_diff
     with pytest.raises(
         ValueError, match=r"'some/model'.*'click\[back to search\]'.*at byte 0.*constrained_decoding=False"
     ):
-        spelling_of(tokenizer)
+        token_bytes_of(tokenizer)
     lower = Chat.of(byte_level(normalizers.Lowercase()))
     policy = Policy(None, lower.tokenizer, lower, "lower", 512, constrained_decoding=True)
     with pytest.raises(ValueError, match="first difference is at byte"):
@@ -371,9 +381,9 @@ def test_a_choice_among_columns_is_one_among_all_with_the_others_barred(temperat
             if choice is not None:
                 masked[row, [column for column in range(50) if column not in choice]] = float("-inf")
         draws = [lambda u=u: float(u) for u in uniform]
-        whole = _choose(masked, [None] * 4, draws, temperature)
-        assert _choose(logits, [c and [int(x) for x in c] for c in choices], draws, temperature) == whole
-    assert _choose(torch.zeros(1, 5), [[3]], [lambda: 1 - 2**-53], 1.0) == [3]
+        whole = choose(masked, [None] * 4, draws, temperature)
+        assert choose(logits, [c and [int(x) for x in c] for c in choices], draws, temperature) == whole
+    assert choose(torch.zeros(1, 5), [[3]], [lambda: 1 - 2**-53], 1.0) == [3]
 
 
 def talk_on_results(policy: Policy):
@@ -389,15 +399,15 @@ def talk_on_results(policy: Policy):
 def test_symbols_have_one_tokenisation(policy: Policy) -> None:
     talk, _, page = talk_on_results(policy)
     names = ["back to search", "next >", "b000000001", "b000000002"]
-    limits = Limits.of(talk, {"has_search_bar": False, "clickables": names}, page)
+    constraints = Constraints.of(talk, {"has_search_bar": False, "clickables": names}, page)
     answers: list[str] = []
 
     def every(said: list[int]) -> None:
-        allowed = limits.allowed(said)
+        allowed = constraints.allowed(said)
         for token in allowed:
             every([*said, token])
         if not allowed:
-            answers.append(limits.action(said))
+            answers.append(constraints.action(said))
 
     every([])
     assert sorted(answers) == sorted(f"click[{name}]" for name in names)
@@ -405,17 +415,17 @@ def test_symbols_have_one_tokenisation(policy: Policy) -> None:
 
 def test_symbols_of_a_search_are_those_of_the_first_page(policy: Policy) -> None:
     talk, _, page = talk_on_results(policy)
-    limits = Limits.of(talk, {"has_search_bar": True, "clickables": ["search"]}, page, longest=8)
+    constraints = Constraints.of(talk, {"has_search_bar": True, "clickables": ["search"]}, page, longest=8)
     opening = talk.encode_action("search[red]")[:1]
-    assert limits.allowed([]) == opening
-    words = policy.tokenizer.convert_ids_to_tokens(limits.allowed(opening))
+    assert constraints.allowed([]) == opening
+    words = policy.tokenizer.convert_ids_to_tokens(constraints.allowed(opening))
     assert set(words) == {"webshop", "instruction:", "i", "need", "a", "i0", "i1", "search"}  # no scaffold, no closing
     closing = talk.encode_action("search[red]")[-2:]
-    said = [*opening, *[limits.allowed(opening)[0]] * 6]
-    assert limits.allowed(said[:-1]) != closing[:1] and closing[0] in limits.allowed(said[:-1])
-    assert limits.allowed(said) == closing[:1]  # no endless one
-    assert limits.allowed([*said, *closing]) == []
-    assert limits.action(talk.encode_action("search[red shirt]")) == "search[red shirt]"
+    said = [*opening, *[constraints.allowed(opening)[0]] * 6]
+    assert constraints.allowed(said[:-1]) != closing[:1] and closing[0] in constraints.allowed(said[:-1])
+    assert constraints.allowed(said) == closing[:1]  # no endless one
+    assert constraints.allowed([*said, *closing]) == []
+    assert constraints.action(talk.encode_action("search[red shirt]")) == "search[red shirt]"
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -425,11 +435,11 @@ def test_limited_decoding_says_only_what_is_allowed(seed: int, tokenizer, chat) 
     policy = Policy(make_model(tokenizer, 32, 1, 2).eval(), tokenizer, chat, "random", 512, True)
     talk, prompt, page = talk_on_results(policy)
     names = ["back to search", "b000000001", "b000000002"]
-    actor = Actor(policy, 1)
-    actor.open({0: prompt})
+    engine = CachedEngine(policy, 1)
+    engine.start({0: prompt})
     rng = np.random.default_rng(seed)
-    limits = Limits.of(talk, {"has_search_bar": True, "clickables": names}, page)
-    said = limits.action(actor.act([0], {0: rng.random}, 1.0, {0: limits})[0])
+    constraints = Constraints.of(talk, {"has_search_bar": True, "clickables": names}, page)
+    said = constraints.action(engine.generate([0], {0: rng.random}, 1.0, {0: constraints})[0])
     assert said in {f"click[{name}]" for name in names} or (said.startswith("search[") and said.endswith("]"))
 
 
@@ -472,11 +482,11 @@ def item(chat: Chat):
 
 def test_symbols_click_an_option_as_the_page_writes_it(item) -> None:
     distinct = [name for name in OPTIONS if not name.startswith("16")]
-    limits = Limits.of(item, {"has_search_bar": False, "clickables": [*OPTIONS, "buy now"]}, "")
-    assert sorted(limits.actions) == sorted(f"click[{name}]" for name in [*distinct, "buy now"])
+    constraints = Constraints.of(item, {"has_search_bar": False, "clickables": [*OPTIONS, "buy now"]}, "")
+    assert sorted(constraints.actions) == sorted(f"click[{name}]" for name in [*distinct, "buy now"])
     for name in [*distinct, "buy now"]:
         ids = item.encode_action(f"click[{name}]")
-        assert limits.action(ids) == item.copy().decode_action(ids) == f"click[{name}]"
+        assert constraints.action(ids) == item.copy().decode_action(ids) == f"click[{name}]"
 
 
 def test_symbols_that_several_options_share_are_not_guessed(item) -> None:
@@ -499,7 +509,7 @@ def test_symbols_click_every_option_of_the_official_products(chat: Chat) -> None
         talk.encode_observation(first)
         talk.encode_observation(shop._render(shop.state))
         names = {value for _, group in product.options for value in group}
-        actions = Limits.of(talk, shop.available_actions(), first).actions
+        actions = Constraints.of(talk, shop.available_actions(), first).actions
         for name in names:
             ids = talk.copy().encode_action(f"click[{name}]")
             alike = [other for other in names if talk.copy().encode_action(f"click[{other}]") == ids]
@@ -513,29 +523,34 @@ def test_symbols_click_every_option_of_the_official_products(chat: Chat) -> None
 
 def test_a_word_of_many_bytes_may_be_searched_for(text_chat: Chat) -> None:
     word = "赤いシャツ" * 80
-    limits = Limits.of(text_chat.begin(), {"has_search_bar": True, "clickables": []}, f"find {word}", longest=5000)
+    constraints = Constraints.of(
+        text_chat.begin(), {"has_search_bar": True, "clickables": []}, f"find {word}", longest=5000
+    )
     said: list[int] = []
-    while following := limits.allowed(said):
+    while following := constraints.allowed(said):
         said.append(following[-1])
-    assert re.fullmatch(rf"search\[(find|{word}|{word.lower()}| )+\]", limits.action(said))
+    assert re.fullmatch(rf"search\[(find|{word}|{word.lower()}| )+\]", constraints.action(said))
 
 
 def test_long_options_are_said_without_delay_and_to_their_end(brackets: Chat) -> None:
     """A long option in unusual tokens: after as many as the usual ones it is written with the longest ones."""
     names = [f"{'a very long option ' * 60}{number}" for number in range(2)]
-    limits = Limits.of(brackets.begin(), {"has_search_bar": False, "clickables": names}, "")
+    constraints = Constraints.of(brackets.begin(), {"has_search_bar": False, "clickables": names}, "")
     said: list[int] = []
-    while following := limits.allowed(said):
-        said.append(min(following, key=lambda token: len(limits.spelling.text[token]) or 99))
-        assert len(said) <= limits.most + len(brackets.end)
-    assert limits.action(said) in [f"click[{name}]" for name in names]
+    while following := constraints.allowed(said):
+        said.append(min(following, key=lambda token: len(constraints.token_bytes.bytes_of[token]) or 99))
+        assert len(said) <= constraints.max_tokens + len(brackets.end)
+    assert constraints.action(said) in [f"click[{name}]" for name in names]
 
 
 def test_a_page_without_any_action_is_an_error_of_the_environment(brackets: Chat) -> None:
     for available in ({"actions": []}, {"has_search_bar": True, "clickables": ["search"]}):
         with pytest.raises(EnvError, match="there is no available action"):
-            Limits.of(brackets.begin(), available, "[SEP]")
+            Constraints.of(brackets.begin(), available, "[SEP]")
 
 
 def test_actions_that_differ_in_blanks_alone_stay_one(brackets: Chat) -> None:
-    assert Limits.of(brackets.begin(), {"actions": ["open door", "open door ", "x"]}, "").actions == ["open door", "x"]
+    assert Constraints.of(brackets.begin(), {"actions": ["open door", "open door ", "x"]}, "").actions == [
+        "open door",
+        "x",
+    ]

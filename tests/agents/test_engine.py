@@ -1,4 +1,4 @@
-"""What ends an answer, the limits of models, and a cache that stays within memory."""
+"""The cached engine: ends of answers, limits of models, and a cache that stays within memory."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from eef.agents import engine
-from eef.agents.engine import Actor
+from eef.agents import cached_engine
+from eef.agents.attention_masks import attention_mask
+from eef.agents.cached_engine import CachedEngine
 from eef.agents.model_files import context_of
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
-from eef.agents.vllm import Served, ServedActor, served
-from eef.experts import collect
+from eef.agents.vllm import ServedPolicy, VllmEngine, served
+from eef.experts import expert_trajectories
+from eef.lab import resolved
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
 from eef.training.rows import Row
-from eef.training.trainer import fit
+from eef.training.sft import fit
 from eef.trajectory import Trajectory
 
 DRAWS = {slot: (lambda: 0.0) for slot in range(8)}
 
 
-def scripted(actor: Actor, tokens: list[int]) -> None:
-    """The model says ``tokens``, one after the other."""
-    forward, left = actor._forward, list(tokens)
+def script(engine: CachedEngine, tokens: list[int]) -> None:
+    """Make the model generate ``tokens``, one after the other."""
+    next_logits, remaining = engine.next_logits, list(tokens)
 
-    def said(slots: list[int]) -> torch.Tensor:
-        logits = torch.full_like(forward(slots), -1.0)
-        logits[:, left.pop(0)] = 1.0
+    def scripted(slots: list[int]) -> torch.Tensor:
+        logits = torch.full_like(next_logits(slots), -1.0)
+        logits[:, remaining.pop(0)] = 1.0
         return logits
 
-    actor._forward = said  # type: ignore[method-assign]
+    engine.next_logits = scripted  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("kind", ["generation config", "config", "special token", "beyond the tokenizer"])
@@ -52,19 +54,19 @@ def test_whatever_ends_an_answer_is_replaced_by_the_end_of_the_scaffold(kind: st
     elif kind == "generation config":
         model.generation_config = GenerationConfig(eos_token_id=[42, 41])
     policy = Policy(model, tokenizer, chat, "ends", 256, False, 6)
-    actor = Actor(policy, 1)
-    actor.open({0: [5, 6, 7]})
-    scripted(actor, [30, 31, last, 32, 33, 34])
-    said = actor.act([0], DRAWS, 0.0)[0]
-    assert said == [30, 31, *chat.end]
-    assert actor.held[0] + actor.waiting[0] == [5, 6, 7, *said], "what is read on is what was kept"
+    engine = CachedEngine(policy, 1)
+    engine.start({0: [5, 6, 7]})
+    script(engine, [30, 31, last, 32, 33, 34])
+    answer = engine.generate([0], DRAWS, 0.0)[0]
+    assert answer == [30, 31, *chat.end]
+    assert engine.cached[0] + engine.pending[0] == [5, 6, 7, *answer], "the conversation has the ids of the answer"
 
 
 def test_a_server_is_sent_the_ends_of_the_model_and_its_answers_end_there_too(
     tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    base = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path, {"aliases": True}))
+    base = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path, {"aliases": "webshop"}))
     GenerationConfig(eos_token_id=[41, 42]).save_pretrained(base)
     bodies: list[dict[str, Any]] = []
     answers = [[30, 41], [31, tokenizer.bos_token_id, 32], [33, len(tokenizer) + 1], [34, 35, 36, 37]]
@@ -80,15 +82,17 @@ def test_a_server_is_sent_the_ends_of_the_model_and_its_answers_end_there_too(
 
     card = {"id": base, "root": base, "max_model_len": 2048}
     version = type("Version", (), {"status_code": 404})()
-    monkeypatch.setattr("eef.agents.vllm.Server.cards", lambda self: [card])
-    monkeypatch.setattr("eef.agents.vllm.Server.ask", lambda self, path, body=None: Answer(body) if body else version)
+    monkeypatch.setattr("eef.agents.vllm.Server.models", lambda self: [card])
+    monkeypatch.setattr(
+        "eef.agents.vllm.Server.request", lambda self, path, body=None: Answer(body) if body else version
+    )
     with served("http://localhost:1", base, max_new_tokens=4) as policy:
-        assert isinstance(policy, Served)
+        assert isinstance(policy, ServedPolicy)
         end = list(policy.chat.end)
         for expected in ([30], [31], [33], [34, 35, 36, 37]):
-            actor = ServedActor(policy, 1)
-            actor.open({0: [5, 6]})
-            assert actor.act([0], DRAWS, 0.0)[0] == [*expected, *end]
+            engine = VllmEngine(policy, 1)
+            engine.start({0: [5, 6]})
+            assert engine.generate([0], DRAWS, 0.0)[0] == [*expected, *end]
     assert set(bodies[0]["stop_token_ids"]) == {41, 42, end[-1], tokenizer.eos_token_id}
 
 
@@ -98,16 +102,16 @@ def test_a_token_for_padding_may_lie_beyond_the_model(tokenizer, chat, tmp_path:
     added = type(tokenizer).from_pretrained(_saved(tokenizer, tmp_path / "tokenizer"))
     added.add_special_tokens({"pad_token": "<padding>"})
     assert added.pad_token_id == len(tokenizer) == model.get_input_embeddings().num_embeddings
-    base = str(save(model, added, tmp_path / "pad", {"aliases": True}))
+    base = str(save(model, added, tmp_path / "pad", {"aliases": "webshop"}))
     policy = Policy.load(base, constrained_decoding=False, max_new_tokens=4)
     assert policy.pad < len(tokenizer)
-    actor = Actor(policy, 2)
-    actor.open({0: list(range(5, 40)), 1: list(range(5, 9))})  # two lengths: the shorter one is padded
-    assert set(actor.act([0, 1], DRAWS, 0.0)) == {0, 1}
+    engine = CachedEngine(policy, 2)
+    engine.start({0: list(range(5, 40)), 1: list(range(5, 9))})  # two lengths: the shorter one is padded
+    assert set(engine.generate([0, 1], DRAWS, 0.0)) == {0, 1}
     model.resize_token_embeddings(len(tokenizer) - 1)
     (word,) = (word for word, place in tokenizer.get_vocab().items() if place == len(tokenizer) - 1)
-    small = str(save(model, tokenizer, tmp_path / "small", {"aliases": True}))
-    with pytest.raises(ValueError, match=rf"embedding \d+, so that the model does not know '{re.escape(word)}'"):
+    small = str(save(model, tokenizer, tmp_path / "small", {"aliases": "webshop"}))
+    with pytest.raises(ValueError, match=rf"embedding has \d+ rows, so it does not know '{re.escape(word)}'"):
         Policy.load(small)
 
 
@@ -136,7 +140,7 @@ def test_the_longest_conversation_is_the_one_that_a_models_files_name(
     _saved(tokenizer, tmp_path / "tokenizer")
     own = type(tokenizer).from_pretrained(tmp_path / "tokenizer", model_max_length=888)
     _saved(own, tmp_path)
-    assert Settings(model=str(tmp_path), engine="http://localhost:1").resolved().context == context
+    assert resolved(Settings(model=str(tmp_path), engine="http://localhost:1")).context == context
     if kind == "bloom":
         own.model_max_length = 10**30
         _saved(own, tmp_path)
@@ -159,12 +163,12 @@ def test_a_model_with_a_nested_configuration_is_played(tokenizer, chat) -> None:
     config = AutoConfig.for_model("gemma3", text_config=text, vision_config={**vision, "image_size": 28})
     torch.manual_seed(0)
     policy = Policy(AutoModelForCausalLM.from_config(config).eval(), tokenizer, chat, "nested", 256, False, 5)
-    actor = Actor(policy, 2)
+    engine = CachedEngine(policy, 2)
     history = {0: list(range(5, 45)), 1: list(range(60, 75))}
-    actor.open({slot: list(ids) for slot, ids in history.items()})
-    for slot, said in actor.act([0, 1], DRAWS, 0.0).items():
+    engine.start({slot: list(ids) for slot, ids in history.items()})
+    for slot, answer in engine.generate([0, 1], DRAWS, 0.0).items():
         expected = list(history[slot])
-        for token in said[: -len(chat.end)]:
+        for token in answer[: -len(chat.end)]:
             with torch.no_grad():
                 assert policy.model(input_ids=torch.tensor([expected])).logits[0, -1].argmax() == token
             expected.append(token)
@@ -176,20 +180,20 @@ def test_half_precision_trains(dtype: torch.dtype, policy: Policy, tmp_path: Pat
     rows = [Row(tuple(range(5, 25)), (True,) * 20)] * 2
     losses = fit(model, rows, pad=policy.pad, folder=tmp_path, epochs=3, lr=1e-2, batch_size=2, seed=0)
     assert losses[-1]["loss"] < losses[0]["loss"] and model.dtype == dtype
-    assert Actor(policy, 1).memory > 0
+    assert CachedEngine(policy, 1).memory > 0
 
 
 # Memory
 
 
-class Watched(Actor):
-    """Checks that the cache stays within memory, and adds up what is read."""
+class Watched(CachedEngine):
+    """Checks that the cache stays within memory, and counts the tokens that are read."""
 
     read = 0
 
-    def _pass(self, asked: list[int], most: int | None = None) -> torch.Tensor:
+    def _pass(self, slots: list[int], most: int | None = None) -> torch.Tensor:
         before = self.read_tokens
-        logits = super()._pass(asked, most)
+        logits = super()._pass(slots, most)
         tensors = [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
         assert sum(tensor.nbytes for tensor in tensors if tensor is not None) <= self.memory
         Watched.read += self.read_tokens - before
@@ -197,38 +201,42 @@ class Watched(Actor):
 
 
 def test_memory_changes_no_result(shop, policy: Policy, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """Room for a few conversations, or for one, in the place of all: the others wait and are read again."""
-    expert = next(t for t in collect(shop, "strong", shop.tasks("train"), seed=0) if t.failed and len(t) > 2)
+    """With room for two conversations, or for one, the others wait and are read again."""
+    expert = next(
+        t for t in expert_trajectories(shop, "strong", shop.tasks("train"), seed=0) if t.failed and len(t) > 2
+    )
     starts = [Start(task) for task in shop.tasks("train")[:5]] + [Start(expert.task, expert, index) for index in (1, 2)]
 
-    def play() -> list[Trajectory]:
+    def run() -> list[Trajectory]:
         Watched.read = 0
         return simulate(policy, shop, starts, seed=3, max_steps=7)
 
-    monkeypatch.setattr("eef.agents.rollout.Actor", Watched)
-    expected, read = play(), [Watched.read]
+    monkeypatch.setattr(Policy, "engine", lambda self, slots: Watched(self, slots))
+    expected, read = run(), [Watched.read]
     assert "slots" not in capsys.readouterr().out
-    each = Actor(policy, 1).token_bytes
+    each = CachedEngine(policy, 1).token_bytes
     longest = max(len(policy.chat.render(t, [True] * len(t))[0]) for t in expected) + 100
     for conversations in (2, 1):
-        monkeypatch.setattr(engine, "available_memory", lambda device, tokens=conversations * longest: tokens * each)
-        assert play() == expected
-        assert f"slots={len(starts)}: the cache holds " in capsys.readouterr().out
+        monkeypatch.setattr(
+            cached_engine, "available_memory", lambda device, tokens=conversations * longest: tokens * each
+        )
+        assert run() == expected
+        assert f"slots={len(starts)}: the cache has room for " in capsys.readouterr().out
         read.append(Watched.read)
-    assert max(read[1:]) > read[0], f"what waited was read again: {read}"
-    monkeypatch.setattr(engine, "available_memory", lambda device: 50 * each)
+    assert max(read[1:]) > read[0], f"the waiting conversations are read again: {read}"
+    monkeypatch.setattr(cached_engine, "available_memory", lambda device: 50 * each)
     with pytest.raises(ValueError, match=r"context=2048: a conversation of \d+ tokens .*slots="):
-        play()
+        run()
 
 
 def test_rooms_grow_in_steps_and_only_as_far_as_needed(policy: Policy) -> None:
-    actor = Actor(replace(policy, constrained_decoding=False), 2)
-    actor.open({0: [5] * 1500, 1: [6] * 20})
-    actor.act([0, 1], DRAWS, 0.0)
-    assert 1500 < actor.plan.room <= 1500 + 256 + 32
-    actor.hear(0, [7] * 300)
-    actor.act([0], DRAWS, 0.0)
-    assert 1800 < actor.plan.room < 2 * 1500, "rooms do not double"
+    engine = CachedEngine(replace(policy, constrained_decoding=False), 2)
+    engine.start({0: [5] * 1500, 1: [6] * 20})
+    engine.generate([0, 1], DRAWS, 0.0)
+    assert 1500 < engine.plan.room <= 1500 + 256 + 32
+    engine.append(0, [7] * 300)
+    engine.generate([0], DRAWS, 0.0)
+    assert 1800 < engine.plan.room < 2 * 1500, "rooms do not double"
 
 
 def test_long_readings_come_in_pieces(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,18 +244,16 @@ def test_long_readings_come_in_pieces(policy: Policy, monkeypatch: pytest.Monkey
     prompts = {0: [5 + place % 90 for place in range(300)], 1: [7 + place % 80 for place in range(280)]}
     expected, widest = [], []
     for cells in (1 << 26, 300 * 40):
-        monkeypatch.setattr(engine, "_CELLS", cells)
-        actor = Actor(policy, 2)
-        masks: list[int] = []
-        mask = Actor._mask
+        monkeypatch.setattr(cached_engine, "_CELLS", cells)
+        engine = CachedEngine(policy, 2)
+        sizes: list[int] = []
 
-        def watched(self: Actor, kind: str, position: torch.Tensor, seen: int, masks=masks, mask=mask) -> torch.Tensor:
-            masks.append(position.numel() * seen)
-            return mask(self, kind, position, seen)
+        def watched(kind: str, config: Any, position: torch.Tensor, seen: int, dtype: torch.dtype, sizes=sizes) -> Any:
+            sizes.append(position.numel() * seen)
+            return attention_mask(kind, config, position, seen, dtype)
 
-        monkeypatch.setattr(Actor, "_mask", watched)
-        actor.open(prompts)
-        expected.append(actor.act([0, 1], DRAWS, 0.0))
-        widest.append(max(masks))
-        monkeypatch.setattr(Actor, "_mask", mask)
+        monkeypatch.setattr(cached_engine, "attention_mask", watched)
+        engine.start(prompts)
+        expected.append(engine.generate([0, 1], DRAWS, 0.0))
+        widest.append(max(sizes))
     assert expected[0] == expected[1] and widest[1] <= 300 * 40 < widest[0]

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from eef.agents import react
 from eef.agents.chat import Chat
 from eef.envs.webshop import WebShop
+from eef.experiment import experiment
 from eef.lab import scaffold
-from eef.methods import experiment
 from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn, load
 
@@ -58,7 +58,7 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
     tokenizer = tokenizer_of(family)
     chat = chat_of(family, "Shop well.")
     shown = Trajectory("9", "a lamp", (Turn("search[lamp]", "a page"), Turn("click[buy now]", "the end")), 1.0, True)
-    chat = react.scaffold(chat, "webshop", shown) if opened else chat
+    chat = react.react_chat(chat, "webshop", shown) if opened else chat
     trajectory = Trajectory("0", prompt, tuple(turns))
     ids, mask = chat.render(trajectory, flags[: len(turns)])
     rendering = chat.scaffold.rendering
@@ -77,9 +77,9 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
     for index, turn in enumerate(turns):
         page = trajectory.state(index)
         if opened:
-            heard = react.page(page) if index else react.first_page(page)
+            heard = react.page_message(page) if index else react.first_page_message(page)
         else:
-            heard = react.user(page if index else f"Shop well.\n\n{page}")
+            heard = react.user_message(page if index else f"Shop well.\n\n{page}")
         messages.append({**heard, "content": heard["content"].strip()})
         place += len(talk.encode_observation(page))
         asked = by_template(family, messages, generation=True)
@@ -100,7 +100,7 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
         place += len(said)
         messages.append({"role": "assistant", "content": text})
     assert place == len(ids)
-    whole = by_template(family, [*messages, react.user("x")], generation=False)
+    whole = by_template(family, [*messages, react.user_message("x")], generation=False)
     ours = without_past_thoughts([*ids, 0])[:-1]
     assert whole[: len(ours)] == ours
     assert sum(token == tokenizer.bos_token_id for token in ids) == (FAMILIES[family].bos is not None) * (
@@ -167,7 +167,7 @@ def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": "reakt"}, "prompt='reakt': known are"),
+        ({"prompt": "reakt"}, "prompt='reakt' must be one of"),
         ({"one_shot": True}, "needs prompt='react'"),
         ({"prompt": "react"}, "knows no words"),
     ],

@@ -13,13 +13,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from eef.agents.engine import Actor
+from eef.agents.cached_engine import CachedEngine
 from eef.agents.model_files import load_tokenizer
 from eef.agents.policy import Policy
+from eef.lab import resolved
 from eef.settings import Settings
 from eef.tracking.keys import model_key
 from eef.training.rows import Row
-from eef.training.trainer import fit
+from eef.training.sft import fit
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -107,10 +108,10 @@ def test_a_file_or_a_folder_that_holds_one_is_a_model(as_folder: bool, file: Pat
     assert policy.model.dtype == torch.float32 and policy.context == 512
     assert policy.tokenizer.decode(policy.chat.end) == "<|im_end|>"
     ids = policy.chat.begin().encode_observation("click[buy now]")
-    actor = Actor(policy, 1)
-    actor.open({0: ids})
-    assert actor.act([0], {0: lambda: 0.0}, 0.0)[0][-1:] == list(policy.chat.end)
-    assert Settings(model=model).resolved().context == 512
+    engine = CachedEngine(policy, 1)
+    engine.start({0: ids})
+    assert engine.generate([0], {0: lambda: 0.0}, 0.0)[0][-1:] == list(policy.chat.end)
+    assert resolved(Settings(model=model)).context == 512
     assert load_tokenizer(model).chat_template == CHATML
 
 
@@ -164,6 +165,6 @@ def test_what_does_not_go_together_is_refused_in_words(
 @pytest.mark.skipif("EEF_SMOLLM2_GGUF" not in os.environ, reason="EEF_SMOLLM2_GGUF names no file")
 def test_a_real_file_answers() -> None:
     policy: Any = Policy.load(os.environ["EEF_SMOLLM2_GGUF"], max_new_tokens=12)
-    actor = Actor(policy, 1)
-    actor.open({0: policy.chat.begin().encode_observation("What is the capital of France?")})
-    assert "Paris" in policy.chat.begin().decode_action(actor.act([0], {0: lambda: 0.0}, 0.0)[0])
+    engine = CachedEngine(policy, 1)
+    engine.start({0: policy.chat.begin().encode_observation("What is the capital of France?")})
+    assert "Paris" in policy.chat.begin().decode_action(engine.generate([0], {0: lambda: 0.0}, 0.0)[0])

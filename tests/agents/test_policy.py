@@ -8,84 +8,83 @@ from bitsandbytes.nn import Linear4bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eef.agents.engine import Actor
+from eef.agents.cached_engine import CachedEngine
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.experts import demonstrations
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
 from eef.training.rows import collate, rows_of
-from eef.training.trainer import sft
+from eef.training.sft import sft
 
 DRAW = {slot: (lambda: 0.0) for slot in range(16)}
 
 
 def uncached(policy: Policy, history: list[int]) -> list[int]:
-    """Greedy, one conversation at a time, everything read anew for each token."""
-    said: list[int] = []
+    """Greedy decoding of one conversation that reads everything again for each token."""
+    answer: list[int] = []
     end = list(policy.chat.end)
-    while said[-len(end) :] != end:
+    while answer[-len(end) :] != end:
         with torch.no_grad():
-            logits = policy.model(input_ids=torch.tensor([history + said])).logits[0, -1]
-        said.append(int(logits.argmax()))
-        if len(said) == policy.max_new_tokens and said[-len(end) :] != end:
-            said += end
-    return said
+            logits = policy.model(input_ids=torch.tensor([history + answer])).logits[0, -1]
+        answer.append(int(logits.argmax()))
+        if len(answer) == policy.max_new_tokens and answer[-len(end) :] != end:
+            answer += end
+    return answer
 
 
 @given(data=st.data())
 @settings(max_examples=25)
-def test_greedy_utterances_equal_uncached_decoding(data: st.DataObject, tokenizer, chat) -> None:
+def test_greedy_answers_equal_uncached_decoding(data: st.DataObject, tokenizer, chat) -> None:
     torch.manual_seed(1)
     policy = Policy(make_model(tokenizer, 32, 2, 2).eval(), tokenizer, chat, "random", 2048, False, 6)
     numbers = st.integers(5, len(tokenizer) - 1)
     shared = data.draw(st.lists(numbers, min_size=0, max_size=40))
     slots = data.draw(st.integers(1, 5))
     history = {slot: shared + data.draw(st.lists(numbers, min_size=2, max_size=40)) for slot in range(slots)}
-    actor = Actor(policy, slots)
-    actor.open({slot: list(ids) for slot, ids in history.items()})
+    engine = CachedEngine(policy, slots)
+    engine.start({slot: list(ids) for slot, ids in history.items()})
     for turn in range(3):
-        said = actor.act(list(history), DRAW, temperature=0.0)
+        answers = engine.generate(list(history), DRAW, temperature=0.0)
         for slot in list(history):
-            assert said[slot] == uncached(policy, history[slot])
-            history[slot] += said[slot]
+            assert answers[slot] == uncached(policy, history[slot])
+            history[slot] += answers[slot]
         for slot in list(history):
             new = data.draw(st.lists(numbers, min_size=1, max_size=30))
-            if turn == 1 and slot == 0:  # a finished conversation is replaced by one that begins like another
+            if turn == 1 and slot == 0:  # replace a finished conversation by one that shares a prefix with another
                 history[slot] = history[slots - 1][:20] + new
-                actor.open({slot: list(history[slot])})
+                engine.start({slot: list(history[slot])})
             else:
-                actor.hear(slot, new)
+                engine.append(slot, new)
                 history[slot] += new
 
 
-def test_a_common_beginning_is_read_once(policy: Policy) -> None:
+def test_a_common_prefix_is_read_once(policy: Policy) -> None:
     rng = np.random.default_rng(0)
     prefix = [int(token) for token in rng.integers(5, 400, size=200)]
-    actor = Actor(policy, 6)
+    engine = CachedEngine(policy, 6)
     prompts = {slot: prefix[: 100 + 20 * slot] for slot in range(6)}
-    actor.open({slot: list(ids) for slot, ids in prompts.items()})
+    engine.start({slot: list(ids) for slot, ids in prompts.items()})
     policy.constrained_decoding = False
-    actor.act(list(prompts), DRAW, 0.0)
-    spoken = actor.read_tokens - len(prefix)
-    assert spoken < 6 * (policy.max_new_tokens + 2), "six beginnings of one text cost as much as one"
+    engine.generate(list(prompts), DRAW, 0.0)
+    rest = engine.read_tokens - len(prefix)
+    assert rest < 6 * (policy.max_new_tokens + 2), "six prefixes of one text cost as much as one"
 
 
-def test_the_states_of_each_expert_share_though_all_begin_alike(policy: Policy) -> None:
-    """What all have in common (a prompt) hides nothing of what the states of one expert have in common."""
+def test_the_states_of_each_expert_share_a_prefix_beyond_the_common_prompt(policy: Policy) -> None:
     rng = np.random.default_rng(0)
     opening = [int(token) for token in rng.integers(5, 400, size=20)]
     experts = [opening + [int(token) for token in rng.integers(5, 400, size=180)] for _ in range(3)]
-    actor = Actor(policy, 12)
-    actor.open({4 * one + part: ids[: 50 * (part + 1)] for one, ids in enumerate(experts) for part in range(4)})
-    left = sum(map(len, actor.waiting))
-    assert actor.read_tokens + left <= 20 + 3 * 180 + 12, "each token once, and the last one of each conversation"
-    actor.open({0: [*experts[2][:150], 3, 4]})  # a later one takes over from a conversation that is open
-    assert actor.held[0] == experts[2][:150]
+    engine = CachedEngine(policy, 12)
+    engine.start({4 * one + part: ids[: 50 * (part + 1)] for one, ids in enumerate(experts) for part in range(4)})
+    unread = sum(map(len, engine.pending))
+    assert engine.read_tokens + unread <= 20 + 3 * 180 + 12, "each token once, and the last one of each conversation"
+    engine.start({0: [*experts[2][:150], 3, 4]})  # it copies from a conversation that was started earlier
+    assert engine.cached[0] == experts[2][:150]
 
 
 def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
-    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop", "constrained_decoding": True})
     loaded = Policy.load(str(base))
     assert loaded.constrained_decoding and loaded.chat.aliases and loaded.chat.hash == policy.chat.hash
     loaded.new_adapter(seed=3, r=4, alpha=8)
@@ -98,7 +97,7 @@ def test_a_policy_saves_and_loads_its_adapter(policy: Policy, tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(again.model(input_ids=ids).logits, loaded.model.eval()(input_ids=ids).logits)
         assert not torch.equal(again.model(input_ids=ids).logits, policy.model(input_ids=ids).logits)
-    with pytest.raises(ValueError, match="has an adapter already"):
+    with pytest.raises(ValueError, match="already has an adapter"):
         loaded.new_adapter(seed=0)
 
 
@@ -109,7 +108,7 @@ def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> 
             make_model(tokenizer, 64, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     policy = Policy.load(base, quantize="nf4")
@@ -123,14 +122,14 @@ def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> 
 
 
 def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenizer, shop, tmp_path) -> None:
-    """The twin holds the weights that NF4 stands for; what acting does to the model (``eval``) must leave no trace."""
+    """The twin has the dequantised weights. Acting (``eval``) must not change the gradients."""
     torch.manual_seed(0)
     base = str(
         save(
             make_model(tokenizer, 64, 2, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     four, dense = Policy.load(base, quantize="nf4"), Policy.load(base)
@@ -149,7 +148,7 @@ def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenize
         torch.manual_seed(1)
         learnt = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
         for name, weight in learnt.items():
-            if "lora_B" in name:  # zero at first, and then the gradient of every A would be, too
+            if "lora_B" in name:  # initially zero, which would make the gradient of every A zero too
                 torch.nn.init.normal_(weight, std=0.1)
         policy.model.eval()
         policy.model.train()
@@ -164,7 +163,7 @@ def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenize
 
 
 def test_adapters_of_one_seed_are_equal(policy: Policy, tmp_path) -> None:
-    base = str(save(policy.model, policy.tokenizer, tmp_path, {"aliases": True}))
+    base = str(save(policy.model, policy.tokenizer, tmp_path, {"aliases": "webshop"}))
     weights = []
     for seed in (1, 1, 2):
         loaded = Policy.load(base)

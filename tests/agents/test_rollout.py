@@ -2,25 +2,30 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from eef.agents import react
 from eef.agents.actions import EXPLANATIONS, Problem
 from eef.agents.chat import Chat
+from eef.agents.constraints import Constraints
+from eef.agents.engine import Engine
+from eef.agents.episode import Start, streams
 from eef.agents.policy import Policy
-from eef.agents.rollout import Start, simulate, streams
+from eef.agents.rollout import simulate
 from eef.envs import EnvError, Step
-from eef.experts import collect
+from eef.experts import expert_trajectories
 from eef.selection import cut_points
+from eef.tracking import keys
 from eef.trajectory import Trajectory, Turn
 
 
 @pytest.fixture(scope="module")
 def experts(shop):
-    return collect(shop, "strong", shop.tasks("train"), seed=0)
+    return expert_trajectories(shop, "strong", shop.tasks("train"), seed=0)
 
 
 def starts_of(shop, experts, m: int = 3) -> list[Start]:
@@ -48,7 +53,7 @@ def test_a_simulation_is_whole_and_replays(shop, experts, policy: Policy) -> Non
         assert env.reset(played.task) == played.prompt
         for turn in played.turns:
             step = env.step(turn.action)
-            assert step.observation == turn.observation and step.valid  # limited decoding makes no invalid action
+            assert step.observation == turn.observation and step.valid  # constrained decoding makes no invalid action
         assert played.outcome in ("done", "max_steps")
         assert played.won == bool(step is not None and step.info["won"])
         assert len(played) <= shop.max_steps
@@ -82,7 +87,7 @@ def test_a_divergence_costs_only_the_states_after_it(shop, experts, policy: Poli
 
 
 class Faulty:
-    """A shop in which ``call`` fails on subtask ``bad``; ``fork`` fails the first time and the third."""
+    """A shop in which ``call`` fails on subtask ``bad``; ``fork`` fails the first and the third time."""
 
     def __init__(self, shop, call: str, bad: str) -> None:
         self.shop, self.call, self.bad, self.forks = shop, call, bad, 0
@@ -126,7 +131,7 @@ def test_an_environment_that_fails_costs_one_episode(call: str, slots: int, shop
 
 
 @pytest.mark.parametrize("call", ["fork", "reset", "step"])
-def test_an_environment_that_fails_on_the_way_to_expert_states_costs_those(
+def test_an_environment_that_fails_on_the_way_to_expert_states_costs_only_those(
     call: str, shop, experts, policy: Policy
 ) -> None:
     expert = next(t for t in experts if t.failed and len(t) > 3)
@@ -138,7 +143,7 @@ def test_an_environment_that_fails_on_the_way_to_expert_states_costs_those(
 
 
 class Replayed:
-    """A shop that cannot fork, and in which an episode ends after ``steps`` steps: one more is a RuntimeError."""
+    """A shop that cannot fork and whose episodes end after ``steps`` steps; another step is a RuntimeError."""
 
     def __init__(self, shop, steps: int, max_steps: int) -> None:
         self.shop, self.steps, self.max_steps, self.name = shop.fork(), steps, max_steps, shop.name
@@ -166,7 +171,7 @@ class Replayed:
 
 @pytest.mark.parametrize(
     ("max_steps", "outcome"),
-    [(3, "max_steps"), (9, "replay_divergence")],  # a limit that is known, and one of the environment's own
+    [(3, "max_steps"), (9, "replay_divergence")],  # a limit that we know, and one that only the environment knows
 )
 def test_an_expert_longer_than_the_step_limit_costs_only_its_late_states(
     max_steps: int, outcome: str, shop, experts, policy: Policy
@@ -202,7 +207,7 @@ def test_the_stream_of_s0_depends_on_seed_task_and_sample() -> None:
     ]
 
 
-def test_every_start_has_a_stream_of_its_own_whatever_the_order(experts) -> None:
+def test_every_start_has_its_own_stream_in_any_order(experts) -> None:
     expert = next(t for t in experts if len(t) > 3)
     longer = replace(expert, turns=(*expert.turns, Turn("click[back to search]", "the first page")))
     elsewhere = replace(expert, turns=(*expert.turns[:-1], replace(expert.turns[-1], observation="another page")))
@@ -218,7 +223,7 @@ def test_every_start_has_a_stream_of_its_own_whatever_the_order(experts) -> None
     assert streams([starts[place] for place in order], 3) == [seeds[place] for place in order]
     copies = [replace(start, expert=start.expert and replace(start.expert)) for start in starts]
     twice = streams(starts + copies, 3)
-    assert twice[: len(starts)] == seeds, "the first of equal starts is as if alone"
+    assert twice[: len(starts)] == seeds, "the first of equal starts has the seed of a single one"
     assert len({tuple(seed) for seed in twice}) == 2 * len(starts)
 
 
@@ -233,7 +238,7 @@ def test_equal_starts_are_simulated_apart_and_a_part_like_the_whole(shop, expert
 
 
 def test_two_failures_on_one_subtask_are_simulated_apart(shop, experts, policy: Policy) -> None:
-    """They share what comes before the state: what differs is behind it."""
+    """They share the turns before the state and differ after it."""
     expert = next(t for t in experts if t.failed and len(t) > 3)
     other = replace(expert, turns=expert.turns[:-1])
     one, two = simulate(policy, shop, [Start(t.task, t, 1) for t in (expert, other)], seed=0)
@@ -256,47 +261,53 @@ def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> No
 
 
 def test_progress_counts_every_episode(shop, policy: Policy) -> None:
-    seen: list[tuple[int, int, int]] = []
+    counts: list[tuple[int, int, int]] = []
     starts = [Start(task) for task in shop.tasks("train")]
-    played = simulate(policy, shop, starts, seed=0, on_progress=lambda *more: seen.append(more))
-    assert sorted(seen) == sorted((1, int(t.won), t.info["tokens"]) for t in played)
-    assert min(tokens for _, _, tokens in seen) > 0
+    played = simulate(policy, shop, starts, seed=0, on_progress=lambda *more: counts.append(more))
+    assert sorted(counts) == sorted((1, int(t.won), t.info["tokens"]) for t in played)
+    assert min(tokens for _, _, tokens in counts) > 0
 
 
 class Scripted:
-    """Stands for a policy's Actor: says ``replies`` in turn, in the place of a model that can think."""
+    """An engine that answers with ``replies`` in turn."""
 
     replies: tuple[str, ...] = ()
 
     def __init__(self, policy: Policy, slots: int) -> None:
-        self.policy, self.said, self.read = policy, 0, 0
-        self.plan = type("Plan", (), {"slots": slots})
+        self.policy, self.answered, self.conversations = policy, 0, [[] for _ in range(slots)]
+
+    def start(self, prompts: dict[int, list[int]]) -> None:
+        for slot, ids in prompts.items():
+            self.conversations[slot] = list(ids)
+
+    def append(self, slot: int, ids: list[int]) -> None:
+        self.conversations[slot] += ids
+
+    def length(self, slot: int) -> int:
+        return len(self.conversations[slot])
 
     def fitting(self, lengths: dict[int, int]) -> list[int]:
         return list(lengths)
 
-    def open(self, prompts) -> None:
-        self.read = max(map(len, prompts.values()))
+    def park(self, slot: int) -> list[int]:
+        raise AssertionError("all conversations fit")
 
-    def length(self, slot: int) -> int:
-        return self.read
-
-    def hear(self, slot: int, ids: list[int]) -> None:
-        self.read += len(ids)
-
-    def act(self, slots, draws, temperature, limits):
-        reply = self.replies[min(self.said, len(self.replies) - 1)]
-        self.said += 1
-        return {slot: self.policy.chat.begin().encode_action(reply) for slot in slots}
+    def generate(self, slots, draws, temperature, constraints=None) -> dict[int, list[int]]:
+        reply = self.replies[min(self.answered, len(self.replies) - 1)]
+        self.answered += 1
+        answers = {slot: self.policy.chat.begin().encode_action(reply) for slot in slots}
+        for slot, ids in answers.items():
+            self.conversations[slot] += ids
+        return answers
 
 
 @pytest.fixture
 def thinker(policy: Policy, monkeypatch) -> Policy:
-    """A ReAct policy that says what :class:`Scripted` holds."""
+    """A ReAct policy that gives the answers of :class:`Scripted`."""
     from test_families import tokenizer_of
 
-    chat = react.scaffold(Chat.of(tokenizer_of("llama-3")), "webshop")
-    monkeypatch.setattr("eef.agents.rollout.Actor", Scripted)
+    chat = react.react_chat(Chat.of(tokenizer_of("llama-3")), "webshop")
+    monkeypatch.setattr(Policy, "engine", lambda self, slots: Scripted(self, slots))
     return replace(
         policy, chat=chat, tokenizer=chat.tokenizer, constrained_decoding=False, context=10**6, max_new_tokens=500
     )
@@ -306,25 +317,25 @@ def test_thoughts_are_kept_and_an_answer_without_an_action_costs_a_turn(shop, th
     goal = "Thought: I look.\nAction: search[shirt]\nObservation: made up"
     monkeypatch.setattr(Scripted, "replies", ("I had rather not.", goal, "Thought: x\nAction: click[nothing here]"))
     (played,) = simulate(thinker, shop, [Start(shop.tasks("train")[0])], max_steps=4)
-    unheard, looked, *rest = played.turns
-    assert (unheard.action, unheard.observation, unheard.learn) == ("", EXPLANATIONS[Problem.NO_ACTION], False)
+    unreadable, looked, *rest = played.turns
+    assert (unreadable.action, unreadable.observation, unreadable.learn) == ("", EXPLANATIONS[Problem.NO_ACTION], False)
     assert looked.action == "search[shirt]" and looked.reply == goal and not looked.learn
     assert [(turn.action, turn.learn) for turn in rest] == [("click[nothing here]", True)] * 2
     assert played.info["invalid"] == 3 and played.outcome == "max_steps" and played.failed
 
-    Scripted.replies = (goal,)  # from a state of that failure: the answer without an action is replayed as it was
+    Scripted.replies = (goal,)  # from a state of that failure: the answer without an action is repeated
     (again,) = simulate(thinker, shop, [Start(played.task, played, 2)], max_steps=3)
     assert again.turns[:2] == played.turns[:2] and again.outcome == "max_steps"
 
 
 def test_an_action_in_a_thought_is_not_executed(shop, thinker: Policy, monkeypatch) -> None:
-    said = "<think>Maybe Action: click[x]? Too early.</think>\n\nThought: I look.\n**Action:** `search[shirt]`"
+    reply = "<think>Maybe Action: click[x]? Too early.</think>\n\nThought: I look.\n**Action:** `search[shirt]`"
     unclear = "Thought: one of these.\nAction: search[shirt]\nsearch[boots]"
-    monkeypatch.setattr(Scripted, "replies", (said, unclear, "<think>Action: search[boots]"))
+    monkeypatch.setattr(Scripted, "replies", (reply, unclear, "<think>Action: search[boots]"))
     (played,) = simulate(thinker, shop, [Start(shop.tasks("train")[0])], max_steps=3)
     assert played.actions == ["search[shirt]", "", ""]
     assert [turn.learn for turn in played.turns] == [True, False, False]
-    assert [turn.reply for turn in played.turns] == [said, unclear, "<think>Action: search[boots]"]
+    assert [turn.reply for turn in played.turns] == [reply, unclear, "<think>Action: search[boots]"]
     expected = [EXPLANATIONS[problem] for problem in (Problem.AMBIGUOUS, Problem.NO_ACTION)]
     assert [turn.observation for turn in played.turns[1:]] == expected
     counts = {name: played.info[name] for name in ("invalid", "no_action", "ambiguous", "cut")}
@@ -337,7 +348,7 @@ def test_a_cut_answer_is_neither_guessed_nor_learnt(shop, thinker: Policy, monke
     for reply, action in ((begun, ""), (whole, "search[shirt]"), (invented, "click[x]")):
         monkeypatch.setattr(Scripted, "replies", (reply,))
         ids = len(thinker.chat.begin().encode_action(reply)) - len(thinker.chat.end)
-        for limit, cut in ((ids, True), (ids + 1, False)):  # a policy that reaches the limit gets an end appended
+        for limit, cut in ((ids, True), (ids + 1, False)):  # an answer at the limit gets the end appended
             short = replace(thinker, max_new_tokens=limit)
             (played,) = simulate(short, shop, [Start(shop.tasks("train")[0])], max_steps=1)
             (turn,) = played.turns
@@ -394,3 +405,82 @@ def test_the_engine_shows_which_answers_were_cut(shop, policy: Policy, constrain
     cut = [turn for turn in turns if turn.observation == EXPLANATIONS[Problem.CUT]]
     assert sum(one.info["cut"] for one in played) == len(cut) and bool(cut) is not constrained_decoding
     assert all(turn.action == "" and not turn.learn for turn in cut)
+
+
+# Any engine
+
+
+class TableEngine:
+    """Answers from a table: the action that follows each observation. It holds one conversation, each in turn."""
+
+    def __init__(self, chat: Chat, table: dict[str, str]) -> None:
+        self.chat, self.table = chat, table
+        self.conversations: dict[int, list[int]] = {}
+        self.rounds, self.parked = 0, 0
+
+    def start(self, prompts: dict[int, list[int]]) -> None:
+        self.conversations |= prompts
+
+    def append(self, slot: int, ids: list[int]) -> None:
+        self.conversations[slot] = self.conversations[slot] + ids
+
+    def length(self, slot: int) -> int:
+        return len(self.conversations[slot])
+
+    def fitting(self, lengths: dict[int, int]) -> list[int]:
+        self.rounds += 1
+        return [list(lengths)[self.rounds % len(lengths)]] if lengths else []
+
+    def park(self, slot: int) -> list[int]:
+        self.parked += 1
+        return self.conversations.pop(slot)
+
+    def generate(
+        self,
+        slots: Sequence[int],
+        draws: dict[int, Callable[[], float]],
+        temperature: float,
+        constraints: dict[int, Constraints] | None = None,
+    ) -> dict[int, list[int]]:
+        answers = {}
+        for slot in slots:
+            text = self.chat.tokenizer.decode(self.conversations[slot])
+            observation = max(self.table, key=text.rfind)  # the last one in the conversation
+            answers[slot] = self.chat.begin().encode_action(self.table[observation])
+            self.append(slot, answers[slot])
+        return answers
+
+
+@dataclass
+class TablePolicy:
+    """A policy without a model."""
+
+    chat: Chat
+    table: dict[str, str]
+    context: int = 10_000
+    constrained_decoding: bool = False
+    max_new_tokens: int = 50
+    engines: list[TableEngine] = field(default_factory=list)
+
+    def engine(self, slots: int) -> Engine:
+        self.engines.append(TableEngine(self.chat, self.table))
+        return self.engines[-1]
+
+
+def test_any_engine_with_the_protocol_plays() -> None:
+    from test_families import tokenizer_of
+
+    table = {"the score is 0": "add[20]", "the score is 20": "add[5]", "the score is 25": "add[75]"}
+    policy = TablePolicy(Chat.of(tokenizer_of("llama-3")), table)
+    expert = Trajectory("0", "the score is 0", (Turn("add[25]", "the score is 25"), Turn("x", "y")), 0.25, False)
+    played = simulate(policy, Dense(), [Start("0"), Start("0", sample=1), Start("0", expert, 1)], slots=3)
+    assert [t.actions for t in played] == [["add[20]", "add[5]", "add[75]"]] * 2 + [["add[25]", "add[75]"]]
+    assert all(t.won and t.outcome == "done" for t in played)
+    (engine,) = policy.engines
+    assert engine.parked > 0, "conversations are resumed after they were parked"
+
+
+def test_simulations_depend_on_the_code_of_the_engine_and_training_does_not() -> None:
+    engine = {"eef.agents.cached_engine", "eef.agents.kv_cache", "eef.agents.constraints"}
+    assert engine <= keys.source_files(["eef.agents.simulation"]).keys()
+    assert not engine & keys.source_files(["eef.training.stages"]).keys()

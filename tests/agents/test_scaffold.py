@@ -141,7 +141,7 @@ def test_tokens_that_are_added_later_count() -> None:
     )
     chat = Chat.of(tokenizer)
     added = tokenizer.convert_tokens_to_ids("<|u|>")
-    assert added in chat.stops and added == chat.size - 1
+    assert added in chat.stops and added == chat.vocabulary_size - 1
     assert chat.begin().encode_observation("a <|u|> lamp").count(added) == 2  # before the page, before the answer
 
 

@@ -22,8 +22,8 @@ from eef.cli import main
 from eef.envs import expert_states, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
-from eef.experts import collect, demonstrations
-from eef.experts.endpoint import CollectError, Expert, _append, estimate, example, held, opening, read_key, run
+from eef.experts import demonstrations, expert_trajectories
+from eef.experts.endpoint import CollectError, Expert, _append, estimate, held, one_shot_example, opening, read_key, run
 from eef.files import PACKAGE
 from eef.trajectory import Trajectory, TrajectoryError, load, to_dict
 
@@ -132,7 +132,7 @@ def test_a_win_is_kept_whole_and_serves_as_an_expert(clever: Endpoint, shop: Web
         seen = [one.state(index) for index in range(len(one) + 1)]
         assert restore(shop.fork(), one.task, one.actions, seen) == seen[-1]
         assert one.info["tokens"] == 10 * len(one) and one.info["prompt_tokens"] == 100 * len(one)
-    assert {one.task for one in collect(shop, str(path), shop.tasks("train"), 0)} == set(tasks)
+    assert {one.task for one in expert_trajectories(shop, str(path), shop.tasks("train"), 0)} == set(tasks)
     first = next(body for body in clever.bodies if len(body["messages"]) == 3)
     assert [message["role"] for message in first["messages"]] == ["user", "assistant", "user"]
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("tiny", 0.0, 512)
@@ -253,7 +253,7 @@ def test_an_example_is_a_win_on_a_subtask_that_is_not_collected(
     clever: Endpoint, shop: WebShop, tmp_path: Path
 ) -> None:
     tasks = shop.tasks("train")[:2]
-    shown = example(shop, "train", tasks)
+    shown = one_shot_example(shop, "train", tasks)
     assert shown.won and shown.task in shop.tasks("train") and shown.task not in tasks
     talk = opening("webshop", shown)
     assert [message["role"] for message in talk] == ["user", "assistant"] * (1 + len(shown))
@@ -262,7 +262,7 @@ def test_an_example_is_a_win_on_a_subtask_that_is_not_collected(
     assert all(body["messages"][: len(talk)] == talk for body in clever.bodies)
     assert all(one.won and one.info["settings"]["example"] == shown.task for one in load(tmp_path / "e.jsonl"))
     with pytest.raises(ValueError, match="no subtask is left for the example"):
-        example(shop, "train", shop.tasks("train"))
+        one_shot_example(shop, "train", shop.tasks("train"))
 
 
 # Going on where it was

@@ -1,4 +1,4 @@
-"""Where expert trajectories come from: the stand-ins' strength, files in both formats, clear messages."""
+"""Expert trajectories: the strength of scripted experts, files in both formats, clear messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any, cast
 import pytest
 
 from eef.envs import EnvError, TextEnv
+from eef.envs.extras import extras_of
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import CatalogueSpec, generate
 from eef.envs.webshop.shopper import play_expert
-from eef.experts import collect, demonstrations, groups
+from eef.experts import demonstrations, expert_trajectories
+from eef.settings import ExpertSettings
+from eef.tracking.stages import key_of
 from eef.trajectory import Trajectory, TrajectoryError, save
 
 
@@ -49,15 +52,15 @@ def conversation(played: Trajectory) -> dict[str, Any]:
         {"from": "human", "value": played.prompt},
     ]
     for turn in played.turns:
-        messages.append({"from": "gpt", "value": f"Thought: on we go.\nAction: {turn.action}"})
+        messages.append({"from": "gpt", "value": f"Thought: next.\nAction: {turn.action}"})
         messages.append({"from": "human", "value": f"Observation: {turn.observation}"})
     return {"id": f"webshop_{played.task}", "conversations": messages, "reward": played.reward}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_stand_ins_are_as_strong_as_they_say(default: WebShop, seed: int) -> None:
+def test_scripted_experts_are_as_strong_as_documented(default: WebShop, seed: int) -> None:
     subtasks = default.tasks("train")
-    strong, weak = (collect(default, name, subtasks, seed) for name in ("strong", "weak"))
+    strong, weak = (expert_trajectories(default, name, subtasks, seed) for name in ("strong", "weak"))
     assert len(strong) == len(weak) == 500
     assert 0.30 <= rate(strong) <= 0.42
     assert rate(weak) <= rate(strong) - 0.05
@@ -71,27 +74,30 @@ def test_demonstrations_are_nearly_always_wins(default: WebShop) -> None:
     assert progress == [(1, int(item.won), 0) for item in played]
 
 
-def test_collecting_is_seeded_and_leaves_the_environment_alone(shop: WebShop, tasks: list[str]) -> None:
+def test_expert_trajectories_are_seeded_and_leave_the_environment_alone(shop: WebShop, tasks: list[str]) -> None:
     before = shop.reset(tasks[3])
-    first = collect(shop, "strong", tasks, 0)
-    assert first == collect(shop, "strong", tasks, 0) != collect(shop, "strong", tasks, 1)
+    first = expert_trajectories(shop, "strong", tasks, 0)
+    assert first == expert_trajectories(shop, "strong", tasks, 0) != expert_trajectories(shop, "strong", tasks, 1)
     assert [item.task for item in first] == tasks and {item.source for item in first} == {"strong"}
     assert shop.state is not None and shop.step("click[nothing]").observation == before
 
 
-def test_stand_ins_and_files_are_joined_in_order(shop: WebShop, tasks: list[str], file: Path) -> None:
+def test_scripted_experts_and_files_are_joined_in_order(shop: WebShop, tasks: list[str], file: Path) -> None:
     episodes: list[int] = []
-    found = collect(shop, f"strong+weak+{file}", tasks, 0, lambda *more: episodes.append(more[0]))
-    assert Counter(item.source for item in found) == {"strong": 20, "weak": 20, "mine": 2}
-    assert [item.source for item in found[::20]] == ["strong", "weak", "mine"]
+    trajectories = expert_trajectories(shop, f"strong+weak+{file}", tasks, 0, lambda *more: episodes.append(more[0]))
+    assert Counter(item.source for item in trajectories) == {"strong": 20, "weak": 20, "mine": 2}
+    assert [item.source for item in trajectories[::20]] == ["strong", "weak", "mine"]
     assert sum(episodes) == 40
-    assert found[:20] == collect(shop, "strong", tasks, 0)
+    assert trajectories[:20] == expert_trajectories(shop, "strong", tasks, 0)
 
 
-def test_a_file_keeps_its_sources_and_loses_other_subtasks(shop: WebShop, tasks: list[str], tmp_path: Path) -> None:
+def test_a_file_keeps_its_sources_and_skips_other_subtasks(shop: WebShop, tasks: list[str], tmp_path: Path) -> None:
     ours, other = play_expert(shop, tasks[0]), play_expert(shop, shop.tasks("test")[0])
     path = save([replace(ours, source="gpt-4"), other, ours], tmp_path / "mine.jsonl")
-    assert collect(shop, str(path), tasks, 0) == [replace(ours, source="gpt-4"), replace(ours, source="mine")]
+    assert expert_trajectories(shop, str(path), tasks, 0) == [
+        replace(ours, source="gpt-4"),
+        replace(ours, source="mine"),
+    ]
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
@@ -100,45 +106,59 @@ def test_a_file_in_the_format_of_eto(shop: WebShop, tasks: list[str], tmp_path: 
     rows = [conversation(item) for item in played]
     path = tmp_path / "eto.json"
     path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
-    found = collect(shop, str(path), tasks, 0)
-    assert [(item.task, item.prompt, item.actions, item.won) for item in found] == [
+    trajectories = expert_trajectories(shop, str(path), tasks, 0)
+    assert [(item.task, item.prompt, item.actions, item.won) for item in trajectories] == [
         (item.task, item.prompt, item.actions, item.won) for item in played
     ]
-    assert {item.source for item in found} == {"eto"}
-    assert found[0].turns[0].reply.startswith("Thought:")
+    assert {item.source for item in trajectories} == {"eto"}
+    assert trajectories[0].turns[0].reply.startswith("Thought:")
 
 
-def test_a_file_whose_subtasks_are_all_elsewhere(shop: WebShop, file: Path) -> None:
+def test_a_file_without_any_of_the_subtasks_is_refused(shop: WebShop, file: Path) -> None:
     with pytest.raises(ValueError, match=r"mine.jsonl: none of its 3 trajectories is on one of the 1 training"):
-        collect(shop, str(file), [shop.tasks("train")[5]], 0)
+        expert_trajectories(shop, str(file), [shop.tasks("train")[5]], 0)
 
 
-def test_a_torn_file_names_its_line(shop: WebShop, tasks: list[str], file: Path) -> None:
+def test_the_error_for_a_truncated_file_names_the_line(shop: WebShop, tasks: list[str], file: Path) -> None:
     file.write_text(file.read_text()[:-40])
-    with pytest.raises(TrajectoryError, match=r"mine.jsonl, line 3: .*torn"):
-        collect(shop, str(file), tasks, 0)
+    with pytest.raises(TrajectoryError, match=r"mine.jsonl, line 3: truncated or invalid JSON"):
+        expert_trajectories(shop, str(file), tasks, 0)
 
 
 @pytest.mark.parametrize("names", ["gpt-5", "strong+gpt-5", "nowhere/mine.jsonl"])
-def test_an_unknown_expert_is_named_beside_the_known_ones(shop: WebShop, tasks: list[str], names: str) -> None:
-    with pytest.raises(ValueError, match=r"'(gpt-5|nowhere/mine.jsonl)' is neither a stand-in \(strong, weak\) nor a"):
-        collect(shop, names, tasks[:1], 0)
+def test_the_error_for_an_unknown_expert_lists_the_known_ones(shop: WebShop, tasks: list[str], names: str) -> None:
+    with pytest.raises(ValueError, match=r"'(gpt-5|nowhere/mine.jsonl)' is neither a scripted expert \(strong, weak\)"):
+        expert_trajectories(shop, names, tasks[:1], 0)
 
 
-def test_stand_ins_play_the_environments_that_come_with_the_package() -> None:
+def test_a_file_without_a_suffix_needs_a_path(
+    shop: WebShop, tasks: list[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    for name in ("strong", "other"):
+        file.with_name(name).write_bytes(file.read_bytes())
+    assert {item.source for item in expert_trajectories(shop, "strong", tasks[:2], 0)} == {"strong"}
+    assert key_of(ExpertSettings(experts="strong"))["experts"] == ["strong"]
+    assert len(expert_trajectories(shop, "./other", tasks, 0)) == 2
+    assert key_of(ExpertSettings(experts="./other"))["experts"][0][0] == "other"
+    with pytest.raises(ValueError, match="'other' is neither .*; for the file of this name write ./other"):
+        expert_trajectories(shop, "other", tasks, 0)
+
+
+def test_an_environment_without_scripted_experts() -> None:
     other = cast(TextEnv, SimpleNamespace(name="counter"))
     with pytest.raises(
-        ValueError, match=r"expert 'strong' is neither a stand-in \(none for counter\) nor a trajectory"
+        ValueError, match=r"expert 'strong' is neither a scripted expert \(none for counter\) nor a trajectory"
     ):
-        collect(other, "strong", ["0"], 0)
-    with pytest.raises(ValueError, match="no perfect player of counter"):
+        expert_trajectories(other, "strong", ["0"], 0)
+    with pytest.raises(ValueError, match="counter has no scripted expert"):
         demonstrations(other, ["0"])
 
 
-def test_a_subtask_on_which_the_environment_fails_is_neither_won_nor_lost(
+def test_an_environment_error_is_neither_a_win_nor_a_loss(
     shop: WebShop, tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = collect(shop, "strong", tasks[:3], 0)
+    expected = expert_trajectories(shop, "strong", tasks[:3], 0)
     reset = WebShop.reset
 
     def failing(self: WebShop, task: str) -> str:
@@ -148,27 +168,27 @@ def test_a_subtask_on_which_the_environment_fails_is_neither_won_nor_lost(
 
     monkeypatch.setattr(WebShop, "reset", failing)
     progress: list[tuple[int, int, int]] = []
-    played = collect(shop, "strong", tasks[:3], 0, lambda *more: progress.append(more))
+    played = expert_trajectories(shop, "strong", tasks[:3], 0, lambda *more: progress.append(more))
     assert (played[0], played[2]) == (expected[0], expected[2])
     assert (played[1].task, played[1].outcome, played[1].failed) == (tasks[1], "env_error", False)
     assert len(progress) == 3
 
 
 def test_groups_of_a_generated_shop_only(shop: WebShop) -> None:
-    found = groups(shop, shop.tasks("test"))
-    assert found is not None and list(found) == shop.tasks("test")
-    assert Counter(found.values()) == {"easy": 10, "medium": 6, "hard": 4}
-    given = WebShop(data=generate(CatalogueSpec(products=60)), split={"train": [0], "eval": [], "test": []})
-    assert groups(given, ["0"]) is None
+    grades = extras_of(shop).groups(shop, shop.tasks("test"))
+    assert grades is not None and list(grades) == shop.tasks("test")
+    assert Counter(grades.values()) == {"easy": 10, "medium": 6, "hard": 4}
+    official = WebShop(data=generate(CatalogueSpec(products=60)), split={"train": [0], "eval": [], "test": []})
+    assert extras_of(official).groups(official, ["0"]) is None
 
 
-def test_slips_set_the_strength_and_the_rarity_of_the_skill(default: WebShop) -> None:
+def test_expert_noise_sets_the_strength_and_the_rarity_of_the_skill(default: WebShop) -> None:
     subtasks = default.tasks("train")[:200]
-    plain = collect(default, "strong", subtasks, 0)
-    assert collect(default, "strong", subtasks, 0, expert_noise={}) == plain
-    assert rate(collect(default, "strong", subtasks, 0, expert_noise={"base": 0.3})) < rate(plain) - 0.1
+    plain = expert_trajectories(default, "strong", subtasks, 0)
+    assert expert_trajectories(default, "strong", subtasks, 0, expert_noise={}) == plain
+    assert rate(expert_trajectories(default, "strong", subtasks, 0, expert_noise={"base": 0.3})) < rate(plain) - 0.1
     shown = [
-        sum(paged(item) for item in won(collect(default, "strong", subtasks, 0, expert_noise=s)))
+        sum(paged(item) for item in won(expert_trajectories(default, "strong", subtasks, 0, expert_noise=s)))
         for s in ({"late": 0}, {})
     ]
     assert shown[0] > 3 * shown[1]
@@ -186,26 +206,26 @@ def paged(item: Trajectory) -> bool:
     "names, expert_noise, message",
     [
         ("strong+strong", {}, "names one expert twice"),
-        ("strong", {"bass": 0.1}, "'bass' is none of base, growth"),
-        ("strong", {"late": 7}, r"'late' is a chance in \[0, 1\], not 7"),
-        ("mine.jsonl", {"late": 0.7}, "expert_noise changes stand-ins"),
+        ("strong", {"bass": 0.1}, "unknown error rate 'bass', expected one of base, growth"),
+        ("strong", {"late": 7}, r"'late' must be a probability in \[0, 1\], not 7"),
+        ("mine.jsonl", {"late": 0.7}, "expert_noise applies to scripted experts"),
     ],
 )
-def test_a_doubled_expert_or_a_wrong_slip_is_named(
+def test_the_error_for_a_duplicated_expert_or_a_wrong_error_rate_names_it(
     shop: WebShop, tasks: list[str], names: str, expert_noise: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        collect(shop, names, tasks, 0, expert_noise=expert_noise)
+        expert_trajectories(shop, names, tasks, 0, expert_noise=expert_noise)
 
 
-def test_a_subtask_that_cannot_be_graded_costs_its_grade_alone(shop, monkeypatch) -> None:
+def test_a_subtask_that_cannot_be_graded_does_not_affect_the_others(shop, monkeypatch) -> None:
     tasks = shop.tasks("test")[:3]
-    expected = groups(shop, tasks)
+    expected = extras_of(shop).groups(shop, tasks)
 
-    def fails(env, task, *given, **words):
+    def fails(env, task, *args, **kwargs):
         if task == tasks[1]:
             raise EnvError("broken")
-        return play_expert(env, task, *given, **words)
+        return play_expert(env, task, *args, **kwargs)
 
-    monkeypatch.setattr("eef.experts.play_expert", fails)
-    assert groups(shop, tasks) == {**expected, tasks[1]: "ungraded"}
+    monkeypatch.setattr("eef.envs.webshop.extras.play_expert", fails)
+    assert extras_of(shop).groups(shop, tasks) == {**expected, tasks[1]: "ungraded"}

@@ -1,7 +1,8 @@
-"""The base model's text: every symbol known, no purchase, and answers that a second reading confirms."""
+"""The text of the small base model: known symbols, no purchase, and answers that an independent reading confirms."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,18 +16,23 @@ import torch
 from eef.agents.chat import Chat
 from eef.agents.policy import Policy
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.shopper import play_expert
-from eef.experts import WEAK
-from eef.models.pretrain import accuracy, documents, make_model, make_tokenizer, save
+from eef.envs.webshop.pretraining import QUESTIONS, documents, vocabulary
+from eef.envs.webshop.shopper import WEAK, play_expert
+from eef.models.pretrain import accuracy, document_rows, make_model, save, word_tokenizer
 from eef.training.rows import Row
 
 KINDS = ("?has", "?row", "?under", "?shared", "?lacks", "?most", "?opened")
 COUNT = 150
 
 
+def rows_of(shop: WebShop, chat: Chat, count: int, seed: int, second_stage: bool = False) -> list[Row]:
+    known = frozenset(chat.tokenizer.get_vocab())
+    return document_rows(chat, documents(shop, known, count, seed, second_stage=second_stage))
+
+
 @pytest.fixture(scope="module")
 def rows(shop: WebShop, chat: Chat) -> list[Row]:
-    return documents(shop, chat, COUNT, seed=0)
+    return rows_of(shop, chat, COUNT, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +41,23 @@ def texts(rows: list[Row], tokenizer: Any) -> list[list[str]]:
     return [tokenizer.convert_ids_to_tokens(list(row.ids)) for row in rows]
 
 
-def asked(symbols: list[str]) -> tuple[list[str], list[tuple[list[str], list[str]]]]:
-    """What comes before the first question, and ``(question, answer)`` pairs."""
-    start = next(place for place, symbol in enumerate(symbols) if symbol in KINDS)
-    found: list[tuple[list[str], list[str]]] = []
+def split_questions(symbols: list[str]) -> tuple[list[str], list[tuple[list[str], list[str]]]]:
+    """The symbols before the first question, and ``(question, answer)`` pairs."""
+    start = next(index for index, symbol in enumerate(symbols) if symbol in KINDS)
+    pairs: list[tuple[list[str], list[str]]] = []
     for symbol in symbols[start:]:
         if symbol in KINDS:
-            found.append(([], []))
+            pairs.append(([], []))
             answering = False
         if symbol == "=":
             answering = True
         else:
-            found[-1][answering].append(symbol)
-    return symbols[:start], found
+            pairs[-1][answering].append(symbol)
+    return symbols[:start], pairs
 
 
 class Reading:
-    """A page as a second reader sees it, from the document's text alone."""
+    """An independent reading of the last page, from the document's text alone."""
 
     def __init__(self, before: list[str]) -> None:
         text = " ".join(before)
@@ -117,7 +123,7 @@ class Reading:
         return ["none"]
 
 
-def test_the_tokenizer_knows_each_of_its_words_and_gives_them_back(tokenizer: Any) -> None:
+def test_the_tokenizer_encodes_and_decodes_each_of_its_words(tokenizer: Any) -> None:
     words = sorted(tokenizer.get_vocab())
     for word in words:
         assert tokenizer(word, add_special_tokens=False)["input_ids"] == [tokenizer.get_vocab()[word]]
@@ -125,7 +131,7 @@ def test_the_tokenizer_knows_each_of_its_words_and_gives_them_back(tokenizer: An
     text = " ".join(plain)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) == len(plain) and tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-    assert make_tokenizer().get_vocab() == tokenizer.get_vocab()
+    assert word_tokenizer(vocabulary()).get_vocab() == tokenizer.get_vocab()
 
 
 def test_the_scaffold_is_three_symbols(chat: Chat, tokenizer: Any) -> None:
@@ -142,7 +148,7 @@ def test_no_page_of_the_generated_shop_has_an_unknown_symbol(shop: WebShop, chat
             assert tokenizer.unk_token_id not in ids and len(ids) == len(mask) <= 2048
 
 
-def test_what_is_said_is_read_back(shop: WebShop, chat: Chat) -> None:
+def test_actions_are_decoded_from_their_own_encoding(shop: WebShop, chat: Chat) -> None:
     for task in shop.tasks("train"):
         played = play_expert(shop, task)
         talk = chat.begin()
@@ -153,11 +159,20 @@ def test_what_is_said_is_read_back(shop: WebShop, chat: Chat) -> None:
 
 def test_documents_follow_their_seed(shop: WebShop, chat: Chat, rows: list[Row]) -> None:
     assert len(rows) == COUNT
-    assert documents(shop, chat, 12, seed=0) == rows[:12]
-    assert documents(shop, chat, 12, seed=1) != rows[:12]
+    assert rows_of(shop, chat, 12, seed=0) == rows[:12]
+    assert rows_of(shop, chat, 12, seed=1) != rows[:12]
 
 
-def test_documents_hold_known_symbols_and_no_purchase(texts: list[list[str]]) -> None:
+def test_the_text_of_the_shipped_models_can_be_reproduced(shop: WebShop, chat: Chat, rows: list[Row]) -> None:
+    second = rows_of(shop, chat, COUNT, seed=0, second_stage=True)
+    hashes = [
+        hashlib.sha256(repr([(row.ids, row.mask) for row in stage]).encode()).hexdigest()[:16]
+        for stage in (rows, second)
+    ]
+    assert hashes == ["c1af9bacec11558c", "fcfd7179f3acdc71"]
+
+
+def test_documents_contain_known_symbols_and_no_purchase(texts: list[list[str]]) -> None:
     for symbols in texts:
         assert "<unk>" not in symbols and "<pad>" not in symbols and len(symbols) <= 2048
         text = " ".join(symbols)
@@ -166,15 +181,15 @@ def test_documents_hold_known_symbols_and_no_purchase(texts: list[list[str]]) ->
 
 
 def test_the_walk_never_buys_where_it_could(texts: list[list[str]]) -> None:
-    """The pages do offer a purchase: its absence from the actions is no accident of short walks."""
+    """The pages do offer a purchase, so its absence from the actions does not follow from short walks."""
     items = sum("buy_now" in symbols for symbols in texts)
     assert items > COUNT // 4
 
 
-def test_a_sixth_are_walks_and_elsewhere_answers_alone_carry_loss(rows: list[Row], texts: list[list[str]]) -> None:
+def test_the_walk_carries_loss_in_a_sixth_of_the_documents(rows: list[Row], texts: list[list[str]]) -> None:
     for index, (row, symbols) in enumerate(zip(rows, texts, strict=True)):
         assert len(row.ids) == len(row.mask) == len(symbols)
-        before, questions = asked(symbols)
+        before, questions = split_questions(symbols)
         assert all(learn == (index % 6 == 0) for learn in row.mask[: len(before)])
         place = len(before)
         for question, answer in questions:
@@ -187,54 +202,56 @@ def test_a_sixth_are_walks_and_elsewhere_answers_alone_carry_loss(rows: list[Row
 
 
 def checked(texts: list[list[str]], walks: bool) -> Iterator[tuple[str, list[str], list[str]]]:
-    """``(kind, answer given, answer found by a second reading)`` of all questions."""
+    """``(kind, answer, answer of the independent reading)`` of all questions."""
     for index, symbols in enumerate(texts):
         if (index % 6 == 0) == walks:
-            before, questions = asked(symbols)
+            before, questions = split_questions(symbols)
             page = Reading(before)
             for question, answer in questions:
                 yield question[0], answer, page.answer(question)
 
 
 def test_answers_are_right(texts: list[list[str]]) -> None:
-    """100 documents of questions on one page; what was opened before is asked of walks, below."""
-    found: Counter[str] = Counter()
+    """On the documents whose walk carries no loss."""
+    total: Counter[str] = Counter()
     none: Counter[str] = Counter()
-    for kind, given, again in checked(texts, walks=False):
-        assert given == again, kind
-        found[kind] += 1
-        none[kind] += given == ["none"]
-    assert set(found) == set(KINDS) and min(found.values()) > 50
-    assert 0 < none["?row"] < found["?row"] // 2 and 0 < none["?opened"] < found["?opened"]
+    for kind, answer, expected in checked(texts, walks=False):
+        assert answer == expected, kind
+        total[kind] += 1
+        none[kind] += answer == ["none"]
+    assert set(total) == set(KINDS) == set(QUESTIONS) and min(total.values()) > 50
+    assert 0 < none["?row"] < total["?row"] // 2 and 0 < none["?opened"] < total["?opened"]
 
 
 def test_answers_in_walks_are_right(texts: list[list[str]]) -> None:
-    for kind, given, again in checked(texts, walks=True):
-        assert kind == "?opened" or given == again, kind
+    for kind, answer, expected in checked(texts, walks=True):
+        assert kind == "?opened" or answer == expected, kind
 
 
 def test_opened_rows_in_walks_are_right(shop: WebShop, chat: Chat, tokenizer: Any) -> None:
-    longer = [tokenizer.convert_ids_to_tokens(list(row.ids)) for row in documents(shop, chat, 240, seed=0)]
-    wrong = [given for kind, given, again in checked(longer, walks=True) if kind == "?opened" and given != again]
+    longer = [tokenizer.convert_ids_to_tokens(list(row.ids)) for row in rows_of(shop, chat, 240, seed=0)]
+    wrong = [
+        answer for kind, answer, expected in checked(longer, walks=True) if kind == "?opened" and answer != expected
+    ]
     assert not wrong
 
 
-def test_the_second_stage_asks_for_rows_not_opened_yet(shop: WebShop, chat: Chat, tokenizer: Any) -> None:
-    rows = documents(shop, chat, COUNT, seed=0, returns=True)
+def test_the_second_stage_asks_about_rows_not_opened_yet(shop: WebShop, chat: Chat, tokenizer: Any) -> None:
+    rows = rows_of(shop, chat, COUNT, seed=0, second_stage=True)
     longer = [tokenizer.convert_ids_to_tokens(list(row.ids)) for row in rows]
-    asked_so = 0
+    not_opened = 0
     for index, symbols in enumerate(longer):
-        if index % 6:  # walks have their own tests
-            before, questions = asked(symbols)
+        if index % 6:  # walks are tested above
+            before, questions = split_questions(symbols)
             page = Reading(before)
             for question, answer in questions:
                 assert answer == page.answer(question), question
-                asked_so += "looking" in question
-    assert asked_so > 50 and not any("click[ buy_now" in " ".join(symbols) for symbols in longer)
+                not_opened += "looking" in question
+    assert not_opened > 50 and not any("click[ buy_now" in " ".join(symbols) for symbols in longer)
 
 
 class Oracle:
-    """Says the next symbol of the row it is given, or always another one."""
+    """Predicts the next symbol of its input, or always another one (except for those in ``spare``)."""
 
     def __init__(self, size: int, shift: int = 0, spare: frozenset[int] = frozenset()) -> None:
         self.size, self.shift, self.spare = size, shift, spare
@@ -242,31 +259,31 @@ class Oracle:
     def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
         following = torch.roll(input_ids[0], -1)
         if self.shift:
-            kept = torch.tensor([int(token) in self.spare for token in following])
-            following = torch.where(kept, following, (following + self.shift) % self.size)
+            spared = torch.tensor([int(token) in self.spare for token in following])
+            following = torch.where(spared, following, (following + self.shift) % self.size)
         return SimpleNamespace(logits=torch.nn.functional.one_hot(following, self.size).float()[None])
 
 
-def test_accuracy_of_one_who_is_always_right_or_always_wrong(rows: list[Row], tokenizer: Any) -> None:
+def test_the_accuracy_of_a_model_that_is_always_right_or_always_wrong(rows: list[Row], tokenizer: Any) -> None:
     size = len(tokenizer)
-    assert accuracy(Oracle(size), tokenizer, rows) == {kind: 1.0 for kind in sorted(KINDS)}
-    assert accuracy(Oracle(size, shift=1), tokenizer, rows) == {kind: 0.0 for kind in sorted(KINDS)}
+    assert accuracy(Oracle(size), tokenizer, rows, QUESTIONS) == {kind: 1.0 for kind in sorted(KINDS)}
+    assert accuracy(Oracle(size, shift=1), tokenizer, rows, QUESTIONS) == {kind: 0.0 for kind in sorted(KINDS)}
 
 
-def test_accuracy_wants_the_whole_answer(rows: list[Row], texts: list[list[str]], tokenizer: Any) -> None:
-    """One who knows only the word ``none`` is right where the answer is just that."""
+def test_accuracy_counts_whole_answers(rows: list[Row], texts: list[list[str]], tokenizer: Any) -> None:
+    """A model that only knows the word ``none`` is right where that is the whole answer."""
     none = frozenset([tokenizer.convert_tokens_to_ids("none")])
-    found = accuracy(Oracle(len(tokenizer), 1, none), tokenizer, rows)
-    answers = [pair for symbols in texts for pair in asked(symbols)[1]]
+    share = accuracy(Oracle(len(tokenizer), 1, none), tokenizer, rows, QUESTIONS)
+    answers = [pair for symbols in texts for pair in split_questions(symbols)[1]]
     for kind in KINDS:
-        given = [answer == ["none"] for question, answer in answers if question[0] == kind]
-        assert found[kind] == pytest.approx(sum(given) / len(given))
+        nones = [answer == ["none"] for question, answer in answers if question[0] == kind]
+        assert share[kind] == pytest.approx(sum(nones) / len(nones))
 
 
 def test_a_saved_model_is_small_and_loads_as_a_policy(tokenizer: Any, chat: Chat, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = make_model(tokenizer, width=128, layers=4, heads=4).eval()  # the size of the embedded base model
-    folder = save(model, tokenizer, tmp_path / "base", {"aliases": True, "constrained_decoding": True})
+    folder = save(model, tokenizer, tmp_path / "base", {"aliases": "webshop", "constrained_decoding": True})
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 10e6
     assert (folder / "model.safetensors").is_file()
     policy = Policy.load(str(folder))

@@ -314,9 +314,9 @@ def test_other_processes_ignore_the_current_folder_too(tmp_path: Path, monkeypat
             super().__init__([sys.executable, "-c", code], **settings)
 
     monkeypatch.setattr(learning.subprocess, "Popen", Popen)
-    monkeypatch.setattr(learning, "enough_gpus", lambda processes: None)
+    monkeypatch.setattr(learning, "check_gpu_count", lambda processes: None)
     with pytest.raises(RuntimeError, match="failed: $"):  # without an AssertionError
-        learning.learn_together({}, tmp_path, 2)
+        learning.run_job_distributed({}, tmp_path, 2)
     assert "accelerate.commands.launch" in commands[0]
 
 

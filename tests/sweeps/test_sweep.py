@@ -705,14 +705,14 @@ def test_a_missing_file_stops_before_anything_starts(
 def test_the_notebooks_of_this_repository_declare_their_files() -> None:
     """The comments list exactly the names that the code knows, and every sweep file can be planned."""
     from eef.agents.model_files import EMBEDDED_MODELS
-    from eef.experts import STAND_INS
+    from eef.envs.extras import extras_of
 
     experiments = keys.PACKAGE.parent / "experiments"
     known = launch.declared(experiments.parent / "notebooks" / "experiment.ipynb")
     files = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
     assert set(files) == {"data", "experts", "model", "env_options"} and set(files["env_options"]) == {"split"}
     assert files["data"] == inputs.Files()
-    assert files["experts"] == inputs.Files(tuple(STAND_INS["webshop"]), joined=True)
+    assert files["experts"] == inputs.Files(tuple(extras_of("webshop").experts.noise), joined=True)
     assert files["model"].hub and set(files["model"].names) == set(EMBEDDED_MODELS)
     for file in experiments.glob("*.yaml"):
         assert plan(read_spec(file), {}, experiments / "runs")

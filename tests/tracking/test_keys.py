@@ -29,6 +29,7 @@ from eef.agents.chat import Chat
 from eef.agents.rollout import Start
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
+from eef.experiment import experiment
 from eef.files import RunError, digest, joined_names, write_json
 from eef.lab import Lab, scaffold
 from eef.methods import ceiling, eef, eto
@@ -134,6 +135,9 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
     "lr": [({"lr": 1e-3}, POLICY)],
+    "lr_schedule": [({"lr_schedule": "linear"}, POLICY)],
+    "warmup_ratio": [({"warmup_ratio": 0.1}, POLICY)],
+    "weight_decay": [({"weight_decay": 0.01}, POLICY)],
     "batch_size": [({"batch_size": 16}, POLICY)],
     "lora_r": [({"lora_r": 8}, POLICY)],
     "lora_alpha": [({"lora_alpha": 8}, POLICY)],
@@ -383,6 +387,8 @@ SOURCES = {
     "trajectory.py": EVERYTHING,
     "selection.py": POLICY,
     "training/trainer.py": POLICY,
+    "training/sft.py": POLICY,
+    "training/dpo.py": POLICY,
     "training/rows.py": POLICY,
     "training/stages.py": POLICY,
     "agents/policy.py": POLICY,
@@ -393,6 +399,12 @@ SOURCES = {
     "agents/react.py": set(),  # it only affects the chat, whose hash is in the key
     "agents/vllm.py": PLAY | SCORED,
     "experts/__init__.py": SCRIPTED,
+    "experts/endpoint.py": set(),
+    "envs/extras.py": SCRIPTED,
+    "envs/webshop/extras.py": set(),  # its values count where a stage receives them
+    "envs/webshop/shopper.py": SCRIPTED,
+    "envs/webshop/pretraining.py": set(),
+    "envs/scienceworld/expert.py": set(),
     "analysis/evaluate.py": SCORED,
     "envs/__init__.py": SCRIPTED | PLAY | SCORED,
     "envs/webshop/session.py": WORLD,
@@ -407,7 +419,7 @@ SOURCES = {
     "sweeps/sweep.py": set(),
     "tracking/mirror.py": set(),
     "tracking/runs.py": set(),
-    "settings.py": set(),
+    "settings.py": POLICY,  # it names the arguments of the Trainer
 }
 
 
@@ -436,6 +448,16 @@ def test_code_counts_where_it_is_imported_and_nowhere_else(stages, model: Path, 
             assert changed(base, keys_of(stages, world, settings)) == set(), f"a docstring of {name}"
         path.write_text(text)
     assert keys_of(stages, world, settings) == base
+
+
+def test_the_code_of_aliases_counts_for_a_policy_that_uses_them(stages, model: Path, world, package: Path) -> None:
+    settings = Settings(model=str(model))
+    with_aliases = replace(scaffold(settings, world, []), aliases="webshop")
+    base, without = keys_of(stages, world, settings, with_aliases), keys_of(stages, world, settings)
+    path = package / "envs" / "webshop" / "aliases.py"
+    path.write_text(path.read_text() + "\nADDED = 1\n")
+    assert changed(base, keys_of(stages, world, settings, with_aliases)) == POLICY
+    assert changed(without, keys_of(stages, world, settings)) == set()
 
 
 def test_another_release_of_a_library_makes_anew_what_it_computes(stages, model: Path, world, monkeypatch) -> None:
@@ -522,6 +544,24 @@ def test_an_environment_without_a_source_file_is_refused() -> None:
         "the module '__main__' has no source file" in process.stderr
         and "put the class into a .py file" in process.stderr
     )
+
+
+def test_a_function_counts_by_its_name_and_its_code(tmp_path, monkeypatch) -> None:
+    (tmp_path / "player.py").write_text("import helper\ndef play(): pass\ndef other(): pass\n")
+    (tmp_path / "helper.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(keys, "_first_seen", Forgetful())
+    import player  # type: ignore[import-not-found]
+
+    before = key_of({"play": player.play})
+    assert key_of({"play": player.play}) == before != key_of({"play": player.other})
+    for name in ("player.py", "helper.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "ADDED = 1\n")
+        after = key_of({"play": player.play})
+        assert after != before, name
+        before = after
+    with pytest.raises(TypeError, match="<lambda> cannot enter a stage: define the function at module level"):
+        key_of({"play": lambda: None})
 
 
 def test_values_without_a_key_cannot_enter_a_stage() -> None:
@@ -655,7 +695,7 @@ def test_a_run_has_its_own_folder_where_its_results_may_differ(model: Path, worl
         monkeypatch.setitem(methods.METHODS, method, opened)
         settings = Settings(model=str(model), **changes)
         with pytest.raises(Opened) as caught:
-            methods.experiment(
+            experiment(
                 method, env, settings, 0, options=options, train_tasks=tasks, root=tmp_path / "runs", wandb="disabled"
             )
         return str(caught.value)

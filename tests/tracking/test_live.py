@@ -22,8 +22,8 @@ from test_mirror import KEY, played, read_back
 from test_mirror import offline as offline
 
 from eef import methods
-from eef.lab import Settings
 from eef.models.pretrain import make_model, save
+from eef.settings import Settings
 from eef.tracking import live, mirror
 from eef.tracking.companion import Companion
 from eef.tracking.live import Live
@@ -136,7 +136,7 @@ def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Pa
 TRAINING = """
     import sys
     from eef.envs.webshop import WebShop
-    from eef.methods import experiment
+    from eef.experiment import experiment
     from eef.settings import Settings
     root, base = sys.argv[1:]
     catalogue = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}
@@ -154,7 +154,7 @@ def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenize
             make_model(tokenizer, 32, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     root = tmp_path / "runs"
@@ -446,7 +446,7 @@ def test_an_experiment_reports_stages_training_and_rollouts(
             make_model(tokenizer, 32, 1, 2),
             tokenizer,
             tmp_path / "base",
-            {"aliases": True, "constrained_decoding": True},
+            {"aliases": "webshop", "constrained_decoding": True},
         )
     )
     settings = Settings(model=base, epochs=3, lora_r=4)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eef.envs import EnvError
 from eef.envs.extras import Extras, ScriptedExperts, next_step
+from eef.envs.webshop.aliases import Aliases
 from eef.envs.webshop.generate import grade
 from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, play_expert
 
@@ -57,6 +58,7 @@ EXTRAS = Extras(
         "back": r"click\[back to search\]",
     },
     groups=grades,
+    aliases=Aliases,
     parts=lambda observation: observation.split(" [SEP] "),
     experts=ScriptedExperts(play_expert, {"strong": STRONG, "weak": WEAK}, perfect=ShopperNoise()),
 )

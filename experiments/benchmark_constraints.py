@@ -1,6 +1,6 @@
 """What constrained decoding costs: CPU time per decoding step, beside a forward pass of a small model.
 
-    python experiments/benchmark_limits.py FOLDER_OF_TOKENIZER ...
+    python experiments/benchmark_constraints.py FOLDER_OF_TOKENIZER ...
 
 Answers of random allowed tokens are decoded on a search page, a results page, an item page with many options and a
 list of hundreds of actions, with the tokenizer of each folder. A turn is what is worked out once per answer, a step is
@@ -23,9 +23,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from eef.agents.chat import Chat
-from eef.agents.constraints import Limits
-from eef.agents.engine import _choose
-from eef.agents.token_bytes import spelling_of
+from eef.agents.constraints import Constraints
+from eef.agents.sampling import choose
+from eef.agents.token_bytes import token_bytes_of
 from eef.envs import make_env
 
 # the end token stands between all contents, so that any tokenizer can be used
@@ -82,20 +82,20 @@ def decode(chat: Chat, available: dict[str, Any], first: str, answers: int) -> t
     turns, steps = 0.0, []
     for _ in range(answers):
         began = time.process_time()
-        limits = Limits.of(chat.begin(), available, first)
+        constraints = Constraints.of(chat.begin(), available, first)
         turns += time.process_time() - began
         said: list[int] = []
         while True:
             began = time.process_time()
-            while len(allowed := limits.allowed(said)) == 1:
+            while len(allowed := constraints.allowed(said)) == 1:
                 said.append(allowed[0])
             if allowed:
-                _choose(logits, [allowed], [rng.random], 1.0)
+                choose(logits, [allowed], [rng.random], 1.0)
                 steps.append(time.process_time() - began)
                 said.append(rng.choice(allowed))
             else:
                 break
-        limits.action(said)
+        constraints.action(said)
     return turns / answers, sum(steps) / len(steps), max(steps)
 
 
@@ -116,7 +116,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.chat_template = TEMPLATE
         began = time.process_time()
-        spelling_of(tokenizer)
+        token_bytes_of(tokenizer)
         print(f"{folder.name:14}{len(tokenizer):8} read in {time.process_time() - began:.2f} s, once")
         chat = Chat.of(tokenizer)
         for name, (available, first) in pages().items():
