@@ -120,7 +120,7 @@ MUTATIONS = [
              "return not self.won", "tests/agents/test_rollout.py -k 'diverge or overflows'"),
     Mutation("outcomes: an error counts in rates", "eef/analysis/statistics.py", 'rated = table[~table["error"].astype(bool)] if "error" in table else table',
              "rated = table", "tests/analysis/test_evaluate.py"),
-    Mutation("outcomes: a divergence is no divergence", "eef/agents/episode.py",
+    Mutation("outcomes: a divergence is an error of the environment", "eef/agents/episode.py",
              'return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"', 'return "env_error"', "tests/agents/test_rollout.py -k diverge"),
     Mutation("outcomes: rewards above 1", "eef/trajectory.py", "if not 0 <= reward <= 1:", "if not 0 <= reward:", "tests/test_trajectory.py"),
     Mutation("outcomes: ETO's bought counts as won", "eef/trajectory.py", 'won=row["reward"] == 1', 'won=row["reward"] > 0', "tests/test_trajectory.py"),
