@@ -28,9 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eef.agents.cached_engine import CachedEngine
 from eef.agents.policy import Policy
-from eef.analysis.figures import markdown, write_table
+from eef.analysis.tables import markdown, write_table
 from eef.training.rows import Row
-from eef.training.trainer import fit
+from eef.training.sft import fit
 
 LLAMA_3_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

@@ -29,6 +29,7 @@ from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.envs import Step
 from eef.envs.webshop import WebShop
+from eef.experts import expert_trajectories
 from eef.selection import cut_points
 from eef.trajectory import Trajectory
 

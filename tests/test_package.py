@@ -10,7 +10,7 @@ import pytest
 import eef
 from eef.agents.policy import Policy
 from eef.envs import make_env, restore
-from eef.methods import experiment
+from eef.experiment import experiment
 from eef.rollout import Start, simulate
 from eef.selection import select
 from eef.settings import Settings

@@ -17,11 +17,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer,
 from transformers.utils.import_utils import is_gguf_available
 
 from eef.agents.chat import load_options
-from eef.files import PACKAGE
+from eef.settings import EMBEDDED_MODELS
 
 EMBEDDED = "embedded"
-# the base models of this package: name to folder
-EMBEDDED_MODELS = {path.parent.name: path.parent for path in sorted(PACKAGE.glob("models/*/config.json"))}
 USE_SERVER = "use vLLM: engine='http://...' (docs/models.md)"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers that our engine supports

@@ -38,14 +38,12 @@ from eef.agents.model_files import (
     options_of,
     source_of,
 )
+from eef.settings import DTYPES, QUANTIZATIONS, ModelSettings
 
 if TYPE_CHECKING:
     from eef.agents.engine import Engine
-    from eef.settings import ModelSettings
 
-QUANTIZATIONS = (None, "nf4")
 HALF = (torch.bfloat16, torch.float16)
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass

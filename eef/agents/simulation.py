@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,10 +21,8 @@ from eef.agents.vllm import served
 from eef.envs import TextEnv, make_env
 from eef.files import write_json
 from eef.processes import check_gpu_count, end_with_parent
+from eef.settings import ActingSettings, ModelSettings
 from eef.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from eef.settings import ActingSettings, ModelSettings
 
 
 @dataclass(frozen=True)

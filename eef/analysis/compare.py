@@ -1,4 +1,4 @@
-"""Runs looked at by hand: one run, two runs side by side, and what may be removed."""
+"""Inspecting run folders: show one run, compare two, and remove what no run needs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from eef.analysis.evaluate import Paired, paired
+from eef.analysis.statistics import Paired, paired
 from eef.files import RunError, disk_errors, read_json
 
 _FRESH = 3600.0  # seconds: an unlinked stage younger than this may belong to a run that is about to link it
 
 
 def find(root: Path, word: str) -> Path:
-    """The run folder whose id is, or alone contains, ``word``; else a :class:`RunError` that names the candidates."""
+    """The folder of the run with the id ``word``, or of the only run whose id contains it.
+
+    :class:`RunError` naming the candidates if there is none or more than one.
+    """
     if (root / word / "config.json").is_file():
         return root / word
-    known = sorted(path.parent for path in root.glob("*__*/config.json"))
-    found = [path for path in known if word in path.name]
-    if len(found) == 1:
-        return found[0]
-    some = ", ".join(path.name for path in (found or known)[:8]) or "none"
-    raise RunError(f"{len(found) or 'no'} runs in {root} contain {word!r}: {some}; `eef runs` lists all")
+    runs = sorted(path.parent for path in root.glob("*__*/config.json"))
+    matches = [path for path in runs if word in path.name]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(path.name for path in (matches or runs)[:8]) or "none"
+    raise RunError(f"{len(matches) or 'no'} runs in {root} contain {word!r}: {names}; `eef runs` lists all")
 
 
 def show(folder: Path) -> Iterator[str]:
-    """What a run folder holds, line by line: state, result, configuration, stamp, stages and files with their sizes."""
+    """The contents of a run folder, line by line: result, configuration, stamp, and files with their sizes."""
     yield folder.name
     for name in ("result", "config", "stamp", "timing"):
         path = folder / f"{name}.json"
@@ -47,47 +50,47 @@ def show(folder: Path) -> Iterator[str]:
         if path.name.startswith("."):
             continue
         if path.is_symlink() and not path.exists():
-            yield f"  {path.name:32} {'gone':>10}   -> {path.readlink()}"
+            yield f"  {path.name:32} {'missing':>10}   -> {path.readlink()}"
         elif path.is_dir():
-            inside = sorted(each.name for each in path.iterdir())
-            yield f"  {path.name + '/':32} {_size(path):>10}   {', '.join(inside[:6])}{' …' * (len(inside) > 6)}"
+            names = sorted(each.name for each in path.iterdir())
+            yield f"  {path.name + '/':32} {_size(path):>10}   {', '.join(names[:6])}{' …' * (len(names) > 6)}"
         else:
             yield f"  {path.name:32} {_size(path):>10}"
 
 
 def flat(value: Mapping[str, Any], start: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; lists and empty mappings stay as they are."""
-    found: dict[str, Any] = {}
+    """Nested mappings as one mapping with dotted keys; lists and empty mappings are not changed."""
+    items: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
-            found |= flat(item, f"{start}{key}.")
+            items |= flat(item, f"{start}{key}.")
         else:
-            found[f"{start}{key}"] = item
-    return found
+            items[f"{start}{key}"] = item
+    return items
 
 
 def differences(a: Path, b: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """What differs between two runs in ``config``, ``stamp`` and ``result``: dotted key to both values (or None)."""
-    found: dict[str, dict[str, tuple[Any, Any]]] = {}
+    """What differs between two runs in ``config``, ``stamp`` and ``result``: dotted key -> both values (or None)."""
+    changes: dict[str, dict[str, tuple[Any, Any]]] = {}
     for name in ("config", "stamp", "result"):
         paths = [folder / f"{name}.json" for folder in (a, b)]
-        one, two = (flat(read_json(path)) if path.is_file() else {} for path in paths)
-        keys = [key for key in dict.fromkeys([*one, *two]) if key != "run_id"]
-        found[name] = {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
-    return found
+        values_a, values_b = (flat(read_json(path)) if path.is_file() else {} for path in paths)
+        pairs = {key: (values_a.get(key), values_b.get(key)) for key in [*values_a, *values_b] if key != "run_id"}
+        changes[name] = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return changes
 
 
 def win_difference(a: Path, b: Path) -> Paired:
-    """Win rate of run ``a`` less that of ``b`` on the same test subtasks, with its 95 % interval over subtasks.
+    """Win rate of run ``a`` minus that of ``b`` on the same test subtasks, with its 95 % interval over subtasks.
 
-    :class:`RunError` where a run was not tested, and where they were tested on different subtasks.
+    :class:`RunError` if a run was not tested, or the two were tested on different subtasks.
     """
     tables = []
     for folder in (a, b):
         path = folder / "eval" / "episodes.csv"
         if not path.is_file():
             raise RunError(f"{folder.name} has no {path.relative_to(folder)}: it was not tested; start the run again")
-        tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=0))  # paired by subtask, whatever the seeds
+        tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=0))  # paired by subtask, also across seeds
     try:
         return paired(tables[0], tables[1])
     except ValueError as error:
@@ -97,75 +100,79 @@ def win_difference(a: Path, b: Path) -> Paired:
 def compare(a: Path, b: Path) -> Iterator[str]:
     """Two runs side by side, line by line: differences of configuration, stamp and result, and of the win rate."""
     yield f"a: {a.name}\nb: {b.name}"
-    found = differences(a, b)
-    for name, rows in found.items():
+    changes = differences(a, b)
+    for name, rows in changes.items():
         yield f"\n{name}: {'differs in' if rows else 'the same'}"
         for key, values in rows.items():
-            one, two = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values)
-            yield f"  {key:32} {one}  |  {two}"
-    if any(key.startswith("hashes.") for key in found["stamp"]):
-        yield "\nthe hashes differ: these runs did not meet the same task, so their results should not be compared"
-    made = win_difference(a, b)
-    ends = f"95 % interval {100 * made.low:+.1f} to {100 * made.high:+.1f} over subtasks"
+            value_a, value_b = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values)
+            yield f"  {key:32} {value_a}  |  {value_b}"
+    if any(key.startswith("hashes.") for key in changes["stamp"]):
+        yield "\nthe hashes differ: these runs had different data or settings, so their results are not comparable"
+    wins = win_difference(a, b)
+    ends = f"95 % interval {100 * wins.low:+.1f} to {100 * wins.high:+.1f} over subtasks"
     yield (
-        f"\nwin rate, a less b: {100 * made.difference:+.1f} points ({ends}, p = {made.p:.4f}, "
-        f"{made.pairs} subtasks{f', {made.errors} left out for errors' if made.errors else ''})"
+        f"\nwin rate, a minus b: {100 * wins.difference:+.1f} points ({ends}, p = {wins.p:.4f}, "
+        f"{wins.pairs} subtasks{f', {wins.errors} excluded for errors' if wins.errors else ''})"
     )
 
 
 def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) -> list[Path]:
     """What may be removed from ``root``: ``runs``, with ``unfinished`` also runs without a result, then the stages that
-    no other run links to, what killed processes left half made, and executed notebooks that belong to no run and sweep.
+    no other run links to, partial stages of killed processes, and executed notebooks that belong to no run or sweep.
 
-    A stage that was made within the last hour is kept.
+    Stages and notebooks written within the last hour are kept.
     """
     folders = sorted(path.parent for path in root.glob("*__*/config.json"))
-    gone = {path for path in folders if path in runs or (unfinished and not (path / "result.json").is_file())}
-    kept = [path for path in folders if path not in gone]
-    used = {each.resolve() for path in kept for each in path.iterdir() if each.is_symlink()}
-    marked = {path.stem[:8] for path in root.glob("sweeps/*/*.json")}
-    ours = {each.resolve() for path in gone for each in path.iterdir() if each.is_symlink()}
+    removed = {path for path in folders if path in runs or (unfinished and not (path / "result.json").is_file())}
+    used = {link for path in folders if path not in removed for link in _linked(path)}
+    released = {link for path in removed for link in _linked(path)}
+    marks = {path.stem[:8] for path in root.glob("sweeps/*/*.json")}
     old = time.time() - _FRESH
     stages = [path for path in root.glob("stages/*-*") if path.is_dir() and not path.name.startswith(".")]
-    loose = [p for p in stages if p.resolve() not in used and (p.resolve() in ours or p.stat().st_mtime < old)]
-    halves = [path for ends in ("[0-9]*", "work") for path in root.glob(f"stages/.*-*.{ends}") if _dead(path)]
-    books = []
+    unused = [p for p in stages if p.resolve() not in used and (p.resolve() in released or p.stat().st_mtime < old)]
+    partial = [path for ends in ("[0-9]*", "work") for path in root.glob(f"stages/.*-*.{ends}") if _abandoned(path)]
+    notebooks = []
     for path in root.glob("notebooks/*__*.ipynb"):
-        hashed = path.stem.rsplit("__", 1)[-1]
-        belongs = path.resolve() in used or hashed in marked or not re.fullmatch("[0-9a-f]{8}", hashed)
+        mark = path.stem.rsplit("__", 1)[-1]
+        belongs = path.resolve() in used or mark in marks or not re.fullmatch("[0-9a-f]{8}", mark)
         if not belongs and path.stat().st_mtime < old:
-            books += [path, *(at for s in (".log", ".yaml", ".runs") if (at := path.with_suffix(s)).is_file())]
-    return [*sorted(gone), *sorted(loose), *sorted(halves), *sorted(books)]
+            notebooks += [path, *(at for s in (".log", ".yaml", ".runs") if (at := path.with_suffix(s)).is_file())]
+    return [*sorted(removed), *sorted(unused), *sorted(partial), *sorted(notebooks)]
 
 
-def _dead(half: Path) -> bool:
+def _linked(folder: Path) -> list[Path]:
+    return [path.resolve() for path in folder.iterdir() if path.is_symlink()]
+
+
+def _abandoned(partial: Path) -> bool:
+    """Whether no process holds the lock of a partial stage."""
     try:
-        with FileLock(half.parent / f"{half.stem}.lock", timeout=0):
+        with FileLock(partial.parent / f"{partial.stem}.lock", timeout=0):
             return True
     except Timeout:
         return False
 
 
 def prune(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) -> list[tuple[Path, int]]:
-    """Remove what :func:`prunable` names, and return it with its sizes in bytes.
+    """Remove what :func:`prunable` returns; the result lists it with sizes in bytes.
 
-    :class:`RunError` while a sweep is at work in ``root``: what it has just made may not be linked yet.
+    :class:`RunError` while a sweep runs in ``root``: its newest stages may not be linked yet.
     """
     try:
         with disk_errors(root), FileLock(root / ".sweep.lock", timeout=0):
-            found = [(path, size(path)) for path in prunable(root, runs, unfinished)]
-            for path, _ in found:
+            removed = [(path, size(path)) for path in prunable(root, runs, unfinished)]
+            for path, _ in removed:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
     except Timeout:
-        raise RunError(f"a sweep is at work in {root}: wait for it, then prune") from None
-    return found
+        raise RunError(f"a sweep is running in {root}: wait until it has finished, then prune") from None
+    return removed
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; links are not followed but at the top."""
+    """Bytes of a file, or of all files below a folder; links below ``path`` are not followed."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(each.lstat().st_size for each in path.resolve().rglob("*") if each.is_file() and not each.is_symlink())
@@ -176,7 +183,7 @@ def _size(path: Path) -> str:
 
 
 def in_units(count: float) -> str:
-    """Bytes for people."""
+    """Bytes with a unit: ``1.2 GB``."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""A sweep as one self-contained HTML page, made from the run folders: the comparison that W&B shows, without W&B."""
+"""A sweep as one self-contained HTML page, from the run folders: the comparison that W&B shows, without W&B."""
 
 from __future__ import annotations
 
@@ -14,21 +14,14 @@ from typing import Any
 import pandas as pd
 
 from eef.agents.actions import problem_counts
-from eef.analysis.figures import (
-    FigureError,
-    arm_name,
-    by_arm,
-    markdown,
-    paired_table,
-    records,
-    table,
-    win_rate_vs_budget,
-)
+from eef.analysis.arms import FigureError, arm_name, by_arm, records
+from eef.analysis.figures import win_rate_vs_budget
+from eef.analysis.tables import markdown, paired_table, results_table
 from eef.files import PACKAGE, digest, read_json, read_rows, write_text
 from eef.tracking.mirror import trajectory_tables
 from eef.tracking.runs import load_runs
 
-EPISODES = 6  # shown of each arm
+EPISODES = 6  # shown per arm
 _PARTS = {"picture": "the figure", "arms": "the table of methods", "paired": "paired differences"}
 
 
@@ -37,35 +30,33 @@ def page(
 ) -> Path:
     """Write the page of the sweep ``name`` (None: of every finished run in ``root``) to the file ``out``.
 
-    ``index`` is the sweep's entry (``run_ids``, ``missing``, ``command``), ``pictures`` are PNG files to show; Figure 3
-    is drawn where none is given. What cannot be drawn or compared is said on the page. :class:`FigureError` where
-    there is no finished run at all.
+    ``index`` is the sweep's entry (``run_ids``, ``missing``, ``command``); ``pictures`` are PNG files to show, by
+    default Figure 3. The page says what could not be drawn or compared. :class:`FigureError` if there is no finished
+    run at all.
     """
     from jinja2 import Environment
 
     runs = load_runs(root, index.get("run_ids"))
     if runs.empty:
-        raise FigureError("no finished runs to report on; `eef runs` lists what there is")
+        raise FigureError("no finished runs to report on; `eef runs` lists all runs")
     out, warnings = Path(out), _warnings(runs, index)
-    shown: list[dict[str, str]] = []
-    found: dict[str, Any] = {}
-    lacks: dict[str, str] = {}
-    for path in pictures:
-        shown.append(_picture(path))
-    for key, make in {"picture": _figure, "arms": table, "paired": paired_table}.items():
+    shown = [_picture(path) for path in pictures]
+    parts: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for key, make in {"picture": _figure, "arms": results_table, "paired": paired_table}.items():
         if key == "picture" and pictures:
             continue
         try:
-            found[key] = make(runs)  # type: ignore[operator]
+            parts[key] = make(runs)  # type: ignore[operator]
         except ValueError as error:
-            lacks.setdefault(key, str(error))
-        except KeyError as error:  # a notebook of the user's own, with results of its own
-            lacks.setdefault(key, f"the results have no {error}")
-    lacks = {key: text for key, text in lacks.items() if not text.startswith("nothing to compare")}
-    if lacks:
-        warnings.append(f"left out: {', '.join(_PARTS[key] for key in lacks)}; {next(iter(lacks.values()))}")
-    if "picture" in found:
-        shown.append(found["picture"])
+            errors.setdefault(key, str(error))
+        except KeyError as error:  # a user's notebook may write other results
+            errors.setdefault(key, f"the results have no {error}")
+    errors = {key: text for key, text in errors.items() if not text.startswith("nothing to compare")}
+    if errors:
+        warnings.append(f"left out: {', '.join(_PARTS[key] for key in errors)}; {next(iter(errors.values()))}")
+    if "picture" in parts:
+        shown.append(parts["picture"])
     template = Environment(autoescape=True, trim_blocks=False).from_string(
         (PACKAGE / "analysis" / "report.html").read_text(encoding="utf-8")
     )
@@ -75,9 +66,9 @@ def page(
         command=index.get("command"),
         warnings=warnings,
         pictures=shown,
-        arms=_grid(found["arms"]) if "arms" in found else None,
+        arms=_grid(parts["arms"]) if "arms" in parts else None,
         seeds=_grid(_seeds(runs)),
-        paired=_grid(_paired(found["paired"])) if "paired" in found else None,
+        paired=_grid(_paired(parts["paired"])) if "paired" in parts else None,
         runs=_runs(runs, out.parent),
         varying=_varying_note(runs),
         shared=json.dumps(_shared(runs), indent=2, sort_keys=True, ensure_ascii=False),
@@ -86,14 +77,14 @@ def page(
     return write_text(out, text + "\n")
 
 
-def in_words(root: str | Path, name: str, index: Mapping[str, Any]) -> str:
+def markdown_summary(root: str | Path, name: str, index: Mapping[str, Any]) -> str:
     """The summary and the table of methods as Markdown, for the head of a W&B report."""
     runs = load_runs(root, index.get("run_ids"))
     try:
-        shown = markdown(table(runs))
+        table = markdown(results_table(runs))
     except (FigureError, ValueError) as error:
-        shown = str(error)
-    return f"{_summary(runs, index)}\n\n`{index.get('command', '')}`\n\n{shown}"
+        table = str(error)
+    return f"{_summary(runs, index)}\n\n`{index.get('command', '')}`\n\n{table}"
 
 
 def _picture(path: Path) -> dict[str, str]:
@@ -110,18 +101,18 @@ def _stamps(runs: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _warnings(runs: pd.DataFrame, index: Mapping[str, Any]) -> list[str]:
-    found = []
+    warnings = []
     if missing := list(index.get("missing", [])):
-        found.append(f"{len(missing)} points are not finished: {', '.join(missing[:8])}{' …' * (len(missing) > 8)}")
+        warnings.append(f"{len(missing)} points are not finished: {', '.join(missing[:8])}{' …' * (len(missing) > 8)}")
     stamps = _stamps(runs)
     if dirty := sum(bool(stamp.get("dirty")) for stamp in stamps):
-        found.append(f"{dirty} of {len(runs)} runs came from a checkout with uncommitted changes")
+        warnings.append(f"{dirty} of {len(runs)} runs came from a checkout with uncommitted changes")
     if len(commits := {str(stamp.get("commit"))[:10] for stamp in stamps}) > 1:
-        found.append(f"the runs come from {len(commits)} commits: {', '.join(sorted(commits))}")
+        warnings.append(f"the runs come from {len(commits)} commits: {', '.join(sorted(commits))}")
     errors = sum(float(row.get("errors") or 0) for row in records(runs))
     if errors > 0:
-        found.append(f"{errors:.0f} test episodes ended in an infrastructure error; rates leave them out")
-    return found
+        warnings.append(f"{errors:.0f} test episodes ended in an infrastructure error; rates exclude them")
+    return warnings
 
 
 def _summary(runs: pd.DataFrame, index: Mapping[str, Any]) -> str:
@@ -138,7 +129,7 @@ def _number(value: Any, digits: int = 1, scale: float = 1.0) -> str:
 
 
 def _grid(frame: pd.DataFrame) -> dict[str, Any] | None:
-    """A frame for the template; columns that hold numbers are set to the right."""
+    """A frame for the template; numeric columns are aligned right."""
     if frame.empty:
         return None
     rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.to_numpy()]
@@ -149,7 +140,7 @@ def _grid(frame: pd.DataFrame) -> dict[str, Any] | None:
 
 def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """Win rates in %: a row per arm, environment and varying parameter, a column per seed, and their mean."""
-    named = ("method", "n", "m", "experts")  # in the arm's name already, as are ablations
+    named = ("method", "n", "m", "experts")  # part of the arm's name, as are ablations
     keys = [
         k for k in _varying(runs) if k not in named and not runs["method"].str.contains(f"_{k}=", regex=False).any()
     ]
@@ -168,15 +159,15 @@ def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _paired(found: pd.DataFrame) -> pd.DataFrame:
+def _paired(table: pd.DataFrame) -> pd.DataFrame:
     lines = []
-    for row in records(found):
+    for row in records(table):
         sides = []
         for start in ("", "against_"):
             method, experts, n, m = (row[start + name] for name in ("method", "experts", "n", "m"))
             sides.append(f"{method}{'' if pd.isna(n) else f' × {n}'}{'' if pd.isna(m) else f', M = {m}'} ({experts})")
         ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-        line = {"method": sides[0], "less": sides[1], "difference": f"{100 * row['difference']:+.1f}"}
+        line = {"method": sides[0], "minus": sides[1], "difference": f"{100 * row['difference']:+.1f}"}
         line |= {"95 % interval": ends, "p": f"{row['p']:.4f}", "seeds": row["seeds"], "pairs": row["pairs"]}
         hard = row.get("hard_difference")
         line["on hard subtasks"] = "" if pd.isna(hard) else f"{100 * hard:+.1f}"
@@ -185,7 +176,7 @@ def _paired(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _varying(runs: pd.DataFrame) -> list[str]:
-    """The keys of the configuration in which the runs differ, but for the seed."""
+    """The keys of the configuration in which the runs differ, other than the seed."""
     configs = [dict(config or {}) for config in runs["config"]]
     keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
     return [key for key in keys if len({digest(config.get(key)) for config in configs}) > 1]
@@ -193,7 +184,7 @@ def _varying(runs: pd.DataFrame) -> list[str]:
 
 def _varying_note(runs: pd.DataFrame) -> str:
     keys = _varying(runs)
-    return f"Columns after the name are the parameters in which they differ: {', '.join(keys)}." if keys else ""
+    return f"The columns after the name are the parameters in which they differ: {', '.join(keys)}." if keys else ""
 
 
 def _short(value: Any) -> str:
@@ -201,7 +192,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "…"
 
 
-def _runs(runs: pd.DataFrame, here: Path) -> dict[str, Any]:
+def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
     keys, rows = _varying(runs), []
     for row in records(runs):
         folder = Path(row["folder"])
@@ -209,7 +200,7 @@ def _runs(runs: pd.DataFrame, here: Path) -> dict[str, Any]:
         rows.append(
             {
                 "id": row["run_id"],
-                "link": Path(os.path.relpath(folder, here.resolve())).as_posix(),
+                "link": Path(os.path.relpath(folder, folder_of_page.resolve())).as_posix(),
                 "cells": [_short(row["config"].get(key)) for key in keys],
                 "win": _number(row.get("win_rate"), 1, 100),
                 "reward": _number(row.get("mean_reward"), 3),
@@ -225,17 +216,17 @@ def _runs(runs: pd.DataFrame, here: Path) -> dict[str, Any]:
 
 
 def _spark(metrics: list[dict[str, Any]]) -> Any:
-    """A small line of the losses of the last stage that has any, and the last of them."""
+    """A sparkline of the losses of the last stage that has any, and the last loss."""
     from markupsafe import Markup
 
     rows = [row for row in metrics if row.get("loss") is not None]
     losses = [float(row["loss"]) for row in rows if row.get("stage") == rows[-1].get("stage")]
     if len(losses) < 2:
         return ""
-    kept = losses[:: max(1, len(losses) // 60)]
-    low, high = min(kept), max(kept)
-    across = [(110 * i / (len(kept) - 1), 2 + 16 * (high - y) / ((high - low) or 1)) for i, y in enumerate(kept)]
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in across)
+    drawn = losses[:: max(1, len(losses) // 60)]
+    low, high = min(drawn), max(drawn)
+    places = [(110 * i / (len(drawn) - 1), 2 + 16 * (high - y) / ((high - low) or 1)) for i, y in enumerate(drawn)]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     line = f'<polyline fill="none" stroke="#0072b2" stroke-width="1.2" points="{points}"/>'
     return Markup(f'<svg class="spark" width="110" height="20">{line}</svg> {losses[-1]:.3f}')
 
@@ -248,13 +239,13 @@ def _shared(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _episodes(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of the first run of each arm: test episodes, half lost and half won, then some selected examples."""
-    found = []
+    """From the first run of each arm: test episodes, half lost and half won, then some selected examples."""
+    arms = []
     for arm, group in by_arm(runs).items():
         row = records(group.sort_values("seed"))[0]
         tables = trajectory_tables(Path(row["folder"]))
         test, half = tables.get("test", []), EPISODES // 2
-        kept = [r for r in test if not r[1]][:half] + [r for r in test if r[1]][:half]
+        test_rows = [r for r in test if not r[1]][:half] + [r for r in test if r[1]][:half]
         chosen = [r for r in tables.get("selected", []) if r[5]][:half]
         rows = [
             {
@@ -263,8 +254,8 @@ def _episodes(runs: pd.DataFrame) -> list[dict[str, Any]]:
                 + (f" · selected: loss from turn {start + 1}" if start else ""),
                 "text": text,
             }
-            for task, won, reward, turns, outcome, start, text in kept + chosen
+            for task, won, reward, turns, outcome, start, text in test_rows + chosen
         ]
         if rows:
-            found.append({"name": arm_name(arm, True), "run": row["run_id"], "rows": rows})
-    return found
+            arms.append({"name": arm_name(arm, True), "run": row["run_id"], "rows": rows})
+    return arms

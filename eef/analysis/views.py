@@ -1,7 +1,8 @@
-"""Views for notebooks: a trajectory, the selection of a run and a loss mask as HTML, learning curves as a picture.
+"""Views for notebooks: a trajectory, the selection of a run, a loss mask and any table, as HTML.
 
-The HTML stands alone: no network, no server, no extension. JupyterLab shows what a function returns; ``.data`` is the
-text, for a file. All that a trajectory holds is escaped. Colours are those of Figure 1 (:mod:`eef.analysis.pictures`).
+The HTML is self-contained: no network, no server, no extension. JupyterLab displays what a function returns; ``.data``
+is the text, for a file. All contents of a trajectory are escaped. Colours are those of Figure 1
+(:mod:`eef.analysis.failed_trajectory`).
 """
 
 from __future__ import annotations
@@ -17,47 +18,51 @@ from jinja2 import Environment
 
 from eef.agents.actions import EXPLANATIONS
 from eef.agents.chat import Chat
-from eef.analysis.figures import FigureError, arm_name, by_arm, picture, records, write_table
-from eef.analysis.pictures import KINDS, MARKS
-from eef.files import PACKAGE, read_json, read_rows
+from eef.analysis.arms import FigureError
+from eef.analysis.failed_trajectory import KINDS, MARKS
+from eef.envs import TextEnv
+from eef.envs.extras import extras_of
+from eef.files import PACKAGE, read_json
 from eef.selection import Example, Outcomes, Segment, important_states, segments, select
 from eef.trajectory import Trajectory, load
 
 
-def trajectory(one: Trajectory | Example, outcomes: Outcomes | None = None) -> HTML:
-    """A trajectory to read: observations folded, actions, reward, and of each turn whether it carries loss and why.
+def trajectory(one: Trajectory | Example, outcomes: Outcomes | None = None, env: TextEnv | str | None = None) -> HTML:
+    """A trajectory for reading: folded observations, actions, reward, and whether and why each turn carries loss.
 
-    A turn without a readable action shows the reason in its place (:mod:`eef.agents.actions`).
+    A turn without a readable action shows the reason instead (:mod:`eef.agents.actions`). ``env``, the environment or
+    its name, splits observations into parts (:class:`eef.envs.extras.Extras`); without it they are shown whole.
 
-    ``outcomes`` (see :mod:`eef.selection`) says how simulations from the states of an expert's ``one`` ended: its
+    ``outcomes`` (see :mod:`eef.selection`) says how simulations from the states of an expert's trajectory ended: its
     segments are coloured as in the paper's Figure 1, and the turns that :func:`eef.selection.select` learns from are
     marked. An :class:`~eef.selection.Example` is shown with its own mask. ValueError as in ``select``.
     """
     shown = one.trajectory if isinstance(one, Example) else one
-    given = outcomes or {}
-    parts = segments(shown, given) if given else []
-    recover = set(important_states(shown, given)) - {0} if given else set()
-    told = _example_turns(one) if isinstance(one, Example) else _turns(shown, given, parts)
+    outcomes = outcomes or {}
+    parts = segments(shown, outcomes) if outcomes else []
+    recover = set(important_states(shown, outcomes)) - {0} if outcomes else set()
+    reasons = _example_reasons(one) if isinstance(one, Example) else _reasons(shown, outcomes, parts)
+    split = extras_of(env or "").parts
     rows: list[dict[str, Any]] = []
-    fill, told_before = "transparent", set(shown.prompt.split(" [SEP] "))
+    fill, in_prompt = "transparent", set(split(shown.prompt))
     for index in range(len(shown) + 1):
-        text = shown.state(index)
-        state: dict[str, Any] = {"state": True, "index": index, "text": text.replace(" [SEP] ", "\n"), "fill": fill}
-        fresh = [part for part in text.split(" [SEP] ") if index == 0 or part not in told_before]
-        state["short"] = textwrap.shorten(" · ".join(fresh or [text]), 130, placeholder=" …")
-        if index in given:
-            win = given[index]
+        lines = split(shown.state(index))
+        state: dict[str, Any] = {"state": True, "index": index, "text": "\n".join(lines), "fill": fill}
+        new = [line for line in lines if index == 0 or line not in in_prompt]
+        state["short"] = textwrap.shorten(" · ".join(new or lines), 130, placeholder=" …")
+        if index in outcomes:
+            win = outcomes[index]
             state |= {"mark": MARKS["won" if win else "lost"], "win": win.actions[index:] if win else None}
             state["recover"] = index in recover
         fill = _fill(next((part.kind for part in parts if part.start <= index < part.stop), ""))
         rows.append({**state, "fill": fill if index < len(shown) else "transparent"})
         if index < len(shown):
-            turn, (learn, why) = shown.turns[index], told[index]
+            turn, (learn, why) = shown.turns[index], reasons[index]
             rows.append({"index": index, "action": turn.action, "reply": turn.reply, "learn": learn, "why": why})
             rows[-1] |= {"fill": fill, "problem": "" if turn.action else _PROBLEMS.get(turn.observation, "no action")}
     ended = "won" if shown.won else "failed" if shown.failed else shown.outcome.replace("_", " ")
     keys = [(_fill(kind), label) for kind, (_, _, label) in KINDS.items()] if parts else []
-    loss = sum(learn for learn, _ in told)
+    loss = sum(learn for learn, _ in reasons)
     return _html("trajectory", one=shown, rows=rows, keys=keys, ended=ended, loss=loss)
 
 
@@ -70,86 +75,88 @@ def _fill(kind: str) -> str:
     return f"repeating-linear-gradient(135deg, {colour} 0 4px, #fff 4px 6px)" if hatch else colour
 
 
-def _example_turns(example: Example) -> list[tuple[bool, str]]:
+_BARRED = "excluded in the trajectory itself (learn is false)"
+
+
+def _example_reasons(example: Example) -> list[tuple[bool, str]]:
     """Whether each turn of a selected example carries loss, and why."""
     begin, prefix = example.learn_from, example.trajectory.prefix
-    told = []
+    reasons = []
     for index, learn in enumerate(example.mask):
         if index < begin:
             why = f"context: before s{begin}, the state that this example solves"
         elif not learn:
-            why = "barred by the trajectory itself (learn is false)"
+            why = _BARRED
         elif index < prefix:
-            why = f"the expert's, on the way to s{prefix}, from where the policy won"
+            why = f"by the expert, on the way to s{prefix}, from which the policy won"
         else:
-            why = f"of the win from s{prefix}"
-        told.append((learn, why))
-    return told
+            why = f"part of the win from s{prefix}"
+        reasons.append((learn, why))
+    return reasons
 
 
-def _turns(one: Trajectory, outcomes: Outcomes, parts: Sequence[Segment]) -> list[tuple[bool, str]]:
+def _reasons(one: Trajectory, outcomes: Outcomes, parts: Sequence[Segment]) -> list[tuple[bool, str]]:
     """Whether EEF learns from each turn of an expert's trajectory, and why."""
     chosen = select(one, outcomes) if outcomes else []
-    told = []
+    reasons = []
     for index, turn in enumerate(one.turns):
         part = next((part for part in parts if part.start <= index < part.stop), None)
         used = next((e for e in chosen if e.learn_from <= index < e.trajectory.prefix), None)
         if not turn.learn:
-            told.append((False, "barred by the trajectory itself (learn is false)"))
+            reasons.append((False, _BARRED))
         elif one.won:
-            told.append((True, "of a win"))
+            reasons.append((True, "part of a win"))
         elif used:
-            told.append(
-                (True, f"on the way from s{used.learn_from}, which lost, to s{used.trajectory.prefix}, which won")
-            )
+            begin, stop = used.learn_from, used.trajectory.prefix
+            reasons.append((True, f"on the way from s{begin}, which lost, to s{stop}, which won"))
         elif part and part.kind == "harmful":
             end = "the end" if part.stop == len(one) else f"s{part.stop}"
-            told.append((False, f"harmful: from s{part.start}, which won, to {end}, which lost"))
+            reasons.append((False, f"harmful: from s{part.start}, which won, to {end}, which lost"))
         elif part:
-            told.append((False, f"{part.kind}: on no way from an important state to a win"))
+            reasons.append((False, f"{part.kind}: not on a way from an important state to a win"))
         else:
-            told.append((False, "of a failure, from whose states nothing was simulated"))
-    return told
+            reasons.append((False, "part of a failure; no simulation started from this state or an earlier one"))
+    return reasons
 
 
 def loss_mask(chat: Chat, one: Trajectory | Example) -> HTML:
-    """The conversation that a policy is trained on, token by token; those that carry loss are coloured (section 3).
+    """The conversation that a policy is trained on, token by token; tokens with loss are coloured (paper, section 3).
 
-    ``chat`` is the policy's scaffold. A trajectory is shown as if every turn that may carry loss did; the observation
-    after the last action is no part of a conversation.
+    ``chat`` is the policy's chat. In a trajectory every turn that may carry loss does; the observation after the last
+    action is not part of the conversation.
     """
     shown = one.trajectory if isinstance(one, Example) else one
     ids, mask = chat.render(shown, one.mask if isinstance(one, Example) else [turn.learn for turn in shown.turns])
     lines: list[list[dict[str, Any]]] = []
     end = list(chat.end)
     for place, (token, learn) in enumerate(zip(ids, mask, strict=True)):
-        if not lines or ids[max(0, place - len(end)) : place] == end:  # a line for each observation and its answer
+        if not lines or ids[max(0, place - len(end)) : place] == end:  # one line per observation and its answer
             lines.append([])
         text = chat.tokenizer.decode([token], skip_special_tokens=False)
         lines[-1].append({"tag": "b" if learn else "i", "place": place, "id": token, "text": text.replace("\n", "⏎")})
-    return _html("tokens", lines=lines, learnt=sum(mask), total=len(ids))
+    return _html("tokens", lines=lines, trained=sum(mask), total=len(ids))
 
 
 def selected(folder: str | Path, stage: str | None = None) -> pd.DataFrame:
-    """What a run's last SFT trained on, a row per example; ``folder`` is the run's, ``stage`` another SFT's (``bc``).
+    """What the last SFT of the run in ``folder`` trained on, a row per example; ``stage`` chooses another SFT (``bc``).
 
     Columns: task, by (who played the win), kind, state (i of the state s_i that it solves: loss from turn i on),
     won_from (the simulated state that won), turns, loss_turns, expert_loss_turns, learnt (the actions that carry
-    loss). :class:`~eef.analysis.figures.FigureError` where the run has no such stage.
+    loss). :class:`~eef.analysis.arms.FigureError` if the run has no such stage.
     """
-    found = sorted(Path(folder).glob("sft-*/examples.jsonl"), key=lambda path: (len(path.parent.name), path))
-    found = (
-        [Path(folder) / stage / "examples.jsonl"] if stage else found or sorted(Path(folder).glob("*/examples.jsonl"))
-    )
-    if not found or not found[-1].is_file():
+    paths = sorted(Path(folder).glob("sft-*/examples.jsonl"), key=lambda path: (len(path.parent.name), path))
+    paths = paths or sorted(Path(folder).glob("*/examples.jsonl"))
+    if stage:
+        paths = [Path(folder) / stage / "examples.jsonl"]
+    if not paths or not paths[-1].is_file():
         raise FigureError(
-            f"{folder} has no {stage or 'SFT'} stage with examples: name a run that trained, see `eef runs`"
+            f"{folder} has no {stage or 'SFT'} stage with examples: choose a run that trained (`eef runs`)"
         )
-    starts = read_json(found[-1].with_name("learn_from.json"))["learn_from"]
-    return frame([Example(one, start) for one, start in zip(load(found[-1]), starts, strict=True)])
+    starts = read_json(paths[-1].with_name("learn_from.json"))["learn_from"]
+    return example_table([Example(one, start) for one, start in zip(load(paths[-1]), starts, strict=True)])
 
 
-def frame(examples: Sequence[Example]) -> pd.DataFrame:
+def example_table(examples: Sequence[Example]) -> pd.DataFrame:
     """Selected examples as a DataFrame; columns as in :func:`selected`."""
     rows = []
     for example in examples:
@@ -175,71 +182,26 @@ def frame(examples: Sequence[Example]) -> pd.DataFrame:
 
 
 def selection(run: str | Path | Sequence[Example], stage: str | None = None) -> HTML:
-    """The selection of a whole run (its folder, or the examples themselves) as a table to sort and filter.
+    """The selection of a run (its folder, or the examples themselves) as a table to sort and filter.
 
     Columns and errors as in :func:`selected`.
     """
-    rows = selected(run, stage) if isinstance(run, (str, Path)) else frame(run)
+    rows = selected(run, stage) if isinstance(run, (str, Path)) else example_table(run)
     sums = rows[["loss_turns", "expert_loss_turns"]].sum()
     later = int((rows["state"] > 0).sum())
     caption = f"{len(rows)} examples, {later} of them for states after s0; {sums.iloc[0]} turns carry loss, "
-    return table(rows, caption + f"{sums.iloc[1]} of them the expert's in simulations from its states.")
+    return sortable_table(rows, caption + f"{sums.iloc[1]} of them by the expert, before the policy took over.")
 
 
-def table(rows: pd.DataFrame, caption: str = "") -> HTML:
-    """A DataFrame as a table that sorts by a click on a column's name and filters by what is typed under it."""
+def sortable_table(rows: pd.DataFrame, caption: str = "") -> HTML:
+    """A DataFrame as a table that is sorted by a click on a column's name, with a filter below each name."""
     numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in rows.dtypes]
     cells = [["" if pd.isna(value) else str(value) for value in row] for row in rows.itertuples(index=False)]
-    return _html("table", names=list(rows), rows=cells, numeric=numeric, caption=caption)
+    return _html("sortable_table", names=list(rows), rows=cells, numeric=numeric, caption=caption)
 
 
-def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
-    """Training loss against steps, a line per training stage of each run, from the runs' ``metrics.jsonl``.
-
-    ``runs`` comes from :func:`eef.tracking.runs.load_runs`. Runs that share a stage (behaviour cloning) share its line;
-    colours are arms. Writes PNG, SVG and the table behind them into ``out`` (``learning_curves.csv``: arm, stage, seed,
-    step, epoch, loss, run_id) and returns the PNG's path. :class:`~eef.analysis.figures.FigureError` where no run
-    logged one.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    lines: list[dict[str, Any]] = []
-    seen: set[Any] = set()
-    for arm, group in by_arm(runs).items():
-        for row in records(group):
-            folder = Path(row["folder"])
-            for metric in read_rows(folder / "metrics.jsonl"):
-                key = (folder / metric["stage"]).resolve()
-                if metric.get("loss") is None or (key in seen and (key, row["run_id"]) not in seen):
-                    continue
-                seen |= {key, (key, row["run_id"])}
-                name = "BC, shared" if metric["stage"] == "bc" else arm_name(arm, runs["experts"].nunique() > 2)
-                about = {"arm": name, "stage": metric["stage"], "seed": row["seed"]}
-                lines.append({**about, **{k: metric[k] for k in ("step", "epoch", "loss")}, "run_id": row["run_id"]})
-    if not lines:
-        raise FigureError("none of these runs logged a training loss in its metrics.jsonl: train one, see `eef runs`")
-    found = pd.DataFrame(lines)
-    path = write_table(found, out, "learning_curves")
-    seeds = found["seed"].nunique()
-    subtitle = f"{runs['env'].iloc[0]} · {seeds} seed{'s' * (seeds > 1)} · mean loss per learnt token"
-    with picture(out, "learning_curves", (8, 5), "Learning curves", subtitle, (0.8, 0.12, 0.7, 0.6)) as axes:
-        names = list(found["arm"].unique())
-        for _, line in found.groupby(["arm", "stage", "seed", "run_id"], sort=False):
-            name = line["arm"].iloc[0]
-            axes.plot(line["step"], line["loss"], color=f"C{names.index(name) % 10}", linewidth=1.2, label=name)
-        handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("optimisation step")
-        axes.set_ylabel("loss")
-        axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5)
-    return path.with_suffix(".png")
-
-
-def _html(macro: str, **given: Any) -> HTML:
+def _html(macro: str, **values: Any) -> HTML:
     template = Environment(autoescape=True).from_string(
         (PACKAGE / "analysis" / "views.html").read_text(encoding="utf-8")
     )
-    return HTML(f"{getattr(template.module, macro)(**given)}")
+    return HTML(f"{getattr(template.module, macro)(**values)}")

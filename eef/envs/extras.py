@@ -27,14 +27,31 @@ def next_step(action: str) -> str:
     return f"The next step towards what the task asks for is to {action}."
 
 
+def _no_note(action: str, observation: str) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A navigation skill (paper, Figure 2): an action that begins with ``pattern``, in any case, uses it.
+
+    ``pattern`` is a regular expression, ``label`` the skill's name in figures. A run's summary counts the skills of one
+    ``kind`` together, as ``wins_KIND``.
+    """
+
+    pattern: str
+    label: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class ScriptedExperts:
     """Experts that play by rules and make random mistakes.
 
     ``play(env, task, noise, seed)`` plays one episode and returns it; equal arguments must give an equal trajectory. It
     may leave ``env`` in any state. ``noise`` maps the name of each expert (such as ``strong``) to a dataclass of its
-    error rates, and ``perfect`` holds the rates of an expert that never errs. Define all of them in the module of
-    ``play``: its code is part of the key of the expert trajectories.
+    error rates, and ``perfect`` contains the rates of an expert without errors. ``play`` must be a module-level
+    function, since the code of its module is part of the key of the expert trajectories.
     """
 
     play: Callable[[Any, str, Any, int], Trajectory]
@@ -67,19 +84,22 @@ class Extras:
     """The optional parts; every field has a default.
 
     ``instructions``: the first message of a ReAct conversation. ``thought(action)``: the sentence before an action in
-    the one-shot example, which a scripted expert plays. ``skills``: the navigation skills of the paper's Figure 2, each
-    a name and a regular expression that matches an action; results tables get one column per skill.
-    ``groups(env, tasks)``: a group for each task, such as a difficulty grade, or None; win rates are also reported per
-    group. ``parts(observation)``: the parts of an observation, which views show one by one. ``experts``: scripted
-    experts. ``aliases``: a class of the protocol :class:`WordAliases`, which replaces words by symbols, for a policy
-    with a small vocabulary.
+    the one-shot example, which a scripted expert plays. ``skills``: navigation skills by name; results tables get one
+    column per skill, and Figure 2 draws the first as its main bar. ``groups(env, tasks)``: a group for each task, such
+    as a difficulty grade, or None; win rates are also reported per group. ``parts(observation)``: the parts of an
+    observation, which views show one by one. ``goal(observation)``: what the first observation asks for, the heading of
+    Figure 1. ``note(action, observation)``: what Figure 1 writes beside an action, such as the title of the product
+    that it opens; ``observation`` is the one before the action. ``experts``: scripted experts. ``aliases``: a class of
+    the protocol :class:`WordAliases`, which replaces words by symbols, for a policy with a small vocabulary.
     """
 
     instructions: str = ""
     thought: Callable[[str], str] = next_step
-    skills: Mapping[str, str] = field(default_factory=dict)
+    skills: Mapping[str, Skill] = field(default_factory=dict)
     groups: Callable[[Any, Sequence[str]], dict[str, str] | None] = lambda env, tasks: None
     parts: Callable[[str], list[str]] = _whole
+    goal: Callable[[str], str] = str
+    note: Callable[[str, str], str] = _no_note
     experts: ScriptedExperts | None = None
     aliases: type[WordAliases] | None = None
 

@@ -1,15 +1,15 @@
-"""What an executed notebook depends on: the code that it imports, and the files that its parameters name.
+"""The inputs of a notebook: the code that it imports, and the files that its parameters name.
 
-A parameter names files only where the comment beside it in the parameters cell says so; a string that happens to be a
-path is text. Three forms are understood, at the beginning of the comment; what follows a semicolon is for people::
+A parameter names files only if its comment in the parameters cell says so. Any other string is text, even if a path of
+that name exists. The comment must begin with one of these forms; text after a semicolon is for readers::
 
     data = ""  # file or folder: the official files; empty: the embedded catalogue
     experts = "strong"  # names or files, joined by +: strong, weak; others are trajectory files
     model = "embedded"  # name or folder: embedded; or a name of the hub
     env_options = {}  # may name files: split (or simulator, official); keywords of the environment
 
-Where names are possible, those listed are never taken for paths. Any other value that exists as a path is one, and one
-with a file suffix or a directory separator must exist. Only ``org/model`` need not, where the comment says ``hub``.
+The names that a comment lists are never paths. Any other value is a path if such a path exists. A value with a file
+suffix or a directory separator must exist, except ``org/model`` if the comment mentions the ``hub``.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ _HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Files:
-    """A declaration: ``names`` that are not files (None where only files are possible), whether they are ``joined`` by
-    ``+``, and whether names of the hub are possible."""
+    """A declaration of files.
+
+    ``names`` are values that are not files (None: every value is a file), ``joined`` says whether several values may be
+    joined by ``+``, and ``hub`` whether a value may name a model of the hub.
+    """
 
     names: tuple[str, ...] | None = None
     joined: bool = False
@@ -45,7 +48,7 @@ class Files:
 
 
 def declaration(comment: str) -> Files | dict[str, Files] | None:
-    """What a parameter's comment declares: files, files under some keys of a dictionary, or None."""
+    """What the comment of a parameter declares: files, files under some keys of a dictionary, or nothing (None)."""
     text = comment.strip("# ")
     if match := _FILES.match(text):
         return Files(_words(match[3]) if match[1] else None, bool(match[2]), bool(match[1]) and "hub" in text)
@@ -61,9 +64,9 @@ def _words(text: str) -> tuple[str, ...]:
 def on_files(
     files: Files | Mapping[str, Files] | None, value: Any, key: str, folders: Sequence[Path], use: Callable[[Path], str]
 ) -> Any:
-    """``value`` with ``use(path)`` in place of each path; all else stays. Relative paths are looked up in ``folders``.
+    """Replace each path in ``value`` by ``use(path)``. Relative paths are looked up in ``folders``.
 
-    FileNotFoundError for a path that exists in none of them; it names ``key``.
+    Raises FileNotFoundError, with ``key`` in its message, for a path that exists in none of them.
     """
     if files is None or not value:
         return value
@@ -103,32 +106,32 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def content(path: Path) -> str:
-    """What stands for a path in a mark. A file's stem counts: it names the source of its trajectories."""
+    """What a mark contains for a path. The stem of a file counts, since it names the source of its trajectories."""
     return f"{path.stem}:{path_key(path)}" if path.is_file() else path_key(path)
 
 
 def read_notebook(path: Path) -> Any:
-    """A notebook as nbformat's object, in format 4. ValueError for a file that is not a notebook."""
+    """Read a notebook with nbformat, in format 4. Raises ValueError for a file that is not a notebook."""
     import nbformat
 
     try:
         return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError, nbformat.ValidationError) as error:
         reason = str(error).partition("\n")[0][:100]
-        raise ValueError(f"{path} is not a Jupyter notebook ({reason}): name an .ipynb file") from None
+        raise ValueError(f"{path} is not a Jupyter notebook ({reason}): use an .ipynb file") from None
 
 
 def last_on_path(notebook: Path) -> list[Path]:
-    """The folders that come after the libraries on the kernel's ``sys.path``."""
+    """The folders that follow the libraries on the kernel's ``sys.path``."""
     return list(dict.fromkeys([PACKAGE.parent, notebook.parent, Path.cwd()]))
 
 
 def code_of(notebook: Path) -> dict[str, Any]:
-    """Hashes of the code that a notebook runs: its cells, what they import of this package, and the user's own modules.
+    """Hashes of the code that a notebook runs: its cells, their imports from this package, and the user's own modules.
 
-    The latter are modules and packages beside the notebook, in the current folder or in the checkout. Every environment
-    counts, since ``make_env`` imports them by name, and so do the base models and prompts of this package. Comments and
-    docstrings of modules do not count. ValueError where a cell or a module is not valid Python.
+    The user's modules are those beside the notebook, in the current folder or in the checkout. All environments count,
+    since they are imported by name, and so do the base models and prompts of this package. Comments and docstrings of
+    modules are ignored. Raises ValueError if a cell or a module is not valid Python.
     """
     from IPython.core.inputtransformer2 import TransformerManager  # %magics to Python
 
@@ -142,13 +145,16 @@ def code_of(notebook: Path) -> dict[str, Any]:
         hashes = {name: source_hash(path) for name, path in beside.items()}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{notebook}: {error}") from None
-    # The releases of libraries do not count: an update must not start a finished sweep anew. A warning names them.
+    # Releases of libraries are left out: an update must not repeat a finished sweep. The sweep prints a warning.
     sources = code_key(*sorted(modules))["sources"]
     return {"cells": code, "sources": sources, "beside": hashes, "data": _package_data()}
 
 
 def _environments() -> list[str]:
-    return [f"{PACKAGE.name}.envs.{path.parent.name}" for path in (PACKAGE / "envs").glob("*/__init__.py")]
+    """The modules that are imported by an environment's name: its package and its extras."""
+    folders = [path.parent for path in (PACKAGE / "envs").glob("*/__init__.py")]
+    extras = [f"{PACKAGE.name}.envs.{folder.name}.extras" for folder in folders if (folder / "extras.py").is_file()]
+    return [*(f"{PACKAGE.name}.envs.{folder.name}" for folder in folders), *extras]
 
 
 def _imported(source: str) -> list[str]:
@@ -162,7 +168,7 @@ def _imported(source: str) -> list[str]:
 
 
 def _own_modules(names: Iterable[str], folders: Iterable[Path]) -> dict[str, Path]:
-    """Source files in ``folders`` of the modules ``names`` and of all that these import, by module name."""
+    """Source files in ``folders`` of the modules ``names`` and of the modules that they import, by module name."""
     installed = [*site.getsitepackages(), site.getusersitepackages()]
     searched = [folder for folder in folders if str(folder) not in installed]
     waiting, files = list(names), dict[str, Path]()
@@ -175,7 +181,7 @@ def _own_modules(names: Iterable[str], folders: Iterable[Path]) -> dict[str, Pat
         path = next((path for folder in first or searched if (path := _source(folder, name))), None)
         if path is not None and not _is_library(top, installed):
             files[name] = path
-            parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # they run first
+            parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]  # run before it
             waiting += [*parents, *file_imports(path, name)]
     return files
 
@@ -186,13 +192,13 @@ def _source(folder: Path, module: str) -> Path | None:
 
 
 def _is_library(name: str, installed: Sequence[str]) -> bool:
-    """Whether a top-level module is Python's own or installed, and so hides a module of this name beside a notebook."""
+    """Whether a top-level module is installed or part of Python, so that it hides a module beside the notebook."""
     spec = PathFinder.find_spec(name, installed)
     return name in sys.stdlib_module_names or (spec is not None and spec.origin is not None)
 
 
 def _package_data() -> str:
-    """Hash of the data that this package ships: base models and prompts."""
+    """Hash of the data in this package: base models and prompts."""
     models = {path.parent.name: model_key(str(path.parent)) for path in PACKAGE.glob("models/*/config.json")}
     prompts = {path.parent.name: file_key(path) for path in PACKAGE.glob("envs/*/instructions.txt")}
     return digest({"models": models, "prompts": prompts})

@@ -1,4 +1,4 @@
-"""What a sweep shows while it works: a live table on a terminal, plain lines elsewhere."""
+"""The progress of a sweep: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from eef.sweeps.executors import last_line
 _COLOURS = {"failed": "bold red", "runs": "bold cyan", "done": "green", "waits": "dim", "queued": "yellow"}
 
 
-class Row(Protocol):
-    """What the table needs to know of a point."""
+class ShownPoint(Protocol):
+    """The attributes of a point that are shown."""
 
     label: str
     state: str  # finished, waits, queued, runs, done, failed
@@ -27,17 +27,17 @@ class Row(Protocol):
 
 
 class Screen:
-    """The state of ``points``; :meth:`encode_action` prints a line for good, :meth:`show` brings the table up to date.
+    """Shows the state of ``points``: :meth:`log` prints a permanent line, :meth:`update` redraws the table.
 
-    Where ``console`` is no terminal there is no table, and what runs is told every ``every`` seconds.
+    If ``console`` is not a terminal there is no table, and the running points are printed every ``every`` seconds.
     """
 
-    def __init__(self, points: Sequence[Row], console: Console | None = None, every: float = 30.0) -> None:
+    def __init__(self, points: Sequence[ShownPoint], console: Console | None = None, every: float = 30.0) -> None:
         self.points = points
         self.console = console or Console()
         self.every = every
-        self.begun = self.told = time.monotonic()
-        # no thread of its own: children are forked from here
+        self.start = self.last_update = time.monotonic()
+        # without a refresh thread, since this process forks
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 
     def __enter__(self) -> Screen:
@@ -47,62 +47,65 @@ class Screen:
 
     def __exit__(self, *error: object) -> None:
         if self.live:
-            self.live.update("", refresh=True)  # the closing table says it all
+            self.live.update("", refresh=True)  # the sweep prints a final table
             self.live.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print lines above the table."""
         if self.live:
             self.console.print(Text(text), soft_wrap=True)
         else:
             print(text, flush=True)
 
-    def show(self) -> None:
-        """Draw the table anew, or print what runs when it is time."""
+    def update(self) -> None:
+        """Redraw the table, or print the running points; at most once per interval."""
         now = time.monotonic()
         if self.live:
-            if now - self.told > 0.5 or self.told == self.begun:
-                self.told = now
-                self.live.update(self.table(), refresh=True)
-        elif now - self.told > self.every:
-            self.told = now
-            at_work = [point for point in self.points if point.state in ("runs", "queued")]
-            if at_work:
-                doing = [f"{p.label}: {last_line(p.base)}" for p in at_work[:4]]
-                print(f"        {'; '.join(doing + [f'and {len(at_work) - 4} more'] * (len(at_work) > 4))}", flush=True)
+            if now - self.last_update > 0.5 or self.last_update == self.start:
+                self.last_update = now
+                self.live.update(self.render(), refresh=True)
+        elif now - self.last_update > self.every:
+            self.last_update = now
+            running = [point for point in self.points if point.state in ("runs", "queued")]
+            if running:
+                lines = [f"{point.label}: {last_line(point.base)}" for point in running[:4]]
+                more = [f"and {len(running) - 4} more"] * (len(running) > 4)
+                print(f"        {'; '.join(lines + more)}", flush=True)
 
     def left(self) -> str:
-        """``3 of 8, about 40 s left``, by the mean so far."""
-        over = sum(point.state in ("done", "failed") for point in self.points)
-        counted = f"{over} of {len(self.points)}"
-        if not 0 < over < len(self.points):
-            return counted
-        return f"{counted}, about {_clock((time.monotonic() - self.begun) / over * (len(self.points) - over))} left"
+        """How many points have ended and an estimate of the time left, such as ``3 of 8, about 40 s left``."""
+        ended = sum(point.state in ("done", "failed") for point in self.points)
+        count = f"{ended} of {len(self.points)}"
+        if not 0 < ended < len(self.points):
+            return count
+        seconds = (time.monotonic() - self.start) / ended * (len(self.points) - ended)
+        return f"{count}, about {_clock(seconds)} left"
 
-    def table(self) -> Group:
-        """What failed, runs, is done last and waits next, as far as the terminal's height allows."""
-        by: dict[str, list[Any]] = {
+    def render(self) -> Group:
+        """The table of failed, running, last done and next waiting points, limited to the terminal's height."""
+        by_state: dict[str, list[Any]] = {
             state: [p for p in self.points if p.state == state] for state in ("failed", "runs", "queued", "done")
         }
-        by["waits"] = [point for point in self.points if point.state == "waits"]
+        by_state["waits"] = [point for point in self.points if point.state == "waits"]
         room = max(6, self.console.height - 5)
-        kept = {"runs": by["runs"][: room // 2], "failed": by["failed"][-(room // 4) :]}
-        left = max(1, (room - sum(map(len, kept.values()))) // 3)
-        kept |= {"queued": by["queued"][:left], "done": by["done"][-left:], "waits": by["waits"][:left]}
+        visible = {"runs": by_state["runs"][: room // 2], "failed": by_state["failed"][-(room // 4) :]}
+        rest = max(1, (room - sum(map(len, visible.values()))) // 3)
+        visible["queued"], visible["done"] = by_state["queued"][:rest], by_state["done"][-rest:]
+        visible["waits"] = by_state["waits"][:rest]
         table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
         table.add_column("state", width=7)
         table.add_column("point", no_wrap=True)
         table.add_column("time", justify="right", width=8)
-        table.add_column("doing", no_wrap=True, ratio=1, overflow="ellipsis")
+        table.add_column("last line", no_wrap=True, ratio=1, overflow="ellipsis")
         for state in ("done", "failed", "runs", "queued", "waits"):
-            if hidden := len(by[state]) - len(kept[state]):
+            if hidden := len(by_state[state]) - len(visible[state]):
                 table.add_row(Text(state, _COLOURS[state]), Text(f"… {hidden} more", "dim"), "", "")
-            for point in kept[state]:
+            for point in visible[state]:
                 seconds = time.monotonic() - point.start if state in ("runs", "queued") else point.seconds
-                doing = last_line(point.base) if state == "runs" else ""
-                row = (Text(point.label), _clock(seconds) if seconds else "", Text(doing, "dim"))
+                status = last_line(point.base) if state == "runs" else ""
+                row = (Text(point.label), _clock(seconds) if seconds else "", Text(status, "dim"))
                 table.add_row(Text(state, _COLOURS[state]), *row)
-        counts = " · ".join(f"{len(points)} {state}" for state, points in by.items() if points)
+        counts = " · ".join(f"{len(points)} {state}" for state, points in by_state.items() if points)
         return Group(table, Text(f"{counts}   [{self.left()}]", "bold"))
 
 

@@ -1,7 +1,7 @@
-"""YAML as people mean it: values that YAML 1.1 would read as something else are refused, with the right spelling.
+"""YAML without surprises: values that YAML 1.1 would misread are refused, and the message gives the right spelling.
 
 Duplicate keys, dates, leading zeros, ``1e-3`` (text in YAML 1.1), ``1:30``, ``.nan`` and keys that are not text are
-errors that name the file, the line and the key. On the command line ``1e-3`` is a number: no other program reads it.
+errors. The message names the file, the line and the key. On the command line ``1e-3`` is a number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"([-+]?)((0|[1-9]\d*)(\.\d*)?|\.\d+)(?:[eE]([-+]?)(\d+))?$
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that checks the whole document before it builds any value."""
+    """A YAML loader that checks the whole document before it builds any value."""
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
@@ -42,20 +42,20 @@ class _Loader(yaml.SafeLoader):
             for index, item in enumerate(node.value):
                 self._check(item, f"{key}[{index}]", (*parents, node))
         elif isinstance(node, yaml.MappingNode):
-            self.flatten_mapping(node)  # a key that a merge (<<) brings counts as a duplicate, too
+            self.flatten_mapping(node)  # a key from a merge (<<) can be a duplicate too
             names = set()
             for name, value in node.value:
                 if name.tag not in _TEXT:
                     raise _Refused(name, key, f"the key {name.value} is not text: put it in quotes")
                 inner = f"{key}.{name.value}" if key else name.value
                 if name.value in names:
-                    raise _Refused(name, inner, "the key is set twice: remove one of the two")
+                    raise _Refused(name, inner, "the key is duplicated: remove one of the two")
                 names.add(name.value)
                 self._check(value, inner, (*parents, node))
 
 
 class _CommandLine(_Loader):
-    """The same, with numbers as YAML 1.2 reads them."""
+    """The same loader, with numbers as in YAML 1.2."""
 
 
 _CommandLine.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("+-.0123456789"))
@@ -69,14 +69,14 @@ class _Refused(Exception):
 
 
 def _reason(node: yaml.ScalarNode) -> str | None:
-    """Why a scalar is refused; None for one that means what it says."""
+    """Why a scalar is refused, or None if it is accepted."""
     text, tag = node.value, node.tag.rpartition(":")[2]
     if tag == "timestamp":
         return f"{text} is read as a date: put it in quotes"
     if node.tag not in _KINDS:
         return f"the tag {node.tag} is not supported"
     if tag in ("int", "float") and ":" in text:
-        return f"{text} is read as a number to base 60: put it in quotes, or write the number in full"
+        return f"{text} is read as a base-60 number: put it in quotes, or write the number in full"
     if node.style is None and _LEADING_ZERO.fullmatch(text):
         return f"{text} has a leading zero and is read as octal or as text: write the number without it, or use quotes"
     if tag == "str" and node.style is None and (number := _NUMBER.fullmatch(text)):
@@ -93,10 +93,10 @@ def _float(text: str) -> float:
     return float(text.replace("_", ""))
 
 
-def load(text: str, name: str, command_line: bool = False) -> Any:
-    """The value of a YAML document, or of one value of the command line.
+def load_yaml(text: str, name: str, command_line: bool = False) -> Any:
+    """Parse a YAML document, or one value from the command line.
 
-    ValueError, with ``name`` and the line of a document, where it is invalid or ambiguous.
+    Raises ValueError for invalid or ambiguous YAML. The message starts with ``name`` and, for a document, the line.
     """
     try:
         return yaml.load(text, _CommandLine if command_line else _Loader)

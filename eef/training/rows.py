@@ -1,4 +1,4 @@
-"""Trajectories as rows to train on: token ids, which of them carry loss, and how rows make a batch."""
+"""Trajectories as training rows: token ids and loss masks, and how rows are batched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from eef.agents.policy import Policy
     from eef.selection import Example
 
-IGNORE = -100  # the label that transformers leaves out of the loss
+IGNORE = -100  # transformers leaves tokens with this label out of the loss
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Row:
 
 
 def rows_of(policy: Policy, examples: Sequence[Example]) -> tuple[list[Row], int]:
-    """Examples as training rows, one each, and how many were dropped because they exceed the policy's context."""
+    """One training row for each example, and the number of examples dropped because they exceed the context."""
     rows, dropped = [], 0
     for example in examples:
         ids, mask = policy.chat.render(example.trajectory, example.mask)
@@ -36,40 +36,40 @@ def rows_of(policy: Policy, examples: Sequence[Example]) -> tuple[list[Row], int
     return rows, dropped
 
 
-def united(rows: Sequence[Row]) -> list[Row]:
-    """Rows of which one's ids begin another's become one row with the union of their masks; the others stay.
+def merge_prefix_rows(rows: Sequence[Row]) -> list[Row]:
+    """Merge rows that are prefixes of other rows into these, with the union of their masks.
 
-    A causal model gives a token the same loss in both, so the gradient of the sum is the same. Only masks that do not
-    meet are united: a token that a method counts twice stays in two rows and weighs twice. A union stands where the
-    first of its rows stood.
+    A causal model gives a token the same loss in both, so the gradient of the sum does not change. Rows are merged only
+    where their masks are disjoint: a token that a method counts twice stays in two rows. A merged row takes the place
+    of the first of its rows.
     """
-    order = sorted(range(len(rows)), key=lambda place: rows[place].ids, reverse=True)  # a beginning after its ends
-    hosts: list[tuple[Row, int]] = []
+    order = sorted(range(len(rows)), key=lambda place: rows[place].ids, reverse=True)  # prefixes after longer rows
+    merged: list[tuple[Row, int]] = []  # and the place of each
     for place in order:
         row = rows[place]
-        at = _host(hosts, row)
+        at = _longer_row(merged, row)
         if at is None:
-            hosts.append((row, place))
+            merged.append((row, place))
         else:
-            host, earliest = hosts[at]
-            mask = tuple(a or b for a, b in zip(row.mask, host.mask, strict=False)) + host.mask[len(row.mask) :]
-            hosts[at] = (Row(host.ids, mask), min(earliest, place))
-    return [row for row, _ in sorted(hosts, key=lambda pair: pair[1])]
+            longer, first = merged[at]
+            mask = tuple(a or b for a, b in zip(row.mask, longer.mask, strict=False)) + longer.mask[len(row.mask) :]
+            merged[at] = (Row(longer.ids, mask), min(first, place))
+    return [row for row, _ in sorted(merged, key=lambda pair: pair[1])]
 
 
-def _host(hosts: Sequence[tuple[Row, int]], row: Row) -> int | None:
-    """The last of ``hosts`` that begins with ``row`` and learns none of its tokens; those that begin so are last."""
-    for at in range(len(hosts) - 1, -1, -1):
-        host = hosts[at][0]
-        if host.ids[: len(row.ids)] != row.ids:
+def _longer_row(merged: Sequence[tuple[Row, int]], row: Row) -> int | None:
+    """Index of the last merged row that begins with ``row`` and has a disjoint mask; all that begin so are last."""
+    for at in range(len(merged) - 1, -1, -1):
+        longer = merged[at][0]
+        if longer.ids[: len(row.ids)] != row.ids:
             return None
-        if not any(a and b for a, b in zip(row.mask, host.mask, strict=False)):
+        if not any(a and b for a, b in zip(row.mask, longer.mask, strict=False)):
             return at
     return None
 
 
 def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """Rows padded on the right: ``input_ids``, ``attention_mask``, ``labels``, each (rows, longest)."""
+    """A batch of rows padded on the right: ``input_ids``, ``attention_mask``, ``labels``, each (rows, longest)."""
     longest = max(len(item["input_ids"]) for item in items)
     ids = torch.full((len(items), longest), pad)
     labels = torch.full((len(items), longest), IGNORE)
@@ -83,9 +83,9 @@ def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
 
 
 def flatten(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows one behind the other without padding: ``input_ids``, ``labels``, ``position_ids``, each (1, tokens).
+    """A batch of rows in sequence, without padding: ``input_ids``, ``labels``, ``position_ids``, each (1, tokens).
 
-    What keeps the rows apart is that positions begin anew; an attention mask or a cache would let them see each other.
+    Positions that restart at 0 separate the rows. An attention mask or a cache would let them attend to each other.
     """
     rows = [{"input_ids": list(item["input_ids"]), "labels": _labels(item).tolist()} for item in items]
     return {**DataCollatorWithFlattening()(rows), "use_cache": False}

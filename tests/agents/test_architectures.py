@@ -21,10 +21,11 @@ from eef.agents.cached_engine import CachedEngine
 from eef.agents.chat import Chat
 from eef.agents.policy import Policy
 from eef.envs.webshop.pretraining import vocabulary
+from eef.lab import resolved
 from eef.models.pretrain import word_tokenizer
 from eef.settings import Settings
 from eef.training.rows import Row, collate, flatten
-from eef.training.trainer import fit
+from eef.training.sft import fit
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -230,9 +231,9 @@ def test_an_unsupported_architecture_is_refused_before_weights_are_loaded(name: 
     AutoConfig.for_model(name, **REFUSED[name]).save_pretrained(tmp_path)
     settings = Settings(model=str(tmp_path), context=512)
     with pytest.raises(ValueError, match=r"model=.*(state that our engine cannot cache|position_ids).*engine="):
-        settings.resolved()
+        resolved(settings)
     played_by_server = Settings(model=str(tmp_path), context=512, engine="http://localhost:8000")
-    assert played_by_server.resolved().context == 512
+    assert resolved(played_by_server).context == 512
 
 
 def test_a_loaded_model_with_a_state_is_refused_too() -> None:

@@ -19,10 +19,11 @@ from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.vllm import ServedPolicy, VllmEngine, served
 from eef.experts import expert_trajectories
+from eef.lab import resolved
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
 from eef.training.rows import Row
-from eef.training.trainer import fit
+from eef.training.sft import fit
 from eef.trajectory import Trajectory
 
 DRAWS = {slot: (lambda: 0.0) for slot in range(8)}
@@ -139,7 +140,7 @@ def test_the_longest_conversation_is_the_one_that_a_models_files_name(
     _saved(tokenizer, tmp_path / "tokenizer")
     own = type(tokenizer).from_pretrained(tmp_path / "tokenizer", model_max_length=888)
     _saved(own, tmp_path)
-    assert Settings(model=str(tmp_path), engine="http://localhost:1").resolved().context == context
+    assert resolved(Settings(model=str(tmp_path), engine="http://localhost:1")).context == context
     if kind == "bloom":
         own.model_max_length = 10**30
         _saved(own, tmp_path)

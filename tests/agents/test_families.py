@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from eef.agents import react
 from eef.agents.chat import Chat
 from eef.envs.webshop import WebShop
+from eef.experiment import experiment
 from eef.lab import scaffold
-from eef.methods import experiment
 from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn, load
 
@@ -170,7 +170,7 @@ def test_a_run_of_a_language_model_with_thoughts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": "reakt"}, "prompt='reakt': known are"),
+        ({"prompt": "reakt"}, "prompt='reakt' must be one of"),
         ({"one_shot": True}, "needs prompt='react'"),
         ({"prompt": "react"}, "needs a language model"),
     ],

@@ -22,7 +22,7 @@ from eef.agents.rollout import Start, simulate
 from eef.envs import Step, TextEnv
 from eef.selection import Example
 from eef.training.rows import rows_of
-from eef.training.trainer import sft
+from eef.training.sft import sft
 from eef.trajectory import Trajectory, Turn
 
 COUNT = int(os.environ.get("EEF_FUZZ_PAGES", "60"))

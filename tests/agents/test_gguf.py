@@ -16,10 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from eef.agents.cached_engine import CachedEngine
 from eef.agents.model_files import load_tokenizer
 from eef.agents.policy import Policy
+from eef.lab import resolved
 from eef.settings import Settings
 from eef.tracking.keys import model_key
 from eef.training.rows import Row
-from eef.training.trainer import fit
+from eef.training.sft import fit
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -110,7 +111,7 @@ def test_a_gguf_file_or_its_folder_is_a_model(as_folder: bool, file: Path, tmp_p
     engine = CachedEngine(policy, 1)
     engine.start({0: ids})
     assert engine.generate([0], {0: lambda: 0.0}, 0.0)[0][-1:] == list(policy.chat.end)
-    assert Settings(model=model).resolved().context == 512
+    assert resolved(Settings(model=model)).context == 512
     assert load_tokenizer(model).chat_template == CHATML
 
 

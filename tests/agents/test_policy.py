@@ -15,7 +15,7 @@ from eef.experts import demonstrations
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
 from eef.training.rows import collate, rows_of
-from eef.training.trainer import sft
+from eef.training.sft import sft
 
 DRAW = {slot: (lambda: 0.0) for slot in range(16)}
 

@@ -15,7 +15,7 @@ from eef.experts import demonstrations, expert_trajectories
 from eef.files import write_json
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
-from eef.training.stages import learn, learn_together
+from eef.training.stages import run_job, run_job_distributed
 from eef.trajectory import Trajectory, Turn
 
 
@@ -48,8 +48,8 @@ def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> N
         settings["beta"] = 0.1
     job = {"kind": kind, "policy": {"model": base}, "new_adapter": new, "settings": settings}
     steps: list[int] = []
-    expected = learn(job, data, one)
-    report = learn_together(job, two, 2, lambda step, *_: steps.append(step))
+    expected = run_job(job, data, one)
+    report = run_job_distributed(job, two, 2, lambda step, *_: steps.append(step))
     assert steps == list(range(1, 9)), "8 updates of 4 rows, the last of each epoch smaller"
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, two)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
@@ -82,9 +82,9 @@ def test_two_processes_resume_from_a_checkpoint_to_equal_weights(base: str, shop
 
         if stopped:
             with pytest.raises(KeyboardInterrupt):
-                learn_together(job, folder, 2, on_step)
+                run_job_distributed(job, folder, 2, on_step)
         seen.clear()
-        report = learn_together(job, folder, 2, lambda step, *_, seen=seen: seen.append(step))
+        report = run_job_distributed(job, folder, 2, lambda step, *_, seen=seen: seen.append(step))
         made[name] = (folder / "adapter_model.safetensors").read_bytes(), report
         assert seen[-1] == 160 and (seen[0] > 1) == stopped
     assert made["whole"] == made["stopped"]
@@ -97,7 +97,7 @@ def test_a_failing_process_says_why(base: str, tmp_path) -> None:
     job = {"kind": "sft", "policy": {"model": base}, "new_adapter": None, "settings": {"epochs": 1, "lr": 1e-3}}
     job["settings"] |= {"batch_size": 3, "seed": 0}
     with pytest.raises(RuntimeError, match="2 processes failed: ValueError: batch_size 3 cannot be shared by 2"):
-        learn_together(job, tmp_path, 2)
+        run_job_distributed(job, tmp_path, 2)
 
 
 def starts_of(shop: TextEnv) -> list[Start]:
@@ -148,4 +148,4 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, shop, tmp_path) -> No
     with pytest.raises(ValueError, match="processes=2, but there are 1 GPUs"):
         simulate_together({}, shop, [], 2)
     with pytest.raises(ValueError, match="processes=2, but there are 1 GPUs"):
-        learn_together({}, tmp_path, 2)
+        run_job_distributed({}, tmp_path, 2)

@@ -21,10 +21,10 @@ from eef.agents.chat import Chat
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.vllm import Server, ServerError, VllmEngine, served
-from eef.analysis.figures import FigureError, comparable
+from eef.analysis.arms import FigureError, comparable
+from eef.experiment import experiment
 from eef.experts import expert_trajectories
 from eef.files import read_json
-from eef.methods import experiment
 from eef.models.pretrain import make_model, save
 from eef.selection import cut_points
 from eef.settings import Settings

@@ -60,7 +60,7 @@ def test_what_differs_and_the_paired_difference(tmp_path: Path, capsys: pytest.C
     assert made.difference == pytest.approx(0.5) and 0.3 < made.low < 0.5 < made.high < 0.7 and made.pairs == 40
     assert main(["runs", "compare", "eef", "rft", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "stamp: the same" in said and "config.m" in said and "win rate, a less b: +50.0 points" in said
+    assert "stamp: the same" in said and "config.m" in said and "win rate, a minus b: +50.0 points" in said
 
 
 def test_runs_that_cannot_be_compared_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_prune_keeps_what_runs_need(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert mine == found | alone and a.stages["bc"].name not in mine
     assert main(["runs", "prune", "eef", "--root", str(tmp_path)]) == 0
     assert "would be removed; --yes does it" in capsys.readouterr().out and a.folder.is_dir()
-    with FileLock(tmp_path / ".sweep.lock"), pytest.raises(RunError, match="a sweep is at work"):
+    with FileLock(tmp_path / ".sweep.lock"), pytest.raises(RunError, match="a sweep is running"):
         prune(tmp_path, [a.folder])
     assert main(["runs", "prune", "eef", "--yes", "--root", str(tmp_path)]) == 0
     assert not a.folder.exists() and not a.stages["eval"].exists() and half.folder.exists()

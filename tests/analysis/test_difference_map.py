@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from eef.analysis.arms import FigureError
 from eef.analysis.difference_map import difference_map
-from eef.analysis.figures import FigureError
 from eef.trajectory import Trajectory, Turn, save
 
 TASKS = 10
@@ -109,7 +109,7 @@ def test_cells_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     with pytest.raises(FigureError, match=r"lr = 0.001: its arms have no seed in common"):
         difference_map(apart, "expert_noise.late", "lr", tmp_path)
     with pytest.raises(
-        FigureError, match=r"'expert_noise.early': 'early' is not in the configuration .*\(there: late\)"
+        FigureError, match=r"'expert_noise.early': 'early' is not in the configuration .*\(it has: late\)"
     ):
         difference_map(frame, "expert_noise.early", "lr", tmp_path)
     with pytest.raises(FigureError, match="no finished runs"):

@@ -9,20 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eef.analysis.figures import (
-    COLUMNS,
-    Arm,
-    FigureError,
-    arm_name,
-    arms,
-    by_arm,
-    comparable,
-    markdown,
-    paired_table,
-    run_table,
-    table,
-    win_rate_vs_budget,
-)
+from eef.analysis.arms import RUN_COLUMNS, Arm, FigureError, arm_name, arm_table, by_arm, comparable, run_table
+from eef.analysis.figures import learning_curves, win_rate_vs_budget
+from eef.analysis.tables import markdown, paired_table, results_table
+from eef.tracking.runs import log_metrics
 
 
 def row(method: str, rate: float, seed: int = 0, folder: str = "", **more: Any) -> dict[str, Any]:
@@ -77,7 +67,7 @@ def test_files_size_and_the_same_bytes_twice(tmp_path: Path) -> None:
 def test_the_table_behind_the_figure(tmp_path: Path) -> None:
     path = win_rate_vs_budget(runs(), tmp_path).with_suffix(".csv")
     lines = path.read_text().splitlines()
-    assert lines[0].split(",") == COLUMNS and len(lines) == 9
+    assert lines[0].split(",") == RUN_COLUMNS and len(lines) == 9
     assert "eef,1,,both,0,100,800,6000,0.32,0.22,0.42,0.32,,,0.443457,50,0," in lines[2]
     assert "0.333333" in path.read_text()
     assert run_table(runs())["run_id"].tolist() == run_table(runs().iloc[::-1])["run_id"].tolist()
@@ -89,7 +79,7 @@ def test_runs_with_different_stamps_are_refused(tmp_path: Path) -> None:
         win_rate_vs_budget(mixed, tmp_path)
     mixed = with_hashes({"catalogue": "c1"})
     with pytest.raises(FigureError, match=r"'chat' differs.*none in webshop__rft-1"):
-        table(mixed)
+        results_table(mixed)
     mixed = runs()
     mixed.loc[0, "env"] = "scienceworld"
     with pytest.raises(FigureError, match="'env' differs"):
@@ -106,15 +96,15 @@ def test_nothing_to_draw_and_doubled_runs(tmp_path: Path) -> None:
 
 
 def test_one_seed_shows_the_runs_own_interval() -> None:
-    found = arms(runs()).set_index("method")
+    found = arm_table(runs()).set_index("method")
     assert found.loc["sft_pos", "win_low"] == pytest.approx(0.1)
-    shown = table(runs())
+    shown = results_table(runs())
     assert shown.loc[shown["method"] == "ceiling", "95 % interval"].item() == "70.0 to 90.0"
 
 
 def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
     frame = seeded(tmp_path)
-    found = arms(frame).set_index("method")
+    found = arm_table(frame).set_index("method")
     assert found.loc["rft", "seeds"] == 3
     for name in ("rft", "eef"):
         assert (found["win_low"] < found["win_rate"])[name] and (found["win_rate"] < found["win_high"])[name]
@@ -122,11 +112,11 @@ def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
     assert picture.is_file() and len(picture.with_suffix(".csv").read_text().splitlines()) == 7
     (tmp_path / "rft1" / "eval" / "episodes.csv").unlink()
     with pytest.raises(FigureError, match=r"rft1/eval/episodes.csv is missing"):
-        arms(frame)
+        arm_table(frame)
 
 
 def test_markdown_lines_up() -> None:
-    lines = markdown(table(runs())).splitlines()
+    lines = markdown(results_table(runs())).splitlines()
     assert len(lines) == 10 and len({len(line) for line in lines}) == 1
     assert markdown(pd.DataFrame({"a": [1], "long name": ["x"]})).splitlines()[2] == "| 1 | x         |"
 
@@ -224,3 +214,32 @@ def test_more_arms_than_colours_leave_ablations_to_their_table(tmp_path: Path) -
     drawn = path.with_suffix(".svg").read_text()
     assert "EEF, M states" in drawn and "part0" not in drawn
     assert set(pd.read_csv(path.with_suffix(".csv"))["method"]) == set(many["method"])
+
+
+def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
+    (tmp_path / "stages" / "bc").mkdir(parents=True)
+    rows = []
+    for method, n in (("sft_pos", None), ("rft", 1)):
+        folder = tmp_path / method
+        folder.mkdir()
+        (folder / "bc").symlink_to(tmp_path / "stages" / "bc")
+        stages = ["bc"] if n is None else ["bc", "sft-0"]
+        losses = [{"stage": s, "step": i, "epoch": i / 3, "loss": 2.0 / i} for s in stages for i in (1, 2, 3)]
+        log_metrics(folder, [*losses, {"stage": "s0-0-0", "episodes": 5}])
+        about = {
+            "run_id": method,
+            "env": "webshop",
+            "method": method,
+            "seed": 0,
+            "experts": "strong",
+            "n": n,
+            "m": None,
+        }
+        rows.append({**about, "folder": str(folder)})
+    path = learning_curves(pd.DataFrame(rows), tmp_path / "out")
+    assert path.name == "learning_curves.png" and path.stat().st_size > 10_000
+    table = pd.read_csv(path.with_suffix(".csv"))
+    assert list(table["arm"]) == ["BC, shared"] * 3 + ["RFT × 1"] * 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FigureError, match="logged a training loss"):
+        learning_curves(pd.DataFrame([{**rows[0], "folder": str(tmp_path / "empty")}]), tmp_path / "out")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eef.analysis.figures import FigureError
+from eef.analysis.arms import FigureError
 from eef.analysis.report import page
 from eef.cli import main
 from eef.files import write_json

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eef.analysis.figures import FigureError
+from eef.analysis.arms import FigureError
 from eef.analysis.tables import ablation_table, main_table, readable, regime_table
 
 

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from eef.agents.actions import EXPLANATIONS, Problem
 from eef.agents.chat import Chat
 from eef.analysis import views
-from eef.analysis.figures import FigureError
+from eef.analysis.arms import FigureError
 from eef.files import write_json
 from eef.selection import Example, count, select
-from eef.tracking.runs import log_metrics
 from eef.trajectory import Trajectory, Turn, save
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -48,11 +47,11 @@ def test_a_failure_is_marked_as_in_the_papers_figure_1() -> None:
     """Simulations from s0, s2, s4, s6 fail, win, fail, win: a0-a1 and a4-a5 are kept, the rest is harmful."""
     one = expert()
     shown = views.trajectory(one, {0: None, 2: win(one, 2), 4: None, 6: win(one, 6)})
-    told = chips(shown)
-    assert [yes for yes, _ in told] == [True, True, False, False, True, True, False, False]
-    assert told[0][1] == "on the way from s0, which lost, to s2, which won"
-    assert told[2][1] == "harmful: from s2, which won, to s4, which lost"
-    assert told[7][1] == "harmful: from s6, which won, to the end, which lost"
+    turns = chips(shown)
+    assert [yes for yes, _ in turns] == [True, True, False, False, True, True, False, False]
+    assert turns[0][1] == "on the way from s0, which lost, to s2, which won"
+    assert turns[2][1] == "harmful: from s2, which won, to s4, which lost"
+    assert turns[7][1] == "harmful: from s6, which won, to the end, which lost"
     assert shown.data.count("needs recovery") == 1 and shown.data.count("the simulation from here lost") == 2
     assert "click[own]\nclick[buy now]" in shown.data and shown.data.count("<details") == 9 + 2
     assert shown._repr_html_() == shown.data
@@ -73,7 +72,9 @@ def test_an_example_says_why_of_each_turn() -> None:
     one = win(expert(), 4)
     why = [reason for _, reason in chips(views.trajectory(Example(one, 2)))]
     assert why[1] == "context: before s2, the state that this example solves"
-    assert why[2:] == ["the expert's, on the way to s4, from where the policy won"] * 2 + ["of the win from s4"] * 2
+    assert (
+        why[2:] == ["by the expert, on the way to s4, from which the policy won"] * 2 + ["part of the win from s4"] * 2
+    )
 
 
 def test_what_a_trajectory_holds_is_escaped_and_an_error_is_no_failure() -> None:
@@ -82,7 +83,7 @@ def test_what_a_trajectory_holds_is_escaped_and_an_error_is_no_failure() -> None
     shown = views.trajectory(one).data
     assert bad not in shown and html.escape(bad) in shown
     assert "env error" in shown and ">failed<" not in shown
-    assert bad not in views.table(pd.DataFrame({bad: [bad]}), bad).data
+    assert bad not in views.sortable_table(pd.DataFrame({bad: [bad]}), bad).data
 
 
 def test_a_turn_without_a_readable_action_shows_the_reason() -> None:
@@ -135,39 +136,10 @@ def test_the_selection_of_a_run_is_that_of_its_last_sft(tmp_path: Path) -> None:
     assert "0 examples" in views.selection([]).data
 
 
-def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
-    (tmp_path / "stages" / "bc").mkdir(parents=True)
-    rows = []
-    for method, n in (("sft_pos", None), ("rft", 1)):
-        folder = tmp_path / method
-        folder.mkdir()
-        (folder / "bc").symlink_to(tmp_path / "stages" / "bc")
-        stages = ["bc"] if n is None else ["bc", "sft-0"]
-        losses = [{"stage": s, "step": i, "epoch": i / 3, "loss": 2.0 / i} for s in stages for i in (1, 2, 3)]
-        log_metrics(folder, [*losses, {"stage": "s0-0-0", "episodes": 5}])
-        about = {
-            "run_id": method,
-            "env": "webshop",
-            "method": method,
-            "seed": 0,
-            "experts": "strong",
-            "n": n,
-            "m": None,
-        }
-        rows.append({**about, "folder": str(folder)})
-    path = views.learning_curves(pd.DataFrame(rows), tmp_path / "out")
-    assert path.name == "learning_curves.png" and path.stat().st_size > 10_000
-    table = pd.read_csv(path.with_suffix(".csv"))
-    assert list(table["arm"]) == ["BC, shared"] * 3 + ["RFT × 1"] * 3
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FigureError, match="logged a training loss"):
-        views.learning_curves(pd.DataFrame([{**rows[0], "folder": str(tmp_path / "empty")}]), tmp_path / "out")
-
-
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here (Debian: apt install chromium)")
 def test_a_browser_sorts_and_filters(tmp_path: Path) -> None:
     rows = pd.DataFrame({"name": ["ten", "two", "thirty"], "size": [10, 2, 30]})
-    asked = """<script>
+    script = """<script>
 const names = [...document.querySelectorAll("th.name")], inputs = [...document.querySelectorAll("input")];
 const seen = () => [...document.querySelectorAll("tbody tr")].filter(r => !r.hidden).map(r => r.cells[0].textContent);
 const type = (i, text) => { inputs[i].value = text; inputs[i].dispatchEvent(new Event("input")); return seen(); };
@@ -179,7 +151,7 @@ found.push(type(0, "T"), type(0, "TW"), type(0, ""), type(1, ">2"), type(1, "<=1
 document.title = JSON.stringify(found);
 </script>"""
     page = tmp_path / "page.html"
-    page.write_text(f"<!doctype html><meta charset=utf-8><title></title>{views.table(rows).data}{asked}")
+    page.write_text(f"<!doctype html><meta charset=utf-8><title></title>{views.sortable_table(rows).data}{script}")
     words = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     shown = subprocess.run([*words, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
     title = re.search(r"<title>(.*?)</title>", shown)

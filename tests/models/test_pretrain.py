@@ -186,9 +186,7 @@ def test_the_walk_never_buys_where_it_could(texts: list[list[str]]) -> None:
     assert items > COUNT // 4
 
 
-def test_the_walk_carries_loss_in_a_sixth_of_the_documents(
-    rows: list[Row], texts: list[list[str]]
-) -> None:
+def test_the_walk_carries_loss_in_a_sixth_of_the_documents(rows: list[Row], texts: list[list[str]]) -> None:
     for index, (row, symbols) in enumerate(zip(rows, texts, strict=True)):
         assert len(row.ids) == len(row.mask) == len(symbols)
         before, questions = split_questions(symbols)

@@ -1,4 +1,4 @@
-"""What nights bring: sweeps killed outright ten times, full and unwritable disks. Real processes, real stages."""
+"""Sweeps that are killed ten times, and full or read-only disks, with real processes and real stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ import pytest
 from test_sweep import write
 
 import eef
-from eef.analysis.figures import paired_table, run_table, write_table
+from eef.analysis.arms import run_table
+from eef.analysis.tables import paired_table, write_table
 from eef.sweeps.sweep import sweep
 from eef.tracking.mirror import run_separately
 from eef.tracking.records import load_runs
@@ -41,10 +42,10 @@ from eef.tracking.runs import Run, log_metrics
 label = method + (f"-n{n}" if n else "") + (f"-m{m}" if m else "")
 run = Run.open(None, "webshop", label, seed, {"method": method, "n": n, "m": m}, {"hashes": {"catalogue": "c"}})
 pause = float(os.environ["EEF_TEST_PAUSE"])
-draw = random.Random(f"{label} {seed}")  # stages draw anew: a stage's content must not depend on those before
+draw = random.Random(f"{label} {seed}")  # seeded again in each stage: its content must not depend on earlier ones
 rate = draw.uniform(0.3, 0.7)
 def work(name, folder):
-    """Write in two halves with a pause between, so that a kill finds a stage half made."""
+    """Write slowly, so that a kill leaves a stage incomplete."""
     with open(run.root / "calls", "a") as out:
         out.write(f"{folder.name[1:].rsplit('.', 1)[0]}\\n")
     numbers = [draw.random() for _ in range(5)]
@@ -90,14 +91,14 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(path: Path, root: Path, **env: str) -> subprocess.Popen[str]:
-    words = [*CLI, str(path), "--root", str(root), "--out", str(root.parent / f"{root.name}-figure")]
-    with open(f"{root}.said", "a") as said:
-        return subprocess.Popen(words, env={**os.environ, **env}, stdout=said, stderr=said, text=True)
+    command = [*CLI, str(path), "--root", str(root), "--out", str(root.parent / f"{root.name}-figure")]
+    with open(f"{root}.output", "a") as output:
+        return subprocess.Popen(command, env={**os.environ, **env}, stdout=output, stderr=output, text=True)
 
 
 def family(process: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
-    """The sweep, its papermill processes, their kernels and the JVMs below."""
-    found: dict[str, list[psutil.Process]] = {
+    """The sweep, its papermill processes, their kernels, and the Java processes of these."""
+    processes: dict[str, list[psutil.Process]] = {
         "parent": [psutil.Process(process.pid)],
         "worker": [],
         "kernel": [],
@@ -105,37 +106,37 @@ def family(process: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
     }
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            words = child.cmdline()
+            command = child.cmdline()
         except psutil.Error:
             continue
-        if words and Path(words[0]).name == "java":
-            found["jvm"].append(child)
-        elif "papermill" in words:
-            found["worker"].append(child)
-        elif "ipykernel" in words:
-            found["kernel"].append(child)
-    return found
+        if command and Path(command[0]).name == "java":
+            processes["jvm"].append(child)
+        elif "papermill" in command:
+            processes["worker"].append(child)
+        elif "ipykernel" in command:
+            processes["kernel"].append(child)
+    return processes
 
 
 def complete(root: Path) -> dict[str, tuple[int, int]]:
-    """Each whole stage's identity: made anew, it would be another file at another time."""
-    made = root.glob("stages/*/stage.json")
+    """Inode and time of each complete stage: they change if the stage is made again."""
+    files = root.glob("stages/*/stage.json")
     return {
-        path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in made if path.parent.name[0] != "."
+        path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files if path.parent.name[0] != "."
     }
 
 
 def tables(root: Path, out: Path) -> dict[str, str]:
-    """Hashes of all that figures are drawn from, and of the tables themselves."""
+    """Hashes of the files that figures are drawn from, and of the tables."""
     index = json.loads((root / "sweeps" / "demo.json").read_text())
     runs = load_runs(root, index["run_ids"])
     write_table(run_table(runs), out, "runs")
     paired_table(runs, out=out)
     names = ("result.json", "config.json", "metrics.jsonl", "*/draws.jsonl", "*/episodes.csv", "*/seen.json")
     files = [path for name in names for path in root.glob(f"*__*/{name}")]
-    found = {str(path.relative_to(root)): path for path in files} | {path.name: path for path in out.glob("*.csv")}
-    assert index["missing"] == [] and len(runs) == 8 and len(found) > 60
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(found.items())}
+    by_name = {str(path.relative_to(root)): path for path in files} | {path.name: path for path in out.glob("*.csv")}
+    assert index["missing"] == [] and len(runs) == 8 and len(by_name) > 60
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(by_name.items())}
 
 
 @pytest.mark.slow
@@ -143,7 +144,7 @@ def test_killed_ten_times_then_the_same_tables(tmp_path: Path) -> None:
     points = [{"method": "sft_pos"}, {"method": "rft", "n": 1}, {"method": "eef", "m": 1}, {"method": "eef", "m": 5}]
     path = write(tmp_path, cell=PARAMETERS, body=BODY, parameters={}, seeds=[0, 1], points=points)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(path, whole).wait(300) == 0, Path(f"{whole}.said").read_text()
+    assert start(path, whole).wait(300) == 0, Path(f"{whole}.output").read_text()
     draw = random.Random(int(os.environ.get("EEF_TEST_SEED", "8")))
     order = ["parent"] * 3 + ["worker"] * 3 + ["kernel"] * 3
     draw.shuffle(order)
@@ -153,11 +154,11 @@ def test_killed_ten_times_then_the_same_tables(tmp_path: Path) -> None:
     try:
         while victims.total() < KILLS:
             alive = family(process) if process.poll() is None else {"kernel": []}
-            while process.poll() is None and not alive["kernel"]:  # points are at work when one has a kernel
+            while process.poll() is None and not alive["kernel"]:  # a point is running once it has a kernel
                 time.sleep(0.1)
                 alive = family(process)
             time.sleep(draw.uniform(0.5, 7.0))
-            if process.poll() is not None:  # a killed worker left a point to do
+            if process.poll() is not None:  # the point of a killed worker is not finished
                 assert process.returncode == 1, "the sweep ended before ten kills: make its stages slower"
                 process = start(path, cut, EEF_TEST_PAUSE=PAUSE)
                 continue
@@ -175,16 +176,16 @@ def test_killed_ten_times_then_the_same_tables(tmp_path: Path) -> None:
                 process = start(path, cut, EEF_TEST_PAUSE=PAUSE)
             for stage, identity in complete(cut).items():
                 assert snapshots.setdefault(stage, identity) == identity, f"{stage} was complete and was made again"
-        for _ in range(3):  # what the last kills left to do
+        for _ in range(3):  # repeat what the last kills interrupted
             code = process.wait(300)
             if code == 0:
                 break
             process = start(path, cut)
     finally:
         process.kill()
-    assert code == 0, Path(f"{cut}.said").read_text()[-3000:]
+    assert code == 0, Path(f"{cut}.output").read_text()[-3000:]
     seconds = time.monotonic() - began
-    print(f"killed: {dict(victims)} in {seconds:.0f} s; {len(snapshots)} stages were whole before the last kill")
+    print(f"killed: {dict(victims)} in {seconds:.0f} s; {len(snapshots)} stages were complete before the last kill")
     assert victims["parent"] and victims["worker"] + victims["kernel"] and victims["jvm"]
     final = complete(cut)
     assert {stage: final[stage] for stage in snapshots} == snapshots
@@ -198,7 +199,7 @@ def test_killed_ten_times_then_the_same_tables(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of 2 MB, which only root may mount."""
+    """A file system of 2 MB, which only root can mount."""
     folder = Path(tempfile.mkdtemp())
     mounted = (
         shutil.which("mount")
@@ -226,17 +227,17 @@ run.finish({"method": method, "n": n, "win_rate": 0.5})
 def test_a_full_disk_is_one_message_and_other_runs_are_kept(tmp_path: Path, small_disk: Path) -> None:
     points = [{"n": 1}, {"n": 5}]
     path = write(tmp_path, body=FILL, parameters={}, seeds=[0], points=points)
-    words = [*CLI, str(path), "--jobs", "1", "--root", str(small_disk / "runs"), "--out", str(tmp_path / "figure")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    said = done.stdout + done.stderr
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, said
-    assert "the disk is full at" in said and "free some space and start again" in said, said
+    command = [*CLI, str(path), "--jobs", "1", "--root", str(small_disk / "runs"), "--out", str(tmp_path / "figure")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    output = process.stdout + process.stderr
+    assert process.returncode in (1, 2) and "Traceback" not in process.stderr, output
+    assert "the disk is full at" in output and "free some space and start again" in output, output
     (result,) = (small_disk / "runs").glob("*__rft-n1__*/result.json")
     assert json.loads(result.read_text())["win_rate"] == 0.5
     assert len(list((small_disk / "runs").glob("stages/*/adapter.bin"))) == 1
     write(tmp_path, body=FILL, parameters={}, seeds=[0], points=points[:1])
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert "0 to do" in done.stdout
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "0 to do" in process.stdout
 
 
 def test_a_disk_that_fills_while_the_sweep_writes(tmp_path: Path, small_disk: Path) -> None:
@@ -245,10 +246,10 @@ def test_a_disk_that_fills_while_the_sweep_writes(tmp_path: Path, small_disk: Pa
     with suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as out:
         while out.write(bytes(4096)):
             pass
-    words = [*CLI, str(path), "--root", str(small_disk / "runs"), "--out", str(tmp_path / "figure")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    said = done.stdout + done.stderr
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr and "disk is full" in said, said
+    command = [*CLI, str(path), "--root", str(small_disk / "runs"), "--out", str(tmp_path / "figure")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    output = process.stdout + process.stderr
+    assert process.returncode in (1, 2) and "Traceback" not in process.stderr and "disk is full" in output, output
 
 
 def test_an_unwritable_folder(tmp_path: Path) -> None:
@@ -256,17 +257,17 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     root.mkdir()
     root.chmod(0o500)
-    words = [*CLI, str(path), "--root", str(root)]
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "eef", str(root)]  # root may write anywhere else
+    command = [*CLI, str(path), "--root", str(root)]
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "eef", str(root)]  # for root, any other folder is writable
     if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("root writes anywhere, and no read-only file system can be mounted here")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60)
     finally:
         if os.geteuid() == 0:
             subprocess.run(["umount", "-l", str(root)], check=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"cannot write at {root}" in done.stderr and "--root" in done.stderr
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert f"cannot write at {root}" in process.stderr and "--root" in process.stderr
 
 
 PRINTS = """\
@@ -281,13 +282,13 @@ run.finish({"method": method, "n": n, "win_rate": 0.5, **about})
 
 
 def result(root: Path) -> dict[str, Any]:
-    """The only run's result."""
+    """The result of the only run."""
     (path,) = root.glob("*__*/result.json")
     return json.loads(path.read_text())
 
 
 def test_modules_of_the_current_folder_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not from a folder that holds a clone named ``eef``, nor beside modules named as the library's or our own."""
+    """Neither a clone in a folder named ``eef``, nor modules with the names of libraries, hide the real ones."""
     for name in ("random", "eef", "papermill", "yaml"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('a module of the current folder was imported')\n")
     (tmp_path / "parent" / "eef" / "eef").mkdir(parents=True)
@@ -296,9 +297,9 @@ def test_modules_of_the_current_folder_hide_nothing(tmp_path: Path, monkeypatch:
         monkeypatch.chdir(folder)
         root = tmp_path / f"runs{number}"
         assert sweep(path, root=root) == 0
-        found = result(root)
-        assert found["eef"] == eef.__file__ and found["random"] == random.__file__
-        assert found["path"].index(str(folder)) > found["path"].index(str(Path(random.__file__).parent))
+        printed = result(root)
+        assert printed["eef"] == eef.__file__ and printed["random"] == random.__file__
+        assert printed["path"].index(str(folder)) > printed["path"].index(str(Path(random.__file__).parent))
 
 
 def test_other_processes_ignore_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,18 +307,18 @@ def test_other_processes_ignore_the_current_folder_too(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert run_separately(tmp_path, "import random") is None
     code = "import sys; assert sys.flags.safe_path; sys.exit(3)"
-    words: list[list[str]] = []
+    commands: list[list[str]] = []
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, given: list[str], **settings: Any) -> None:
-            words.append(given)
+        def __init__(self, arguments: list[str], **settings: Any) -> None:
+            commands.append(arguments)
             super().__init__([sys.executable, "-c", code], **settings)
 
     monkeypatch.setattr(learning.subprocess, "Popen", Popen)
     monkeypatch.setattr(learning, "check_gpu_count", lambda processes: None)
     with pytest.raises(RuntimeError, match="failed: $"):  # without an AssertionError
-        learning.learn_together({}, tmp_path, 2)
-    assert "accelerate.commands.launch" in words[0]
+        learning.run_job_distributed({}, tmp_path, 2)
+    assert "accelerate.commands.launch" in commands[0]
 
 
 def test_a_notebook_imports_a_module_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +351,7 @@ def test_braces_in_paths(tmp_path: Path) -> None:
 
 
 def test_the_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where JUPYTER_PATH or the user's folder have another kernel named ``python3``."""
+    """This holds even if JUPYTER_PATH or the user's folder has another kernel named ``python3``."""
     for name in ("path", "user"):
         kernel = tmp_path / name / "kernels" / "python3"
         kernel.mkdir(parents=True)
@@ -380,8 +381,8 @@ def test_a_separator_of_paths_in_a_path(tmp_path: Path, monkeypatch: pytest.Monk
     path = write(folder, body=f"import beside\n{PRINTS}", parameters={}, seeds=[0], points=[{"n": 1}])
     assert sweep(path, root=folder / "runs") == 0
     assert result(folder / "runs")["python"] == sys.executable
-    (made,) = tmp.glob(f"eef-{os.getuid()}-*")
-    assert made.stat().st_mode & 0o777 == 0o700
+    (folder,) = tmp.glob(f"eef-{os.getuid()}-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_kernel_does_not_execute_the_users_startup_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The same sweep on a real Slurm of one node, started here (Debian: apt install slurm-wlm munge)."""
+"""Sweeps on a real Slurm of one node, which the tests start (Debian: apt install slurm-wlm munge)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from test_sweep import write
 
 from eef.sweeps import executors as launch
 from eef.sweeps.executors import Job, LaunchError, check_slurm, failure
-from eef.sweeps.sweep import SweepError, read_spec, sweep
+from eef.sweeps.spec import SweepError, read_spec
+from eef.sweeps.sweep import sweep
 
 MISSING = [
     name
@@ -72,7 +73,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
     at = tmp_path_factory.mktemp("slurm")
     for place in (at, *at.parents[:1]):
-        place.chmod(0o755)  # munge refuses a socket below a folder that others cannot reach
+        place.chmod(0o755)  # munge refuses a socket in a folder that others cannot read
     (at / "state").mkdir()
     (at / "spool").mkdir()
     (at / "munge.key").write_bytes(os.urandom(128))
@@ -81,11 +82,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     conf = at / "slurm.conf"
     conf.write_text(CONF.format(host=host, user=getpass.getuser(), at=at, ports=free_ports(2), cpus=os.cpu_count()))
     env = {**os.environ, "SLURM_CONF": str(conf), "PATH": os.environ["PATH"] + ":/usr/sbin"}
-    words = [
+    options = [
         f"--{name}={at}/munge.{name.split('-')[0]}"
         for name in ("socket", "key-file", "log-file", "pid-file", "seed-file")
     ]
-    daemons = [["munged", "--foreground", "--force", *words], ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]]
+    daemons = [["munged", "--foreground", "--force", *options], ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]]
     started = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(conf))
@@ -96,19 +97,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     started.append(subprocess.Popen(daemon, env=env, stdout=log, stderr=subprocess.STDOUT))
                 time.sleep(1)
             for _ in range(40):
-                said = subprocess.run(["sinfo", "-h", "-o", "%t"], env=env, capture_output=True, text=True)
-                if said.stdout.strip() == "idle":
+                output = subprocess.run(["sinfo", "-h", "-o", "%t"], env=env, capture_output=True, text=True)
+                if output.stdout.strip() == "idle":
                     break
                 time.sleep(0.5)
             else:
                 logs = "\n".join(
                     path.read_text(errors="replace")[-800:] for path in [*at.glob("*.out"), *at.glob("*.log")]
                 )
-                pytest.fail(f"Slurm did not come up: {said.stdout}{said.stderr}\n{logs}")
+                pytest.fail(f"Slurm did not come up: {output.stdout}{output.stderr}\n{logs}")
             yield at
         finally:
             subprocess.run(["scancel", "--me"], env=env, capture_output=True)
-            for _ in range(60):  # a daemon that ends first would leave the jobs' keepers behind
+            for _ in range(60):  # daemons must end after the jobs
                 if not subprocess.run(["squeue", "-h"], env=env, capture_output=True).stdout.strip():
                     break
                 time.sleep(0.5)
@@ -127,10 +128,10 @@ def test_a_sweep_on_slurm_and_again(cluster: Path, tmp_path: Path, capsys: pytes
     points = [{"method": "bad", "n": 1}, {"method": "rft", "n": 1}]
     path, root = write(tmp_path, seeds=[0], points=points, slurm=slurm), tmp_path / "runs"
     assert sweep(path, root=root, executor="slurm") == 1
-    said = capsys.readouterr().out
-    assert "given to Slurm: 2 jobs" in said and "26.0 %" in said
-    assert "FAILED  bad-n1-s0" in said and "RuntimeError: this one is bad" in said
-    assert said.rstrip().endswith(f"again: eef sweep {path} --executor slurm --root {root}")
+    output = capsys.readouterr().out
+    assert "submitted to Slurm: 2 jobs" in output and "26.0 %" in output
+    assert "FAILED  bad-n1-s0" in output and "RuntimeError: this one is bad" in output
+    assert output.rstrip().endswith(f"again: eef sweep {path} --executor slurm --root {root}")
     script = next((root / "slurm").glob("*submission.sh")).read_text()
     assert "--time=5" in script and "--mem=100MB" in script and "--array=0-1%2" in script
     assert sweep(path, root=root, executor="slurm", only="rft") == 0 and "0 to do" in capsys.readouterr().out
@@ -150,23 +151,24 @@ def test_jobs_outlive_a_killed_sweep_and_are_found_again(cluster: Path, tmp_path
     again = subprocess.run(
         [sys.executable, "-c", SWEEP, str(path), str(root)], capture_output=True, text=True, timeout=120
     )
-    assert again.returncode == 0 and "2 points are with Slurm from before" in again.stdout, again.stdout + again.stderr
-    assert "given to Slurm" not in again.stdout and (root / "calls").read_text() == "xx"
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 points were submitted to Slurm before" in again.stdout
+    assert "submitted to Slurm:" not in again.stdout and (root / "calls").read_text() == "xx"
 
 
 @pytest.mark.slow
 def test_a_cancelled_job_is_a_failed_point(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "_LOST", 1.0)
-    monkeypatch.setattr(launch, "_ASK", 0.5)
+    monkeypatch.setattr(launch, "_LOST_SECONDS", 1.0)
+    monkeypatch.setattr(launch, "_POLL_SECONDS", 0.5)
     path, root = write(tmp_path, seeds=[0], points=[{"n": 1}], parameters={"slow": 60.0}), tmp_path / "runs"
     script = f"for i in $(seq 300); do [ -e {root}/calls ] && break; sleep 0.1; done; scancel --me"
     canceller = subprocess.Popen(["sh", "-c", script])
     assert sweep(path, root=root, executor="slurm") == 1
     canceller.wait()
-    said = capsys.readouterr().out
-    assert re.search(r"FAILED  n1-s0: .*", said)
+    output = capsys.readouterr().out
+    assert re.search(r"FAILED  n1-s0: .*", output)
     assert not list((root / "notebooks").glob("*.job"))
 
 
@@ -182,7 +184,7 @@ def test_without_slurm_or_with_unknown_resources(tmp_path: Path, monkeypatch: py
     with pytest.raises(LaunchError, match="unknown resource 'memory'; submitit knows .*mem"):
         check_slurm({"memory": "4GB"})
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LaunchError, match="no srun here"):
+    with pytest.raises(LaunchError, match="srun is not available"):
         check_slurm({"mem": "4GB"})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(LaunchError, match=r"needs submitit: pip install 'eef\[slurm\]'"):
@@ -195,13 +197,13 @@ def test_without_slurm_or_with_unknown_resources(tmp_path: Path, monkeypatch: py
 def test_a_job_that_left_the_queue_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue: list[set[str] | None] = [{"7_1"}]
     monkeypatch.setattr(launch, "queued", lambda: queue[0])
-    monkeypatch.setattr(launch, "_LOST", 0.05)
+    monkeypatch.setattr(launch, "_LOST_SECONDS", 0.05)
     job = Job("7_1", str(tmp_path / "point"), tmp_path)
     assert job.poll() is None
-    queue[0] = None  # Slurm does not answer: no reason to give up
+    queue[0] = None  # Slurm does not answer: keep waiting
     assert job.poll() is None
     queue[0] = set()
-    assert job.poll() is None  # the answer may be late on a shared disk
+    assert job.poll() is None  # the result may be late on a shared disk
     time.sleep(0.1)
     (tmp_path / "7_1_0_log.err").write_text("slurmstepd: error: Detected 1 oom_kill event")
     assert job.poll() == -9

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +24,15 @@ from forgetful import Forgetful
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eef.cli import parse_overrides
+from eef.cli import main, parse_overrides
+from eef.settings import RENAMED
 from eef.sweeps import executors as launch
 from eef.sweeps import inputs
 from eef.sweeps import sweep as module
 from eef.sweeps.executors import failure
-from eef.sweeps.sweep import SweepError, check, expand, label, plan, read_spec, repeat_command, sweep, sweep_label
+from eef.sweeps.points import Point, expand, label, plan, sweep_label
+from eef.sweeps.spec import Spec, SweepError, check, read_spec, use_current_names
+from eef.sweeps.sweep import repeat_command, sweep
 from eef.tracking import keys
 
 PARAMETERS = """\
@@ -55,7 +59,7 @@ run.finish({"method": method, "n": n, "win_rate": 0.25 + n / 100})
 
 
 def write(folder: Path, **changes: Any) -> Path:
-    """A sweep file beside a notebook of two cells."""
+    """Write a sweep file and a notebook of two cells."""
     sources = (changes.pop("cell", PARAMETERS), changes.pop("body", BODY))
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata.tags = ["parameters"]
@@ -82,15 +86,15 @@ def test_expand_lists_points_then_grid_then_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "overrides", "says"),
+    ("changes", "overrides", "message"),
     [
         ({}, {"n": 3}, "'n' is set by the points"),
-        ({}, {"seed": "x"}, "seeds are whole numbers"),
-        ({"seeds": []}, {}, "seeds are whole numbers"),
-        ({"seeds": [-1]}, {}, "demo.yaml: seeds are whole numbers from 0 to 4294967295"),
-        ({"seeds": [2**32]}, {}, "seeds are whole numbers from 0 to 4294967295"),
-        ({}, {"seed": 2**32}, "seeds are whole numbers from 0 to 4294967295"),
-        ({"seeds": [1, 1]}, {}, "the same point twice"),
+        ({}, {"seed": "x"}, "seeds must be integers"),
+        ({"seeds": []}, {}, "seeds must be integers"),
+        ({"seeds": [-1]}, {}, "demo.yaml: seeds must be integers from 0 to 4294967295"),
+        ({"seeds": [2**32]}, {}, "seeds must be integers from 0 to 4294967295"),
+        ({}, {"seed": 2**32}, "seeds must be integers from 0 to 4294967295"),
+        ({"seeds": [1, 1]}, {}, "a point is duplicated"),
         ({"grid": {"slow": []}}, {}, "leaves no points"),
         ({"grid": {"slow": 3}}, {}, "needs a list"),
         ({"seeds": 3}, {}, "'seeds' must be a list"),
@@ -101,9 +105,9 @@ def test_expand_lists_points_then_grid_then_seeds(tmp_path: Path) -> None:
         ({"name": "a/b"}, {}, "becomes a folder"),
     ],
 )
-def test_bad_sweep_files(tmp_path: Path, changes: dict[str, Any], overrides: dict[str, Any], says: str) -> None:
+def test_bad_sweep_files(tmp_path: Path, changes: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
     path = write(tmp_path, **changes)
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(SweepError, match=message):
         expand(read_spec(path), overrides)
 
 
@@ -116,19 +120,19 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("lines", "message"),
     [
-        ("parameters: {seed: 3}", "parameters: 'seed' is not a parameter here: use the top-level 'seeds: "),
-        ("parameters: {seeds: [3]}", "parameters: 'seeds' is not a parameter here"),
-        ("points: [{n: 1}, {n: 2, seed: 3}]", "points: 'seed' is not a parameter here"),
-        ("grid: {seed: [1, 2]}", "grid: 'seed' is not a parameter here"),
+        ("parameters: {seed: 3}", "parameters: 'seed' is not a parameter: use the top-level 'seeds: "),
+        ("parameters: {seeds: [3]}", "parameters: 'seeds' is not a parameter"),
+        ("points: [{n: 1}, {n: 2, seed: 3}]", "points: 'seed' is not a parameter"),
+        ("grid: {seed: [1, 2]}", "grid: 'seed' is not a parameter"),
         ("points: [{n: 1}]\ngrid: {n: [2]}", "'n' is in both 'points' and 'grid'"),
-        ("parameters: {n: 1}\nparameters: {n: 2}", "line 3: parameters: the key is set twice"),
-        ("parameters:\n  n: 1\n  n: 2", r"line 4: parameters\.n: the key is set twice"),
+        ("parameters: {n: 1}\nparameters: {n: 2}", "line 3: parameters: the key is duplicated"),
+        ("parameters:\n  n: 1\n  n: 2", r"line 4: parameters\.n: the key is duplicated"),
         ("parameters: {n: 010}", r"line 2: parameters\.n: 010 has a leading zero"),
         ("parameters: {n: 0o10}", r"parameters\.n: 0o10 has a leading zero"),
         ("parameters: {n: 09}", r"parameters\.n: 09 has a leading zero"),
-        ("points: [{n: 1:30}]", r"points\[0\]\.n: 1:30 is read as a number to base 60"),
+        ("points: [{n: 1:30}]", r"points\[0\]\.n: 1:30 is read as a base-60 number"),
         ("parameters: {data: 2026-01-01}", r"parameters\.data: 2026-01-01 is read as a date: put it in quotes"),
         ("grid: {lr: [1.0, .nan]}", r"grid\.lr\[1\]: \.nan is not a finite number"),
         ("parameters: {lr: -.inf}", r"-\.inf is not a finite number"),
@@ -136,18 +140,18 @@ def test_bad_yaml_and_no_file(tmp_path: Path) -> None:
         ("parameters: {1: 2}", "parameters: the key 1 is not text: put it in quotes"),
         ("parameters: {on: 2}", "parameters: the key on is not text"),
         ("parameters:\n\tn: 1", "not valid YAML, line 3: .*indent with spaces, not tabs"),
-        ("points: [&one {n: 1}, {<<: *one, n: 2}]", r"points\[1\]\.n: the key is set twice"),
+        ("points: [&one {n: 1}, {<<: *one, n: 2}]", r"points\[1\]\.n: the key is duplicated"),
         ("points: &a [*a]", "an alias refers to the value that it is part of"),
         ("parameters: {data: !!binary aGk=}", "the tag .*binary is not supported"),
         ("parameters: {data: " + 101 * "[" + 101 * "]" + "}", "values are nested more than 100 levels deep"),
         ("parameters: {data: " + 10_000 * "[" + 10_000 * "]" + "}", "values are nested more than 100 levels deep"),
-        ("name: " + "x" * 61, "at most 60"),
+        ("name: " + "x" * 61, "at most 60 letters"),
     ],
 )
-def test_ambiguous_yaml_is_one_message(tmp_path: Path, lines: str, says: str) -> None:
+def test_ambiguous_yaml_is_one_message(tmp_path: Path, lines: str, message: str) -> None:
     write(tmp_path)
     (tmp_path / "other.yaml").write_text(f"notebook: tiny.ipynb\n{lines}\n")
-    with pytest.raises(SweepError, match=rf"other\.yaml.*{says}") as caught:
+    with pytest.raises(SweepError, match=rf"other\.yaml.*{message}") as caught:
         read_spec(tmp_path / "other.yaml")
     assert "\n" not in str(caught.value)
 
@@ -192,12 +196,12 @@ def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "says"),
+    ("parameters", "message"),
     [
-        ({"expert_noise": 3}, "'expert_noise' is dict in the notebook, not 3"),
-        ({"expert_noise": {"base": "much"}}, r"'expert_noise\.base' is float in the notebook, not 'much'"),
-        ({"expert_noise": {"base": True}}, r"'expert_noise\.base' is float"),
-        ({"data": False}, "'data' is str in the notebook, not False.*yes, no, on and off.*quotes"),
+        ({"expert_noise": 3}, "'expert_noise' must be dict, as in the notebook, not 3"),
+        ({"expert_noise": {"base": "much"}}, r"'expert_noise\.base' must be float, as in the notebook, not 'much'"),
+        ({"expert_noise": {"base": True}}, r"'expert_noise\.base' must be float"),
+        ({"data": False}, "'data' must be str, as in the notebook, not False.*yes, no, on and off.*quotes"),
         ({"method": True}, "unknown method True.*yes, no, on and off"),
         (
             {"expert_noise": {"base": None}},
@@ -207,10 +211,10 @@ def test_a_sweep_file_that_is_not_text(tmp_path: Path) -> None:
         ({"method": None}, "'method' has no value"),
     ],
 )
-def test_kinds_are_checked_below_dictionaries(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
+def test_kinds_are_checked_below_dictionaries(tmp_path: Path, parameters: dict[str, Any], message: str) -> None:
     spec = read_spec(write(tmp_path, cell=FILES))
     check(spec, [{"expert_noise": {"base": 1, "late": "x"}}])
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(SweepError, match=message):
         check(spec, [parameters])
 
 
@@ -227,37 +231,147 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_the_command_that_repeats_has_the_same_values(value: Any) -> None:
-    words = shlex.split(repeat_command("demo.yaml", {"v": value}, None))
-    assert words[:4] == ["eef", "sweep", "demo.yaml", "-p"] and parse_overrides(words[4:]) == {"v": value}
+    command = shlex.split(repeat_command("demo.yaml", {"v": value}, None))
+    assert command[:4] == ["eef", "sweep", "demo.yaml", "-p"] and parse_overrides(command[4:]) == {"v": value}
 
 
 @pytest.mark.parametrize(
-    ("parameters", "says"),
+    ("parameters", "message"),
     [
         ({"metod": "rft"}, "unknown parameter 'metod'.*did you mean 'method'.*declares"),
         ({"method": "rtf"}, "unknown method 'rtf'.*did you mean 'rft'.*known: rft, eef, bad"),
-        ({"n": "many"}, "'n' is int in the notebook"),
-        ({"n": True}, "'n' is int in the notebook"),
-        ({"n": 1.5}, "'n' is int in the notebook"),
-        ({"lr": "1e-3"}, "'lr' is float in the notebook"),
+        ({"n": "many"}, "'n' must be int, as in the notebook"),
+        ({"n": True}, "'n' must be int, as in the notebook"),
+        ({"n": 1.5}, "'n' must be int, as in the notebook"),
+        ({"lr": "1e-3"}, "'lr' must be float, as in the notebook"),
         ({"lr": None}, "'lr' has no value"),
     ],
 )
-def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters: dict[str, Any], says: str) -> None:
+def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters: dict[str, Any], message: str) -> None:
     spec = read_spec(write(tmp_path))
     check(spec, [{"method": "eef", "n": 2, "lr": 1, "data": "anything", "slow": 0, "seed": 1}, {"data": None}])
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(SweepError, match=message):
         check(spec, [parameters])
 
 
 def test_parameters_of_the_figure_are_checked_too(tmp_path: Path) -> None:
     figure = {"notebook": "tiny.ipynb", "lr": 1.0}
     check(read_spec(write(tmp_path, figure=figure)), [])
-    with pytest.raises(SweepError, match="figure: 'lrr' is no parameter of tiny.ipynb.*did you mean 'lr'"):
+    with pytest.raises(SweepError, match="figure: 'lrr' is not a parameter of tiny.ipynb.*did you mean 'lr'"):
         check(read_spec(write(tmp_path, figure=figure | {"lrr": 1.0})), [])
     check(read_spec(write(tmp_path, figure={"draw": ["win_rate_vs_budget"]})), [])
     with pytest.raises(SweepError, match="demo.yaml: figure: 'lr' needs a notebook"):
         check(read_spec(write(tmp_path, figure={"lr": 1})), [])
+
+
+RENAMED_CELL = (
+    PARAMETERS
+    + """\
+constrained_decoding = None
+micro_batch_size = 0
+packing = "auto"  # one of: auto, padded, flat
+expert_noise = {}
+"""
+)
+FIGURE_CELL = 'draw = ["difference_map"]\nx = ""\ny = ""\npacking = ""\n'
+OLD_SWEEP = """\
+name: old
+notebook: tiny.ipynb
+seeds: [0]
+parameters: {lr: 0.01, limited: true}
+points: [{method: rft, micro: 1}, {method: eef, micro: 2}]
+grid:
+  slips: [{late: 0.4}, {late: 0.8}]
+figure: {notebook: figures.ipynb, draw: [difference_map], x: slips.late, y: micro, batches: flat}
+"""
+
+
+def in_current_names(text: str) -> str:
+    for former, current in RENAMED.items():
+        text = re.sub(rf"\b{former}\b", current, text)
+    return text
+
+
+@pytest.fixture
+def old_sweep(tmp_path: Path) -> Path:
+    """A sweep file in former names, whose notebooks declare the current ones."""
+    write(tmp_path, cell=FIGURE_CELL)
+    (tmp_path / "tiny.ipynb").rename(tmp_path / "figures.ipynb")
+    write(tmp_path, cell=RENAMED_CELL)
+    (tmp_path / "old.yaml").write_text(OLD_SWEEP)
+    return tmp_path / "old.yaml"
+
+
+def test_a_sweep_file_with_former_names_has_the_points_of_one_with_current_names(old_sweep: Path) -> None:
+    root = old_sweep.parent / "runs"
+    former = read_spec(old_sweep)
+    old_sweep.write_text(in_current_names(OLD_SWEEP))
+    current = read_spec(old_sweep)
+    assert current.notices == () and replace(former, notices=()) == current
+    assert current.figure["x"] == "expert_noise.late" and current.figure["packing"] == "flat"
+    points, expected = plan(former, {}, root), plan(current, {}, root)
+    assert len(points) == 4 and points == expected
+    assert points[0].parameters["constrained_decoding"] is True and points[0].label.startswith("rft-micro_batch_size1-")
+
+
+def test_each_former_name_is_reported_once(
+    old_sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(old_sweep.parent)
+    expected = {"limited": "old.yaml", "micro": "old.yaml", "slips": "old.yaml", "batches": "old.yaml"}
+    assert main(["sweep", "old.yaml", "--dry-run", "--root", "runs"]) == 0
+    former_lines = capsys.readouterr().out.splitlines()
+    notices = [line for line in former_lines if "is now called" in line]
+    assert sorted(notices) == sorted(
+        f"{where}: parameter {name!r} is now called {RENAMED[name]!r}; the former name still works in this version"
+        for name, where in expected.items()
+    )
+    old_sweep.write_text(in_current_names(OLD_SWEEP))
+    assert main(["sweep", "old.yaml", "--dry-run", "--root", "runs"]) == 0
+    assert capsys.readouterr().out.splitlines() == [line for line in former_lines if line not in notices]
+
+
+def test_former_names_work_on_the_command_line(old_sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (old_sweep.parent / "one.yaml").write_text("{notebook: tiny.ipynb, points: [{n: 1}, {n: 2}]}")
+    outputs = []
+    for name in ("packing", "batches"):
+        command = ["sweep", str(old_sweep.parent / "one.yaml"), "-p", f"{name}=flat"]
+        assert main([*command, "--dry-run", "--root", str(old_sweep.parent / "runs")]) == 0
+        outputs.append(capsys.readouterr().out)
+    notice, _, rest = outputs[1].partition("\n")
+    assert notice == "-p: parameter 'batches' is now called 'packing'; the former name still works in this version"
+    assert rest == outputs[0] and '"packing": "flat"' in rest
+    spec = read_spec(old_sweep.parent / "one.yaml")
+    assert use_current_names(spec, {"batches": "flat", "n": 1})[0] == {"packing": "flat", "n": 1}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "parameters: {slips: {}, expert_noise: {}}",
+        "points: [{n: 1}, {slips: {}, expert_noise: {}}]",
+        "grid: {expert_noise: [{}], slips: [{}]}",
+    ],
+)
+def test_a_parameter_under_both_names_is_an_error(old_sweep: Path, lines: str) -> None:
+    old_sweep.write_text(f"notebook: tiny.ipynb\n{lines}\n")
+    message = r"'slips' is the former name of 'expert_noise', and both are set: keep 'expert_noise'"
+    with pytest.raises(SweepError, match=rf"old\.yaml: \w+: {message}"):
+        read_spec(old_sweep)
+    old_sweep.write_text("notebook: tiny.ipynb\npoints: [{slips: {}}]\ngrid: {expert_noise: [{}]}\n")
+    with pytest.raises(SweepError, match="'expert_noise' is in both 'points' and 'grid'"):
+        read_spec(old_sweep)
+    spec = read_spec(write(old_sweep.parent, cell=RENAMED_CELL))
+    with pytest.raises(SweepError, match=f"-p: {message}"):
+        use_current_names(spec, {"slips": {}, "expert_noise": {}})
+
+
+@pytest.mark.parametrize("cell", ["slips = {}\nmicro = 0\n", RENAMED_CELL + "slips = {}\nmicro = 0\n"])
+def test_a_notebook_that_declares_a_former_name_keeps_it(tmp_path: Path, cell: str) -> None:
+    points = [{"slips": {"late": 0.4}}, {"slips": {"late": 0.8}}]
+    spec = read_spec(write(tmp_path, cell=cell, parameters={"micro": 2}, points=points, figure={"x": "slips.late"}))
+    assert (spec.parameters, spec.points, spec.figure) == ({"micro": 2}, points, {"x": "slips.late"})
+    assert spec.notices == () and use_current_names(spec, {"micro": 1}) == ({"micro": 1}, ())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "# A page\n", '{"nbformat": 4, "metadata": {}, "cells": [3]}'])
@@ -271,18 +385,18 @@ def test_a_file_that_is_no_notebook_is_one_message(tmp_path: Path, text: str) ->
 
 
 def test_mistakes_stop_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_work", lambda *given: pytest.fail("started"))
+    monkeypatch.setattr(module, "_work", lambda *arguments: pytest.fail("started"))
     path, root = write(tmp_path), tmp_path / "runs"
-    for overrides, words in (({"nn": 1}, {}), ({}, {"jobs": 0}), ({}, {"only": "no such"})):
+    for overrides, options in (({"nn": 1}, {}), ({}, {"jobs": 0}), ({}, {"only": "no such"})):
         with pytest.raises(SweepError):
-            sweep(path, overrides, root=root, **words)  # type: ignore[arg-type]
+            sweep(path, overrides, root=root, **options)  # type: ignore[arg-type]
     assert not root.exists()
 
 
 def test_dry_run_lists_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(write(tmp_path), dry_run=True, only="n2", root=tmp_path / "runs") == 0
-    said = capsys.readouterr().out
-    assert "rft-n2-s0" in said and "rft-n2-s1" in said and "rft-n1" not in said
+    output = capsys.readouterr().out
+    assert "rft-n2-s0" in output and "rft-n2-s1" in output and "rft-n1" not in output
     assert not (tmp_path / "runs").exists()
 
 
@@ -327,7 +441,7 @@ def test_a_mark_follows_notebook_and_parameters(tmp_path: Path) -> None:
 
 
 def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules that the notebook does not import, docstrings and page templates do not count."""
+    """Modules that the notebook does not import, docstrings and page templates are ignored."""
     package = tmp_path / "copy" / "eef"
     copy_package(package, monkeypatch)
     file = write(tmp_path, body="%matplotlib inline\nfrom eef.tracking.runs import Run\nimport helper\n")
@@ -342,7 +456,7 @@ def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monke
     assert marks(file) == first
     for changed, line in (
         (runs, "x = 1\n"),
-        (package / "files.py", "x = 1\n"),  # imported by it
+        (package / "files.py", "x = 1\n"),  # an import of runs.py
         (package / "envs" / "webshop" / "reward.py", "x = 1\n"),
         (package / "envs" / "webshop" / "instructions.txt", "more\n"),
         (tmp_path / "helper.py", "Y = 1\n"),
@@ -355,7 +469,7 @@ def test_a_mark_follows_the_code_that_the_notebook_imports(tmp_path: Path, monke
 
 
 def copy_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of this package, without weights, whose files marks are made of."""
+    """Copy this package, without weights, and compute marks from the files of the copy."""
     shutil.copytree(keys.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for copied in (keys, inputs):
         monkeypatch.setattr(copied, "PACKAGE", package)
@@ -376,7 +490,7 @@ def test_a_mark_follows_no_stray_file_of_the_package(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("place", [".", "here"], ids=["beside the notebook", "in the current folder"])
 def test_a_mark_follows_packages_of_the_user(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comments and docstrings do not count, nor modules that the notebook does not import or that a library hides."""
+    """Comments, docstrings, modules that are not imported, and modules that a library hides are ignored."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = tmp_path / place
@@ -433,8 +547,8 @@ def test_points_of_equal_parameters_are_refused(tmp_path: Path, changes: dict[st
         marks(file)
 
 
-def ended(spec: module.Spec, point: module.Point, root: Path) -> str:
-    """What a sweep says of a point whose notebook ran well."""
+def ended(spec: Spec, point: Point, root: Path) -> str:
+    """The message of a sweep about a point whose notebook succeeded."""
     (root / "notebooks").mkdir(parents=True, exist_ok=True)
     Path(f"{point.base}.runs").write_text("")
     return module._end(spec, point, 0, root)
@@ -455,7 +569,7 @@ def test_a_point_whose_code_or_files_change_while_it_runs_is_not_finished(declar
     point.mark.unlink()
     text = ended(spec, point, root)
     assert point.state == "failed" and not point.mark.exists()
-    assert "code or files changed while it ran: start the sweep again to run it anew" in text
+    assert "code or files changed while it ran: start the sweep again to repeat it" in text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("eef/training/trainer.py was edited"), FileNotFoundError("no a.jsonl")])
@@ -475,7 +589,7 @@ def test_a_point_whose_code_cannot_be_checked_is_not_finished(
 def test_a_sweep_notices_an_edit_of_a_module_while_it_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real execution: the notebook itself edits the module that it has imported, once."""
+    """A real execution: the notebook edits a module that it has imported, once."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     (tmp_path / "helper.py").write_text("N = 1\n")
     edit = f"import helper\nopen({str(tmp_path / 'helper.py')!r}, 'w').write('N = 2\\n')\n"
@@ -501,7 +615,7 @@ def test_names_of_methods_and_the_like_are_checked_before_anything_starts() -> N
 
 
 def test_a_parameter_that_merely_is_a_path_is_text(declared: Path) -> None:
-    """``eef`` is a method, ``strong`` an expert and ``embedded`` a model, also where folders have these names."""
+    """``eef`` is a method, ``strong`` an expert and ``embedded`` a model, even if folders have these names."""
     first = marks(declared, method="eef", note="data")
     for name in ("eef", "strong", "embedded", "official"):
         (declared.parent / name).mkdir()
@@ -569,7 +683,7 @@ def test_a_default_that_names_a_file_counts(declared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         ({"data": "shop"}, r"^-p data: no file or folder shop \(tried .*/shop, "),
         ({"experts": "c.jsonl"}, r"^-p experts: no file c.jsonl \(tried .*/c.jsonl"),
@@ -580,22 +694,22 @@ def test_a_default_that_names_a_file_counts(declared: Path) -> None:
     ],
 )
 def test_a_missing_file_stops_before_anything_starts(
-    declared: Path, overrides: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+    declared: Path, overrides: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_work", lambda *given: pytest.fail("started"))
-    with pytest.raises(SweepError, match=says):
+    monkeypatch.setattr(module, "_work", lambda *arguments: pytest.fail("started"))
+    with pytest.raises(SweepError, match=message):
         sweep(declared, overrides, root=declared.parent / "runs")
     assert not (declared.parent / "runs").exists()
 
 
 def test_the_notebooks_of_this_repository_declare_their_files() -> None:
-    """The names in the comments are those that the code knows; every sweep file can be planned."""
+    """The comments list exactly the names that the code knows, and every sweep file can be planned."""
     from eef.agents.model_files import EMBEDDED_MODELS
     from eef.envs.extras import extras_of
 
     experiments = keys.PACKAGE.parent / "experiments"
     known = launch.declared(experiments.parent / "notebooks" / "experiment.ipynb")
-    files = {key: found for key in known if (found := inputs.declaration(known[key]["help"])) is not None}
+    files = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
     assert set(files) == {"data", "experts", "model", "env_options"} and set(files["env_options"]) == {"split"}
     assert files["data"] == inputs.Files()
     assert files["experts"] == inputs.Files(tuple(extras_of("webshop").experts.noise), joined=True)
@@ -634,7 +748,7 @@ def test_labels_are_short_and_name_files_by_their_stems(declared: Path) -> None:
 
 @given(st.lists(st.text().map(lambda text: 20 * text), min_size=1, max_size=3))
 def test_any_label_is_a_short_file_name(values: list[str]) -> None:
-    spec = module.Spec("demo", Path("demo.yaml"), Path("x.ipynb"), points=[{f"p{i}": v for i, v in enumerate(values)}])
+    spec = Spec("demo", Path("demo.yaml"), Path("x.ipynb"), points=[{f"p{i}": v for i, v in enumerate(values)}])
     name = label(spec, {**spec.points[0], "seed": 0})
     assert re.fullmatch(r"[\w.=-]+", name) and len(name.encode()) <= 100
 
@@ -663,7 +777,7 @@ def test_finished_points_of_other_releases_are_named_in_one_line(
 def test_the_same_sweep_from_another_folder_has_nothing_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real executions; a changed expert file then starts the points anew that name it, and no others."""
+    """Real executions. A changed expert file repeats the points that name it, and no others."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     root = tmp_path / "runs"
     for name in ("a", "b", "c"):
@@ -686,8 +800,10 @@ def test_the_same_sweep_from_another_folder_has_nothing_to_do(
     assert sweep(file, root=root) == 0 and "0 to do" in capsys.readouterr().out
     (tmp_path / "b.jsonl").write_text("changed")
     assert sweep(file, root=root, dry_run=True) == 0
-    said = capsys.readouterr().out
-    assert "1 to do" in said and re.search(r"waits +\S+-eef-s0", said) and re.search(r"finished +\S+-rft-s0", said)
+    output = capsys.readouterr().out
+    assert (
+        "1 to do" in output and re.search(r"waits +\S+-eef-s0", output) and re.search(r"finished +\S+-rft-s0", output)
+    )
 
 
 def test_a_mark_without_its_run_is_not_finished(tmp_path: Path) -> None:
@@ -704,7 +820,7 @@ def test_a_mark_without_its_run_is_not_finished(tmp_path: Path) -> None:
 def test_two_sweeps_in_one_folder(tmp_path: Path) -> None:
     path, root = write(tmp_path), tmp_path / "runs"
     root.mkdir()
-    with FileLock(root / ".sweep.lock"), pytest.raises(SweepError, match="another sweep is at work"):
+    with FileLock(root / ".sweep.lock"), pytest.raises(SweepError, match="another sweep is running"):
         sweep(path, root=root)
 
 
@@ -728,13 +844,13 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(module.inputs, "code_of", lambda notebook: {})  # an edit while tests run would start all anew
+    monkeypatch.setattr(inputs, "code_of", lambda notebook: {})  # edits while tests run must not count
     root = tmp_path / "runs"
     path = write(tmp_path, seeds=[0], points=[{"method": "bad", "n": 1}, {"method": "rft", "n": 1}])
     assert sweep(path, jobs=2, root=root) == 1
-    said = capsys.readouterr().out
-    assert "FAILED  bad-n1-s0" in said and "RuntimeError: this one is bad" in said and "26.0 %" in said
-    assert said.rstrip().endswith(f"again: eef sweep {path} --root {root}")
+    output = capsys.readouterr().out
+    assert "FAILED  bad-n1-s0" in output and "RuntimeError: this one is bad" in output and "26.0 %" in output
+    assert output.rstrip().endswith(f"again: eef sweep {path} --root {root}")
     index = json.loads((root / "sweeps" / "demo.json").read_text())
     assert index["missing"] == ["bad-n1-s0"] and len(index["run_ids"]) == 1
     run = root / index["run_ids"][0]
@@ -751,8 +867,8 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
 def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
     path = write(tmp_path, seeds=[0], points=[{"n": 1}], parameters={"slow": 60.0})
     code = "import sys; from eef.sweeps.sweep import sweep; sys.exit(sweep(sys.argv[1], root=sys.argv[2]))"
-    words = [sys.executable, "-c", code, str(path), str(tmp_path / "runs")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         for _ in range(300):
             if beside := list(tmp_path.glob("runs/stages/.bc-*.[0-9]*")):
@@ -760,9 +876,9 @@ def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
             time.sleep(0.1)
         kernel = int(beside[0].name.rsplit(".", 1)[1])
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130 and "goes on from here" in said
+    assert process.returncode == 130 and "the same command resumes the sweep" in output
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)

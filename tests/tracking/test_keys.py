@@ -1,7 +1,7 @@
-"""What makes a stage anew and what does not: every setting, every option of an environment, every kind of file.
+"""Which changes give a stage a new key: every setting, every option of an environment, every kind of file.
 
-The methods run on a lab whose stages are canned: no model is loaded and nothing is played, but every key is computed as
-in a run. The tables below say which stages a change gives a new key; all others must keep theirs.
+The methods run on a lab with prepared stages: no model is loaded and nothing is played, but every key is computed as in
+a run. The tables below list the stages that get a new key after a change. All others must keep theirs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forgetful import Forgetful
 from families import tokenizer_of
+from forgetful import Forgetful
 from test_method_masks import EASY, FAILURE, LOST, STATES
 from transformers import LlamaConfig
 
@@ -29,6 +29,7 @@ from eef.agents.chat import Chat
 from eef.agents.rollout import Start
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
+from eef.experiment import experiment
 from eef.files import RunError, digest, joined_names, write_json
 from eef.lab import Lab, scaffold
 from eef.methods import ceiling, eef, eto
@@ -39,19 +40,19 @@ from eef.tracking.stages import key_of, stage_key
 from eef.trajectory import save
 
 SMALL = {"products": 700, "train": 6, "eval": 2, "test": 4, "grades": [1.0, 0.0, 0.0]}
-LOST_EASY = replace(LOST, task=EASY.task)  # what ETO learns from, beside the expert's win
+LOST_EASY = replace(LOST, task=EASY.task)  # what ETO learns from, with the expert's win
 PLAY = {"s0-0-0", "states-0", "test"}  # simulations
 TRAIN = {"bc", "sft-0", "ceiling", "dpo-0"}
 SCRIPTED = {"experts", "demonstrations"}
 SCORED = {"eval"}
-POLICY = TRAIN | PLAY | SCORED  # another policy: what it learns, how it plays, how it is scored
-WORLD = SCRIPTED | PLAY | SCORED  # another environment; the canned trajectories stay, and with them what is learnt
+POLICY = TRAIN | PLAY | SCORED  # another policy changes training, play and scores
+WORLD = SCRIPTED | PLAY | SCORED  # another environment; the prepared trajectories, and so training, stay the same
 EVERYTHING = POLICY | WORLD
 
 
 @dataclass
 class CannedRun:
-    """In place of :class:`eef.tracking.runs.Run`: notes the key of each stage; contents are the same in every run."""
+    """Replaces :class:`eef.tracking.runs.Run`: records the key of each stage, whose contents are always the same."""
 
     folder: Path
     keys: dict[str, str] = field(default_factory=dict)
@@ -76,16 +77,16 @@ class CannedRun:
 
 
 def keys_of(folder: Path, env: Any, settings: Settings, chat: Chat | None = None, seed: int = 0) -> dict[str, str]:
-    """The key of each stage of EEF with its test, of the upper bound and of ETO."""
+    """The key of each stage of EEF and its test, of the upper bound, and of ETO."""
     tasks, test = env.tasks("train"), env.tasks("test")
     chat = chat or scaffold(settings, env, tasks)
     run: Any = CannedRun(folder, tasks=len(tasks))
     lab = Lab(run, env, settings, seed, tasks, test, chat)
     lab.evaluate(eef(lab, m=3))
-    found = dict(run.keys)
+    keys_of_eef = dict(run.keys)
     for method in (ceiling, eto):
         method(lab)
-    return {**run.keys, **found}  # ETO's and the upper bound's own stages beside those of EEF
+    return {**run.keys, **keys_of_eef}  # and the stages that only ETO or the upper bound has
 
 
 def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
@@ -99,7 +100,7 @@ def stages(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """All that keys need of a chat model: its files. The weights are never loaded."""
+    """The files of a chat model, which is all that keys need. The weights are never loaded."""
     folder = tmp_path_factory.mktemp("model")
     LlamaConfig(vocab_size=700, hidden_size=32, max_position_embeddings=8192).save_pretrained(folder)
     tokenizer_of("qwen2.5").save_pretrained(folder)
@@ -116,7 +117,7 @@ def world() -> WebShop:
 
 
 SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
-    # field: (changes that set it, the stages with a new key)
+    # field: (settings that change it, the stages with a new key)
     "quantize": [({"quantize": "nf4"}, POLICY)],
     "dtype": [({"dtype": "bfloat16"}, POLICY)],
     "context": [({"context": 4096}, POLICY), ({"context": 8192}, set())],  # 8192 is the model's own
@@ -125,15 +126,18 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "constrained_decoding": [
         ({"constrained_decoding": True}, PLAY | SCORED),
         ({"constrained_decoding": False}, set()),
-    ],  # False is what chat.json says
+    ],  # False is the value in chat.json
     "max_new_tokens": [({"max_new_tokens": 32}, PLAY | SCORED)],
     "engine": [({"engine": "http://localhost:8000"}, PLAY | SCORED)],
     "slots": [({"slots": 8}, set())],
-    "experts": [({"experts": "weak"}, {"experts"})],  # the canned expert trajectories stay
+    "experts": [({"experts": "weak"}, {"experts"})],  # the prepared expert trajectories stay
     "expert_noise": [({"expert_noise": {"base": 0.5}}, {"experts"})],
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
     "lr": [({"lr": 1e-3}, POLICY)],
+    "lr_schedule": [({"lr_schedule": "linear"}, POLICY)],
+    "warmup_ratio": [({"warmup_ratio": 0.1}, POLICY)],
+    "weight_decay": [({"weight_decay": 0.01}, POLICY)],
     "batch_size": [({"batch_size": 16}, POLICY)],
     "lora_r": [({"lora_r": 8}, POLICY)],
     "lora_alpha": [({"lora_alpha": 8}, POLICY)],
@@ -147,7 +151,7 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "dpo_lr": [({"dpo_lr": 1e-5}, {"dpo-0"})],
     "dpo_epochs": [({"dpo_epochs": 1.0}, {"dpo-0"})],
     "temperature": [({"temperature": 0.5}, {"s0-0-0", "states-0"})],
-    "iterations": [({"iterations": 2}, {"test", "eval"})],  # tested is the last iteration's policy
+    "iterations": [({"iterations": 2}, {"test", "eval"})],  # the policy of the last iteration is tested
     "restart": [({"restart": "last"}, {"sft-0", "test", "eval"})],
     "eval_temperature": [({"eval_temperature": 0.5}, {"test", "eval"})],
     "model": [({"model": "a copy"}, set()), ({"model": "other weights"}, POLICY)],
@@ -178,18 +182,18 @@ def test_the_seed_is_part_of_all_that_is_drawn(stages, model: Path, world) -> No
 
 
 def test_the_seed_of_simulations_counts_beside_that_of_their_policy(stages, model: Path, world) -> None:
-    found = []
+    stage_keys = []
     for seed in (0, 1, 0):
         run: Any = CannedRun(stages, tasks=6)
         settings = Settings(model=str(model))
         lab = Lab(run, world, settings, 0, world.tasks("train"), [], scaffold(settings, world, []))
         lab.simulate("s0", run.stage("bc", {}, None), [Start("0")], seed)
-        found.append(run.keys["s0"])
-    assert found[0] == found[2] != found[1]
+        stage_keys.append(run.keys["s0"])
+    assert stage_keys[0] == stage_keys[2] != stage_keys[1]
 
 
 def official(folder: Path, **edits: str) -> str:
-    """A small shop in the official format, with index files of a split; ``edits`` are contents of named files."""
+    """Write a small shop in the official format. ``edits`` are the contents of further files, by name."""
     from eef.envs.webshop.generate import CatalogueSpec, generate
 
     folder.mkdir(exist_ok=True)
@@ -213,7 +217,7 @@ WEBSHOP: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "show_attrs": [({"show_attrs": True}, WORLD)],
     "nouns": [({"nouns": str.split}, WORLD), ({"nouns": lambda title: title.split()}, WORLD)],
     "num_products": [({"num_products": 59}, WORLD)],
-    # the split says which subtasks are played, and nothing of a state
+    # the split only says which subtasks are played
     "split": [
         ({"split": {**SPLIT, "test": [4]}}, {"test", "eval"}),
         ({"split": {**SPLIT, "train": [0, 1]}}, {"experts", "demonstrations", "s0-0-0", "dpo-0"}),
@@ -222,7 +226,7 @@ WEBSHOP: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
         ({"split": "other files"}, {"test", "eval"}),
     ],
     "max_steps": [({"max_steps": 14}, WORLD)],
-    "catalogue": [],  # options of the embedded shop, not with data: below
+    "catalogue": [],  # not with data: tested below
     "allow_overlap": [({"allow_overlap": True}, set())],
 }
 
@@ -243,24 +247,24 @@ def test_each_option_of_webshop_makes_exactly_the_stages_anew_that_depend_on_it(
             write.parent.mkdir(exist_ok=True)
             write.write_text(json.dumps(indices))
 
-    def made(**options: Any) -> dict[str, str]:
+    def keys_with(**options: Any) -> dict[str, str]:
         for name in ("data", "split"):
             if isinstance(options.get(name), str):
                 options[name] = str(tmp_path / options[name])
         env = WebShop(**{"data": data, "split": SPLIT, "max_steps": 15, **options})
         return keys_of(stages, env, settings)
 
-    base = made()
+    base = keys_with()
     for name, rows in WEBSHOP.items():
         for options, expected in rows:
-            assert changed(base, made(**options)) == expected, f"{name}: {options}"
+            assert changed(base, keys_with(**options)) == expected, f"{name}: {options}"
     shops = [WebShop(catalogue={"products": 700, "train": 6, "test": 4, "seed": seed}) for seed in (0, 0, 1)]
     one, same, other = (keys_of(stages, shop, settings) for shop in shops)
     assert changed(one, same) == set() and changed(one, other) == WORLD
 
 
 SCIENCE: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
-    "tasks": [({"tasks": ["find-animal", "find-plant"]}, WORLD | {"dpo-0"})],  # more subtasks, and their step limits
+    "tasks": [({"tasks": ["find-animal", "find-plant"]}, WORLD | {"dpo-0"})],  # more subtasks, with their step limits
     "simplification": [({"simplification": ""}, WORLD)],
     "max_steps": [({"max_steps": 12}, WORLD), ({"max_steps": {"find-animal": 12}}, WORLD)],
     "split": [({"split": "files"}, {"test", "eval"})],
@@ -278,7 +282,7 @@ def test_each_option_of_scienceworld_makes_exactly_the_stages_anew_that_depend_o
 ) -> None:
     assert set(SCIENCE) == set(inspect.signature(ScienceWorld.__init__).parameters) - {"self"}
     parts = {"train": [0, 1], "eval": [2], "test": [3, 4]}
-    monkeypatch.setattr(ScienceWorld, "_task_sizes", lambda self, words: {"find-animal": 9, "find-plant": 9})
+    monkeypatch.setattr(ScienceWorld, "_task_sizes", lambda self, names: {"find-animal": 9, "find-plant": 9})
     monkeypatch.setattr(
         ScienceWorld,
         "_simulators_split",
@@ -288,19 +292,19 @@ def test_each_option_of_scienceworld_makes_exactly_the_stages_anew_that_depend_o
         (tmp_path / f"sciworld_{part}_indices.json").write_text(json.dumps([["find-animal", i] for i in indices]))
     settings = Settings(model=str(model))
 
-    def made(**options: Any) -> dict[str, str]:
+    def keys_with(**options: Any) -> dict[str, str]:
         if options.get("split") == "files":
             options["split"] = tmp_path
         return keys_of(stages, ScienceWorld(**{"tasks": ["find-animal"], **options}), settings)
 
-    base = made()
+    base = keys_with()
     for name, rows in SCIENCE.items():
         for options, expected in rows:
-            assert changed(base, made(**options)) == expected, f"{name}: {options}"
+            assert changed(base, keys_with(**options)) == expected, f"{name}: {options}"
 
 
 MODEL_FILES = {
-    # what can change an answer
+    # files that can change an answer
     "model.safetensors": True,
     "model-00001-of-00002.safetensors": True,
     "pytorch_model.bin": True,
@@ -318,7 +322,7 @@ MODEL_FILES = {
     "additional_chat_templates/tool.jinja": True,
     "chat.json": True,
     "modeling_own.py": True,
-    # what cannot
+    # files that cannot
     "README.md": False,
     "LICENSE": False,
     "optimizer.pt": False,
@@ -369,7 +373,7 @@ def test_an_expert_file_is_keyed_by_its_content_and_not_by_its_path(stages, mode
         keys_of(stages, world, Settings(model=str(model), experts=str(path))) for path in (one, copy, plus)
     )
     assert others == [base, base]
-    renamed = save([EASY, FAILURE], tmp_path / "two.jsonl")  # the stem names the source of its trajectories
+    renamed = save([EASY, FAILURE], tmp_path / "two.jsonl")  # the stem is the source of its trajectories
     assert changed(base, keys_of(stages, world, Settings(model=str(model), experts=str(renamed)))) == {"experts"}
     both = keys_of(stages, world, Settings(model=str(model), experts=f"strong+{one}"))
     save([EASY], one)
@@ -379,10 +383,12 @@ def test_an_expert_file_is_keyed_by_its_content_and_not_by_its_path(stages, mode
 
 
 SOURCES = {
-    # a file of the package: the stages whose key changes with its code
+    # file of the package: stages whose key changes with its code
     "trajectory.py": EVERYTHING,
     "selection.py": POLICY,
     "training/trainer.py": POLICY,
+    "training/sft.py": POLICY,
+    "training/dpo.py": POLICY,
     "training/rows.py": POLICY,
     "training/stages.py": POLICY,
     "agents/policy.py": POLICY,
@@ -390,7 +396,7 @@ SOURCES = {
     "agents/rollout.py": PLAY | SCORED,
     "agents/actions.py": PLAY | SCORED,
     "agents/simulation.py": PLAY | SCORED,
-    "agents/react.py": set(),  # what it writes is in the chat, whose hash counts
+    "agents/react.py": set(),  # it only affects the chat, whose hash is in the key
     "agents/vllm.py": PLAY | SCORED,
     "experts/__init__.py": SCRIPTED,
     "experts/endpoint.py": set(),
@@ -413,13 +419,13 @@ SOURCES = {
     "sweeps/sweep.py": set(),
     "tracking/mirror.py": set(),
     "tracking/runs.py": set(),
-    "settings.py": set(),
+    "settings.py": POLICY,  # it names the arguments of the Trainer
 }
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
-    """A copy of the package's sources, which keys are computed from."""
+    """A copy of the package's sources, from which keys are computed."""
     copy = tmp_path / "eef"
     ignored = shutil.ignore_patterns("__pycache__", "embedded*")
     shutil.copytree(keys.PACKAGE, copy, ignore=ignored)
@@ -494,14 +500,14 @@ def test_an_environment_of_ones_own_counts_by_its_code_and_that_of_its_neighbour
         return digest(stage_key(eef, Inputs(env)))
 
     class Wrapper:
-        """An environment around another one, which hands its state key on."""
+        """An environment that wraps another one and passes on its state key."""
 
         def __init__(self, inner: Any) -> None:
             self.inner, self.max_steps = inner, inner.max_steps
             self.state_key = inner.state_key
 
     class Listed(Wrapper):
-        """One that holds several."""
+        """A wrapper that holds a list of environments."""
 
         def __init__(self, inner: Any) -> None:
             super().__init__(inner)
@@ -532,9 +538,12 @@ def test_imports_are_followed_however_they_are_written(tmp_path, monkeypatch) ->
 
 
 def test_an_environment_without_a_source_file_is_refused() -> None:
-    words = [sys.executable, "-c", "class E:\n pass\nfrom eef.tracking.keys import *\ncode_key(*source_modules(E))"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert "the module '__main__' has no source file" in done.stderr and "put the class into a .py file" in done.stderr
+    command = [sys.executable, "-c", "class E:\n pass\nfrom eef.tracking.keys import *\ncode_key(*source_modules(E))"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (
+        "the module '__main__' has no source file" in process.stderr
+        and "put the class into a .py file" in process.stderr
+    )
 
 
 def test_a_function_counts_by_its_name_and_its_code(tmp_path, monkeypatch) -> None:
@@ -555,7 +564,7 @@ def test_a_function_counts_by_its_name_and_its_code(tmp_path, monkeypatch) -> No
         key_of({"play": lambda: None})
 
 
-def test_what_no_key_can_hold_does_not_enter_a_stage() -> None:
+def test_values_without_a_key_cannot_enter_a_stage() -> None:
     with pytest.raises(TypeError, match="object cannot enter a stage"):
         key_of({"x": object()})
     with pytest.raises(ValueError, match="nan cannot enter a stage"):
@@ -607,7 +616,7 @@ def test_links_to_folders_are_followed_and_backups_of_editors_do_not_count(tmp_p
     assert path_key(tmp_path / "data") != before
 
 
-def test_an_adapter_is_no_base_model(tmp_path) -> None:
+def test_an_adapter_is_not_a_base_model(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="is the folder of an adapter: use its base model"):
         model_key(str(tmp_path))
@@ -627,8 +636,8 @@ def test_code_that_was_edited_while_the_process_runs_is_refused(package: Path, m
 
 def test_the_code_of_this_process_is_noted_when_it_is_imported() -> None:
     code = "import sys; from eef.tracking import keys; print(len(keys._first_seen), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    count, torch = done.stdout.split()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    count, torch = process.stdout.split()
     assert int(count) >= 40 and torch == "False"
 
 
@@ -648,7 +657,7 @@ def test_large_files_are_read_once_and_again_when_they_change(tmp_path, monkeypa
     os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     assert file_key(path) != before
     (tmp_path / "cache").rename(tmp_path / "gone")
-    (tmp_path / "cache").write_text("no folder")  # a cache that cannot be written is only slower
+    (tmp_path / "cache").write_text("no folder")  # the cache cannot be written
     assert file_key(path) == file_key(path)
 
 
@@ -686,7 +695,7 @@ def test_a_run_has_its_own_folder_where_its_results_may_differ(model: Path, worl
         monkeypatch.setitem(methods.METHODS, method, opened)
         settings = Settings(model=str(model), **changes)
         with pytest.raises(Opened) as caught:
-            methods.experiment(
+            experiment(
                 method, env, settings, 0, options=options, train_tasks=tasks, root=tmp_path / "runs", wandb="disabled"
             )
         return str(caught.value)

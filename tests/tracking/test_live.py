@@ -1,4 +1,4 @@
-"""A run on W&B while it runs: killed, failed, restarted and finished runs; no network, no HOME, a hanging companion."""
+"""Runs on W&B: killed, failed, restarted and finished ones; without a network or HOME; with a hanging companion."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from test_mirror import KEY, played, read_back
 from test_mirror import offline as offline
 
 from eef import methods
-from eef.lab import Settings
 from eef.models.pretrain import make_model, save
+from eef.settings import Settings
 from eef.tracking import live, mirror
 from eef.tracking.companion import Companion
 from eef.tracking.live import Live
@@ -59,7 +59,7 @@ with Run.open(root, "webshop", "eef-m5", 3, {"method": "eef"}, {"hashes": {}}, g
 """
 
 
-def words(root: Path, mode: str = "offline", steps: int = 40, delay: float = 0.0, crash: int = -1) -> list[str]:
+def command(root: Path, mode: str = "offline", steps: int = 40, delay: float = 0.0, crash: int = -1) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(SCRIPT), str(root), mode, str(steps), str(delay), str(crash)]
 
 
@@ -69,7 +69,7 @@ def folder_of(root: Path) -> Path:
 
 
 def history(folder: Path, key: str) -> list[Any]:
-    """The values of ``key`` in the only offline folder of a run, in the order in which they were logged."""
+    """The values of ``key`` in the only offline folder of a run, in the order of logging."""
     items = [record.history.item for record in read_back(folder) if record.HasField("history")]
     rows = [{item.key or "/".join(item.nested_key): item.value_json for item in row} for row in items]
     return [json.loads(row[key]) for row in rows if key in row]
@@ -86,9 +86,9 @@ def summary(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def training(root: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A run whose SFT reports 20 steps a second; entered when W&B is open and some more steps were reported."""
+    """Start a run whose SFT reports 20 steps per second, and wait until W&B is open and has received some steps."""
     seen: list[int] = []
-    with subprocess.Popen(words(root, steps=2000, delay=0.05), stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command(root, steps=2000, delay=0.05), stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         opened, limit = None, time.monotonic() + 60
         try:
@@ -125,7 +125,7 @@ def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Pa
     assert exit_codes(folder) == [1] and mirror.unsynced(tmp_path) == list(folder.glob("wandb/offline-run-*"))
     assert (summary(folder)["stage"], summary(folder)["error"]) == ("sft-0", "the run's process ended without a result")
 
-    subprocess.run(words(tmp_path), check=True, timeout=120)
+    subprocess.run(command(tmp_path), check=True, timeout=120)
     assert history(folder, "sft-0/step") == list(range(40)) and history(folder, "bc/step") == [1, 2]
     assert exit_codes(folder) == [0] and history(folder, "test/win_rate") == [0.5]
     assert summary(folder)["stage"] == "finished"
@@ -136,7 +136,7 @@ def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Pa
 TRAINING = """
     import sys
     from eef.envs.webshop import WebShop
-    from eef.methods import experiment
+    from eef.experiment import experiment
     from eef.settings import Settings
     root, base = sys.argv[1:]
     catalogue = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}
@@ -175,7 +175,8 @@ def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenize
     subprocess.run(start, check=True, timeout=300)
     rows = [json.loads(line) for line in (folder / "bc" / "metrics.jsonl").read_text().splitlines()]
     for name in ("step", "loss", "learning_rate"):
-        assert history(folder, f"bc/{name}") == [row[name] for row in rows], "one whole curve, from before the kill too"
+        values = [row[name] for row in rows]  # one complete curve, including the steps before the kill
+        assert history(folder, f"bc/{name}") == values
     assert len(rows) > len(curve) and exit_codes(folder) == [0] and summary(folder)["stage"] == "finished"
 
 
@@ -197,15 +198,15 @@ def test_after_the_death_of_all_processes_a_restart_writes_the_whole_history(tmp
         companion = read_json(folder_of(tmp_path) / "wandb" / "state.json")["pid"]
         os.killpg(companion, signal.SIGKILL)
         running.kill()
-    subprocess.run(words(tmp_path), check=True, timeout=120)
+    subprocess.run(command(tmp_path), check=True, timeout=120)
     folder = folder_of(tmp_path)
     assert history(folder, "sft-0/step") == list(range(40)) and history(folder, "bc/step") == [1, 2]
     assert exit_codes(folder) == [0]
 
 
 def test_an_exception_ends_the_run_as_failed_with_its_message(tmp_path: Path, offline: None) -> None:
-    done = subprocess.run(words(tmp_path, crash=25), stderr=subprocess.PIPE, text=True, timeout=120)
-    assert done.returncode == 1 and "RuntimeError: out of memory" in done.stderr
+    process = subprocess.run(command(tmp_path, crash=25), stderr=subprocess.PIPE, text=True, timeout=120)
+    assert process.returncode == 1 and "RuntimeError: out of memory" in process.stderr
     folder = folder_of(tmp_path)
     assert exit_codes(folder) == [1] and summary(folder)["error"] == "RuntimeError: out of memory"
     assert history(folder, "sft-0/step") == list(range(26))
@@ -306,9 +307,9 @@ def test_online_without_an_account_or_network_is_offline_with_the_reason(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     started = time.monotonic()
-    done = subprocess.run(words(tmp_path, "online"), capture_output=True, text=True, timeout=120, check=True)
+    process = subprocess.run(command(tmp_path, "online"), capture_output=True, text=True, timeout=120, check=True)
     assert time.monotonic() - started < 30
-    (warning,) = [line for line in done.stdout.splitlines() if line.startswith("warning")]
+    (warning,) = [line for line in process.stdout.splitlines() if line.startswith("warning")]
     assert "W&B online -> offline" in warning and reason in warning
     folder = folder_of(tmp_path)
     assert history(folder, "sft-0/step") == list(range(40)) and exit_codes(folder) == [0]
@@ -317,7 +318,7 @@ def test_online_without_an_account_or_network_is_offline_with_the_reason(
 
 
 @pytest.mark.parametrize("home", ["/proc/nonexistent", "a file"])
-def test_a_home_that_cannot_be_written_is_no_obstacle(
+def test_runs_work_without_a_writable_home(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, home: str
 ) -> None:
     (tmp_path / "a file").touch()
@@ -347,7 +348,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def ignored(monkeypatch: pytest.MonkeyPatch, offline: None) -> None:
-    """A companion that does nothing: the events are what is tested."""
+    """Use a companion that does nothing, to test the events."""
     monkeypatch.setattr(live, "COMPANION", [sys.executable, "-c", "pass"])
 
 
@@ -463,7 +464,7 @@ def test_an_experiment_reports_stages_training_and_rollouts(
 
 
 class Server:
-    """W&B in a few lines: what it stores of each run, and a module ``wandb`` that sends there."""
+    """A small W&B server: it stores the rows and exit codes of each run."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {}
@@ -485,15 +486,15 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    made = Server()
+    server = Server()
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Table=dict, teardown=lambda: None))  # type: ignore[arg-type]
-    monkeypatch.setattr(mirror, "open_run", made.open)
+    monkeypatch.setattr(mirror, "open_run", server.open)
     monkeypatch.setattr(mirror, "account_problem", lambda: None)
-    return made
+    return server
 
 
 def send(folder: Path, *sent: dict[str, Any], mode: str = "online") -> None:
-    """What one start of a run sends; a run that ends without ``finish`` was killed."""
+    """Send the events of one start of a run. A run that ends without ``finish`` counts as killed."""
     companion = Companion.of(folder, mode, 0)
     codes = [companion.handle(event) for event in sent]
     if not codes or codes[-1] is None:
@@ -540,7 +541,7 @@ def test_system_metrics_are_of_the_run_and_only_on_request(
     assert (settings.x_disable_stats, settings.x_stats_pid) == (disabled, 123)
 
 
-def test_online_a_restart_goes_on_in_the_same_history(folder: Path, server: Server) -> None:
+def test_online_a_restart_continues_the_same_history(folder: Path, server: Server) -> None:
     send(folder, stage("bc-1", "started"), stage("bc-1", "made"), stage("sft-1", "started"), step(1), step(2))
     assert server.exits == {"run": [1]}
     send(
@@ -578,7 +579,7 @@ def test_online_other_content_gets_a_run_of_its_own(folder: Path, server: Server
     assert server.steps("run-3") == [1, 2, 3, 4, 5] and server.exits == {"run": [0], "run-2": [0], "run-3": [0]}
 
 
-def test_what_was_sent_online_is_whole_offline_when_the_network_is_gone(folder: Path, server: Server) -> None:
+def test_what_was_sent_online_is_complete_offline_when_the_network_is_gone(folder: Path, server: Server) -> None:
     send(folder, stage("bc-1", "reused"), stage("sft-1", "started"), step(1))
     server.reachable = False
     send(folder, stage("bc-1", "reused"), stage("sft-1", "started"), step(1), step(2), step(3))

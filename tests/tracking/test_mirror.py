@@ -1,4 +1,4 @@
-"""W&B as a mirror: what its own record holds, and that without network or account nothing hangs, asks or fails."""
+"""Copies on W&B: what they contain, and that nothing hangs, asks or fails without a network or an account."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_back(folder: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data, at, parts, found = path.read_bytes(), 7, b"", []
+    data, at, parts, records = path.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
@@ -64,12 +64,12 @@ def read_back(folder: Path) -> list[Any]:
         _, length, kind = struct.unpack_from("<IHB", data, at)
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or last part
+        if kind in (1, 4):  # complete, or the last part
             record = Record()
             record.ParseFromString(parts)
-            found.append(record)
+            records.append(record)
             parts = b""
-    return found
+    return records
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_the_offline_record_has_what_a_comparison_needs(tmp_path: Path, offline:
     (table,) = run.folder.glob("wandb/offline-run-*/files/media/table/trajectories/test_*.json")
     shown = json.loads(table.read_text())
     assert len(shown["data"]) == 40 and sum(row[1] for row in shown["data"]) == 20
-    words = [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, run.folder.glob("wandb/offline-run-*"))]
-    listed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, run.folder.glob("wandb/offline-run-*"))]
+    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "Would sync 1 run" in listed.stdout + listed.stderr
 
 
@@ -151,7 +151,7 @@ def test_online_without_an_account_falls_back_at_once(
 
 
 @pytest.mark.parametrize(
-    ("env", "says"),
+    ("env", "message"),
     [
         ({}, "not logged in to W&B"),
         ({"WANDB_API_KEY": "short"}, "cannot be used: "),
@@ -164,21 +164,21 @@ def test_online_without_an_account_falls_back_at_once(
     ],
 )
 def test_sync_and_report_without_an_account_or_network(
-    tmp_path: Path, offline: None, env: dict[str, str], says: str
+    tmp_path: Path, offline: None, env: dict[str, str], message: str
 ) -> None:
     folder = tmp_path / "runs" / "a__b" / "wandb" / "offline-run-1"
     folder.mkdir(parents=True)
     (folder / "run.wandb").write_bytes(b"x")
-    words = [sys.executable, "-m", "eef.cli", "wandb", "sync", "--root", str(tmp_path / "runs")]
-    done = subprocess.run(
-        words, env={**os.environ, **env}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    command = [sys.executable, "-m", "eef.cli", "wandb", "sync", "--root", str(tmp_path / "runs")]
+    process = subprocess.run(
+        command, env={**os.environ, **env}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 2 and says in done.stderr and "1 offline runs in" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 2 and message in process.stderr and "1 offline runs in" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
-    """A W&B server that answers, and takes nothing."""
+    """A W&B server that answers and refuses everything."""
 
     def answer(self) -> None:
         self.send_response(403)
@@ -201,11 +201,11 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.shutdown()
 
 
-def test_a_server_that_takes_nothing_is_one_message(tmp_path: Path, offline: None, refusing: None) -> None:
+def test_a_server_that_refuses_everything_is_one_message(tmp_path: Path, offline: None, refusing: None) -> None:
     run = finished(tmp_path)
-    words = [sys.executable, "-m", "eef.cli", "wandb", "sync", "--root", str(tmp_path)]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "W&B accepted none of 1 offline runs" in done.stderr
+    command = [sys.executable, "-m", "eef.cli", "wandb", "sync", "--root", str(tmp_path)]
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2 and "W&B accepted none of 1 offline runs" in process.stderr
     assert len(read_back(run.folder)) > 5 and mirror.unsynced(tmp_path)
 
 
@@ -243,11 +243,11 @@ def test_sync_counts_what_went(
         folder.mkdir(parents=True)
         (folder / "run.wandb").write_bytes(b"x")
 
-    def sent(words: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
-        for path in words[words.index("sync") + 1 :]:
+    def sent(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        for path in command[command.index("sync") + 1 :]:
             if not path.endswith("11"):
                 (Path(path) / "run.wandb.synced").touch()
-        return subprocess.CompletedProcess(words, 0, "", "")
+        return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(mirror, "account_problem", lambda: None)
     monkeypatch.setattr(mirror.subprocess, "run", sent)
@@ -262,10 +262,10 @@ def test_sync_counts_what_went(
 def test_the_report_compares_method_environment_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     wr = pytest.importorskip("wandb_workspaces.reports.v2.interface", reason="the extra 'report' is not installed")
     monkeypatch.setattr(wr, "_get_api", lambda: None)
-    monkeypatch.setattr(wr, "execute_graphql", lambda *given, **words: {"project": {"internalId": "1"}})
+    monkeypatch.setattr(wr, "execute_graphql", lambda *arguments, **options: {"project": {"internalId": "1"}})
     monkeypatch.setenv("WANDB_ENTITY", "me")
-    made = mirror.report("demo", [Path("rates.png")], "about", save=False)
-    spec = made._to_model().spec.model_dump_json(exclude_none=True, by_alias=True)
+    report = mirror.report("demo", [Path("rates.png")], "about", save=False)
+    spec = report._to_model().spec.model_dump_json(exclude_none=True, by_alias=True)
     for part in (
         '"xAxis":"summary:budget/episodes","yAxis":"summary:test/win_rate"',
         '{"key":{"section":"run","name":"group"},"op":"=","value":"demo","disabled":false}',
@@ -281,13 +281,15 @@ def test_a_report_without_its_package_says_what_to_install(monkeypatch: pytest.M
         mirror.report("demo", [], "about", save=False)
 
 
-def test_a_report_is_saved_apart_and_its_trouble_is_one_line(
+def test_a_report_is_saved_in_a_subprocess_and_its_error_is_one_line(
     tmp_path: Path, offline: None, refusing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb_workspaces", reason="the extra 'report' is not installed")
-    said = mirror.save_report(tmp_path, "demo", [], "about")
-    assert said.startswith("none: exit 1: ") and "\n" not in said and "credentials" in said
-    monkeypatch.setattr(
-        mirror, "run_separately", lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
-    )
+    output = mirror.save_report(tmp_path, "demo", [], "about")
+    assert output.startswith("none: exit 1: ") and "\n" not in output and "credentials" in output
+
+    def saved(root: Path, code: str, file: str, name: str, *rest: str) -> None:
+        Path(file).write_text(f"address of {name}")
+
+    monkeypatch.setattr(mirror, "run_separately", saved)
     assert mirror.save_report(tmp_path, "demo", [], "about") == "address of demo"

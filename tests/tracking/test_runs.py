@@ -1,4 +1,4 @@
-"""Run folders: stages made once and whole, results that do not depend on the clock, clear words for bad files."""
+"""Run folders: stages are made once and completely, results are reproducible, and invalid files are named."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_run_id_is_deterministic_and_covers_config_and_hashes(tmp_path: Path) ->
 def test_equal_content_has_one_hash() -> None:
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [np.int64(1), 2], "a": 1})
     assert digest({"a": 1}) != digest({"a": "1"})
-    with pytest.raises(TypeError, match="cannot be kept as JSON"):
+    with pytest.raises(TypeError, match="cannot be JSON"):
         digest({"a": object()})
 
 
@@ -98,7 +98,7 @@ def test_stage_names_stay_in_the_folder(tmp_path: Path, name: str) -> None:
         open_run(tmp_path).stage(name, {}, make)
 
 
-def test_a_folder_without_stage_json_is_no_stage(tmp_path: Path) -> None:
+def test_a_folder_without_stage_json_is_not_a_stage(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     at = run.stage("bc", {}, make)
     (at / "stage.json").unlink()
@@ -128,8 +128,8 @@ SCRIPT = textwrap.dedent(
 
 
 def start(root: Path, pause: float, commit: str = "abc") -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", SCRIPT, str(root), str(pause), commit]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SCRIPT, str(root), str(pause), commit]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for_half(root: Path) -> None:
@@ -208,7 +208,7 @@ def test_killed_in_the_middle_then_the_same_result(tmp_path: Path) -> None:
     assert (cut / "calls").read_text() == "xx" and not list(cut.glob("stages/.bc-*/half"))
 
 
-def test_stale_halves_of_other_stages_are_removed_but_not_those_at_work(tmp_path: Path) -> None:
+def test_stale_folders_of_other_stages_are_removed_but_not_those_in_progress(tmp_path: Path) -> None:
     dead = tmp_path / "stages" / ".old-0123456789abcdef.99999999"
     dead.mkdir(parents=True)
     working = start(tmp_path, 60)
@@ -224,26 +224,26 @@ def test_stale_halves_of_other_stages_are_removed_but_not_those_at_work(tmp_path
 
 def test_two_processes_make_one_stage(tmp_path: Path) -> None:
     both = [start(tmp_path, 1.5), start(tmp_path, 1.5)]
-    said = "".join(process.communicate(timeout=60)[0] for process in both)
+    output = "".join(process.communicate(timeout=60)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert (tmp_path / "calls").read_text() == "x"
-    assert said.count("starts") == 1 and ("waiting for another process" in said or "reused" in said)
+    assert output.count("starts") == 1 and ("waiting for another process" in output or "reused" in output)
 
 
-def test_finish_keeps_the_clock_out_and_never_doubles_a_line(tmp_path: Path) -> None:
+def test_finish_leaves_times_out_and_repeats_no_line(tmp_path: Path) -> None:
     result = {"method": "rft", "win_rate": np.float64(0.5), "gap": float("nan"), "train_seconds": 3.2, "time": 1}
     run = open_run(tmp_path)
     assert not run.done
     run.stage("bc", {}, make)
     path = run.finish(result)
-    kept = path.read_bytes()
-    assert json.loads(kept) == {"method": "rft", "win_rate": 0.5, "gap": None} and run.done
+    content = path.read_bytes()
+    assert json.loads(content) == {"method": "rft", "win_rate": 0.5, "gap": None} and run.done
     timing = json.loads((run.folder / "timing.json").read_text())
     assert timing["train_seconds"] == 3.2 and timing["seconds"] == run.seconds() and "bc" in timing["stages"]
     again = open_run(tmp_path)
     again.stage("bc", {}, make)
     again.finish({**result, "train_seconds": 9})
-    assert path.read_bytes() == kept
+    assert path.read_bytes() == content
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == again.metrics and [row["step"] for row in rows] == [0, 1, 2] and rows[0]["stage"] == "bc"
 
@@ -261,7 +261,7 @@ def test_load_runs_names_the_unfinished_and_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"win_rate": 0.', "", "[1]"])
-def test_torn_result_is_named(tmp_path: Path, text: str) -> None:
+def test_an_invalid_result_is_named(tmp_path: Path, text: str) -> None:
     run = open_run(tmp_path)
     run.finish({"win_rate": 0.5})
     (run.folder / "result.json").write_text(text)
@@ -269,7 +269,7 @@ def test_torn_result_is_named(tmp_path: Path, text: str) -> None:
         load_runs(tmp_path)
 
 
-def test_torn_metrics_are_named(tmp_path: Path) -> None:
+def test_invalid_metrics_are_named(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     at = run.stage("bc", {}, make)
     with open(at / "metrics.jsonl", "a") as out:
@@ -309,17 +309,17 @@ def test_unwritable_root_and_full_disk_are_one_message(tmp_path: Path) -> None:
     def missing(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "data.json")
 
-    with pytest.raises(PermissionError):  # make's own trouble, not the run folder's
+    with pytest.raises(PermissionError):  # an error of make, not of the run folder
         open_run(tmp_path).stage("bc", {}, missing)
 
 
-def test_stamp_says_where_a_run_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = stamp({"catalogue": "c1", "goals": "g1"}, "t1")
-    assert made["hashes"] == {"catalogue": "c1", "goals": "g1", "chat": "t1"}
-    assert {"eef", "torch", "transformers", "peft", "python"} <= set(made["versions"])
-    assert made["cpu"] and made["cpus"] >= 1 and made["memory_gb"] > 0 and isinstance(made["gpus"], list)
-    json.dumps(made)
-    monkeypatch.setattr(stamps, "_git", lambda *words: None)
+def test_stamp_records_where_a_run_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = stamp({"catalogue": "c1", "goals": "g1"}, "t1")
+    assert full["hashes"] == {"catalogue": "c1", "goals": "g1", "chat": "t1"}
+    assert {"eef", "torch", "transformers", "peft", "python"} <= set(full["versions"])
+    assert full["cpu"] and full["cpus"] >= 1 and full["memory_gb"] > 0 and isinstance(full["gpus"], list)
+    json.dumps(full)
+    monkeypatch.setattr(stamps, "_git", lambda *arguments: None)
     bare = stamp({}, "t1")
     assert bare["commit"] == "unknown" and bare["dirty"] is None
 
@@ -349,7 +349,7 @@ def test_wandb_offline_folder_is_written_once(
     assert "warning" not in capsys.readouterr().out
 
 
-def test_wandb_troubles_are_one_line_and_no_failure(
+def test_wandb_problems_are_one_line_and_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = "import sys; print('some log'); print('no space', file=sys.stderr); sys.exit(3)"
@@ -358,10 +358,10 @@ def test_wandb_troubles_are_one_line_and_no_failure(
     run = open_run(tmp_path)
     run.finish({"win_rate": 0.5})
     assert run.done
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: W&B")]
-    assert len(said) == 1 and "ended with code 3: no space" in said[0]
+    output = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: W&B")]
+    assert len(output) == 1 and "ended with code 3: no space" in output[0]
     state = json.loads((run.folder / "timing.json").read_text())["wandb"]
-    assert state["error"] in said[0] and (state["mode"], state["used"]) == ("online", "disabled")
+    assert state["error"] in output[0] and (state["mode"], state["used"]) == ("online", "disabled")
     monkeypatch.setenv("WANDB_MODE", "onlin")
     run.finish({"win_rate": 0.5})
     assert "'onlin' is unknown" in capsys.readouterr().out

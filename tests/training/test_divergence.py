@@ -1,4 +1,4 @@
-"""A training that diverges stops with one message and leaves nothing behind; each step is reported once."""
+"""A training that diverges stops with one message and saves nothing; each step is reported once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from eef.experts import demonstrations
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
 from eef.tracking.runs import write_json
-from eef.training import trainer as train
-from eef.training.stages import learn_together
-from eef.training.trainer import _Trainer, dpo, sft
+from eef.training import sft as sft_module
+from eef.training import trainer
+from eef.training.dpo import dpo
+from eef.training.rows import rows_of
+from eef.training.sft import fit, sft
+from eef.training.stages import run_job_distributed
+from eef.training.trainer import GroupedTrainer
 from eef.trajectory import Trajectory, Turn
 
 SETTINGS = {"epochs": 4, "lr": 5e-3, "batch_size": 2, "seed": 0}
-MANY = {**SETTINGS, "epochs": 101}  # of one step each on two examples: every second one is logged, and the last
+MANY = {**SETTINGS, "epochs": 101}  # one step each on two examples; every second step and the last are logged
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def pairs_of(examples: list[Example]) -> list[tuple[Trajectory, Trajectory]]:
     return [(w, Trajectory(w.task, w.prompt, (*w.turns[:1], Turn("click[buy now]", "")))) for w in wins]
 
 
-def whole_checkpoints(work: Path) -> list[str]:
+def complete_checkpoints(work: Path) -> list[str]:
     return sorted(path.parent.name for path in work.glob("checkpoint-*/whole.pt"))
 
 
@@ -73,7 +77,7 @@ def test_a_learning_rate_that_is_far_too_high_saves_nothing(
     with pytest.raises(FloatingPointError, match=rf"training diverged: {words}.*Lower the learning rate \(lr=1e\+30\)"):
         run(trainable(base), data, tmp_path / "out", **settings)
     assert not list((tmp_path / "out").glob("*"))
-    for name in whole_checkpoints(tmp_path / "work"):
+    for name in complete_checkpoints(tmp_path / "work"):
         weights = load_file(tmp_path / "work" / name / "adapter_model.safetensors")
         assert all(weight.isfinite().all() for weight in weights.values())
 
@@ -88,23 +92,23 @@ def test_half_precision_diverges_with_the_same_message(base: str, examples, tmp_
 
 
 @pytest.mark.parametrize(("step", "named"), [(51, 52), (101, 101)])
-def test_a_loss_that_is_not_finite_between_two_logged_steps_is_seen(
+def test_a_loss_that_is_not_finite_between_two_logged_steps_is_detected(
     step: int, named: int, base: str, examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its gradients are finite here, so only the loss shows it."""
-    calls, compute = count(1), _Trainer.compute_loss
+    """The gradients are finite, so only the loss shows it."""
+    calls, compute = count(1), GroupedTrainer.compute_loss
 
     def poisoned(self, *args, **more):
         loss = compute(self, *args, **more)
         return loss + float("nan") * loss.detach() if next(calls) == step else loss
 
-    monkeypatch.setattr(_Trainer, "compute_loss", poisoned)
+    monkeypatch.setattr(GroupedTrainer, "compute_loss", poisoned)
     with pytest.raises(FloatingPointError, match=f"the loss at step {named} of 101 is nan"):
         sft(trainable(base), examples[:2], tmp_path / "out", **MANY)
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_weights_are_checked_once_more_before_they_are_saved(base: str, examples, tmp_path: Path) -> None:
+def test_weights_are_checked_before_they_are_saved(base: str, examples, tmp_path: Path) -> None:
     policy = trainable(base)
 
     def broken(step: int, steps: int, row: dict[str, float]) -> None:
@@ -124,10 +128,10 @@ def test_weights_are_checked_once_more_before_they_are_saved(base: str, examples
         ("weight", "weight '.*lora_B.*' after step 3 of 8 is nan"),
     ],
 )
-def test_no_checkpoint_holds_broken_weights_and_a_restart_ends_as_if_nothing_had_happened(
+def test_no_checkpoint_has_broken_weights_and_a_restart_equals_an_undisturbed_training(
     broken: str, words: str, base: str, examples, tmp_path: Path
 ) -> None:
-    """One gradient is not finite, or one update overflows; the loss of that step is as it should be."""
+    """A gradient is not finite, or an update overflows; the loss of that step is finite."""
     work = {"work": tmp_path / "work", "checkpoint_minutes": 0.0}
     policy, calls = trainable(base), count(1)
     weight = next(weight for name, weight in policy.model.named_parameters() if "lora_B" in name)
@@ -143,7 +147,7 @@ def test_no_checkpoint_holds_broken_weights_and_a_restart_ends_as_if_nothing_had
             sft(policy, examples, tmp_path / "broken", **SETTINGS, **work)
     finally:
         handle.remove()
-    assert whole_checkpoints(tmp_path / "work") == ["checkpoint-2"]
+    assert complete_checkpoints(tmp_path / "work") == ["checkpoint-2"]
     assert not (tmp_path / "work" / "checkpoint-3").exists()
 
     rows: list[dict[str, float]] = []
@@ -157,17 +161,17 @@ def test_no_checkpoint_holds_broken_weights_and_a_restart_ends_as_if_nothing_had
 
 
 @pytest.mark.slow
-def test_all_processes_stop_with_the_one_message(base: str, examples, tmp_path: Path) -> None:
+def test_all_processes_stop_with_one_message(base: str, examples, tmp_path: Path) -> None:
     trajectory.save((e.trajectory for e in examples), tmp_path / "examples.jsonl")
     write_json(tmp_path / "learn_from.json", {"learn_from": [0] * len(examples)})
     settings = {**SETTINGS, "lr": 1e30, "work": str(tmp_path / "work"), "checkpoint_minutes": 0.0}
     job = {"kind": "sft", "policy": {"model": base}, "new_adapter": {"seed": 0, "r": 4}, "settings": settings}
     with pytest.raises(RuntimeError, match="by 2 processes failed: FloatingPointError: training diverged: the loss"):
-        learn_together(job, tmp_path, 2)
+        run_job_distributed(job, tmp_path, 2)
     assert not list(tmp_path.glob("adapter*"))
 
 
-def test_each_step_is_reported_once_with_what_was_logged_at_it(base: str, examples, tmp_path: Path) -> None:
+def test_each_step_is_reported_once_with_its_logged_row(base: str, examples, tmp_path: Path) -> None:
     seen: list[tuple[int, int, dict[str, float]]] = []
     report = sft(trainable(base), examples[:2], tmp_path, **MANY, on_step=lambda *state: seen.append(state))
     assert [(step, steps) for step, steps, _ in seen] == [(step, 101) for step in range(1, 102)]
@@ -180,7 +184,7 @@ def test_each_step_is_reported_once_with_what_was_logged_at_it(base: str, exampl
 def test_the_learning_rate_warms_up_and_falls(base: str, examples, tmp_path: Path) -> None:
     rates = []
     for warmup in (0.5, 0.0):
-        report = sft(trainable(base), examples, tmp_path / str(warmup), **SETTINGS, warmup=warmup)
+        report = sft(trainable(base), examples, tmp_path / str(warmup), **SETTINGS, warmup_ratio=warmup)
         rates.append([row["learning_rate"] / SETTINGS["lr"] for row in report["losses"]])
     assert rates[0][:5] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
     assert rates[1][0] == 1.0
@@ -191,21 +195,21 @@ def test_the_learning_rate_warms_up_and_falls(base: str, examples, tmp_path: Pat
 def test_rows_at_a_time_on_a_cpu_follow_the_size_of_the_model(
     limit: int, batch_size: int, most: int, base: str, examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, collate = [], train.collate
+    sizes, collate = [], sft_module.collate
 
     def counted(items, pad):
         sizes.append(len(items))
         return collate(items, pad)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(train, "collate", counted)
-    monkeypatch.setattr(train, "SMALL_MODEL", limit)
+    monkeypatch.setattr(sft_module, "collate", counted)
+    monkeypatch.setattr(trainer, "SMALL_MODEL", limit)
     policy = trainable(base)
-    rows, _ = train.rows_of(policy, examples)
+    rows, _ = rows_of(policy, examples)
     settings = {**SETTINGS, "batch_size": batch_size, "epochs": 1}
-    train.fit(policy.model, rows, pad=policy.pad, folder=tmp_path, **settings)
+    fit(policy.model, rows, pad=policy.pad, folder=tmp_path, **settings)
     assert max(sizes) == most and sum(sizes) == len(examples)
 
 
-def test_the_limit_of_small_models_lies_between_ours_and_those_of_the_hub() -> None:
-    assert 5_000_000 < train.SMALL_MODEL < 135_000_000
+def test_the_embedded_models_are_small_and_those_of_the_hub_are_not() -> None:
+    assert 5_000_000 < trainer.SMALL_MODEL < 135_000_000

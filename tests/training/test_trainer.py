@@ -9,8 +9,10 @@ from eef.agents.policy import Policy
 from eef.experts import demonstrations
 from eef.models.pretrain import save
 from eef.selection import Example
+from eef.training.dpo import dpo, preference_losses
+from eef.training.likelihoods import log_likelihoods
 from eef.training.rows import IGNORE, Row, collate, rows_of
-from eef.training.trainer import dpo, fit, log_likelihoods, preference_losses, sft
+from eef.training.sft import fit, sft
 from eef.trajectory import Trajectory, Turn, without_loss
 
 SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -37,21 +39,21 @@ def test_labels_are_the_masked_tokens_and_padding_is_ignored() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
-def test_the_loss_is_the_mean_of_the_learnt_tokens_alone(policy: Policy, examples) -> None:
+def test_the_loss_is_the_mean_over_the_learnt_tokens_only(policy: Policy, examples) -> None:
     rows, _ = rows_of(policy, [Example(examples[0].trajectory, 2)])
     batch = collate([{"input_ids": rows[0].ids, "mask": rows[0].mask}], pad=policy.pad)
     with torch.no_grad():
         output = policy.model(**batch)
         logs = output.logits[0].log_softmax(-1)
-    wanted = [
+    expected = [
         -logs[place - 1, token] for place, (token, m) in enumerate(zip(rows[0].ids, rows[0].mask, strict=True)) if m
     ]
-    assert torch.isclose(output.loss, torch.stack(wanted).mean(), atol=1e-6)
-    spoken = policy.tokenizer.decode([t for t, m in zip(rows[0].ids, rows[0].mask, strict=True) if m])
-    assert spoken.count("<end>") == len(examples[0].trajectory) - 2
+    assert torch.isclose(output.loss, torch.stack(expected).mean(), atol=1e-6)
+    learnt = policy.tokenizer.decode([t for t, m in zip(rows[0].ids, rows[0].mask, strict=True) if m])
+    assert learnt.count("<end>") == len(examples[0].trajectory) - 2
 
 
-def test_training_lowers_the_loss_moves_the_adapter_alone_and_repeats_exactly(
+def test_training_lowers_the_loss_changes_only_the_adapter_and_is_reproducible(
     policy: Policy, examples, tmp_path
 ) -> None:
     base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop", "constrained_decoding": True})
@@ -70,7 +72,7 @@ def test_training_lowers_the_loss_moves_the_adapter_alone_and_repeats_exactly(
     assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
 
 
-def test_accumulated_batches_train_like_whole_ones(policy: Policy, tmp_path, examples) -> None:
+def test_accumulated_batches_train_like_undivided_ones(policy: Policy, tmp_path, examples) -> None:
     base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop"})
     weights = []
     for micro_batch_size in (8, 2):
@@ -95,9 +97,9 @@ def test_accumulated_batches_train_like_whole_ones(policy: Policy, tmp_path, exa
 def test_nothing_to_learn_is_an_error(trainable: Policy, examples, tmp_path) -> None:
     with pytest.raises(ValueError, match="no training example"):
         sft(trainable, [], tmp_path, **SETTINGS)
-    barred = Example(without_loss(examples[0].trajectory, range(99)), 0)
+    masked = Example(without_loss(examples[0].trajectory, range(99)), 0)
     with pytest.raises(ValueError, match="no token carries loss"):
-        sft(trainable, [barred], tmp_path, **SETTINGS)
+        sft(trainable, [masked], tmp_path, **SETTINGS)
 
 
 def test_examples_beyond_the_context_are_dropped_and_counted(trainable: Policy, examples, tmp_path) -> None:
@@ -113,10 +115,12 @@ def test_log_likelihoods_are_sums_over_the_learnt_tokens(policy: Policy, example
     batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in rows], pad=policy.pad)
     with torch.no_grad():
         both = log_likelihoods(policy.model, batch)
-        for row, found in zip(rows, both, strict=True):
+        for row, value in zip(rows, both, strict=True):
             logs = policy.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
-            wanted = sum(logs[at - 1, token] for at, (token, m) in enumerate(zip(row.ids, row.mask, strict=True)) if m)
-            assert torch.isclose(found, torch.as_tensor(wanted), atol=1e-3)
+            expected = sum(
+                logs[at - 1, token] for at, (token, m) in enumerate(zip(row.ids, row.mask, strict=True)) if m
+            )
+            assert torch.isclose(value, torch.as_tensor(expected), atol=1e-3)
 
 
 def test_dpo_equals_its_formula_on_two_pairs_in_float64(policy: Policy, examples) -> None:
@@ -136,11 +140,11 @@ def test_dpo_equals_its_formula_on_two_pairs_in_float64(policy: Policy, examples
                 total = total + logits[place - 1, row.ids[place]] - torch.logsumexp(logits[place - 1], -1)
         return total
 
-    wanted = torch.zeros((), dtype=torch.float64)
+    expected = torch.zeros((), dtype=torch.float64)
     for won, lost in zip(wins, losses, strict=True):
         gains = [log_likelihood(model, row) - log_likelihood(reference, row).detach() for row in (won, lost)]
-        wanted = wanted + torch.log1p(torch.exp(-0.3 * (gains[0] - gains[1]))) / 2
-    gradients = torch.autograd.grad(wanted, list(model.parameters()), allow_unused=True)
+        expected = expected + torch.log1p(torch.exp(-0.3 * (gains[0] - gains[1]))) / 2
+    gradients = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
 
     batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in (*wins, *losses)], pad=policy.pad)
     with torch.no_grad():
@@ -148,7 +152,7 @@ def test_dpo_equals_its_formula_on_two_pairs_in_float64(policy: Policy, examples
     loss = preference_losses(model, batch, 0.3).mean()
     assert (
         loss.dtype == torch.float64
-        and abs(float((loss - wanted).detach())) < 1e-10
+        and abs(float((loss - expected).detach())) < 1e-10
         and float(loss.detach()) != pytest.approx(0.6931, abs=1e-3)
     )
     for ours, theirs in zip(
@@ -157,7 +161,7 @@ def test_dpo_equals_its_formula_on_two_pairs_in_float64(policy: Policy, examples
         assert torch.allclose(ours, theirs, atol=1e-10)
 
 
-def test_dpo_begins_at_log_two_and_sets_wins_before_losses(trainable: Policy, examples, tmp_path) -> None:
+def test_dpo_starts_at_log_two_and_prefers_wins(trainable: Policy, examples, tmp_path) -> None:
     wins = [example.trajectory for example in examples[:8]]
     pairs = [(w, Trajectory(w.task, w.prompt, (*w.turns[:1], Turn("click[buy now]", "")))) for w in wins]
     report = dpo(trainable, pairs, tmp_path, beta=0.1, epochs=8, lr=5e-3, batch_size=4, seed=0)
@@ -167,7 +171,7 @@ def test_dpo_begins_at_log_two_and_sets_wins_before_losses(trainable: Policy, ex
     assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
-def test_pairs_beyond_the_context_are_dropped_and_none_left_is_an_error(trainable: Policy, examples, tmp_path) -> None:
+def test_pairs_beyond_the_context_are_dropped_and_no_pair_is_an_error(trainable: Policy, examples, tmp_path) -> None:
     won = examples[0].trajectory
     long = Trajectory(won.task, "word " * 3000, (Turn("click[buy now]", ""),))
     with pytest.raises(ValueError, match="no pair to learn from .1 exceed the context"):

@@ -1,4 +1,4 @@
-"""Kinds of training: all weights, optimizers, union rows, flat batches, checkpoints that a killed run goes on from."""
+"""Kinds of training: all weights, optimizers, merged rows, flat batches, resuming from checkpoints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from eef.agents.policy import Policy
 from eef.experts import demonstrations
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
-from eef.training.rows import IGNORE, Row, collate, flatten, rows_of, united
-from eef.training.trainer import _Keep, dpo, sft
+from eef.training.checkpoints import Checkpoints
+from eef.training.dpo import dpo
+from eef.training.rows import IGNORE, Row, collate, flatten, merge_prefix_rows, rows_of
+from eef.training.sft import sft
 from eef.trajectory import Trajectory, Turn
 
 SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -47,12 +49,12 @@ def trainable(base: str, **load) -> Policy:
 
 
 def steps_of(trajectory: Trajectory) -> list[Example]:
-    """A row per step: turn i carries loss, all before is context, nothing comes after."""
+    """One example per step: only turn i carries loss, and nothing follows it."""
     return [Example(replace(trajectory, turns=trajectory.turns[: i + 1]), i) for i in range(len(trajectory))]
 
 
 def in_float64(model):
-    """A copy in double precision throughout: Llama's own norm computes in float32 whatever its input."""
+    """A copy in double precision throughout: Llama's own norm computes in float32 for any input."""
     twin = copy.deepcopy(model).double()
     for module in list(twin.modules()):
         for name, child in module.named_children():
@@ -64,7 +66,7 @@ def in_float64(model):
 
 
 def gradients(model, batch) -> tuple[float, list[torch.Tensor]]:
-    """Sum of the losses of the learnt tokens and its gradients, in the model's own precision."""
+    """Sum of the losses of the learnt tokens and its gradients, in the model's precision."""
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     loss = torch.nn.functional.cross_entropy(
@@ -84,45 +86,45 @@ def equal(ours, theirs, atol: float) -> bool:
 
 
 def test_steps_of_one_trajectory_become_one_row_with_the_same_gradients_in_float64(policy: Policy, examples) -> None:
-    apart = [row for example in examples[:3] for row in rows_of(policy, steps_of(example.trajectory))[0]]
+    steps = [row for example in examples[:3] for row in rows_of(policy, steps_of(example.trajectory))[0]]
     whole, _ = rows_of(policy, examples[:3])
-    assert united(apart) == whole and len(apart) == sum(len(e.trajectory) for e in examples[:3])
-    assert united(apart[::-1]) == whole[::-1], "a union stands where the first of its rows stood"
+    assert merge_prefix_rows(steps) == whole and len(steps) == sum(len(e.trajectory) for e in examples[:3])
+    assert merge_prefix_rows(steps[::-1]) == whole[::-1], "a merged row takes the place of the first of its rows"
     model = in_float64(policy.model)
-    one, ones = gradients(model, collate(items(whole), 0))
-    many, manys = gradients(model, collate(items(apart), 0))
-    assert one == pytest.approx(many, abs=1e-9) and one > 100
-    assert equal(ones, manys, 1e-10)
+    merged_loss, merged_gradients = gradients(model, collate(items(whole), 0))
+    steps_loss, steps_gradients = gradients(model, collate(items(steps), 0))
+    assert merged_loss == pytest.approx(steps_loss, abs=1e-9) and merged_loss > 100
+    assert equal(merged_gradients, steps_gradients, 1e-10)
 
 
 def test_a_token_that_counts_twice_stays_in_two_rows(policy: Policy, examples) -> None:
     whole, late = examples[0], Example(examples[0].trajectory, 2)
     early = Example(replace(whole.trajectory, turns=whole.trajectory.turns[:1]), 0)
     rows, _ = rows_of(policy, [whole, late, early, whole])
-    made = united(rows)
-    assert sum(sum(row.mask) for row in made) == sum(sum(row.mask) for row in rows)
-    assert [row.ids for row in made] == [rows[0].ids] * 3
-    assert [sum(row.mask) for row in made] == [
+    merged = merge_prefix_rows(rows)
+    assert sum(sum(row.mask) for row in merged) == sum(sum(row.mask) for row in rows)
+    assert [row.ids for row in merged] == [rows[0].ids] * 3
+    assert [sum(row.mask) for row in merged] == [
         sum(rows[0].mask),
         sum(rows[1].mask) + sum(rows[2].mask),
         sum(rows[0].mask),
     ]
 
 
-def test_branches_of_one_beginning_share_its_row_once() -> None:
+def test_a_common_prefix_is_merged_into_only_one_of_its_branches() -> None:
     stem = Row((1, 2, 3), (False, True, False))
     left, right = Row((1, 2, 3, 4), (False, False, False, True)), Row((1, 2, 3, 5), (False, False, False, True))
-    made = united([left, stem, right, Row((9, 9), (False, True))])
-    assert [row.ids for row in made] == [left.ids, right.ids, (9, 9)]
-    assert sum(sum(row.mask) for row in made) == 4 and sum(row.mask[1] for row in made[:2]) == 1
+    merged = merge_prefix_rows([left, stem, right, Row((9, 9), (False, True))])
+    assert [row.ids for row in merged] == [left.ids, right.ids, (9, 9)]
+    assert sum(sum(row.mask) for row in merged) == 4 and sum(row.mask[1] for row in merged[:2]) == 1
 
 
-def test_examples_that_share_no_mask_train_as_rows_of_their_own(base: str, examples, tmp_path) -> None:
+def test_the_steps_of_a_trajectory_train_as_one_row(base: str, examples, tmp_path) -> None:
     report = sft(trainable(base), [e for one in examples[:2] for e in steps_of(one.trajectory)], tmp_path, **SETTINGS)
     assert report["rows"] == 2 and report["examples"] == sum(len(e.trajectory) for e in examples[:2])
 
 
-def test_a_flat_batch_has_the_loss_and_gradients_of_a_padded_one_and_rows_do_not_see_each_other(
+def test_a_flat_batch_has_the_loss_and_gradients_of_a_padded_one_and_its_rows_are_independent(
     policy: Policy, examples
 ) -> None:
     model = in_float64(policy.model)
@@ -135,7 +137,7 @@ def test_a_flat_batch_has_the_loss_and_gradients_of_a_padded_one_and_rows_do_not
     assert padded[0] == pytest.approx(flat[0], abs=1e-8)
     assert equal(padded[1], flat[1], 1e-9)
     leaking = gradients(model, {**batch, "attention_mask": torch.ones_like(batch["input_ids"])})
-    assert abs(leaking[0] - flat[0]) > 1e-3, "what would let rows see each other is seen by this test"
+    assert abs(leaking[0] - flat[0]) > 1e-3, "this test detects rows that attend to each other"
 
 
 def test_flat_batches_train_like_padded_ones(base: str, examples, tmp_path) -> None:
@@ -161,8 +163,8 @@ def pairs_of(examples) -> list[tuple[Trajectory, Trajectory]]:
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "full", "adamw_8bit"])
-def test_a_killed_training_goes_on_to_equal_weights_and_losses(kind: str, base: str, examples, tmp_path) -> None:
-    """3 epochs of 3 steps, killed in the middle of an epoch and right after the end of one."""
+def test_a_killed_training_resumes_to_equal_weights_and_losses(kind: str, base: str, examples, tmp_path) -> None:
+    """3 epochs of 3 steps, killed in the middle of an epoch and right after the end of an epoch."""
     start = Policy.load if kind == "full" else trainable
     data = pairs_of(examples) if kind == "dpo" else examples
     more = {"optimizer": "adamw_8bit"} if kind == "adamw_8bit" else {}
@@ -174,26 +176,26 @@ def test_a_killed_training_goes_on_to_equal_weights_and_losses(kind: str, base: 
     for step in (3, 6, 8):  # each is reported before its checkpoint is written
         with pytest.raises(Killed):
             train(start(base), data, tmp_path / "killed", **SETTINGS, **more, **work, on_step=killed_at(step))
-        kept = list((tmp_path / "work").glob("checkpoint-*"))
-        assert [path.name for path in kept] == [f"checkpoint-{step - 1}"]
-    (tmp_path / "work" / "checkpoint-8").mkdir()  # torn: not marked as whole
+        saved = list((tmp_path / "work").glob("checkpoint-*"))
+        assert [path.name for path in saved] == [f"checkpoint-{step - 1}"]
+    (tmp_path / "work" / "checkpoint-8").mkdir()  # incomplete: it has no marker
     (tmp_path / "work" / "checkpoint-8" / "trainer_state.json").write_text("{")
     report = train(
         start(base), data, tmp_path / "killed", **SETTINGS, **more, **work, on_step=lambda now, *_: seen.append(now)
     )
-    assert seen == list(range(1, 10)), "the rows of the checkpoint, then the steps after it"
+    assert seen == list(range(1, 10)), "first the rows of the checkpoint, then the steps after it"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert report == whole
     assert not list((tmp_path / "work").glob("checkpoint-*"))
 
 
 def test_short_trainings_write_no_checkpoint(base: str, examples, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(_Keep, "on_save", lambda *_, **__: pytest.fail("a checkpoint was written"))
+    monkeypatch.setattr(Checkpoints, "on_save", lambda *_, **__: pytest.fail("a checkpoint was written"))
     sft(trainable(base), examples, tmp_path / "a", **SETTINGS, work=tmp_path / "work")
     assert not list((tmp_path / "work").glob("*"))
 
 
-def test_full_tuning_moves_all_weights_and_is_loaded_by_the_adapters_path(base: str, examples, tmp_path) -> None:
+def test_full_tuning_moves_all_weights_and_loads_like_an_adapter(base: str, examples, tmp_path) -> None:
     policy = Policy.load(base)
     before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
     report = sft(policy, examples, tmp_path / "full", **{**SETTINGS, "epochs": 6})
@@ -210,7 +212,7 @@ def test_full_tuning_moves_all_weights_and_is_loaded_by_the_adapters_path(base: 
         Policy.load(base, tmp_path)
 
 
-def test_half_precision_is_tuned_in_float32_and_saved_as_it_came(base: str, examples, tmp_path) -> None:
+def test_half_precision_is_trained_in_float32_and_saved_in_its_own_type(base: str, examples, tmp_path) -> None:
     policy = Policy.load(base, dtype="bfloat16")
     before, seen = policy.model.lm_head.weight.detach().clone(), set()
 
@@ -226,19 +228,19 @@ def test_half_precision_is_tuned_in_float32_and_saved_as_it_came(base: str, exam
 
 def test_gradient_checkpointing_changes_no_weight(base: str, examples, tmp_path) -> None:
     weights = []
-    for wanted in (False, True):
+    for checkpointing in (False, True):
         policy = trainable(base)
-        sft(policy, examples, tmp_path / str(wanted), **SETTINGS, gradient_checkpointing=wanted)
+        sft(policy, examples, tmp_path / str(checkpointing), **SETTINGS, gradient_checkpointing=checkpointing)
         assert not policy.model.is_gradient_checkpointing
-        weights.append((tmp_path / str(wanted) / "adapter_model.safetensors").read_bytes())
+        weights.append((tmp_path / str(checkpointing) / "adapter_model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
 
-def test_what_cannot_be_trained_is_named(base: str, examples, tmp_path) -> None:
+def test_invalid_options_are_named(base: str, examples, tmp_path) -> None:
     for wrong, words in (
-        ({"optimizer": "sgd"}, "optimizer='sgd': known are 'adamw_torch', 'adamw_8bit', 'paged_adamw_8bit'"),
+        ({"optimizer": "sgd"}, "optimizer='sgd' must be one of 'adamw_torch', 'adamw_8bit', 'paged_adamw_8bit'"),
         ({"optimizer": "paged_adamw_8bit"}, "no GPU here: set optimizer='adamw_8bit' or 'adamw_torch'"),
-        ({"packing": "packed"}, "packing='packed': known are 'auto', 'padded', 'flat'"),
+        ({"packing": "packed"}, "packing='packed' must be one of 'auto', 'padded', 'flat'"),
         ({"micro_batch_size": 3}, "batch_size 4 is not a multiple of micro_batch_size 3"),
     ):
         if torch.cuda.is_available() and wrong == {"optimizer": "paged_adamw_8bit"}:
@@ -249,7 +251,7 @@ def test_what_cannot_be_trained_is_named(base: str, examples, tmp_path) -> None:
         Policy.load(base, dtype="int8")
 
 
-def test_the_four_bit_path_goes_on_from_a_checkpoint_too(tokenizer, examples, tmp_path: Path) -> None:
+def test_four_bit_training_resumes_from_a_checkpoint(tokenizer, examples, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = str(save(make_model(tokenizer, 64, 1, 2), tokenizer, tmp_path / "base", {"aliases": "webshop"}))
     settings = {**SETTINGS, "gradient_checkpointing": True, "optimizer": "adamw_8bit"}

@@ -58,18 +58,18 @@ def teleported(actions: list[str]) -> list[str]:
     return path
 
 
-def to_valid_action(action: str, valid: list[str], held: str = "") -> str:
+def to_valid_action(action: str, valid: list[str], carried: str = "") -> str:
     """The valid action with the meaning of ``action``, which may name an object in other words; else ``action``.
 
     The gold path has ``move egg dove egg in inventory to red box`` where the valid action is ``move dove to red box``.
-    A policy with constrained decoding can only learn valid actions. ``held``: the object that was picked up last.
+    A policy with constrained decoding can only learn valid actions. ``carried``: the object that was picked up last.
     """
     if not valid or action in valid:
         return action
     target = action[action.rfind(" to ") :]
     rewordings = [f"{action[: at.start()]} into {action[at.end() :]}" for at in re.finditer(" in ", action)]
     if action.startswith("move "):
-        rewordings.append(f"move {held}{target}")
+        rewordings.append(f"move {carried}{target}")
     for other in rewordings:
         if other in valid:
             return other
@@ -106,15 +106,15 @@ def play_expert(env: ScienceWorld, task: str, noise: LapseNoise | None = None, s
     detour = rng.randrange(len(path)) if rng.random() < noise.detour else -1
     mend = rng.randrange(len(path)) if rng.random() < noise.mend else -1
 
-    pages, actions, step, held = [env.reset(task)], [], None, ""
+    pages, actions, step, carried = [env.reset(task)], [], None, ""
 
     def act(action: str) -> bool:
         """Take ``action``. Returns whether the episode continues."""
-        nonlocal step, held
+        nonlocal step, carried
         if step is None or not step.done:
             if env.valid_actions:
-                action = to_valid_action(action, env.available_actions()["actions"], held)
-            held = action[8:] if action.startswith("pick up ") else held
+                action = to_valid_action(action, env.available_actions()["actions"], carried)
+            carried = action[8:] if action.startswith("pick up ") else carried
             step = env.step(action)
             actions.append(action)
             pages.append(step.observation)

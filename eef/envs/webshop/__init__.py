@@ -187,7 +187,7 @@ class WebShop:
         return self.shop.goals[index].as_dict()
 
     def product(self, asin: str) -> dict[str, Any]:
-        """A product as a new dictionary (title, tag, price in dollars, options, ...). ValueError for an unknown asin."""
+        """A product as a new dictionary (title, tag, price in dollars, options, ...). ValueError if unknown."""
         product = self.shop.by_asin.get(asin) or self.shop.by_asin.get(asin.upper())
         if product is None:
             raise ValueError(f"no product {asin!r} in this catalogue")

@@ -124,15 +124,13 @@ def _reading(path: Path, opens: bytes) -> Iterator[IO[bytes]]:
 
 
 class _ReplaceNaN:
-    """A binary file in which the values NaN and Infinity are replaced by 0.5: Python writes them, but JSON forbids
-    them.
+    """A binary file in which 0.5 replaces the values NaN and Infinity, which Python writes but JSON forbids.
 
     No field of a product may be a number, so the product is skipped for the same reason as when it is read into memory.
     """
 
-    _forbidden = re.compile(
-        rb'(?:(?<=[^\\]": )|(?<=[^\\]":))(?:NaN|-?Infinity)(?=\s*[,}])'
-    )  # within a text the quote is escaped
+    # within a text the quote is escaped
+    _forbidden = re.compile(rb'(?:(?<=[^\\]": )|(?<=[^\\]":))(?:NaN|-?Infinity)(?=\s*[,}])')
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._left = file, b""

@@ -240,7 +240,7 @@ def _fields(row: dict[str, Any], record: Any, prices: list[float]) -> dict[str, 
 
 
 def _prices(pricing: Any) -> list[float]:
-    """The prices in a text such as ``$10.71$18.34``, in dollars; 100 if there is no text. ValueError if it is invalid."""
+    """The prices in a text such as ``$10.71$18.34``, in dollars; 100 without a text. ValueError if it is invalid."""
     if not pricing:
         return [100.0]
     if not isinstance(pricing, str):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eef.envs import EnvError
-from eef.envs.extras import Extras, ScriptedExperts, next_step
+from eef.envs.extras import Extras, ScriptedExperts, Skill, next_step
 from eef.envs.webshop.aliases import Aliases
 from eef.envs.webshop.generate import grade
 from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, play_expert
@@ -49,16 +50,33 @@ def _grade(env: WebShop, task: str) -> str:
         return "ungraded"
 
 
+def goal(observation: str) -> str:
+    """The instruction on the first page."""
+    match = re.search(r"Instruction:\s*(?:\[SEP\])?\s*(.+?)\s*(?:\[SEP\]|\n|$)", observation)
+    return match.group(1) if match else observation
+
+
+def product_title(action: str, observation: str) -> str:
+    """The title that a page of results gives for the product that ``action`` opens; empty for any other action."""
+    clicked = re.fullmatch(r"click\[(\w{10})\]", action.strip(), re.IGNORECASE)
+    parts = [re.sub(r"\[/?[\w ]*button_?\]", "", part).strip() for part in re.split(r"\[SEP\]|\n", observation)]
+    parts = [part for part in parts if part]
+    at = [place for place, part in enumerate(parts[:-1]) if clicked and part.lower() == clicked.group(1).lower()]
+    return parts[at[0] + 1] if at else ""
+
+
 EXTRAS = Extras(
     instructions=Path(__file__).with_name("instructions.txt").read_text(encoding="utf-8").strip(),
     thought=thought,
     skills={
-        "next": r"click\[next >\]",
-        "prev": r"click\[< prev\]",
-        "back": r"click\[back to search\]",
+        "next": Skill(r"click\[next >\]", "Next", "paging"),
+        "prev": Skill(r"click\[< prev\]", "Prev", "paging"),
+        "back": Skill(r"click\[back to search\]", "Back to Search", "back"),
     },
     groups=grades,
     aliases=Aliases,
     parts=lambda observation: observation.split(" [SEP] "),
     experts=ScriptedExperts(play_expert, {"strong": STRONG, "weak": WEAK}, perfect=ShopperNoise()),
+    goal=goal,
+    note=product_title,
 )

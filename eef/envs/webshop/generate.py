@@ -85,7 +85,7 @@ class CatalogueSpec:
 
 
 def generate(spec: CatalogueSpec | None = None) -> Triple:
-    """``(products, items_ins_v2, items_human_ins)`` as in the official JSON files, with at most one goal per product."""
+    """``(products, items_ins_v2, items_human_ins)`` as in the official JSON files, at most one goal per product."""
     products: list[dict[str, Any]] = []
     attributes: dict[str, Any] = {}
     instructions: dict[str, Any] = {}

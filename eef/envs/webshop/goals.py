@@ -23,10 +23,8 @@ from eef.envs.webshop.catalogue import Catalogue, Product, Skipped, summary
 NO_CAP = 1000000
 _SHUFFLE = 233
 _PARTS = ("train", "eval", "test")
-_PAPER = {
-    "webshop-3k": (4500, 4500),
-    "webshop-11k": (10500, None),
-}  # smallest number of goals, end of the training part
+# smallest number of goals, end of the training part
+_PAPER = {"webshop-3k": (4500, 4500), "webshop-11k": (10500, None)}
 _CLAUSE = re.compile(r", and price lower than \d+\.\d\d dollars$")
 
 Split = dict[str, tuple[int, ...]]

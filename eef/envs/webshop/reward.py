@@ -96,9 +96,8 @@ def _type(product: Product, goal: Goal, nouns: Nouns) -> dict[str, Any]:
     query_match = product.query == goal.query
     common = _pieces(product.product_category) & _pieces(goal.product_category)
     category_match = len(common) >= 2
-    wanted, number = nouns(
-        goal.name
-    )  # as in the official code, a repeated noun counts once in the numerator, twice in the denominator
+    # as in the official code, a repeated noun counts once in the numerator and twice in the denominator
+    wanted, number = nouns(goal.name)
     title_score = len(nouns(product.title)[0] & wanted) / number if wanted else 0.2
     r_type = 1.0 if query_match or category_match or title_score > 0.2 else 0.5
     if title_score < 0.1:  # as in the official code, these rules override the category

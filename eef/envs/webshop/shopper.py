@@ -120,9 +120,9 @@ def _on_results(
 ) -> str:
     memory.chosen.clear()
     memory.wrong = False
-    shown = listed_products(page)
-    fitting = [row[0] for row in shown if row[0] not in memory.seen and _fits(env, row, goal, insight)]
-    others = [row[0] for row in shown if row[0] not in fitting]
+    listed = listed_products(page)
+    fitting = [row[0] for row in listed if row[0] not in memory.seen and _fits(env, row, goal, insight)]
+    others = [row[0] for row in listed if row[0] not in fitting]
     if rng.random() < risk:
         error = rng.choice(["wrong row", "wrong row", "overlook"])
         if error == "wrong row" and others:
@@ -131,7 +131,7 @@ def _on_results(
         return "click[next >]"
     if fitting:
         return _open(fitting[0], memory)
-    return "click[next >]" if shown else "click[back to search]"
+    return "click[next >]" if listed else "click[back to search]"
 
 
 def _open(asin: str, memory: _Memory) -> str:

@@ -172,7 +172,7 @@ class Store:
         return Catalogue(products, self.skipped, self._human, {}, self._stream, source)
 
     def hash(self) -> str:
-        """SHA-256 of the catalogue: for seed 0 equal to that of the files in memory, for others it includes the seed."""
+        """SHA-256 of the catalogue; for seed 0 equal to that of the files in memory, else with the seed added."""
         return self._head["catalogue"] if self.seed == 0 else f"{self._head['catalogue']}-seed{self.seed}"
 
 

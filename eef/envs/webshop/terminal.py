@@ -27,7 +27,7 @@ def start(data: str | Path | None = None, task: str | None = None, split: str = 
 def play_by_hand(
     env: WebShop, task: str, ask: Callable[[str], str] = input, show: Callable[[str], Any] = print
 ) -> Step | None:
-    """Play one episode: ``show`` prints a page, ``ask`` reads an action. Returns the last step, None if the user quit."""
+    """Play one episode: ``show`` prints a page, ``ask`` reads an action. Returns the last step; None after a quit."""
     page = env.reset(task)
     show(f"task {task}, at most {env.max_steps} actions for an agent. {HELP}")
     moves = 0

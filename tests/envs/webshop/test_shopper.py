@@ -1,4 +1,4 @@
-"""The scripted shopper: perfect play by the rules, and slips that make failures worth exploring."""
+"""The scripted shopper: perfect play, and errors that make failures worth exploring."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def strong(wide: WebShop) -> list[Trajectory]:
     return [play_expert(wide, task, STRONG, seed=0, insight=False) for task in wide.tasks("train")]
 
 
-@pytest.mark.parametrize("expert_noise", [ShopperNoise(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
-def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, expert_noise: ShopperNoise) -> None:
+@pytest.mark.parametrize("noise", [ShopperNoise(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
+def test_all_actions_are_valid_and_recorded_correctly(shop: WebShop, noise: ShopperNoise) -> None:
     for task in shop.tasks("train"):
-        played = play_expert(shop, task, expert_noise, seed=1)
+        played = play_expert(shop, task, noise, seed=1)
         page = shop.reset(task)
         assert page == played.prompt
         for index, turn in enumerate(played.turns):
@@ -40,18 +40,18 @@ def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, 
         assert played.won == bool(step.info["won"]) and played.reward == step.reward
 
 
-def test_equal_arguments_give_equal_play_and_seeds_give_other_slips(shop: WebShop) -> None:
+def test_equal_arguments_give_equal_play_and_seeds_other_errors(shop: WebShop) -> None:
     tasks = shop.tasks("train")
 
-    def actions(expert_noise: ShopperNoise, seed: int) -> list[list[str]]:
-        return [play_expert(shop, task, expert_noise, seed).actions for task in tasks]
+    def actions(noise: ShopperNoise, seed: int) -> list[list[str]]:
+        return [play_expert(shop, task, noise, seed).actions for task in tasks]
 
-    assert actions(ShopperNoise(), 0) == actions(ShopperNoise(), 1)  # perfect play draws nothing that shows
+    assert actions(ShopperNoise(), 0) == actions(ShopperNoise(), 1)  # perfect play does not depend on the seed
     assert actions(STRONG, 0) == actions(STRONG, 0)
     assert actions(STRONG, 0) != actions(STRONG, 1)
 
 
-def test_slips_do_not_depend_on_the_other_tasks(shop: WebShop) -> None:
+def test_errors_do_not_depend_on_other_tasks(shop: WebShop) -> None:
     first, second = shop.tasks("train")[:2]
     alone = play_expert(shop, second, STRONG, 3)
     play_expert(shop, first, STRONG, 3)
@@ -67,7 +67,7 @@ def test_play_stops_at_max_steps(wide: WebShop) -> None:
         assert played.failed
 
 
-def test_rows_are_what_the_page_shows(shop: WebShop) -> None:
+def test_listed_products_are_those_of_the_page(shop: WebShop) -> None:
     task = shop.tasks("train")[0]
     assert listed_products(shop.reset(task)) == []
     shown = listed_products(shop.step(f"search[{shop.goal()['query']}]").observation)
@@ -83,7 +83,7 @@ def test_insight_wins_too(shop: WebShop) -> None:
 
 
 def continued(env: WebShop, expert: Trajectory, index: int, page: str) -> bool:
-    """Whether perfect play from an expert state wins within the steps that are left."""
+    """Whether perfect play from an expert state wins within the remaining steps."""
     twin = expert_states(env, expert, [index])[index]
     assert isinstance(twin, WebShop)
     twin.max_steps = env.max_steps - index
@@ -91,8 +91,8 @@ def continued(env: WebShop, expert: Trajectory, index: int, page: str) -> bool:
     return play_expert(twin, expert.task, insight=False).won
 
 
-def test_failures_hold_good_prefixes_and_harmful_moves(wide: WebShop, strong: Sequence[Trajectory]) -> None:
-    """Most failures pass through states that still win, and throw the win away later."""
+def test_failures_have_good_prefixes_and_harmful_moves(wide: WebShop, strong: Sequence[Trajectory]) -> None:
+    """Most failures pass through states from which perfect play still wins, and lose later."""
     failures = [item for item in strong if item.failed][:40]
     good = harmful = 0
     for failure in failures:
@@ -104,24 +104,24 @@ def test_failures_hold_good_prefixes_and_harmful_moves(wide: WebShop, strong: Se
     assert harmful > 0.8 * len(failures)
 
 
-def test_failures_hold_recoveries_and_spoilt_purchases(wide: WebShop, strong: Sequence[Trajectory]) -> None:
-    """A step back from an item; a purchase without the wanted options; a page turned before the loss."""
+def test_failures_have_recoveries_and_wrong_purchases(wide: WebShop, strong: Sequence[Trajectory]) -> None:
+    """Steps back from an item, purchases without the wanted options, and turned pages."""
     failures = [item for item in strong if item.failed]
-    stepped_back = spoilt = turned = 0
+    stepped_back = wrong = turned = 0
     for failure in failures:
         restore(wide, failure.task, failure.actions, [failure.prompt, *(turn.observation for turn in failure.turns)])
         goal = wide.goal()
         on_item = [" [SEP] Buy Now" in failure.state(index) for index in range(len(failure))]
         stepped_back += any(at and a == "click[< prev]" for at, a in zip(on_item, failure.actions, strict=True))
         clicked = {action[6:-1] for action in failure.actions}
-        spoilt += failure.outcome == "done" and not {value.lower() for value in goal["goal_options"]} <= clicked
+        wrong += failure.outcome == "done" and not {value.lower() for value in goal["goal_options"]} <= clicked
         turned += "click[next >]" in failure.actions
     assert stepped_back > 0.2 * len(failures)
-    assert spoilt > 0.5 * len(failures)
+    assert wrong > 0.5 * len(failures)
     assert turned > 0.1 * len(failures)
 
 
-def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -> None:
+def test_wins_rarely_turn_a_page_and_failures_often_do(strong: Sequence[Trajectory]) -> None:
     def share(items: list[Trajectory]) -> float:
         return sum("click[next >]" in item.actions for item in items) / len(items)
 
@@ -131,8 +131,8 @@ def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -
 
 
 def test_a_shopper_that_notices_nothing_never_steps_back_from_a_wrong_row(wide: WebShop) -> None:
-    expert_noise = ShopperNoise(base=0.3, notice=0.0)
+    noise = ShopperNoise(base=0.3, notice=0.0)
     for task in wide.tasks("train")[:60]:
-        played = play_expert(wide, task, expert_noise, insight=False)
+        played = play_expert(wide, task, noise, insight=False)
         items = [action for index, action in enumerate(played.actions) if " [SEP] Buy Now" in played.state(index)]
         assert "click[< prev]" not in items

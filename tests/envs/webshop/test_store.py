@@ -1,4 +1,4 @@
-"""A store gives what the files in memory give; what is wrong with files is named; builds are whole or not at all."""
+"""A store equals the files in memory; problems with files are named; a store is built completely or not at all."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def official_files(folder: Path, triple: Any) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, triple: Any) -> Path:
-    odd = [
+    unusual = [
         product("B000000001", "twice"), product("B1", "bare", images=[]), product("B2", "x", pricing="call us"),
         product("Bé", "red “shirt” ❤️ 日本", pricing="$44.99$33.98"), product("B0", "the of", full_description=""),
     ]  # fmt: skip
-    triple[0].extend(odd)
+    triple[0].extend(unusual)
     triple[1]["B000000002"] |= {"instruction": "another", "instruction_attributes": ["soft"]}
     triple[2].update(B6=[record("gone", ["x"], [])], Bé=[record("a shirt", ["soft"], [])])
     return official_files(tmp_path / "data", triple)
 
 
 def both(folder: Path, **options: Any) -> tuple[WebShop, WebShop]:
-    """The shop from the files in memory, and from their store."""
+    """The shop of the files in memory, and that of their store."""
     place = folder.parent / "built"
     if not place.exists():
         build_store(folder, place)
@@ -83,7 +83,7 @@ def test_random_walks_are_equal(folder: Path, mode: str) -> None:
 
 
 def equal_hits(plain: WebShop, stored: WebShop, queries: list[str]) -> int:
-    """How many of the queries have the same hits, order and scores in both, for several lengths of list."""
+    """The number of queries with the same hits, order and scores in both, for several limits."""
     one, two = plain.shop._index, stored.shop._index
     return sum(all(one.scored(query, n) == two.scored(query, n) for n in (3, 10, 50)) for query in queries)
 
@@ -119,7 +119,7 @@ def test_ranking_of_twenty_thousand_products_is_equal(golden: Callable[[str], An
     assert stored.stamp() == plain.stamp()
 
 
-def test_numbers_that_json_forbids_are_judged_as_in_memory(tmp_path: Path, triple: Any) -> None:
+def test_numbers_that_json_forbids_are_treated_as_in_memory(tmp_path: Path, triple: Any) -> None:
     nan, words = float("nan"), 'a text: NaN, and [NaN, "b": Infinity, "c":NaN} x'
     odd = [product("B3", words), product("B4", "x", pricing=nan), product("B5", "x", full_description=nan)]
     odd += [product("B7", "x", sizes={"a": nan}, average_rating=-float("inf"), images=nan)]
@@ -129,7 +129,7 @@ def test_numbers_that_json_forbids_are_judged_as_in_memory(tmp_path: Path, tripl
     assert tuple(stored.shop.products) == plain.shop.products and stored.product("B3")["title"] == words
 
 
-def test_forbidden_numbers_may_be_cut_anywhere() -> None:
+def test_forbidden_numbers_may_span_two_reads() -> None:
     text = b'{"a": NaN, "b":-Infinity, "c": "[NaN], \\": NaN, x"}' + b" " * 99
     for size in range(1, 99):
         file = _ReplaceNaN(io.BytesIO(text))
@@ -140,19 +140,19 @@ def test_forbidden_numbers_may_be_cut_anywhere() -> None:
 def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_store(folder) == folder / "store"
     assert {path.name for path in folder.iterdir()} == {"store", *(f"{name}.json" for name in NAMES)}
-    monkeypatch.setattr(catalogue, "load_catalogue", None)  # the files are not read
+    monkeypatch.setattr(catalogue, "load_catalogue", None)  # reading the files would fail
     env = make_env("webshop", data=folder, split="ratio")
     assert isinstance(env, WebShop) and make_env("webshop", data=folder, split="ratio").shop is env.shop
     assert isinstance(env.shop.products._rows._bytes, mapped.mmap.mmap)
     monkeypatch.undo()
-    assert len(WebShop(data=folder, num_products=3, split="ratio").shop.products) == 3  # which only the files can rank
+    assert len(WebShop(data=folder, num_products=3, split="ratio").shop.products) == 3  # only the files can rank a part
     with pytest.raises(EnvError, match=r"built contains no items_shuffle"):
         WebShop(data=build_store(folder, folder.parent / "built"), num_products=3)
     assert "B9" not in env.shop.by_asin and "B0123456789ABC" not in env.shop.by_asin and 3 not in env.shop.by_asin
     assert set(env.shop.by_asin) == {item.asin for item in env.shop.products}
 
 
-def test_changed_files_and_torn_stores_are_named(folder: Path) -> None:
+def test_changed_files_and_damaged_stores_are_named(folder: Path) -> None:
     place = build_store(folder)
     (folder / "items_ins_v2.json").write_text("{}")
     with pytest.raises(
@@ -188,7 +188,7 @@ def test_without_human_instructions(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_torn_file_is_named_and_leaves_the_old_store(folder: Path, name: str) -> None:
+def test_a_truncated_file_is_named_and_the_old_store_remains(folder: Path, name: str) -> None:
     build_store(folder)
     path = folder / f"{name}.json"
     whole = path.read_text()
@@ -203,7 +203,7 @@ def test_a_torn_file_is_named_and_leaves_the_old_store(folder: Path, name: str) 
         path.write_text(text)
         with pytest.raises(EnvError, match=words):
             build_store(folder)
-        with pytest.raises(EnvError, match=words):  # and without a store
+        with pytest.raises(EnvError, match=words):  # also without a store
             catalogue.load_catalogue(folder)
         assert sorted(file.name for file in folder.rglob("*")) == before
     path.write_text(whole)
@@ -211,7 +211,7 @@ def test_a_torn_file_is_named_and_leaves_the_old_store(folder: Path, name: str) 
     assert WebShop(data=folder, split="ratio").shop.goals
 
 
-def test_what_cannot_be_built_is_named(folder: Path, triple: Any) -> None:
+def test_files_that_cannot_be_built_are_named(folder: Path, triple: Any) -> None:
     with pytest.raises(EnvError, match="no folder"):
         build_store(folder / "nowhere")
     (folder / "kept").mkdir()
@@ -229,9 +229,9 @@ def test_what_cannot_be_built_is_named(folder: Path, triple: Any) -> None:
     assert not (folder / "store").exists()
 
 
-def test_a_file_too_large_for_memory_asks_for_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_too_large_needs_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "_LARGEST", 100)
-    with pytest.raises(EnvError, match=r"too large to be read at once: run `eef webshop build .*` once"):
+    with pytest.raises(EnvError, match=r"too large to be read at once .*: run `eef webshop build .*` once"):
         WebShop(data=folder)
 
 
@@ -248,10 +248,10 @@ def test_texts(tmp_path: Path) -> None:
     assert len(Texts(tmp_path, "none")) == 0 and Texts(tmp_path, "none").find(b"x") == -1
 
 
-def test_a_store_serves_mapped_arrays_that_cannot_be_changed(folder: Path) -> None:
+def test_the_arrays_of_a_store_are_read_only(folder: Path) -> None:
     store = Store(build_store(folder))
     with pytest.raises(ValueError, match="read-only"):
         store.index.documents("<c> fashion")[0] = 1
     before = np.load(store.place / "prices.npy")
-    Store(store.place, seed=9)  # draws into pages of its own
+    Store(store.place, seed=9)  # its prices are a copy
     assert (np.load(store.place / "prices.npy") == before).all()

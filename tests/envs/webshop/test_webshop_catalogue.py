@@ -1,4 +1,4 @@
-"""Loading, prices, goals and splits; every flaw of a file named or counted."""
+"""Loading, prices, goals and splits. Every problem of a file is named or counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(
     return folder
 
 
-def test_prices_and_caps_come_from_one_private_stream(triple: Any) -> None:
+def test_prices_and_caps_are_drawn_from_one_private_generator(triple: Any) -> None:
     random.seed(5)
     before = random.getstate()
     catalogue = load_catalogue(triple, seed=3)
@@ -43,7 +43,7 @@ def test_prices_and_caps_come_from_one_private_stream(triple: Any) -> None:
     assert skipped == {"goal without attributes": ["B000000001"]}
 
 
-def test_a_folder_and_memory_are_the_same(tmp_path: Path, triple: Any) -> None:
+def test_files_and_memory_give_the_same_shop(tmp_path: Path, triple: Any) -> None:
     stamps = [WebShop(data=data, split="ratio").stamp() for data in (write(tmp_path, triple), triple)]
     assert stamps[0] == stamps[1]
 
@@ -64,7 +64,7 @@ def test_file_names(tmp_path: Path, triple: Any) -> None:
     assert len(load_catalogue(tmp_path, num_products=1).products) == 1
 
 
-def test_a_torn_file_is_named(tmp_path: Path, triple: Any) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, triple: Any) -> None:
     path = write(tmp_path, triple) / "items_shuffle.json"
     path.write_text(path.read_text()[:-40])
     with pytest.raises(EnvError, match=r"items_shuffle.json is truncated or not valid JSON"):
@@ -74,7 +74,7 @@ def test_a_torn_file_is_named(tmp_path: Path, triple: Any) -> None:
         WebShop(data=tmp_path)
 
 
-def test_flawed_products_are_left_out_and_counted(triple: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_products_are_skipped_and_counted(triple: Any, caplog: pytest.LogCaptureFixture) -> None:
     rows, attributes, instructions = triple
     rows = [
         *rows,
@@ -113,7 +113,7 @@ def test_flawed_products_are_left_out_and_counted(triple: Any, caplog: pytest.Lo
         (lambda t: t[0].clear(), "contains no usable product"),
     ],
 )
-def test_other_flaws_are_named(triple: Any, change: Any, words: str) -> None:
+def test_other_problems_are_named(triple: Any, change: Any, words: str) -> None:
     change(triple)
     with pytest.raises(EnvError, match=words):
         WebShop(data=triple, split="ratio")
@@ -150,9 +150,9 @@ def test_splits(tmp_path: Path, triple: Any) -> None:
         split_goals(goals, {"train": [0, 7]})
     with pytest.raises(ValueError, match="unknown part"):
         split_goals(goals, {"dev": [0]})
-    for odd in (["0"], [True], 3, None):
+    for invalid in (["0"], [True], 3, None):
         with pytest.raises(ValueError, match="must be a list of goal indices"):
-            split_goals(goals, {"train": odd})
+            split_goals(goals, {"train": invalid})
     with pytest.raises(ValueError, match="neither a folder"):
         split_goals(goals, "offical")
     with pytest.raises(ValueError, match=r"webshop_train_indices.json is missing"):
@@ -165,8 +165,8 @@ def test_splits(tmp_path: Path, triple: Any) -> None:
         split_goals(goals, str(tmp_path))
 
 
-def test_goals_shared_by_content_are_refused(triple: Any) -> None:
-    triple[2]["B000000004"] *= 2  # the same record twice: other indices, maybe another price cap, the same task
+def test_goals_with_the_same_content_in_train_and_test_are_refused(triple: Any) -> None:
+    triple[2]["B000000004"] *= 2  # the same record twice: another index and maybe another price cap, but the same task
     goals, _ = make_goals(load_catalogue(triple))
     one, two = (index for index, goal in enumerate(goals) if goal.asin == "B000000004")
     with pytest.raises(ValueError, match="1 of 1 test goals are also training goals"):
@@ -176,9 +176,9 @@ def test_goals_shared_by_content_are_refused(triple: Any) -> None:
 
 
 def many_goals(count: int) -> tuple[Goal, ...]:
-    """Goals that differ by content, as many as the official ones."""
-    made = (Goal(f"B{n:09d}", "", "", "", "", f"goal {n}", ("soft",), 10.0, ()) for n in range(count))
-    return tuple(made)
+    """Goals that all differ in content."""
+    goals = (Goal(f"B{n:09d}", "", "", "", "", f"goal {n}", ("soft",), 10.0, ()) for n in range(count))
+    return tuple(goals)
 
 
 def contents(goals: tuple[Goal, ...], indices: tuple[int, ...]) -> set[Any]:

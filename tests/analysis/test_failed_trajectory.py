@@ -1,4 +1,4 @@
-"""Pictures of episodes, from run folders made here: which trajectory is drawn, shares that can be counted by hand."""
+"""Figure 1 from run folders written here: which trajectory is drawn, and what its table says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eef.analysis.figures import FigureError
-from eef.analysis.pictures import expert_states, failed_trajectory, navigation, outcomes_of
+from eef.analysis.arms import FigureError
+from eef.analysis.failed_trajectory import expert_state_table, failed_trajectory, outcomes_of
 from eef.selection import segments
 from eef.trajectory import Trajectory, Turn, save
 
@@ -52,14 +52,6 @@ def explored(folder: Path, plans: list[tuple[Trajectory, str]], **more: Any) -> 
     ]
     save(states, folder / "states-0" / "trajectories.jsonl")
     return run(folder, m=len(lost[0][1]) - 1, **more)
-
-
-def episodes(folder: Path, rows: list[tuple[bool, bool, bool]]) -> None:
-    """``eval/episodes.csv`` of (won, next, back) for each task."""
-    table = pd.DataFrame(rows, columns=["won", "next", "back"]).assign(prev=False, error=False)
-    table["task"] = [f"t{i}" for i in range(len(rows))]
-    (folder / "eval").mkdir(parents=True)
-    table.to_csv(folder / "eval" / "episodes.csv", index=False)
 
 
 def test_outcomes_come_from_the_experts_own_states() -> None:
@@ -119,7 +111,7 @@ def test_figure_1_says_what_is_missing(tmp_path: Path) -> None:
             failed_trajectory(empty, tmp_path)
     with pytest.raises(FigureError, match=r"webshop__a__s0 no failed .* both a beneficial and a harmful"):
         failed_trajectory(frame, tmp_path)
-    with pytest.raises(FigureError, match=r"states-0 holds 3 simulations, and number 2 is from no state"):
+    with pytest.raises(FigureError, match=r"states-0 has 3 simulations, but number 2 starts from none of the states"):
         failed_trajectory(frame.assign(m=5), tmp_path)
     (tmp_path / "a" / "states-0" / "trajectories.jsonl").unlink()
     with pytest.raises(FigureError, match=r"a/states-0/trajectories.jsonl is missing"):
@@ -137,70 +129,12 @@ def test_titles_and_odd_texts_are_drawn(tmp_path: Path) -> None:
     assert path.is_file()
 
 
-def shop_runs(root: Path) -> pd.DataFrame:
-    rows = []
-    win, plain, loss = (True, True, False), (True, False, False), (False, True, True)
-    arms = {"rft-2": ("rft", {"n": 2}), "rft-1": ("rft", {"n": 1}), "eef": ("eef", {}), "bc": ("sft_pos", {})}
-    arms |= {"cut": ("eef_recovery=False", {"m": 3}), "top": ("ceiling", {"experts": "perfect"})}
-    for seed in (0, 1):
-        for name, (method, more) in arms.items():
-            at = root / f"{name}-{seed}"
-            wins = [loss] * 4 if method == "sft_pos" else [win, plain, plain, loss] if seed else [win, win, loss, loss]
-            episodes(at, wins)
-            if method != "ceiling":
-                save([expert("x", 4, won=True), expert("y", 5), expert("z", 3)], at / "experts" / "trajectories.jsonl")
-            rows.append(run(at, method, seed, **more))
-    return pd.DataFrame(rows)
-
-
-def test_shares_and_order_of_figure_2(tmp_path: Path) -> None:
-    frame = shop_runs(tmp_path / "runs")
-    path = navigation(frame.sample(frac=1, random_state=1), tmp_path)
-    table = pd.read_csv(path.with_suffix(".csv"))
-    assert table["bar"].tolist() == [
-        "expert: wins", "expert: failures", "BC (SFT-pos)", "RFT × 1", "RFT × 2", "EEF, M = 3",
-        "EEF, M = 3, recovery=False", "ceiling",
-    ]  # fmt: skip
-    shares = table.set_index("bar")
-    assert shares.loc["expert: wins", ["episodes", "next", "seeds"]].tolist() == [2, 1, 2]
-    assert shares.loc["expert: failures", ["episodes", "next"]].tolist() == [4, 0.5]
-    assert shares.loc["EEF, M = 3", "next"] == pytest.approx(3 / 5)  # each win counts once
-    assert shares.loc["EEF, M = 3", "next_low"] < 3 / 5 < shares.loc["EEF, M = 3", "next_high"]
-    assert shares.loc["BC (SFT-pos)", "episodes"] == 0 and pd.isna(shares.loc["BC (SFT-pos)", "next"])
-    assert shares["back"].dropna().eq(0).all()  # lost episodes went back, won ones did not
-    assert shares.loc["RFT × 1", "run_ids"] == "webshop__rft-1-0__s0 webshop__rft-1-1__s1"
-    assert path.stat().st_size > 10_000
-
-
-def test_each_expert_has_its_bars(tmp_path: Path) -> None:
-    frame = shop_runs(tmp_path / "runs").iloc[[0, 2]]
-    both = Path(frame["folder"].iloc[1])
-    save(
-        [expert("x", 4), expert("x", 4, won=True), expert("x", 4, won=True, source="weak")],
-        both / "experts" / "trajectories.jsonl",
-    )
-    frame = frame.assign(experts=["strong", "strong+weak"])
-    table = pd.read_csv(navigation(frame, tmp_path).with_suffix(".csv")).set_index("bar")
-    assert table.index[:4].tolist() == [f"expert {w}: {k}" for w in ("strong", "weak") for k in ("wins", "failures")]
-    assert table["episodes"].tolist()[:4] == [1, 1, 1, 0]
-
-
-def test_figure_2_refuses_what_cannot_be_drawn(tmp_path: Path) -> None:
-    frame = shop_runs(tmp_path / "runs")
-    mixed = frame.assign(hashes=[{"catalogue": f"c{i % 2}"} for i in range(len(frame))])
-    with pytest.raises(FigureError, match="'catalogue' differs"):
-        navigation(mixed, tmp_path)
-    (tmp_path / "runs" / "eef-1" / "experts" / "trajectories.jsonl").unlink()
-    with pytest.raises(FigureError, match="eef-1/experts/trajectories.jsonl is missing"):
-        navigation(frame, tmp_path)
-
-
 def test_success_from_expert_states_by_the_pages_that_the_expert_had_turned(tmp_path: Path) -> None:
     """Of 8 turns the states s2, s4, s6 lie behind 1, 3 and 5 turned pages."""
     row = explored(tmp_path / "a", [(expert("t", 8), "-+-+"), (expert("u", 8), "-++x")])
-    found = expert_states(pd.DataFrame([row, run(tmp_path / "b", "rft")]), tmp_path)
-    assert found["pages"].tolist() == [-1, 1, 3, 5] and found["simulations"].tolist() == [2, 2, 2, 1]
+    found = expert_state_table(pd.DataFrame([row, run(tmp_path / "b", "rft")]), tmp_path)
+    assert found["uses"].tolist() == [-1, 1, 3, 5] and found["simulations"].tolist() == [2, 2, 2, 1]
     assert found["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
     assert pd.read_csv(tmp_path / "expert_states.csv")["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
     with pytest.raises(FigureError, match="no finished EEF run"):
-        expert_states(pd.DataFrame([run(tmp_path / "b", "rft")]), tmp_path)
+        expert_state_table(pd.DataFrame([run(tmp_path / "b", "rft")]), tmp_path)
