@@ -157,7 +157,7 @@ MUTATIONS = [
              "tests/agents/test_engine.py -k end"),
     Mutation("models: the memory of the cache", "eef/agents/cached_engine.py", "if (len(chosen) + 1) * max(longest, length + answer) <= capacity:", "if True:",
              "tests/agents/test_engine.py -k memory"),
-    Mutation("models: a search is not closed in time", "eef/agents/search_constraint.py", "if cost <= highest and cost < math.inf", "if cost < math.inf", "tests/agents/test_constraints.py -k 'time or short'"),
+    Mutation("models: a search is not closed in time", "eef/agents/search_constraint.py", "if cost <= highest and cost < math.inf", "if cost < math.inf", "tests/agents/test_constraints.py -k 'within_the_limit or short'"),
     Mutation("models: what is said stands for another action", "eef/agents/constraints.py", "return self.actions[state.low]", "return self.actions[0]",
              "tests/agents/test_constraints.py -k 'reachable or walks or random'"),
     Mutation("models: the first action counts", "eef/agents/actions.py", "last = actions[-1]", "last = actions[0]", "tests/agents/test_actions.py"),
