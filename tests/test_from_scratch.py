@@ -25,14 +25,14 @@ WIN, LOSE, BREAK = "11", "12", "13"  # doors
 
 
 class Corridor:
-    """Eight doors to choose. The seventh choice decides: ``WIN`` wins, any other door fails.
+    """Six doors to choose. The fifth choice decides: ``WIN`` wins, any other door fails.
 
     A policy that chooses at random wins about as many simulations from each state, so that all patterns of outcomes
-    occur. From subtask 4 on, ``BREAK`` as the last choice breaks the environment.
+    occur. On odd subtasks, ``BREAK`` as the last choice breaks the environment.
     """
 
     name = "corridor"
-    max_steps = 8
+    max_steps = 6
 
     def tasks(self, split: str) -> list[str]:
         return [str(number) for number in {"train": range(10), "eval": range(0), "test": range(10, 30)}[split]]
@@ -50,7 +50,7 @@ class Corridor:
     def step(self, action: str) -> Step:
         self.chosen = (*self.chosen, action)
         done = len(self.chosen) == self.max_steps
-        if done and action == BREAK and int(self.task) in range(4, 10):
+        if done and action == BREAK and int(self.task) % 2:
             raise EnvError("the corridor is closed")
         won = done and self.chosen[-2] == WIN
         return Step(self.page(), float(won), done, info={"won": won})
@@ -59,7 +59,7 @@ class Corridor:
         return copy(self)
 
     def can_start_here(self, observation: str) -> bool:
-        return not observation.endswith(" 6")
+        return not observation.endswith(" 3")
 
     def stamp(self) -> dict[str, str]:
         return {"corridor": "1"}
@@ -79,13 +79,13 @@ def play_expert(env: TextEnv, task: str, doors: str, source: str) -> Trajectory:
 
 @pytest.fixture(scope="module")
 def corridor_experts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Per subtask two failures that share their first half; some wins, one of them twice."""
+    """Two failures on each subtask; on even ones all wins that begin as the first failure does, one of them twice."""
     env, experts = Corridor(), []
     for number, task in enumerate(env.tasks("train")):
-        experts += [play_expert(env, task, "12121221", "first"), play_expert(env, task, "12122122", "second")]
-        if number % 3 == 0:
-            experts += [play_expert(env, task, "12121112", "third"), play_expert(env, task, "11111111", "fourth")]
-    experts.append(play_expert(env, "0", "12121112", "fifth"))
+        experts += [play_expert(env, task, "121221", "first"), play_expert(env, task, "121122", "second")]
+        if number % 2 == 0:
+            experts += [play_expert(env, task, f"12121{last}", "third") for last in (1, 2, 3)]
+    experts += [play_expert(env, "0", "111111", "fourth"), play_expert(env, "0", "121212", "fifth")]
     return str(trajectory.save(experts, tmp_path_factory.mktemp("experts") / "experts.jsonl"))
 
 
@@ -147,7 +147,7 @@ def compare(env: TextEnv, parameters: dict[str, Any], root: Path) -> dict[str, A
     return notebook
 
 
-@pytest.mark.parametrize(("m", "iterations", "seed"), [(3, 1, 0), (7, 2, 1)])
+@pytest.mark.parametrize(("m", "iterations", "seed"), [(2, 1, 5), (5, 2, 2)])
 def test_the_flat_loop_is_the_method(
     m: int, iterations: int, seed: int, base: str, corridor_experts: str, tmp_path: Path, monkeypatch
 ) -> None:
@@ -160,6 +160,8 @@ def test_the_flat_loop_is_the_method(
     assert any(example.learn_from == 0 < example.trajectory.prefix for example in chosen), "s0 by expert actions"
     assert any(example.learn_from > 0 for example in chosen), "a state that needs recovery"
     assert len(chosen) < len(notebook["selected"]), "two examples of one state"
+    again = [x for x in notebook["selected"] if (x.trajectory.task, *x.trajectory.actions) in notebook["wins"]]
+    assert any(example.learn_from == 0 for example in again), "a win that the expert has too"
     assert len(notebook["wins_X"]) < sum(expert.won for expert in notebook["experts_E"]), "equal wins"
     assert {simulation.outcome for simulation in notebook["simulations_S"]} == {"done", "env_error"}
 
