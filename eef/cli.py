@@ -155,8 +155,9 @@ def _collect(given: argparse.Namespace) -> int:
     names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
     asked = {name: getattr(given, name) for name in names}
     expert = Expert(key=read_key(given.key_variable), body=read_body(given.body), **asked)
-    defaults = getattr(_environment_modules().get(given.env), "collect_defaults", lambda arguments: {})
-    options = defaults(given) | parse_overrides(given.overrides)
+    collect_defaults = getattr(_environment_modules().get(given.env), "collect_defaults", None)
+    options: dict[str, Any] = collect_defaults(given) if collect_defaults else {}
+    options |= parse_overrides(given.overrides)
     for keyword in ("max_steps", *given.environment_keywords):
         if getattr(given, keyword):
             options[keyword] = getattr(given, keyword)

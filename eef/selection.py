@@ -32,8 +32,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """A winning trajectory to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context.
-    """
+    """A winning trajectory to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context."""
 
     trajectory: Trajectory
     learn_from: int
@@ -123,9 +122,7 @@ def select(
     for state in important_states(expert, outcomes, recovery):
         solved_by = solution(outcomes, state)
         if solved_by is not None:
-            begins[solved_by] = (
-                state  # a win lies between two important states: nothing is overwritten
-            )
+            begins[solved_by] = state  # a win lies between two important states: nothing is overwritten
     wins = {index: win for index, win in outcomes.items() if win is not None}
     if not one_per_state:
         begins = {index: begins.get(index, index) for index in wins}

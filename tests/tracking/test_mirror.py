@@ -288,6 +288,8 @@ def test_a_report_is_saved_apart_and_its_trouble_is_one_line(
     said = mirror.save_report(tmp_path, "demo", [], "about")
     assert said.startswith("none: exit 1: ") and "\n" not in said and "credentials" in said
     monkeypatch.setattr(
-        mirror, "run_separately", lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None
+        mirror,
+        "run_separately",
+        lambda root, code, *words: Path(words[0]).write_text(f"address of {words[1]}") and None,
     )
     assert mirror.save_report(tmp_path, "demo", [], "about") == "address of demo"
