@@ -153,7 +153,8 @@ def _add_collect_options(parser: argparse.ArgumentParser, modules: dict[str, Mod
 
 def _collect(arguments: argparse.Namespace) -> int:
     from eef.envs import make_env
-    from eef.experts.endpoint import Expert, read_body, read_key, run
+    from eef.experts.collection import collect
+    from eef.experts.endpoint import Expert, read_body, read_key
 
     names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
     settings = {name: getattr(arguments, name) for name in names}
@@ -169,7 +170,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     except TypeError as error:  # an unknown option
         raise ValueError(f"{arguments.env}: {str(error).partition('() ')[2]}") from None
     try:
-        return run(
+        return collect(
             arguments.file,
             env,
             arguments.split,

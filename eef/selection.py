@@ -32,7 +32,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """A winning trajectory to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context."""
+    """A win to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context."""
 
     trajectory: Trajectory
     learn_from: int

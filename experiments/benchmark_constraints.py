@@ -1,12 +1,12 @@
-"""What constrained decoding costs: CPU time per decoding step, beside a forward pass of a small model.
+"""The cost of constrained decoding: CPU time per decoding step, compared with a forward pass of a small model.
 
     python experiments/benchmark_constraints.py FOLDER_OF_TOKENIZER ...
 
-Answers of random allowed tokens are decoded on a search page, a results page, an item page with many options and a
-list of hundreds of actions, with the tokenizer of each folder. A turn is what is worked out once per answer, a step is
-one set of allowed tokens with the choice among logits of the whole vocabulary. Compared with one forward pass of one
-token of a Llama of SmolLM2-135M's size with random weights, on one thread. The script fails where a step costs more
-than a tenth of that on average (``--share``).
+With the tokenizer of each folder, answers of random allowed tokens are decoded on a search page, a results page, an
+item page with many options, and a list of hundreds of actions. A turn is the work once per answer. A step computes the
+allowed tokens and chooses one of them, from logits of the whole vocabulary. The forward pass is for one token, with a
+Llama of SmolLM2-135M's size with random weights, on one thread. The script fails if a step costs more than a tenth of
+it on average (``--share``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from eef.agents.sampling import choose
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import make_env
 
-# the end token stands between all contents, so that any tokenizer can be used
+# the end token separates all contents, so any tokenizer can be used
 TEMPLATE = (
     "{% for m in messages %}{{ eos_token if m.role == 'user' else '' }}{{ m.content }}{{ eos_token }}{% endfor %}"
 )
@@ -40,7 +40,7 @@ _THINGS = (
 
 
 def pages() -> dict[str, tuple[dict[str, Any], str]]:
-    """What is available on each kind of page, and the subtask's first page."""
+    """The available actions on each kind of page, and the subtask's first page."""
     env = make_env("webshop")
     first = env.reset(env.tasks("test")[0])
     search = env.available_actions()
@@ -60,7 +60,7 @@ def pages() -> dict[str, tuple[dict[str, Any], str]]:
 
 
 def forward_pass(rounds: int, layers: int) -> float:
-    """CPU seconds of one more token after 256."""
+    """CPU seconds for the next token after 256 tokens."""
     config = AutoConfig.for_model(
         "llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers,
         num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
@@ -77,25 +77,25 @@ def forward_pass(rounds: int, layers: int) -> float:
 
 
 def decode(chat: Chat, available: dict[str, Any], first: str, answers: int) -> tuple[float, float, float]:
-    """CPU seconds of a turn, of a step on average, of the longest step."""
+    """CPU seconds per turn, per step on average, and of the longest step."""
     rng, logits = random.Random(0), torch.randn(1, len(chat.tokenizer))
     turns, steps = 0.0, []
     for _ in range(answers):
         began = time.process_time()
         constraints = Constraints.of(chat.begin(), available, first)
         turns += time.process_time() - began
-        said: list[int] = []
+        ids: list[int] = []
         while True:
             began = time.process_time()
-            while len(allowed := constraints.allowed(said)) == 1:
-                said.append(allowed[0])
+            while len(allowed := constraints.allowed(ids)) == 1:
+                ids.append(allowed[0])
             if allowed:
                 choose(logits, [allowed], [rng.random], 1.0)
                 steps.append(time.process_time() - began)
-                said.append(rng.choice(allowed))
+                ids.append(rng.choice(allowed))
             else:
                 break
-        constraints.action(said)
+        constraints.action(ids)
     return turns / answers, sum(steps) / len(steps), max(steps)
 
 
@@ -105,11 +105,11 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--share", type=float, default=0.1, help="of a forward pass: what a step may cost")
+    parser.add_argument("--share", type=float, default=0.1, help="maximum cost of a step, as a share of a forward pass")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    passed = forward_pass(args.rounds, args.layers)
-    print(f"one forward pass: {1000 * passed:.1f} ms")
+    forward = forward_pass(args.rounds, args.layers)
+    print(f"one forward pass: {1000 * forward:.1f} ms")
     print(f"{'tokenizer':14}{'tokens':>8} {'':13}{'turn ms':>9}{'step ms':>9}{'longest':>9}{'share':>8}")
     worst = 0.0
     for folder in args.folders:
@@ -121,8 +121,8 @@ def main() -> None:
         chat = Chat.of(tokenizer)
         for name, (available, first) in pages().items():
             turn, step, longest = decode(chat, available, first, args.answers)
-            worst = max(worst, step / passed)
-            cells = f"{1000 * turn:9.2f}{1000 * step:9.3f}{1000 * longest:9.2f}{100 * step / passed:6.1f} %"
+            worst = max(worst, step / forward)
+            cells = f"{1000 * turn:9.2f}{1000 * step:9.3f}{1000 * longest:9.2f}{100 * step / forward:6.1f} %"
             print(f"{'':23}{name:13}{cells}", flush=True)
     if worst > args.share:
         sys.exit(f"a step costs {100 * worst:.0f} % of a forward pass: more than {100 * args.share:.0f} %")

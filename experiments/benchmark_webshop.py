@@ -1,10 +1,10 @@
-"""Speed of the WebShop environment compared with the official one, and of a large store with 1,000 products.
+"""Speed of the WebShop environment: against the official one, and a large store against 1,000 products.
 
 python experiments/benchmark_webshop.py                      # 1,000 generated products in memory
-python experiments/benchmark_webshop.py --data FOLDER        # and FOLDER, official files or a store
-python experiments/benchmark_webshop.py --record FOLDER      # and the recorded episodes of the official code
+python experiments/benchmark_webshop.py --data FOLDER        # also FOLDER: official files or a store
+python experiments/benchmark_webshop.py --record FOLDER      # also the recorded episodes of the official code
 
-eef webshop generate --products 1180000 big && eef webshop build big      # a FOLDER as large as the real one
+eef webshop generate --products 1180000 big && eef webshop build big      # a FOLDER as large as the official one
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import CatalogueSpec, generate
+from eef.envs.webshop.generate import Shop, generate
 
 OFFICIAL = {"step": 24.9, "reset": 4.7, "start": 5600.0}  # milliseconds, one core, 1,000 products
 
@@ -30,8 +30,8 @@ clock = time.perf_counter
 
 
 def open_shop(data: str | Path | None) -> tuple[WebShop, float]:
-    """The shop, and the milliseconds that opening it took."""
-    source: Any = generate(CatalogueSpec(products=1000)) if data is None else data
+    """The shop, and the milliseconds taken to open it."""
+    source: Any = generate(Shop(products=1000)) if data is None else data
     begin = clock()
     env = WebShop(data=source, split="ratio")
     env.reset("0")
@@ -39,7 +39,7 @@ def open_shop(data: str | Path | None) -> tuple[WebShop, float]:
 
 
 def walk(env: WebShop, episodes: int, seed: int = 0) -> dict[str, list[float]]:
-    """Milliseconds of each reset, search and other step of episodes that search twice and click at random."""
+    """Milliseconds of each reset, search and other step, in episodes with two searches and random clicks."""
     rng = random.Random(seed)
     times: dict[str, list[float]] = {"reset": [], "search": [], "other": []}
 
@@ -64,13 +64,13 @@ def walk(env: WebShop, episodes: int, seed: int = 0) -> dict[str, list[float]]:
 
 
 def report(name: str, env: WebShop, start: float, episodes: int) -> tuple[float, float]:
-    """Print the numbers of one catalogue. Returns the median milliseconds of a click, on new and on repeated pages."""
+    """Print the numbers of one catalogue; median milliseconds of a step other than a search, first and second time."""
     memory = psutil.Process().memory_info()
     print(f"\n{name}: {len(env.shop.products):,} products, {len(env.shop.goals):,} goals")
     print(f"  open        {start:10.1f} ms   official / this {OFFICIAL['start'] / start:8.1f}")
     print(f"  memory      {memory.rss / 2**20:10.0f} MB   of which shared {memory.shared / 2**20:.0f} MB")
     times = walk(env, episodes)
-    times["again"] = walk(env, episodes)["other"]  # the same episodes, so that all pages are repeated
+    times["again"] = walk(env, episodes)["other"]  # the same episodes again: all pages were seen before
     steps = times["search"] + times["other"]
     mean = statistics.fmean(steps)
     print(f"  reset       {statistics.fmean(times['reset']):10.4f} ms   official / this "
@@ -79,11 +79,11 @@ def report(name: str, env: WebShop, start: float, episodes: int) -> tuple[float,
           f"({1000 / mean:,.0f} steps/s, {len(times['search']) / len(steps):.0%} of them searches)")  # fmt: skip
     for kind in ("search", "other", "again"):
         cuts = statistics.quantiles(times[kind], n=100)
-        label = {"search": "search", "other": "other steps", "again": "repeated"}[kind]
-        print(f"  {label:11} {cuts[49]:10.4f} ms median, {cuts[94]:.4f} ms 95 %, {max(times[kind]):.3f} ms max, "
-              f"{statistics.fmean(times[kind]):.4f} ms mean")  # fmt: skip
+        label = {"search": "search", "other": "other steps", "again": "seen before"}[kind]
+        print(f"  {label:11} {cuts[49]:10.4f} ms median, {cuts[94]:.4f} ms 95th percentile, "
+              f"{max(times[kind]):.3f} ms maximum, {statistics.fmean(times[kind]):.4f} ms mean")  # fmt: skip
     memory = psutil.Process().memory_info()
-    print(f"  memory      {memory.rss / 2**20:10.0f} MB after that, of which shared {memory.shared / 2**20:.0f} MB")
+    print(f"  memory      {memory.rss / 2**20:10.0f} MB afterwards, of which shared {memory.shared / 2**20:.0f} MB")
     return statistics.median(times["other"]), statistics.median(times["again"])
 
 
@@ -96,7 +96,7 @@ def replay(folder: Path) -> None:
     opening = 1000 * (clock() - begin)
     print(f"\nrecorded episodes: {len(env.shop.products):,} products of the official record")
     print(f"  open        {opening:10.1f} ms   official / this {OFFICIAL['start'] / opening:8.1f}")
-    for label in ("first time", "again"):
+    for label in ("first time", "second time"):
         times: dict[str, list[float]] = {"reset": [], "step": []}
         for row in rows:
             begin = clock()
@@ -115,23 +115,23 @@ def main() -> None:
     parser.add_argument("--data", metavar="FOLDER", help="official files or a store")
     parser.add_argument("--record", metavar="FOLDER", type=Path, help="a folder with data/ and golden/")
     parser.add_argument("--episodes", type=int, default=250)
-    parser.add_argument("--cpu", action="store_true", help="count processor time, for a shared machine")
-    arguments = parser.parse_args()
-    if arguments.cpu:
+    parser.add_argument("--cpu", action="store_true", help="measure processor time, for a shared machine")
+    args = parser.parse_args()
+    if args.cpu:
         global clock
         clock = time.process_time
     large = None
-    if arguments.data:
-        env, start = open_shop(arguments.data)  # first, so that its memory is measured alone
-        large = report(arguments.data, env, start, arguments.episodes)
+    if args.data:
+        env, start = open_shop(args.data)  # first, so that the memory measured is its own
+        large = report(args.data, env, start, args.episodes)
     env, start = open_shop(None)
-    small = report("generated, in memory", env, start, arguments.episodes)
+    small = report("generated, in memory", env, start, args.episodes)
     if large is not None:
         first, again = (big / little for big, little in zip(large, small, strict=True))
-        print(f"\na click, compared with 1,000 products: {first:.2f} times as long (median)")
-        print(f"the same on repeated pages: {again:.2f}")
-    if arguments.record:
-        replay(arguments.record)
+        print(f"\na step other than a search takes {first:.2f} times as long as with 1,000 products (median)")
+        print(f"on pages seen before: {again:.2f}")
+    if args.record:
+        replay(args.record)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark scripts run, on the smallest sizes: what they measure there says nothing."""
+"""The benchmark scripts run with the smallest sizes. Their measurements are meaningless there."""
 
 from __future__ import annotations
 

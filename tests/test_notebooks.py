@@ -1,4 +1,4 @@
-"""The notebooks as sweeps and people run them: thin, stripped, and executed whole on small parameters."""
+"""The notebooks: thin, without outputs, and executed from start to end on small parameters."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def test_notebooks_are_stripped_and_thin(path: Path) -> None:
     trees = [ast.parse(cell.source) for cell in code]
     kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
     assert not any(isinstance(node, kinds) for tree in trees for node in ast.walk(tree))
-    given = [tree for cell, tree in zip(code, trees, strict=True) if "parameters" in cell.metadata.get("tags", [])]
-    assert len(given) == 1
-    for line in given[0].body:
+    parameters = [tree for cell, tree in zip(code, trees, strict=True) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    for line in parameters[0].body:
         assert isinstance(line, ast.Assign)
         ast.literal_eval(line.value)  # literals only
 
 
 def small_demo(folder: Path) -> list[str]:
-    """The words of `eef` that run the demo's seven arms on a small shop, all under ``folder``."""
+    """Arguments of `eef` that run the demo's seven arms on a small shop, all under ``folder``."""
     words = ["sweep", str(ROOT / "experiments" / "demo.yaml"), "--root", str(folder / "runs")]
     for change in (f"catalogue={SMALL}", "epochs=2", "wandb=disabled", "train_tasks=0", "test_tasks=0"):
         words += ["-p", change]
@@ -68,18 +68,18 @@ def test_the_main_job_from_sweep_to_figure(
     assert frame["win_rate"].between(0, 1).all() and frame["errors"].eq(0).all()
     for kind in ("png", "svg"):
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
-    assert main(words) == 0  # all is there: only the figure is drawn again
+    assert main(words) == 0  # nothing is left to run: only the figure is drawn again
     assert table.read_bytes() == first
-    asked = {"sweep": "", "root": str(tmp_path / "runs"), "out": str(tmp_path / "figure")}
-    asked["draw"] = ["learning_curves", "selection"]
-    shown = executed("figures", tmp_path, asked, monkeypatch)
+    parameters: dict[str, Any] = {"sweep": "", "root": str(tmp_path / "runs"), "out": str(tmp_path / "figure")}
+    parameters["draw"] = ["learning_curves", "selection"]
+    shown = executed("figures", tmp_path, parameters, monkeypatch)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
     assert shown.count('class="eef eef-table"') == 2  # two runs of EEF
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path: Path) -> None:
-    """Twice from nothing with one seed, the second time killed outright at three moments: the same bytes."""
+def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Two sweeps with one seed, the second one killed at three random moments, give the same bytes."""
     assert main(small_demo(tmp_path / "whole")) == 0
     again = small_demo(tmp_path / "killed")
     for moment in random.Random(0).sample(range(8, 40), 3):
@@ -93,7 +93,7 @@ def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path: Path) 
     assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
-def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> None:
+def test_the_base_model_notebook_writes_a_model_that_loads(tmp_path: Path) -> None:
     small = {
         "documents_train": 24,
         "documents_second": 8,
@@ -119,7 +119,7 @@ SHORT = {
 
 
 def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    """All that the notebook showed, as text; papermill raises where a cell fails."""
+    """All outputs of the notebook, as text; papermill raises if a cell fails."""
     monkeypatch.setenv("EEF_ROOT", str(folder / "runs"))
     out = folder / f"{name}.ipynb"
     papermill.execute_notebook(
@@ -130,7 +130,7 @@ def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: p
     return "\n".join(o.get("text") or str(o.get("data")) for o in outputs)
 
 
-SAID = {
+EXPECTED = {
     "quickstart": ["thrown away by RFT", "carry loss", "eef-table"],
     "experts": ["win_rate", "option wrong or missing", "image/png"],
     "own_environment": ["with a screen turned", "win_rate", "eef-table"],
@@ -139,16 +139,16 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_a_notebook_runs_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_on_small_parameters(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = executed(name, tmp_path, SHORT[name], monkeypatch)
-    assert not [words for words in SAID[name] if words not in shown]
+    assert not [words for words in EXPECTED[name] if words not in shown]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
-def test_a_notebook_runs_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_on_its_own_parameters(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = executed(name, tmp_path, {}, monkeypatch)
-    assert not [words for words in SAID[name] if words not in shown]
+    assert not [words for words in EXPECTED[name] if words not in shown]
     if name == "quickstart":
         assert "harmful: from" in shown and "on the way from" in shown  # the first picture shows both
 

@@ -1,32 +1,32 @@
-"""Reads the action in what an agent said. What is ambiguous is invalid: an action is never guessed.
+"""Reads the action in an agent's answer. An ambiguous answer is invalid: no action is guessed.
 
-Thoughts are cut first: ``<think>...</think>`` and its relatives in ``_THOUGHTS``. An opening tag that is never closed
-takes all that follows it. A closing tag without an opening one cuts all that stands before it, since some templates
-write the opening tag into the prompt. Then an observation that the agent invented is cut, with all that follows it.
-Of what is left, the last line that begins with ``Action:`` counts.
+Thoughts are removed first: ``<think>...</think>`` and the other tags in ``_THOUGHTS``. An opening tag without a closing
+one removes all that follows. A closing tag without an opening one removes all that precedes, since some templates write
+the opening tag into the prompt. Then an observation that the agent invented is removed, with all that follows. In the
+rest, the last line that begins with ``Action:`` counts.
 
 ======================================================  ==============================================================
-what the agent writes                                   how it is read
+the agent's answer                                       its action
 ======================================================  ==============================================================
 ``Action: x``, ``Action:x``, ``action : x``             x, in any case of the word, also ``Action 2:``
 ``**Action:** x``, ``**Action**: x``                    x, also in lists, quotations and headings (``-``, ``1.``,
                                                         ``>``, ``#``)
 ``Action:`` and x on a later line, or in a code fence   x
 x in quotation marks, asterisks or backticks            x without them
-``Thought: I look. Action: x``                          x: one label in capitals at the end of a sentence, where no line
-                                                        begins with one
-``click[x].``                                           ``click[x]``: nothing but punctuation may follow
+``Thought: I look. Action: x``                          x, if no line begins with a label and only one capitalised label
+                                                        follows a sentence
+``click[x].``                                           ``click[x]``: only punctuation may follow
 ``click[x]`` and lines of prose, or a new ``Thought:``  ``click[x]``
 ``click[x] and more``, ``click[x``, ``click[x]]``       ambiguous: it does not end with its closing bracket
 ``click[x]`` and a later line with ``click[y]``         ambiguous
 ``open door`` and a later line of text                  ambiguous: without brackets each line may be an action
 different ``Action:`` lines in one code fence           ambiguous
-``Action:`` with nothing behind it, or no label         no action
+``Action:`` with nothing after it, or no label          no action
 ======================================================  ==============================================================
 
-An answer that was cut at the token limit counts only where more tokens could not change it: its action has brackets, is
-closed and is the last thing written, or an invented observation follows it. ``click[b0`` may have been on the way to
-``click[b01]``, ``open door`` to ``open door to kitchen``, and an agent that went on talking to another action.
+An answer that was cut at the token limit counts only if more tokens could not change its action: the action ends with
+its closing bracket and nothing follows, or an invented observation follows. ``click[b0`` could have become
+``click[b01]``, and ``open door`` could have become ``open door to kitchen``. Further text could hold another action.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from typing import Any
 
 
 class Problem(StrEnum):
-    """Why no action can be read. The name in lower case is the counter in an episode's ``info``."""
+    """Why an answer has no readable action. The lower-case name is the name of its counter in an episode's ``info``."""
 
     NO_ACTION = "no action"
     AMBIGUOUS = "ambiguous action"
     CUT = "cut at the token limit"
 
 
-EXPLANATIONS = {  # the observation after such an answer
+EXPLANATIONS = {  # the observation after such an answer; stored trajectories contain it
     Problem.NO_ACTION: (
         "No action was found in your answer, so nothing was done: give one after the words 'Action: '."
     ),
@@ -63,8 +63,10 @@ EXPLANATIONS = {  # the observation after such an answer
 
 @dataclass(frozen=True)
 class Answer:
-    """What was read: an action, or the problem. ``end`` is where an invented observation begins in the reply; its
-    length where there is none."""
+    """The action of a reply, or the problem with it.
+
+    ``end``: where an invented observation begins in the reply, or the length of the reply.
+    """
 
     action: str
     problem: Problem | None
@@ -94,9 +96,9 @@ _THOUGHTS = (  # opening and closing tags, as regular expressions
 _ALL = "|".join(f"({opening})|({closing})" for opening, closing in _THOUGHTS)
 _TAG = re.compile(
     rf"(?=[<\[a◁])(?:{_ALL})", re.IGNORECASE
-)  # looking ahead for a first character makes it 20 times faster
+)  # the lookahead for the first character makes it 20 times faster
 
-# The quantifiers are possessive, so that no reply takes more than linear time.
+# Possessive quantifiers keep the time linear in the length of a reply.
 _LABEL = re.compile(
     r"[\s>#*_`~+•\-\u200b\ufeff]*+(?:\d{1,3}[.)]\s*+)?[*_`]*+(action|thought|observation)(?:\s?\d{1,3})?[*_`]*+"
     r"\s*+[:：][*_`]*+(.*)",
@@ -106,14 +108,14 @@ _INLINE = re.compile(r"""[.!?…:;)\]。！？]["”'’]?\s*+[*_`]{0,3}(?:Actio
 _INNER = re.compile(r"\b(?:Action|Thought|Observation)\s?:")
 _FENCE = re.compile(r"(?:```|~~~)[\w+.\-]*")
 _MARKUP = re.compile(r"(?:```|~~~)[\w+.\-]*|[*_`~\-=#>+•\s]*")
-_CALL = re.compile(r"\w+\[")  # what an action with brackets begins with
+_CALL = re.compile(r"\w+\[")  # the beginning of an action with brackets
 _PAIRS = ("****", "**", "``", '""', "''", "“”", "‘’", "«»")
 
 
 def read_action(reply: str, react: bool = True, cut: bool = False) -> Answer:
     """The action in ``reply``, by the rules above.
 
-    Without ``react`` a reply that has no ``Action:`` line is an action as a whole. ``cut``: the reply was cut at the
+    ``react=False``: a reply without an ``Action:`` line is an action as a whole. ``cut``: the reply was cut at the
     token limit.
     """
     text = _without_thoughts(reply).replace("\r", "\n")
@@ -132,7 +134,7 @@ def read_action(reply: str, react: bool = True, cut: bool = False) -> Answer:
 
 
 def problem_counts(infos: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Answers without a readable action, by counter; ``infos`` are those of episodes."""
+    """The number of answers without a readable action, by problem. ``infos``: the ``info`` of episodes."""
     totals = {problem.name.lower(): 0 for problem in Problem}
     for info in infos:
         for name in totals:
@@ -141,62 +143,61 @@ def problem_counts(infos: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def describe_problems(counts: Mapping[str, int], answers: int) -> str:
-    """The counts of :func:`problem_counts` as a line, empty where all are 0."""
+    """The counts of :func:`problem_counts` in one line; empty if all are 0."""
     reasons = [f"{counts[problem.name.lower()]} {problem}" for problem in Problem if counts[problem.name.lower()]]
     total = sum(counts.values())
     return f"{total} of {answers} answers had no readable action: {', '.join(reasons)}" if total else ""
 
 
 def _without_thoughts(reply: str) -> str:
-    """The reply with line breaks in the place of its thoughts, so that it keeps its length."""
+    """The reply with its thoughts replaced by line breaks, so that its length stays the same."""
     pieces: list[str] = []
-    begin, inside = 0, -1  # where the current thought, or what is said between two, begins; which thought it is
+    begin, open_kind = 0, -1  # where the current piece begins; the kind of thought it is, -1 outside thoughts
     for tag in _TAG.finditer(reply):
         kind, closes = divmod((tag.lastindex or 0) - 1, 2)
-        if inside < 0 and not closes:
+        if open_kind < 0 and not closes:
             pieces.append(reply[begin : tag.start()])
-            begin, inside = tag.start(), kind
-        elif inside < 0:
+            begin, open_kind = tag.start(), kind
+        elif open_kind < 0:
             pieces, begin = ["\n" * tag.end()], tag.end()
-        elif closes and kind == inside:
+        elif closes and kind == open_kind:
             pieces.append("\n" * (tag.end() - begin))
-            begin, inside = tag.end(), -1
-    pieces.append(reply[begin:] if inside < 0 else "\n" * (len(reply) - begin))
+            begin, open_kind = tag.end(), -1
+    pieces.append(reply[begin:] if open_kind < 0 else "\n" * (len(reply) - begin))
     return "".join(pieces)
 
 
 def _labelled(text: str) -> tuple[list[str], dict[int, str], int]:
-    """Lines (of those with a label, what follows it), their labels by number, and where an invented observation begins.
+    """Lines without their labels, labels by line number, and where an invented observation begins.
 
-    An observation before anything else was said is the page read out, and is not invented.
+    An observation before any other text repeats the page and is not invented.
     """
     lines: list[str] = []
     labels: dict[int, str] = {}
-    end, spoken = 0, False
+    end, has_text = 0, False
     for line in text.split("\n"):
         if label := _LABEL.match(line):
             name = label[1].lower()
-            if name == "observation" and spoken:
+            if name == "observation" and has_text:
                 return lines, labels, end
             labels[len(lines)] = name
         lines.append(label[2] if label else line)
-        spoken = spoken or bool(line.strip())
+        has_text = has_text or bool(line.strip())
         end += len(line) + 1
     return lines, labels, len(text)
 
 
 def _last(lines: Sequence[str], labels: Mapping[int, str], actions: Sequence[int]) -> tuple[str, Problem | None]:
-    """The action of the last label; ambiguous where another one stands in the same code fence."""
-    fences, fence = dict[int, int](), 0  # of each line: an odd number inside the fence that has it
+    """The action of the last label. Ambiguous if another label in the same code fence has another action."""
+    fences, fence = dict[int, int](), 0  # line number to number of fence marks before it: odd inside a code fence
     for number, line in enumerate(lines):
         fences[number] = fence
         fence += bool(_FENCE.fullmatch(line.strip()))
     last = actions[-1]
     same = [number for number in actions if fences[number] == fences[last]] if fences[last] % 2 else [last]
-    ends = [*sorted(labels), len(lines)]
-    following = dict(pairwise(ends))
-    read = {_one(lines[number : following[number]]) for number in same}
-    return read.pop() if len(read) == 1 else ("", Problem.AMBIGUOUS)
+    next_label = dict(pairwise([*sorted(labels), len(lines)]))
+    candidates = {_after_label(lines[number : next_label[number]]) for number in same}
+    return candidates.pop() if len(candidates) == 1 else ("", Problem.AMBIGUOUS)
 
 
 def _inline(text: str) -> tuple[str, Problem | None]:
@@ -206,11 +207,11 @@ def _inline(text: str) -> tuple[str, Problem | None]:
         return "", Problem.AMBIGUOUS if places else Problem.NO_ACTION
     first, _, later = text[places[0] :].partition("\n")
     lines, labels, _ = _labelled(later)
-    return _one([first, *lines[: min(labels, default=len(lines))]])
+    return _after_label([first, *lines[: min(labels, default=len(lines))]])
 
 
-def _one(lines: Sequence[str]) -> tuple[str, Problem | None]:
-    """The action of a label: in what follows it on its line and on later ones."""
+def _after_label(lines: Sequence[str]) -> tuple[str, Problem | None]:
+    """The action in the text after a label, on its line and later ones."""
     first, *others = [line for line in lines if not _MARKUP.fullmatch(line.strip())] or [""]
     action = _bare(first)
     if not action:
@@ -224,7 +225,7 @@ def _one(lines: Sequence[str]) -> tuple[str, Problem | None]:
 
 
 def _bare(line: str) -> str | None:
-    """The action of a line without the markup around it; None where there is more than one action in the line."""
+    """The action of a line without the markup around it; None if the line has more than one action."""
     text = re.sub(r"^\s*(?:[-+*•>]\s+)?", "", line).strip()
     call = text.lstrip("*`\"'“‘«")
     if head := _CALL.match(call):
@@ -242,7 +243,7 @@ def _bare(line: str) -> str | None:
 
 
 def _closing(text: str, opening: int) -> int | None:
-    """The place of the bracket that closes the one at ``opening``."""
+    """The position of the bracket that closes the one at ``opening``; None if it is not closed."""
     depth = 0
     for place in range(opening, len(text)):
         depth += {"[": 1, "]": -1}.get(text[place], 0)
@@ -252,7 +253,7 @@ def _closing(text: str, opening: int) -> int | None:
 
 
 def _is_last(action: str, reply: str) -> bool:
-    """Whether the reply ends with ``action``, whose brackets are closed."""
+    """Whether ``action`` has closed brackets and ends the reply."""
     head = _CALL.match(action)
     closed = head is not None and _closing(action, head.end() - 1) == len(action) - 1
     return closed and not any(c.isalnum() or c in "[]" for c in reply.rpartition(action)[2])

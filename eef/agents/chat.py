@@ -1,8 +1,8 @@
 """A conversation as token ids and loss mask, the same for training and for acting.
 
-:mod:`eef.agents.scaffold` derives what a chat template puts around contents. A training prefix and a rollout prompt are
-the same ids at every turn. Contents are always text, even if they spell a control token. Ids that a policy sampled are
-never encoded again. Instructions go into the first user turn, because some templates drop a system turn.
+A training prefix and a rollout prompt are the same ids at every turn. :mod:`eef.agents.chat_template` derives what a
+template puts around contents. Contents are always text, even if they spell a control token. Ids that a policy sampled
+are never encoded again. Instructions go into the first user turn, because some templates drop a system turn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eef.agents.scaffold import Scaffold, answer_ids, content_encoder, derive, user_ids
+from eef.agents.chat_template import derive_scaffold
+from eef.agents.scaffold import Scaffold, answer_ids, content_encoder, user_ids
 from eef.tracking.keys import code_key
 from eef.trajectory import Trajectory, Turn
 
@@ -51,8 +52,8 @@ class Chat:
 
     @classmethod
     def of(cls, tokenizer: Any, instructions: str = "", aliases: str = "", ends: Collection[int] = ()) -> Chat:
-        """The chat of a tokenizer. ``ends`` and errors: see :func:`eef.agents.scaffold.derive`."""
-        return cls(tokenizer, derive(tokenizer, ends), instructions, aliases)
+        """The chat of a tokenizer. ``ends`` and errors: see :func:`eef.agents.chat_template.derive_scaffold`."""
+        return cls(tokenizer, derive_scaffold(tokenizer, ends), instructions, aliases)
 
     @property
     def end(self) -> tuple[int, ...]:
@@ -90,7 +91,7 @@ class Chat:
     @property
     def vocabulary_size(self) -> int:
         """The largest id of the tokenizer plus one."""
-        return content_encoder(self.tokenizer).size
+        return content_encoder(self.tokenizer).vocabulary_size
 
     def begin(self) -> Dialogue:
         """A new conversation."""

@@ -28,7 +28,7 @@ ANSWERS = [
     *problem_counts([]),
 ]  # the last ones: answers without a readable action
 OPTIONAL = [*ANSWERS, "max_score"]  # columns of episodes.csv that only some episodes bring
-_FIRST, _LAST = ["task", "won", "reward", "steps", "outcome"], ["error"]  # the skills' columns stand between them
+_FIRST, _LAST = ["task", "won", "reward", "steps", "outcome"], ["error"]  # the columns of the skills are between them
 
 
 @dataclass(frozen=True)

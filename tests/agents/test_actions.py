@@ -1,4 +1,4 @@
-"""What is read as an action, and what is not."""
+"""Reading the action in an answer."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ READ = [  # reply, action
     ("Action: search[]", "search[]"),
     ("Action: click[< Prev]", "click[< Prev]"),
     ("Action: search[<think tank> mug]", "search[<think tank> mug]"),
-    # what stands before and after
+    # text before and after
     ("Action: click[a]\nWait, that is the wrong one.\nAction: click[b]", "click[b]"),
     ("Thought: my last Action: click[a] failed.\nAction: click[b]", "click[b]"),
     ("Action: click[x]\n\nThis opens the product page.", "click[x]"),
@@ -158,8 +158,8 @@ CUT = [  # a reply that was cut at the token limit, its action
     ("Thought: I look for", ""),
     ("<think>I could say\nAction: click[a]", ""),
     ("Action: click[b0", ""),
-    ("Action: click[7 [us]", ""),  # may go on: [us] wide]
-    ("Action: open door", ""),  # may go on: to kitchen
+    ("Action: click[7 [us]", ""),  # could become: [us] wide]
+    ("Action: open door", ""),  # could become: open door to kitchen
     ("Action: open door\n", ""),
     ("Action: click[a]\nWait, that is", ""),
     ("Action: click[a]\nThought: n", ""),
@@ -187,7 +187,7 @@ CUT = [  # a reply that was cut at the token limit, its action
         ("<scratchpad>", "</scratchpad>"),
     ],
 )
-def test_thoughts_of_every_family_are_cut(opening: str, closing: str) -> None:
+def test_thoughts_of_every_family_are_removed(opening: str, closing: str) -> None:
     thought = f"{opening}I could\nAction: click[a]\n"
     assert read_action(f"{thought}{closing}I am done.").problem is Problem.NO_ACTION
     assert read_action(f"{thought}or not").problem is Problem.NO_ACTION
@@ -201,16 +201,16 @@ def test_an_action_is_read(reply: str, action: str) -> None:
 
 
 @pytest.mark.parametrize(("reply", "problem"), UNREADABLE)
-def test_what_is_ambiguous_is_not_guessed(reply: str, problem: Problem) -> None:
+def test_an_unreadable_answer_has_a_problem_and_no_action(reply: str, problem: Problem) -> None:
     answer = read_action(reply)
     assert (answer.action, answer.problem) == ("", problem)
 
 
 @pytest.mark.parametrize(("reply", "action"), CUT)
-def test_a_cut_answer_counts_only_where_more_tokens_change_nothing(reply: str, action: str) -> None:
+def test_a_cut_answer_counts_only_if_more_tokens_could_not_change_it(reply: str, action: str) -> None:
     answer = read_action(reply, cut=True)
     if "Observation" in reply and not action:
-        assert (answer.action, answer.problem) == ("", Problem.AMBIGUOUS)  # it was finished, and it is wrong
+        assert (answer.action, answer.problem) == ("", Problem.AMBIGUOUS)  # the answer was finished, and is wrong
     else:
         assert (answer.action, answer.problem) == (action, None if action else Problem.CUT)
 
@@ -221,7 +221,7 @@ def test_a_cut_answer_counts_only_where_more_tokens_change_nothing(reply: str, a
         ("click[x]", False, "click[x]", None),
         ("  search[ a b]\n", False, "search[ a b]", None),
         ("look around", False, "look around", None),
-        ("click[a] click[b]", False, "click[a] click[b]", None),  # the environment's to refuse
+        ("click[a] click[b]", False, "click[a] click[b]", None),  # for the environment to refuse
         ("search[Action: the movie]", False, "search[Action: the movie]", None),
         ("<think>click[a]?</think>\nclick[b]", False, "click[b]", None),
         ("Thought: hm\nAction: click[x]", False, "click[x]", None),
@@ -233,7 +233,7 @@ def test_a_cut_answer_counts_only_where_more_tokens_change_nothing(reply: str, a
         ("click[x]", True, "click[x]", None),
     ],
 )
-def test_without_react_all_of_a_reply_is_the_action(
+def test_without_react_the_whole_reply_is_the_action(
     reply: str, cut: bool, action: str, problem: Problem | None
 ) -> None:
     answer = read_action(reply, react=False, cut=cut)
@@ -276,9 +276,7 @@ THOUGHTS = st.lists(
 
 
 @given(ACTIONS, FORMS, TAGS, THOUGHTS, st.sampled_from(("", "Thought: I act.\n", "I act.\n\n")))
-def test_an_action_in_any_form_reads_back_as_itself(
-    action: str, form: str, tags: tuple[str, str], thoughts: str, lead: str
-) -> None:
+def test_an_action_is_read_in_any_form(action: str, form: str, tags: tuple[str, str], thoughts: str, lead: str) -> None:
     reply = f"{tags[0]}{thoughts}{tags[1]}\n{lead}{form.format(action)}"
     assert read_action(reply).action == action
     assert read_action(reply + "\nObservation: a page\nAction: click[other]", cut=True).action == action
@@ -289,9 +287,9 @@ def test_two_different_last_actions_are_never_executed(first: str, second: str, 
     pair = f"{first}{between}{second}"
     if first == second or ("[" not in pair and "\n" not in between):  # words in one line are one action
         return
-    if "[" in second or "[" not in first:  # else a line of words after a bracket is prose
+    if "[" in second or "[" not in first:  # otherwise a line of words after a bracket is prose
         executed = read_action(form.format(pair)).action
-        assert executed in ("", pair)  # all of it is no action that an environment knows
+        assert executed in ("", pair)  # the whole text is not an action of any environment
         assert executed == "" or not executed.startswith(("click[", "search["))
 
 
@@ -328,16 +326,15 @@ def seconds(reply: str) -> float:
 def test_long_replies_take_linear_time(unit: str) -> None:
     body = unit * (50_000 // len(unit))
     for reply in (body, f"Action: {body}", f"Action: click[{body}]", f"{body}\nAction: click[x]", f"Action:\n{body}a"):
-        assert seconds(reply) < 1.0  # quadratic time would be minutes
+        assert seconds(reply) < 1.0  # quadratic time would take minutes
 
 
-def test_problems_are_counted_and_put_into_words() -> None:
+def test_problems_are_counted_and_described() -> None:
     infos = [{"tokens": 3, "no_action": 2, "ambiguous": 0, "cut": 1}, {"tokens": 1}, {"cut": 4}]
     counts = problem_counts(infos)
     assert counts == {"no_action": 2, "ambiguous": 0, "cut": 5}
-    assert (
-        describe_problems(counts, 20) == "7 of 20 answers had no readable action: 2 no action, 5 cut at the token limit"
-    )
+    expected = "7 of 20 answers had no readable action: 2 no action, 5 cut at the token limit"
+    assert describe_problems(counts, 20) == expected
     assert describe_problems(problem_counts([]), 20) == ""
 
 

@@ -208,7 +208,7 @@ def test_an_engine_that_acts_differently_is_refused(
     size = "attention_chunk_size" if kind == "llama4_text" else "sliding_window"
     setattr(config, size, 100)
     monkeypatch.setattr(cached_engine, "attention_mask", lambda kind, *rest: attention_mask("full_attention", *rest))
-    with pytest.raises(ValueError, match=f"model='{kind}': .*acts differently .* play it with vLLM: engine="):
+    with pytest.raises(ValueError, match=f"model='{kind}': .*acts differently .* use vLLM: engine="):
         CachedEngine(policy, 2)
     monkeypatch.undo()
     assert getattr(config, size) == 100
@@ -230,7 +230,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 def test_an_unsupported_architecture_is_refused_before_weights_are_loaded(name: str, tmp_path: Path) -> None:
     AutoConfig.for_model(name, **REFUSED[name]).save_pretrained(tmp_path)
     settings = Settings(model=str(tmp_path), context=512)
-    with pytest.raises(ValueError, match=r"model=.*(state that this engine cannot hold|position_ids).*engine="):
+    with pytest.raises(ValueError, match=r"model=.*(state that our engine cannot cache|position_ids).*engine="):
         resolved(settings)
     played_by_server = Settings(model=str(tmp_path), context=512, engine="http://localhost:8000")
     assert resolved(played_by_server).context == 512
@@ -240,7 +240,7 @@ def test_a_loaded_model_with_a_state_is_refused_too() -> None:
     tokenizer, chat = words()
     config = AutoConfig.for_model("mamba", vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4)
     policy = Policy(AutoModelForCausalLM.from_config(config), tokenizer, chat, "a mamba", 256)
-    with pytest.raises(ValueError, match="model='a mamba': MambaForCausalLM has layers .*play it with vLLM"):
+    with pytest.raises(ValueError, match="model='a mamba': MambaForCausalLM has layers .*use vLLM"):
         CachedEngine(policy, 1)
 
 

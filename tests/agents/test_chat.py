@@ -32,25 +32,25 @@ def test_rendering_masks_and_prefixes_agree(trajectory: Trajectory, flags: list[
     learn = flags[: len(trajectory)]
     ids, mask = CHAT.render(trajectory, learn)
     assert len(ids) == len(mask)
-    talk, place = CHAT.begin(), 0
+    dialogue, place = CHAT.begin(), 0
     for index, turn in enumerate(trajectory.turns):
-        heard = talk.encode_observation(trajectory.state(index))
-        assert ids[place : place + len(heard)] == heard  # the training prefix is the rollout prompt
-        assert not any(mask[place : place + len(heard)])
-        place += len(heard)
-        said = talk.encode_action(turn.action)
-        assert ids[place : place + len(said)] == said
-        assert mask[place : place + len(said)] == [learn[index]] * len(said)
-        place += len(said)
+        observation = dialogue.encode_observation(trajectory.state(index))
+        assert ids[place : place + len(observation)] == observation  # the training prefix is the rollout prompt
+        assert not any(mask[place : place + len(observation)])
+        place += len(observation)
+        answer = dialogue.encode_action(turn.action)
+        assert ids[place : place + len(answer)] == answer
+        assert mask[place : place + len(answer)] == [learn[index]] * len(answer)
+        place += len(answer)
     assert place == len(ids)
 
 
-def test_a_copy_goes_its_own_way() -> None:
-    talk = CHAT.begin()
-    talk.encode_observation("i need a red shirt")
-    twin = talk.copy()
+def test_a_copy_is_independent() -> None:
+    dialogue = CHAT.begin()
+    dialogue.encode_observation("i need a red shirt")
+    twin = dialogue.copy()
     twin.encode_observation("B000000001 [SEP] Blue Shirt [SEP] $1.0")
-    assert talk.aliases is not None and talk.aliases.rows == {} and talk.turn == 1 and twin.turn == 2
+    assert dialogue.aliases is not None and dialogue.aliases.rows == {} and dialogue.turn == 1 and twin.turn == 2
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:

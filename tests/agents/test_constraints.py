@@ -1,4 +1,4 @@
-"""Constrained decoding with tokenizers of each construction: small ones, and real ones where they are there."""
+"""Constrained decoding with tokenizers of each kind: small ones, and real ones if they are available."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from transformers import PreTrainedTokenizerFast
 
 from eef.agents.cached_engine import CachedEngine
 from eef.agents.chat import Chat
-from eef.agents.constraints import Constraints, search_words
+from eef.agents.constraints import Constraints
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.sampling import choose
+from eef.agents.search_constraint import search_words
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
@@ -55,7 +56,7 @@ CORPUS = [PAGE, *(f"click[{name}]" for name in NAMES)]
 
 
 def byte_level(normalizer: normalizers.Normalizer | None = None) -> PreTrainedTokenizerFast:
-    """As of Qwen and DeepSeek: brackets merge with each other and with the letter that follows."""
+    """Like Qwen and DeepSeek: brackets merge with each other and with the next letter."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [
         ("[", "]"),
@@ -78,7 +79,7 @@ def byte_level(normalizer: normalizers.Normalizer | None = None) -> PreTrainedTo
 
 
 def sentencepiece(fallback: bool = True, prepend: bool = True) -> PreTrainedTokenizerFast:
-    """As of Llama-2 (a blank before each text) and Gemma: blanks are marks, unknown characters are bytes."""
+    """Like Llama-2 (with ``prepend``) and Gemma: blanks are marks, unknown characters are bytes."""
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256) if fallback)]
     characters = sorted({char for text in CORPUS for char in text if ord(char) < 128 and char != " "})
     merges = [("[", "]"), ("]", "]"), ("[", "f"), ("▁", "s"), ("▁", "c"), ("▁s", "e"), ("i", "n"), ("r", "e")]
@@ -127,34 +128,34 @@ def brackets() -> Chat:
     return Chat.of(byte_level())
 
 
-def sayable(constraints: Constraints) -> list[str]:
-    """The actions of ``CLICKS`` that the tokenizer can say: all, but for one that lacks some characters."""
+def encodable(constraints: Constraints) -> list[str]:
+    """The actions of ``CLICKS`` that the tokenizer can write: all unless it lacks characters."""
     token_bytes = constraints.token_bytes
     actions = [f"click[{name}]" for name in NAMES]
     return actions if token_bytes.has_byte_tokens("🙂".encode()) else [action for action in actions if action.isascii()]
 
 
 def walk(constraints: Constraints, rng: random.Random, goal: bytes | None = None) -> list[int]:
-    """A complete answer of random allowed ids; with ``goal`` of those that say these bytes."""
-    said: list[int] = []
+    """A complete answer of random allowed ids; with ``goal``, one that stands for these bytes."""
+    answer: list[int] = []
     text, ended = b"", False
-    while allowed := constraints.allowed(said):
+    while allowed := constraints.allowed(answer):
         if goal is not None and not ended:
-            text = constraints.token_bytes.decode(said)
+            text = constraints.token_bytes.decode(answer)
             allowed = [
                 token
                 for token in allowed
                 if text != goal and goal.startswith(text + constraints.token_bytes.bytes_of[token])
-            ] or [token for token in allowed if text == goal and token == constraints.talk.chat.end[0]]
+            ] or [token for token in allowed if text == goal and token == constraints.dialogue.chat.end[0]]
             ended = text == goal
-        assert allowed, f"{goal!r} cannot be said after {text!r}"
-        said.append(rng.choice(allowed))
-        assert len(said) < 1000, "an answer that does not end"
-    return said
+        assert allowed, f"{goal!r} cannot be continued after {text!r}"
+        answer.append(rng.choice(allowed))
+        assert len(answer) < 1000, "the answer does not end"
+    return answer
 
 
-def barred(constraints: Constraints, ids: list[int]) -> list[int]:
-    """Those of ``ids`` that are not allowed where they stand."""
+def not_allowed(constraints: Constraints, ids: list[int]) -> list[int]:
+    """Those of ``ids`` that are not allowed at their place."""
     return [token for place, token in enumerate(ids) if token not in constraints.allowed(ids[:place])]
 
 
@@ -169,20 +170,22 @@ def test_random_allowed_ids_end_in_an_action_or_a_search_of_page_words(text_chat
     words = search_words(PAGE)
     for available in (SEARCH_AND_CLICKS, CLICKS):
         constraints = Constraints.of(text_chat.begin(), available, PAGE)
-        said = walk(constraints, random.Random(seed))
-        action = constraints.action(said)
-        assert action in sayable(constraints) or (available["has_search_bar"] and is_search(action, words))
-        assert constraints.token_bytes.decode(said[: -len(text_chat.end)]).decode().strip() == action
-        assert text_chat.begin().decode_action(said) == action
+        answer = walk(constraints, random.Random(seed))
+        action = constraints.action(answer)
+        assert action in encodable(constraints) or (available["has_search_bar"] and is_search(action, words))
+        assert constraints.token_bytes.decode(answer[: -len(text_chat.end)]).decode().strip() == action
+        assert text_chat.begin().decode_action(answer) == action
 
 
-def test_every_action_can_be_said_as_the_tokenizer_writes_it_and_otherwise(text_chat: Chat) -> None:
-    talk, rng = text_chat.begin(), random.Random(0)
-    constraints = Constraints.of(talk, SEARCH_AND_CLICKS, PAGE)
-    assert sorted(constraints.actions) == sorted(sayable(constraints))
-    for action in sayable(constraints):
-        ids = talk.encode_action(action)
-        assert not barred(constraints, ids) and constraints.allowed(ids) == [] and constraints.action(ids) == action
+def test_every_action_is_allowed_in_any_tokenisation(text_chat: Chat) -> None:
+    dialogue, rng = text_chat.begin(), random.Random(0)
+    constraints = Constraints.of(dialogue, SEARCH_AND_CLICKS, PAGE)
+    assert sorted(constraints.actions) == sorted(encodable(constraints))
+    for action in encodable(constraints):
+        ids = dialogue.encode_action(action)
+        assert (
+            not not_allowed(constraints, ids) and constraints.allowed(ids) == [] and constraints.action(ids) == action
+        )
         for _ in range(3):
             assert (
                 constraints.action(walk(constraints, rng, constraints.token_bytes.decode(ids[: -len(text_chat.end)])))
@@ -191,13 +194,13 @@ def test_every_action_can_be_said_as_the_tokenizer_writes_it_and_otherwise(text_
 
 
 def test_the_whole_instruction_can_be_searched_for(text_chat: Chat) -> None:
-    talk, rng = text_chat.begin(), random.Random(0)
-    constraints = Constraints.of(talk, SEARCH_AND_CLICKS, PAGE, longest=400)
+    dialogue, rng = text_chat.begin(), random.Random(0)
+    constraints = Constraints.of(dialogue, SEARCH_AND_CLICKS, PAGE, longest=400)
     instruction = INSTRUCTION if "click[café]" in constraints.actions else INSTRUCTION.replace("café ", "")
     for words in (instruction, "boots size 9.5 wide wide"):
-        ids = talk.encode_action(f"search[{words}]")
+        ids = dialogue.encode_action(f"search[{words}]")
         assert (
-            not barred(constraints, ids)
+            not not_allowed(constraints, ids)
             and constraints.allowed(ids) == []
             and constraints.action(ids) == f"search[{words}]"
         )
@@ -207,26 +210,26 @@ def test_the_whole_instruction_can_be_searched_for(text_chat: Chat) -> None:
 
 @given(seed=st.integers(0, 2**32 - 1), longest=st.integers(30, 80))
 @settings(max_examples=15)
-def test_a_search_is_closed_in_time(text_chat: Chat, seed: int, longest: int) -> None:
+def test_a_search_ends_within_the_limit(text_chat: Chat, seed: int, longest: int) -> None:
     constraints = Constraints.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest)
-    said = walk(constraints, random.Random(seed))
-    assert is_search(constraints.action(said), search_words(PAGE))
-    assert len(said) <= longest + len(text_chat.end)
+    answer = walk(constraints, random.Random(seed))
+    assert is_search(constraints.action(answer), search_words(PAGE))
+    assert len(answer) <= longest + len(text_chat.end)
 
 
-def test_too_short_a_limit_still_gives_a_whole_search(text_chat: Chat) -> None:
+def test_a_limit_that_is_too_short_still_gives_a_whole_search(text_chat: Chat) -> None:
     constraints = Constraints.of(text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1)
     for seed in range(5):
         assert is_search(constraints.action(walk(constraints, random.Random(seed))), search_words(PAGE))
 
 
-def test_brackets_that_are_one_token_leave_room_for_a_search(brackets: Chat) -> None:
+def test_brackets_that_are_one_token_allow_a_search(brackets: Chat) -> None:
     """The opening is ``search[``, though ``[]`` is one token; the words are those of the page, not of the scaffold."""
-    talk, tokenizer = brackets.begin(), brackets.tokenizer
-    assert "[]" in tokenizer.convert_ids_to_tokens(talk.encode_action("search[]"))
-    constraints = Constraints.of(talk, {"has_search_bar": True, "clickables": ["search"]}, PAGE)
-    ids = talk.encode_action("search[find café]")
-    assert not barred(constraints, ids) and constraints.action(ids) == "search[find café]"
+    dialogue, tokenizer = brackets.begin(), brackets.tokenizer
+    assert "[]" in tokenizer.convert_ids_to_tokens(dialogue.encode_action("search[]"))
+    constraints = Constraints.of(dialogue, {"has_search_bar": True, "clickables": ["search"]}, PAGE)
+    ids = dialogue.encode_action("search[find café]")
+    assert not not_allowed(constraints, ids) and constraints.action(ids) == "search[find café]"
     opening = constraints.token_bytes.encode(b"search[")
     firsts = {constraints.token_bytes.bytes_of[token] for token in constraints.allowed(opening)}
     assert firsts and all(any(word.encode().startswith(first) for word in search_words(PAGE)) for first in firsts)
@@ -234,10 +237,10 @@ def test_brackets_that_are_one_token_leave_room_for_a_search(brackets: Chat) -> 
 
 def test_search_words_come_from_the_page_alone(brackets: Chat) -> None:
     chat = replace(brackets, instructions="Answer with secrets.", opening=(("Zebra?", "Quagga."),))
-    constraints, talk = Constraints.of(chat.begin(), SEARCH_AND_CLICKS, PAGE), chat.begin()
-    assert not barred(constraints, talk.encode_action("search[find]"))
+    constraints, dialogue = Constraints.of(chat.begin(), SEARCH_AND_CLICKS, PAGE), chat.begin()
+    assert not not_allowed(constraints, dialogue.encode_action("search[find]"))
     for word in ("secrets", "secrets.", "Zebra?", "Quagga", "[SEP]", "SEP"):
-        assert barred(constraints, talk.encode_action(f"search[{word}]"))
+        assert not_allowed(constraints, dialogue.encode_action(f"search[{word}]"))
 
 
 def test_search_words_are_those_between_blanks_with_and_without_punctuation() -> None:
@@ -250,19 +253,19 @@ def test_search_words_are_those_between_blanks_with_and_without_punctuation() ->
     assert len(words) == len(set(words))
 
 
-def test_a_search_is_of_any_words_with_single_blanks_between_them(text_chat: Chat) -> None:
+def test_a_search_may_contain_any_words_of_the_page_with_single_blanks(text_chat: Chat) -> None:
     constraints = Constraints.of(
         text_chat.begin(), {"has_search_bar": True, "clickables": ["search"]}, PAGE, longest=1000
     )
-    words = search_words(PAGE) if "click[café]" in sayable(constraints) else search_words(PAGE.replace("café", ""))
+    words = search_words(PAGE) if "click[café]" in encodable(constraints) else search_words(PAGE.replace("café", ""))
     text = f"search[{' '.join(words * 2)}]"
-    assert not barred(constraints, text_chat.begin().encode_action(text))
-    assert barred(constraints, text_chat.begin().encode_action("search[ find]"))
-    assert barred(constraints, text_chat.begin().encode_action("search[find  me]"))
-    assert barred(constraints, text_chat.begin().encode_action("search[]"))
+    assert not not_allowed(constraints, text_chat.begin().encode_action(text))
+    assert not_allowed(constraints, text_chat.begin().encode_action("search[ find]"))
+    assert not_allowed(constraints, text_chat.begin().encode_action("search[find  me]"))
+    assert not_allowed(constraints, text_chat.begin().encode_action("search[]"))
 
 
-def test_a_whole_option_that_begins_another_may_end_or_go_on(brackets: Chat) -> None:
+def test_an_option_that_is_a_prefix_of_another_may_end_or_continue(brackets: Chat) -> None:
     end = brackets.end[0]
     constraints = Constraints.of(brackets.begin(), {"actions": ["look", "look at x", "look at"]}, "")
     for action, more in (("look", True), ("look at", True), ("look at x", False)):
@@ -270,22 +273,25 @@ def test_a_whole_option_that_begins_another_may_end_or_go_on(brackets: Chat) -> 
         assert end in allowed and (len(allowed) > 1) == more
 
 
-def test_an_end_of_several_ids_is_said_whole(brackets: Chat) -> None:
-    talk = Ended(brackets.begin(), (brackets.end[0], brackets.tokenizer.convert_tokens_to_ids("]]")))
-    constraints = Constraints.of(talk, {"actions": ["look", "look at"]}, "")
-    said = talk.encode_action("look")
-    assert constraints.allowed(said[:-1]) == [said[-1]] and constraints.allowed(said) == []
-    assert constraints.action(said) == "look"
+def test_an_end_of_several_ids_is_required_whole(brackets: Chat) -> None:
+    dialogue = Ended(brackets.begin(), (brackets.end[0], brackets.tokenizer.convert_tokens_to_ids("]]")))
+    constraints = Constraints.of(dialogue, {"actions": ["look", "look at"]}, "")
+    answer = dialogue.encode_action("look")
+    assert constraints.allowed(answer[:-1]) == [answer[-1]] and constraints.allowed(answer) == []
+    assert constraints.action(answer) == "look"
     with pytest.raises(ValueError, match="not a complete answer"):
-        constraints.action(said[:-1])
+        constraints.action(answer[:-1])
 
 
 class Ended:
-    """A conversation whose answers have another end."""
+    """A conversation with another end of answers."""
 
-    def __init__(self, talk, end: tuple[int, ...]) -> None:
-        self.talk, self.aliases = talk, None
-        self.size, self.chat = len(talk.chat.end), type("Chat", (), {"end": end, "tokenizer": talk.chat.tokenizer})()
+    def __init__(self, dialogue, end: tuple[int, ...]) -> None:
+        self.talk, self.aliases = dialogue, None
+        self.size, self.chat = (
+            len(dialogue.chat.end),
+            type("Chat", (), {"end": end, "tokenizer": dialogue.chat.tokenizer})(),
+        )
 
     def copy(self) -> Ended:
         return self
@@ -294,19 +300,19 @@ class Ended:
         return [*self.talk.encode_action(reply)[: -self.size], *self.chat.end]
 
 
-def test_one_answer_that_is_left_is_said_without_asking(text_chat: Chat) -> None:
-    talk = text_chat.begin()
-    constraints = Constraints.of(talk, {"has_search_bar": False, "clickables": ["back to search"]}, PAGE)
-    ids = talk.encode_action("click[back to search]")
+def test_the_only_answer_left_is_forced(text_chat: Chat) -> None:
+    dialogue = text_chat.begin()
+    constraints = Constraints.of(dialogue, {"has_search_bar": False, "clickables": ["back to search"]}, PAGE)
+    ids = dialogue.encode_action("click[back to search]")
     assert [constraints.allowed(ids[:place]) for place in range(len(ids))] == [[token] for token in ids]
-    both = Constraints.of(talk, {"actions": ["click[x", "click[y"]}, PAGE)
+    both = Constraints.of(dialogue, {"actions": ["click[x", "click[y"]}, PAGE)
     shared = [
         token
-        for token, other in zip(talk.encode_action("click[x"), talk.encode_action("click[y"), strict=False)
+        for token, other in zip(dialogue.encode_action("click[x"), dialogue.encode_action("click[y"), strict=False)
         if token == other
     ]
-    assert both.allowed([]) == shared[:1], "what all begin with leaves no choice"
-    other = constraints.token_bytes.lookup(constraints.texts[0][:1])[0]  # begun otherwise than the tokenizer would
+    assert both.allowed([]) == shared[:1], "a common beginning leaves no choice"
+    other = constraints.token_bytes.lookup(constraints.texts[0][:1])[0]  # another first token than the tokenizer's own
     if other and other[0] != ids[0]:
         assert len(constraints.allowed([other[0]])) == 1
 
@@ -323,32 +329,32 @@ def test_ids_with_the_same_bytes_are_all_allowed() -> None:
     )
 
 
-def test_control_tokens_are_never_said_as_text(text_chat: Chat) -> None:
+def test_control_tokens_never_stand_for_text(text_chat: Chat) -> None:
     token_bytes = token_bytes_of(text_chat.tokenizer)
     added = text_chat.tokenizer.added_tokens_decoder
     for token in [*text_chat.tokenizer.all_special_ids, *added]:
         assert not token_bytes.is_text(token) or (not added[token].special and not token_bytes.bytes_of[token].strip())
     name = added[text_chat.end[0]].content
-    action = f"click[{name}]"  # an option that is written like the end of an answer
+    action = f"click[{name}]"  # an option that spells the end of an answer
     constraints = Constraints.of(text_chat.begin(), {"has_search_bar": False, "clickables": [name, "x"]}, PAGE)
     if action in constraints.actions:
         goal = constraints.texts[constraints.actions.index(action)]
         assert constraints.action(walk(constraints, random.Random(0), goal)) == action
 
 
-def test_actions_that_cannot_be_told_apart_are_left_out() -> None:
+def test_actions_with_the_same_ids_are_left_out() -> None:
     chat = Chat.of(byte_level(normalizers.NFC()))
     one, two = "click[café]", "click[café]"
     assert Constraints.of(chat.begin(), {"actions": [one, "x"]}, "").actions == [one, "x"], (
         "as the environment writes it"
     )
     assert Constraints.of(chat.begin(), {"actions": [one, two, "x", "x"]}, "").actions == ["x"]
-    with pytest.raises(ValueError, match="can say none of the 2 available actions"):
+    with pytest.raises(ValueError, match="can write none of the 2 available actions"):
         Constraints.of(chat.begin(), {"actions": [one, two]}, "")
 
 
 @pytest.mark.parametrize("decoder", [decoders.BPEDecoder(), decoders.ByteFallback(), decoders.CTC()])
-def test_a_tokenizer_of_another_construction_is_refused(decoder) -> None:
+def test_a_tokenizer_with_an_unknown_decoder_is_refused(decoder) -> None:
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.decoder = decoder
     tokenizer.name_or_path = "some/model"
@@ -356,7 +362,7 @@ def test_a_tokenizer_of_another_construction_is_refused(decoder) -> None:
         token_bytes_of(tokenizer)
 
 
-def test_a_tokenizer_whose_tokens_do_not_spell_the_text_is_refused_with_the_difference() -> None:
+def test_a_tokenizer_that_changes_the_text_is_refused_with_the_difference() -> None:
     tokenizer = byte_level(normalizers.Replace("click", "press"))
     tokenizer.name_or_path = "some/model"
     with pytest.raises(
@@ -370,7 +376,7 @@ def test_a_tokenizer_whose_tokens_do_not_spell_the_text_is_refused_with_the_diff
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_a_choice_among_columns_is_one_among_all_with_the_others_barred(temperature: float) -> None:
+def test_choosing_among_columns_equals_masking_the_others(temperature: float) -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         logits = torch.tensor(rng.normal(size=(4, 50)) * 4).float()
@@ -386,65 +392,74 @@ def test_a_choice_among_columns_is_one_among_all_with_the_others_barred(temperat
     assert choose(torch.zeros(1, 5), [[3]], [lambda: 1 - 2**-53], 1.0) == [3]
 
 
-def talk_on_results(policy: Policy):
-    talk = policy.chat.begin()
+def dialogue_on_results(policy: Policy):
+    dialogue = policy.chat.begin()
     page = "WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search"
-    heard = talk.encode_observation(page)
-    talk.encode_observation(
+    prompt_ids = dialogue.encode_observation(page)
+    dialogue.encode_observation(
         "Back to Search [SEP] Next > [SEP] B000000001 [SEP] Red Shirt [SEP] $9.0 [SEP] B000000002 [SEP] Hat [SEP] $8.0"
     )
-    return talk, heard, page
+    return dialogue, prompt_ids, page
 
 
 def test_symbols_have_one_tokenisation(policy: Policy) -> None:
-    talk, _, page = talk_on_results(policy)
+    dialogue, _, page = dialogue_on_results(policy)
     names = ["back to search", "next >", "b000000001", "b000000002"]
-    constraints = Constraints.of(talk, {"has_search_bar": False, "clickables": names}, page)
+    constraints = Constraints.of(dialogue, {"has_search_bar": False, "clickables": names}, page)
     answers: list[str] = []
 
-    def every(said: list[int]) -> None:
-        allowed = constraints.allowed(said)
+    def every(answer: list[int]) -> None:
+        allowed = constraints.allowed(answer)
         for token in allowed:
-            every([*said, token])
+            every([*answer, token])
         if not allowed:
-            answers.append(constraints.action(said))
+            answers.append(constraints.action(answer))
 
     every([])
     assert sorted(answers) == sorted(f"click[{name}]" for name in names)
 
 
 def test_symbols_of_a_search_are_those_of_the_first_page(policy: Policy) -> None:
-    talk, _, page = talk_on_results(policy)
-    constraints = Constraints.of(talk, {"has_search_bar": True, "clickables": ["search"]}, page, longest=8)
-    opening = talk.encode_action("search[red]")[:1]
+    dialogue, _, page = dialogue_on_results(policy)
+    constraints = Constraints.of(dialogue, {"has_search_bar": True, "clickables": ["search"]}, page, longest=8)
+    opening = dialogue.encode_action("search[red]")[:1]
     assert constraints.allowed([]) == opening
     words = policy.tokenizer.convert_ids_to_tokens(constraints.allowed(opening))
-    assert set(words) == {"webshop", "instruction:", "i", "need", "a", "i0", "i1", "search"}  # no scaffold, no closing
-    closing = talk.encode_action("search[red]")[-2:]
-    said = [*opening, *[constraints.allowed(opening)[0]] * 6]
-    assert constraints.allowed(said[:-1]) != closing[:1] and closing[0] in constraints.allowed(said[:-1])
-    assert constraints.allowed(said) == closing[:1]  # no endless one
-    assert constraints.allowed([*said, *closing]) == []
-    assert constraints.action(talk.encode_action("search[red shirt]")) == "search[red shirt]"
+    assert set(words) == {
+        "webshop",
+        "instruction:",
+        "i",
+        "need",
+        "a",
+        "i0",
+        "i1",
+        "search",
+    }  # no scaffold, no closing bracket
+    closing = dialogue.encode_action("search[red]")[-2:]
+    answer = [*opening, *[constraints.allowed(opening)[0]] * 6]
+    assert constraints.allowed(answer[:-1]) != closing[:1] and closing[0] in constraints.allowed(answer[:-1])
+    assert constraints.allowed(answer) == closing[:1]  # the search must end
+    assert constraints.allowed([*answer, *closing]) == []
+    assert constraints.action(dialogue.encode_action("search[red shirt]")) == "search[red shirt]"
 
 
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=25)
-def test_limited_decoding_says_only_what_is_allowed(seed: int, tokenizer, chat) -> None:
+def test_constrained_decoding_gives_only_available_actions(seed: int, tokenizer, chat) -> None:
     torch.manual_seed(0)
     policy = Policy(make_model(tokenizer, 32, 1, 2).eval(), tokenizer, chat, "random", 512, True)
-    talk, prompt, page = talk_on_results(policy)
+    dialogue, prompt, page = dialogue_on_results(policy)
     names = ["back to search", "b000000001", "b000000002"]
     engine = CachedEngine(policy, 1)
     engine.start({0: prompt})
     rng = np.random.default_rng(seed)
-    constraints = Constraints.of(talk, {"has_search_bar": True, "clickables": names}, page)
-    said = constraints.action(engine.generate([0], {0: rng.random}, 1.0, {0: constraints})[0])
-    assert said in {f"click[{name}]" for name in names} or (said.startswith("search[") and said.endswith("]"))
+    constraints = Constraints.of(dialogue, {"has_search_bar": True, "clickables": names}, page)
+    answer = constraints.action(engine.generate([0], {0: rng.random}, 1.0, {0: constraints})[0])
+    assert answer in {f"click[{name}]" for name in names} or (answer.startswith("search[") and answer.endswith("]"))
 
 
 @pytest.mark.parametrize("build", [byte_level, sentencepiece], ids=["byte-level", "sentencepiece"])
-def test_a_language_model_with_limited_decoding_takes_no_invalid_action(build, shop: WebShop) -> None:
+def test_a_language_model_with_constrained_decoding_takes_no_invalid_action(build, shop: WebShop) -> None:
     torch.manual_seed(0)
     chat = Chat.of(build(), instructions="Say secret words.")
     policy = Policy(make_model(chat.tokenizer, 16, 1, 2, 16384).eval(), chat.tokenizer, chat, "random", 16384, True)
@@ -471,13 +486,13 @@ OPTIONS = [
 
 @pytest.fixture
 def item(chat: Chat):
-    """A conversation that is on a page with options which hold punctuation."""
-    talk = chat.begin()
-    talk.encode_observation("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")
-    talk.encode_observation(
+    """A conversation on a page whose options contain punctuation."""
+    dialogue = chat.begin()
+    dialogue.encode_observation("WebShop [SEP] Instruction: [SEP] i need a red shirt [SEP] Search")
+    dialogue.encode_observation(
         f"Back to Search [SEP] < Prev [SEP] size [SEP] {' [SEP] '.join(OPTIONS)} [SEP] Shirt [SEP] Buy Now"
     )
-    return talk
+    return dialogue
 
 
 def test_symbols_click_an_option_as_the_page_writes_it(item) -> None:
@@ -505,51 +520,51 @@ def test_symbols_click_every_option_of_the_official_products(chat: Chat) -> None
     goal, values, shared = shop.state.goal, 0, []
     for product in shop.shop.by_asin.values():
         shop.state = State(goal, "item", ("red",), 1, product.asin)
-        talk = chat.begin()
-        talk.encode_observation(first)
-        talk.encode_observation(shop._render(shop.state))
+        dialogue = chat.begin()
+        dialogue.encode_observation(first)
+        dialogue.encode_observation(shop._render(shop.state))
         names = {value for _, group in product.options for value in group}
-        actions = Constraints.of(talk, shop.available_actions(), first).actions
+        actions = Constraints.of(dialogue, shop.available_actions(), first).actions
         for name in names:
-            ids = talk.copy().encode_action(f"click[{name}]")
-            alike = [other for other in names if talk.copy().encode_action(f"click[{other}]") == ids]
+            ids = dialogue.copy().encode_action(f"click[{name}]")
+            alike = [other for other in names if dialogue.copy().encode_action(f"click[{other}]") == ids]
             if len(alike) > 1:
                 shared.append(name)
             assert (f"click[{name}]" in actions) == (len(alike) == 1)
-            assert (talk.copy().decode_action(ids) == f"click[{name}]") == (len(alike) == 1)
+            assert (dialogue.copy().decode_action(ids) == f"click[{name}]") == (len(alike) == 1)
         values += len(names)
-    assert values > 8000 and len(shared) <= 10, "nearly all of them have symbols of their own"
+    assert values > 8000 and len(shared) <= 10, "nearly all options have symbols of their own"
 
 
-def test_a_word_of_many_bytes_may_be_searched_for(text_chat: Chat) -> None:
+def test_a_search_may_contain_a_word_of_many_bytes(text_chat: Chat) -> None:
     word = "赤いシャツ" * 80
     constraints = Constraints.of(
         text_chat.begin(), {"has_search_bar": True, "clickables": []}, f"find {word}", longest=5000
     )
-    said: list[int] = []
-    while following := constraints.allowed(said):
-        said.append(following[-1])
-    assert re.fullmatch(rf"search\[(find|{word}|{word.lower()}| )+\]", constraints.action(said))
+    answer: list[int] = []
+    while following := constraints.allowed(answer):
+        answer.append(following[-1])
+    assert re.fullmatch(rf"search\[(find|{word}|{word.lower()}| )+\]", constraints.action(answer))
 
 
-def test_long_options_are_said_without_delay_and_to_their_end(brackets: Chat) -> None:
-    """A long option in unusual tokens: after as many as the usual ones it is written with the longest ones."""
+def test_long_options_end_in_any_tokenisation(brackets: Chat) -> None:
+    """Even with the shortest tokens: past the canonical length only the longest tokens are allowed."""
     names = [f"{'a very long option ' * 60}{number}" for number in range(2)]
     constraints = Constraints.of(brackets.begin(), {"has_search_bar": False, "clickables": names}, "")
-    said: list[int] = []
-    while following := constraints.allowed(said):
-        said.append(min(following, key=lambda token: len(constraints.token_bytes.bytes_of[token]) or 99))
-        assert len(said) <= constraints.max_tokens + len(brackets.end)
-    assert constraints.action(said) in [f"click[{name}]" for name in names]
+    answer: list[int] = []
+    while following := constraints.allowed(answer):
+        answer.append(min(following, key=lambda token: len(constraints.token_bytes.bytes_of[token]) or 99))
+        assert len(answer) <= constraints.max_tokens + len(brackets.end)
+    assert constraints.action(answer) in [f"click[{name}]" for name in names]
 
 
-def test_a_page_without_any_action_is_an_error_of_the_environment(brackets: Chat) -> None:
+def test_a_page_without_actions_is_an_environment_error(brackets: Chat) -> None:
     for available in ({"actions": []}, {"has_search_bar": True, "clickables": ["search"]}):
         with pytest.raises(EnvError, match="there is no available action"):
             Constraints.of(brackets.begin(), available, "[SEP]")
 
 
-def test_actions_that_differ_in_blanks_alone_stay_one(brackets: Chat) -> None:
+def test_actions_that_differ_only_in_blanks_become_one(brackets: Chat) -> None:
     assert Constraints.of(brackets.begin(), {"actions": ["open door", "open door ", "x"]}, "").actions == [
         "open door",
         "x",

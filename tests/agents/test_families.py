@@ -1,4 +1,4 @@
-"""Conversations of every family of chat models, from pages to token ids and back (templates: tests/families.py)."""
+"""Conversations of every family of chat models, from pages to token ids and back (templates: families.py)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chat_of(family: str, instructions: str = "") -> Chat:
 
 
 def by_template(family: str, messages: list[dict[str, str]], generation: bool) -> list[int]:
-    """The ids of the family's own template, on the fixed day and with thinking off."""
+    """The ids of the family's own template, with the fixed date and with thinking off."""
     template = FAMILIES[family].template
     for form, date in (("strftime_now('%d %b %Y')", "'26 Jul 2024'"), ('strftime_now("%Y-%m-%d")', "'2024-07-26'")):
         template = template.replace(form, date)
@@ -44,7 +44,7 @@ def by_template(family: str, messages: list[dict[str, str]], generation: bool) -
     )
 
 
-@pytest.mark.parametrize("opened", [False, True], ids=["bare", "react"])
+@pytest.mark.parametrize("react_prompt", [False, True], ids=["bare", "react"])
 @pytest.mark.parametrize("family", FAMILIES)
 @given(
     prompt=OBSERVATIONS,
@@ -52,36 +52,39 @@ def by_template(family: str, messages: list[dict[str, str]], generation: bool) -
     flags=st.lists(st.booleans(), min_size=5, max_size=5),
 )
 @settings(max_examples=20)
-def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Turn], flags: list[bool]) -> None:
-    """Over random conversations: the ids of the parts are those of the whole, the whole is the tokenizer's own
-    rendering, and what is trained on begins with what is acted on at every turn."""
+def test_ids_equal_those_of_the_template(
+    family: str, react_prompt: bool, prompt: str, turns: list[Turn], flags: list[bool]
+) -> None:
+    """In random conversations, the ids of the turns together are those of the conversation, which equal the tokenizer's
+    own rendering, and the training row begins with the prompt of every turn.
+    """
     tokenizer = tokenizer_of(family)
     chat = chat_of(family, "Shop well.")
-    shown = Trajectory("9", "a lamp", (Turn("search[lamp]", "a page"), Turn("click[buy now]", "the end")), 1.0, True)
-    chat = react.react_chat(chat, "webshop", shown) if opened else chat
+    example = Trajectory("9", "a lamp", (Turn("search[lamp]", "a page"), Turn("click[buy now]", "the end")), 1.0, True)
+    chat = react.react_chat(chat, "webshop", example) if react_prompt else chat
     trajectory = Trajectory("0", prompt, tuple(turns))
     ids, mask = chat.render(trajectory, flags[: len(turns)])
     rendering = chat.scaffold.rendering
     thought = tokenizer("<think>\n\n</think>\n\n", add_special_tokens=False)["input_ids"]
 
     def without_past_thoughts(ids: list[int]) -> list[int]:
-        """The template leaves the empty thoughts of past answers out, the scaffold has them before all answers."""
+        """The template leaves empty thoughts out of past answers, the scaffold has them before all answers."""
         out = list(ids)
         for place in range(len(out) - len(thought) - 1, -1, -1):
             if rendering == "thinking off" and out[place : place + len(thought)] == thought:
                 del out[place : place + len(thought)]
         return out
 
-    messages = [*react.opening("webshop", shown)] if opened else []
-    talk, place = chat.begin(), 0
+    messages = [*react.opening("webshop", example)] if react_prompt else []
+    dialogue, place = chat.begin(), 0
     for index, turn in enumerate(turns):
         page = trajectory.state(index)
-        if opened:
-            heard = react.page_message(page) if index else react.first_page_message(page)
+        if react_prompt:
+            message = react.page_message(page) if index else react.first_page_message(page)
         else:
-            heard = react.user_message(page if index else f"Shop well.\n\n{page}")
-        messages.append({**heard, "content": heard["content"].strip()})
-        place += len(talk.encode_observation(page))
+            message = react.user_message(page if index else f"Shop well.\n\n{page}")
+        messages.append({**message, "content": message["content"].strip()})
+        place += len(dialogue.encode_observation(page))
         asked = by_template(family, messages, generation=True)
         prompt_ids = without_past_thoughts(ids[:place])
         if rendering == "prefilled":
@@ -93,11 +96,11 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
         else:
             assert prompt_ids == asked
         assert not any(mask[:place][-1:])
-        said = talk.encode_turn(turn)
-        text = tokenizer.decode(said[: -len(chat.end)]).strip()
-        assert text == (turn.said if turn.reply or not opened else f"Action: {turn.action}").strip()
-        assert mask[place : place + len(said)] == [flags[index]] * len(said)
-        place += len(said)
+        answer = dialogue.encode_turn(turn)
+        text = tokenizer.decode(answer[: -len(chat.end)]).strip()
+        assert text == (turn.said if turn.reply or not react_prompt else f"Action: {turn.action}").strip()
+        assert mask[place : place + len(answer)] == [flags[index]] * len(answer)
+        place += len(answer)
         messages.append({"role": "assistant", "content": text})
     assert place == len(ids)
     whole = by_template(family, [*messages, react.user_message("x")], generation=False)
@@ -110,12 +113,12 @@ def test_three_equalities(family: str, opened: bool, prompt: str, turns: list[Tu
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_loses_the_instructions(family: str) -> None:
-    """Their place is the first user turn, whatever the template does with a system turn."""
+    """Instructions go into the first user turn, whatever the template does with a system turn."""
     chat = chat_of(family, "Shop well.")
     assert "Shop well.\n\ni need a lamp" in chat.tokenizer.decode(chat.begin().encode_observation("i need a lamp"))
 
 
-def test_sampled_ids_are_kept_where_their_text_would_give_others() -> None:
+def test_sampled_ids_are_kept_if_their_text_has_other_ids() -> None:
     chat = Chat.of(tokenizer_of("llama-3"))
     letters = [chat.tokenizer.convert_tokens_to_ids(letter) for letter in "search[redĠshirt]"]
     sampled = (*letters, *chat.end)
@@ -126,13 +129,13 @@ def test_sampled_ids_are_kept_where_their_text_would_give_others() -> None:
     trajectory = Trajectory("0", "p", (turn,))
     ids, mask = chat.render(trajectory, [True])
     assert tuple(ids[-len(sampled) :]) == sampled and mask[-len(sampled) :] == [True] * len(sampled)
-    other = Chat.of(tokenizer_of("qwen2.5"))  # another tokenizer reads the text
+    other = Chat.of(tokenizer_of("qwen2.5"))  # another tokenizer encodes the text
     assert other.render(trajectory, [True])[0][-1:] == list(other.end)
     assert other.tokenizer.decode(other.render(trajectory, [True])[0]).endswith("search[red shirt]<|im_end|>")
 
 
-def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> None:
-    """From a folder, prompted as the experts are, one example shown: trained on experts without thoughts, tested."""
+def test_a_run_of_a_language_model_with_thoughts(tmp_path: Path) -> None:
+    """A model with the ReAct prompt and one example is trained on experts without thoughts, and tested."""
     tokenizer = tokenizer_of("qwen2.5")
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
@@ -169,9 +172,9 @@ def test_a_language_model_goes_through_a_run_with_thoughts(tmp_path: Path) -> No
     [
         ({"prompt": "reakt"}, "prompt='reakt' must be one of"),
         ({"one_shot": True}, "needs prompt='react'"),
-        ({"prompt": "react"}, "knows no words"),
+        ({"prompt": "react"}, "needs a language model"),
     ],
 )
-def test_what_does_not_go_together_is_said_before_anything_is_made(changes: dict, message: str) -> None:
+def test_incompatible_settings_are_refused_first(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scaffold(Settings(**changes), WebShop(catalogue={"products": 700, "train": 2, "test": 2}), [])

@@ -1,6 +1,6 @@
-"""Pages that try to be more than text, through prompts, play, constrained decoding and training, for every family.
+"""Pages that spell control tokens, in prompts, rollouts, constrained decoding and training, for every family.
 
-``EEF_FUZZ_PAGES=10000 pytest tests/agents/test_fuzz.py`` takes as many pages for each family.
+``EEF_FUZZ_PAGES=10000 pytest tests/agents/test_fuzz.py`` sets the number of pages per family.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COUNT = int(os.environ.get("EEF_FUZZ_PAGES", "60"))
 
 
 class Pages(TextEnv):
-    """Two random pages for each subtask; what can be clicked are parts of the page."""
+    """Two random pages for each subtask, with parts of the page as clickables."""
 
     name, max_steps = "pages", 2
 
@@ -76,7 +76,7 @@ def policy_of(tokenizer: Any, ends: list[int]) -> Policy:
 @pytest.mark.parametrize(
     "family", [*FAMILIES, *(pytest.param(f"real {name}", marks=pytest.mark.slow) for name in REAL_NAMES)]
 )
-def test_pages_through_play_and_training(family: str, tmp_path: Path) -> None:
+def test_pages_in_rollouts_and_training(family: str, tmp_path: Path) -> None:
     name = family.removeprefix("real ")
     if family != name and not REAL.is_dir():
         pytest.skip(f"no real tokenizers at {REAL} (EEF_TOKENIZERS)")
@@ -87,14 +87,14 @@ def test_pages_through_play_and_training(family: str, tmp_path: Path) -> None:
     free = simulate(policy, world, starts)
     assert all(one.outcome in ("max_steps", "context_overflow") for one in free)
     policy.constrained_decoding = True
-    constrained_decoding = simulate(policy, world, starts)
-    assert all(one.info["invalid"] == 0 for one in constrained_decoding)
-    played = [one for one in [*constrained_decoding, *free] if one.turns]
+    constrained = simulate(policy, world, starts)
+    assert all(one.info["invalid"] == 0 for one in constrained)
+    played = [one for one in [*constrained, *free] if one.turns]
     for one in played:
         ids, _ = policy.chat.render(one, [True] * len(one))
         plain = Trajectory("0", "x", tuple(Turn("x", "x") for _ in one.turns))
         own = [token for token in policy.chat.render(plain, [True] * len(one))[0] if token in control]
-        # a policy may sample control tokens that neither are special nor belong to the scaffold, such as <think>
+        # a policy may sample control tokens that are neither special nor part of the scaffold, such as <think>
         assert [token for token in ids if token in control & policy.stops] == own, one
     examples = [Example(one, 0) for one in played[: len(played) if family == name else 12]]  # large vocabularies
     assert rows_of(policy, examples)[0]

@@ -1,4 +1,4 @@
-"""Models that ship as one GGUF file: loaded, trained with an adapter or whole, saved and played."""
+"""Models in one GGUF file: loading, training (an adapter or all weights), saving and rollouts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LAYERS, WIDTH, HEADS, INNER = 2, 32, 2, 48
 CONTROL, NORMAL = 3, 1  # kinds of tokens
 
 
-def write(path: Path) -> None:
+def write_gguf(path: Path) -> None:
     """A tiny Llama with random weights and a tokenizer of some words."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,7 +86,7 @@ def write(path: Path) -> None:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write(path)
+    write_gguf(path)
     return path
 
 
@@ -102,7 +102,7 @@ def trained(policy: Policy, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_a_file_or_a_folder_that_holds_one_is_a_model(as_folder: bool, file: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_or_its_folder_is_a_model(as_folder: bool, file: Path, tmp_path: Path) -> None:
     model = str(file.parent if as_folder else file)
     policy = Policy.load(model, max_new_tokens=4)
     assert policy.model.dtype == torch.float32 and policy.context == 512
@@ -115,7 +115,7 @@ def test_a_file_or_a_folder_that_holds_one_is_a_model(as_folder: bool, file: Pat
     assert load_tokenizer(model).chat_template == CHATML
 
 
-def test_an_adapter_trains_on_it(file: Path, tmp_path: Path) -> None:
+def test_an_adapter_trains_on_a_gguf_file(file: Path, tmp_path: Path) -> None:
     policy = Policy.load(str(file))
     before = logits(policy)
     policy.new_adapter(seed=0, r=4, alpha=8)
@@ -133,7 +133,7 @@ def test_all_weights_train_and_are_saved_as_a_plain_model(file: Path, tmp_path: 
     assert torch.equal(logits(again), logits(policy)) and not torch.equal(logits(again), before)
 
 
-def test_the_options_beside_a_file_count(file: Path, tmp_path: Path) -> None:
+def test_the_chat_json_beside_a_gguf_file_is_used(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(file.read_bytes())
     keys = [model_key(str(path))]
@@ -145,14 +145,12 @@ def test_the_options_beside_a_file_count(file: Path, tmp_path: Path) -> None:
     assert len(set(keys)) == 3
 
 
-def test_what_does_not_go_together_is_refused_in_words(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_files_and_settings_are_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"quantize='nf4' with model=.*a GGUF file is quantised already"):
         Policy.load(str(file), quantize="nf4")
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match=r"holds 2 GGUF files: name one"):
+    with pytest.raises(ValueError, match=r"contains 2 GGUF files: name one"):
         Policy.load(str(tmp_path))
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"is a file, but not a GGUF file: give its folder"):
@@ -162,7 +160,7 @@ def test_what_does_not_go_together_is_refused_in_words(
         Policy.load(str(file))
 
 
-@pytest.mark.skipif("EEF_SMOLLM2_GGUF" not in os.environ, reason="EEF_SMOLLM2_GGUF names no file")
+@pytest.mark.skipif("EEF_SMOLLM2_GGUF" not in os.environ, reason="EEF_SMOLLM2_GGUF is not set")
 def test_a_real_file_answers() -> None:
     policy: Any = Policy.load(os.environ["EEF_SMOLLM2_GGUF"], max_new_tokens=12)
     engine = CachedEngine(policy, 1)

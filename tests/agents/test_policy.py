@@ -146,15 +146,15 @@ def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenize
     for policy in (four, dense):
         policy.new_adapter(seed=0, r=4, alpha=8)
         torch.manual_seed(1)
-        learnt = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
-        for name, weight in learnt.items():
+        trainable = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
+        for name, weight in trainable.items():
             if "lora_B" in name:  # initially zero, which would make the gradient of every A zero too
                 torch.nn.init.normal_(weight, std=0.1)
         policy.model.eval()
         policy.model.train()
         loss = policy.model(**batch, use_cache=False).loss
         losses.append(float(loss.detach()))
-        gradients.append(dict(zip(learnt, torch.autograd.grad(loss, list(learnt.values())), strict=True)))
+        gradients.append(dict(zip(trainable, torch.autograd.grad(loss, list(trainable.values())), strict=True)))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 2 * 2 * 7
     for name, gradient in gradients[0].items():

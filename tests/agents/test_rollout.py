@@ -304,7 +304,7 @@ class Scripted:
 @pytest.fixture
 def thinker(policy: Policy, monkeypatch) -> Policy:
     """A ReAct policy that gives the answers of :class:`Scripted`."""
-    from test_families import tokenizer_of
+    from families import tokenizer_of
 
     chat = react.react_chat(Chat.of(tokenizer_of("llama-3")), "webshop")
     monkeypatch.setattr(Policy, "engine", lambda self, slots: Scripted(self, slots))
@@ -468,7 +468,7 @@ class TablePolicy:
 
 
 def test_any_engine_with_the_protocol_plays() -> None:
-    from test_families import tokenizer_of
+    from families import tokenizer_of
 
     table = {"the score is 0": "add[20]", "the score is 20": "add[5]", "the score is 25": "add[75]"}
     policy = TablePolicy(Chat.of(tokenizer_of("llama-3")), table)

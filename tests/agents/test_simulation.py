@@ -30,7 +30,7 @@ def base(tokenizer, tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> None:
-    """The number of rows is no multiple of batch size or processes. Equal up to the order of float32 sums."""
+    """Rows are not a multiple of batch size or processes. Weights are equal up to the order of float32 sums."""
     examples = [Example(t, 0) for t in demonstrations(shop, shop.tasks("train")) if t.won][:13]
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
@@ -63,7 +63,7 @@ def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> N
 
 @pytest.mark.slow
 def test_two_processes_resume_from_a_checkpoint_to_equal_weights(base: str, shop, tmp_path) -> None:
-    """The last batch of an epoch is no multiple of the number of processes."""
+    """The last batch of an epoch is not a multiple of the number of processes."""
     wins = [t for t in demonstrations(shop, shop.tasks("train")) if t.won][:13]
     made = {}
     for name, stopped in (("whole", False), ("stopped", True)):

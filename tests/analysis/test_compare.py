@@ -1,4 +1,4 @@
-"""One run shown, two compared, and pruning that removes nothing that a run needs."""
+"""Showing one run, comparing two, and pruning that removes nothing that a run needs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(root: Path, method: str, wins: list[int], catalogue: str = "c1", **config: Any) -> Run:
     """A finished run whose ``bc`` stage is shared by all and whose ``eval`` stage is its own."""
-    made = Run.open(
+    new_run = Run.open(
         root, "webshop", method, 0, {"lr": 0.1, **config}, {"commit": "a", "hashes": {"catalogue": catalogue}}
     )
-    made.stage("bc", {}, lambda at: (at / "adapter.bin").write_text("weights"))
+    new_run.stage("bc", {}, lambda at: (at / "adapter.bin").write_text("weights"))
     rows = [f"t{i},{bool(won)},{float(won)},3,done,False" for i, won in enumerate(wins)]
 
     def test(at: Path) -> None:
         (at / "episodes.csv").write_text("\n".join(["task,won,reward,steps,outcome,error", *rows]) + "\n")
 
-    made.stage("eval", {"method": method, "catalogue": catalogue, "rows": rows}, test)
-    made.finish({"method": method, "win_rate": sum(wins) / len(wins)})
-    return made
+    new_run.stage("eval", {"method": method, "catalogue": catalogue, "rows": rows}, test)
+    new_run.finish({"method": method, "win_rate": sum(wins) / len(wins)})
+    return new_run
 
 
 def age(path: Path) -> None:
@@ -42,7 +42,7 @@ def age(path: Path) -> None:
     os.utime(path, (past, past))
 
 
-def test_a_run_is_found_by_a_part_of_its_id(tmp_path: Path) -> None:
+def test_part_of_an_id_finds_the_run(tmp_path: Path) -> None:
     a, b = run(tmp_path, "rft-n1", [0, 1]), run(tmp_path, "rft-n10", [0, 1])
     assert find(tmp_path, a.run_id) == a.folder and find(tmp_path, "n10") == b.folder
     with pytest.raises(RunError, match=r"2 runs in .* contain 'rft': .*rft-n10__.*rft-n1__"):
@@ -53,17 +53,17 @@ def test_a_run_is_found_by_a_part_of_its_id(tmp_path: Path) -> None:
 
 def test_what_differs_and_the_paired_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = run(tmp_path, "eef", [1, 1, 1, 0] * 10, m=5), run(tmp_path, "rft", [1, 0, 0, 0] * 10, n=2)
-    found = differences(a.folder, b.folder)
-    assert found["config"] == {"config.m": (5, None), "method": ("eef", "rft"), "config.n": (None, 2)}
-    assert found["stamp"] == {} and found["result"]["win_rate"] == (0.75, 0.25)
-    made = win_difference(a.folder, b.folder)
-    assert made.difference == pytest.approx(0.5) and 0.3 < made.low < 0.5 < made.high < 0.7 and made.pairs == 40
+    changes = differences(a.folder, b.folder)
+    assert changes["config"] == {"config.m": (5, None), "method": ("eef", "rft"), "config.n": (None, 2)}
+    assert changes["stamp"] == {} and changes["result"]["win_rate"] == (0.75, 0.25)
+    wins = win_difference(a.folder, b.folder)
+    assert wins.difference == pytest.approx(0.5) and 0.3 < wins.low < 0.5 < wins.high < 0.7 and wins.pairs == 40
     assert main(["runs", "compare", "eef", "rft", "--root", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "stamp: the same" in said and "config.m" in said and "win rate, a minus b: +50.0 points" in said
+    printed = capsys.readouterr().out
+    assert "stamp: the same" in printed and "config.m" in printed and "win rate, a minus b: +50.0 points" in printed
 
 
-def test_runs_that_cannot_be_compared_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = run(tmp_path, "eef", [1, 0], "c1"), run(tmp_path, "rft", [1, 0], "c2")
     assert main(["runs", "compare", "eef", "rft", "--root", str(tmp_path)]) == 0
     assert "hashes differ" in capsys.readouterr().out
@@ -76,11 +76,11 @@ def test_runs_that_cannot_be_compared_say_so(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_show_names_result_configuration_stamp_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = run(tmp_path, "eef", [1, 0])
+    finished = run(tmp_path, "eef", [1, 0])
     assert main(["runs", "show", "eef", "--root", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    for part in (made.run_id, "win_rate", "config.lr", "hashes.catalogue", "stages.bc", "eval/", "episodes.csv"):
-        assert part in said, part
+    printed = capsys.readouterr().out
+    for part in (finished.run_id, "win_rate", "config.lr", "hashes.catalogue", "stages.bc", "eval/", "episodes.csv"):
+        assert part in printed, part
     half = Run.open(tmp_path, "webshop", "half", 0, {}, {})
     assert main(["runs", "show", half.run_id, "--root", str(tmp_path)]) == 0
     assert "result: none yet" in capsys.readouterr().out
@@ -97,11 +97,11 @@ def test_prune_keeps_what_runs_need(tmp_path: Path, capsys: pytest.CaptureFixtur
     (stages / ".dead-00.99999999").mkdir()
     (stages / ".busy-00.1").mkdir()
     with FileLock(stages / ".busy-00.lock"):
-        found = {path.name for path in prunable(tmp_path)}
-        assert found == {"old-00", ".dead-00.99999999"}
-        mine = {path.name for path in prunable(tmp_path, [a.folder], unfinished=True)}
+        unused = {path.name for path in prunable(tmp_path)}
+        assert unused == {"old-00", ".dead-00.99999999"}
+        chosen = {path.name for path in prunable(tmp_path, [a.folder], unfinished=True)}
     alone = {half.run_id, half.stages["states"].name, a.run_id, a.stages["eval"].name}
-    assert mine == found | alone and a.stages["bc"].name not in mine
+    assert chosen == unused | alone and a.stages["bc"].name not in chosen
     assert main(["runs", "prune", "eef", "--root", str(tmp_path)]) == 0
     assert "would be removed; --yes does it" in capsys.readouterr().out and a.folder.is_dir()
     with FileLock(tmp_path / ".sweep.lock"), pytest.raises(RunError, match="a sweep is running"):

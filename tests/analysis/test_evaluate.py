@@ -33,7 +33,7 @@ def test_results_by_hand() -> None:
     got = results(EPISODES, SKILLS)
     assert list(got.columns) == ["task", "won", "reward", "steps", "outcome", "next", "prev", "back", "error"]
     assert got["steps"].tolist() == [4, 4, 3, 1, 1]
-    assert got["next"].tolist() == [True, False, False, False, False]  # a search for "next >" is no skill
+    assert got["next"].tolist() == [True, False, False, False, False]  # a search for "next >" is not the skill
     assert got["prev"].tolist() == [False, True, True, False, False]
     assert got["back"].tolist() == [False, True, False, False, False]
     assert got["error"].tolist() == [False, False, False, False, True]
@@ -68,7 +68,7 @@ def test_summary_by_hand() -> None:
     assert got["reward_low"] < 0.625 < got["reward_high"]
 
 
-def test_an_error_is_no_loss() -> None:
+def test_an_error_is_not_a_loss() -> None:
     with_error, without = summary(results(EPISODES, SKILLS), SKILLS), summary(results(EPISODES[:4], SKILLS), SKILLS)
     changed = {"episodes": 4, "errors": 0}
     assert without == {**with_error, **changed}
@@ -92,7 +92,7 @@ def test_an_environment_brings_its_own_skills() -> None:
     assert not any(name.startswith("wins_") for name in summary(without, {}))
 
 
-def test_without_a_win_no_share_of_wins() -> None:
+def test_without_a_win_the_share_of_wins_is_nan() -> None:
     assert math.isnan(summary(results([episode("a")], SKILLS), SKILLS)["wins_paging"])
 
 

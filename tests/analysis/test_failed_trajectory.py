@@ -58,9 +58,9 @@ def test_outcomes_come_from_the_experts_own_states() -> None:
     start, other = expert("t", 8), expert("t", 8, first="search[cup]")
     signs = [played(start, i, sign) for i, sign in ((0, "-"), (2, "+"), (4, "x"), (6, "-"))]
     strangers = [played(other, 3, "+"), played(expert("u", 8), 5, "+"), played(start, 8, "+")]
-    found = outcomes_of(start, [*strangers, *signs])
-    assert found == {0: None, 2: signs[1], 6: None}
-    assert [part.kind for part in segments(start, found)] == ["beneficial", "harmful", "neutral"]
+    outcomes = outcomes_of(start, [*strangers, *signs])
+    assert outcomes == {0: None, 2: signs[1], 6: None}
+    assert [part.kind for part in segments(start, outcomes)] == ["beneficial", "harmful", "neutral"]
     again = [played(start, 6, "+"), *signs]  # of two simulations of one state a win counts, in any order
     assert outcomes_of(start, again)[6] == again[0] == outcomes_of(start, again[::-1])[6]
 
@@ -88,22 +88,22 @@ def test_the_choice_of_the_trajectory(tmp_path: Path) -> None:
         (expert("none", 8), "----"),
     ]
     best = explored(tmp_path / "best", plans)
-    less = explored(tmp_path / "less", [(expert("m", 8), "-+-")])
+    fewer = explored(tmp_path / "fewer", [(expert("m", 8), "-+-")])
     later = explored(tmp_path / "later", [(expert("s", 8), "-+-+")], seed=1)
     ablation = {**best, "method": "eef_recovery=False", "m": 9, "folder": str(tmp_path / "nowhere")}
     for order in (1, -1):
-        path = failed_trajectory(pd.DataFrame([ablation, less, later, best][::order]), tmp_path)
+        path = failed_trajectory(pd.DataFrame([ablation, fewer, later, best][::order]), tmp_path)
         assert set(pd.read_csv(path.with_suffix(".csv"))["task"]) == {"a"}
 
 
 def test_two_experts_on_one_subtask_keep_their_own_simulations(tmp_path: Path) -> None:
-    one, two = expert("t", 8), expert("t", 8, source="weak")  # the same turns
-    row = explored(tmp_path / "a", [(one, "----"), (two, "-+-+")])
+    strong, weak = expert("t", 8), expert("t", 8, source="weak")  # the same turns
+    row = explored(tmp_path / "a", [(strong, "----"), (weak, "-+-+")])
     table = pd.read_csv(failed_trajectory(pd.DataFrame([row]), tmp_path).with_suffix(".csv"))
     assert set(table["source"]) == {"weak"}
 
 
-def test_figure_1_says_what_is_missing(tmp_path: Path) -> None:
+def test_figure_1_names_what_is_missing(tmp_path: Path) -> None:
     row = explored(tmp_path / "a", [(expert("t", 8), "----")])
     frame = pd.DataFrame([row])
     for empty in (pd.DataFrame(), frame.assign(method="rft")):
@@ -129,12 +129,12 @@ def test_titles_and_odd_texts_are_drawn(tmp_path: Path) -> None:
     assert path.is_file()
 
 
-def test_success_from_expert_states_by_the_pages_that_the_expert_had_turned(tmp_path: Path) -> None:
+def test_success_from_expert_states_by_earlier_uses_of_the_skill(tmp_path: Path) -> None:
     """Of 8 turns the states s2, s4, s6 lie behind 1, 3 and 5 turned pages."""
     row = explored(tmp_path / "a", [(expert("t", 8), "-+-+"), (expert("u", 8), "-++x")])
-    found = expert_state_table(pd.DataFrame([row, run(tmp_path / "b", "rft")]), tmp_path)
-    assert found["uses"].tolist() == [-1, 1, 3, 5] and found["simulations"].tolist() == [2, 2, 2, 1]
-    assert found["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
+    table = expert_state_table(pd.DataFrame([row, run(tmp_path / "b", "rft")]), tmp_path)
+    assert table["uses"].tolist() == [-1, 1, 3, 5] and table["simulations"].tolist() == [2, 2, 2, 1]
+    assert table["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
     assert pd.read_csv(tmp_path / "expert_states.csv")["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
     with pytest.raises(FigureError, match="no finished EEF run"):
         expert_state_table(pd.DataFrame([run(tmp_path / "b", "rft")]), tmp_path)

@@ -1,4 +1,4 @@
-"""Figures: what may be drawn together, tables that do not change, pictures of the right size."""
+"""Figure 3, learning curves, and tables of all arms: which runs may be shown together, and stable files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def seeded(folder: Path, seeds: int = 3) -> pd.DataFrame:
 def with_hashes(hashes: dict[str, str]) -> pd.DataFrame:
     """The runs, with other hashes for the third."""
     frame = runs()
-    frame["hashes"] = pd.Series([hashes if i == 2 else kept for i, kept in enumerate(frame["hashes"])], dtype=object)
+    frame["hashes"] = pd.Series([hashes if i == 2 else each for i, each in enumerate(frame["hashes"])], dtype=object)
     return frame
 
 
@@ -96,18 +96,18 @@ def test_nothing_to_draw_and_doubled_runs(tmp_path: Path) -> None:
 
 
 def test_one_seed_shows_the_runs_own_interval() -> None:
-    found = arm_table(runs()).set_index("method")
-    assert found.loc["sft_pos", "win_low"] == pytest.approx(0.1)
+    table = arm_table(runs()).set_index("method")
+    assert table.loc["sft_pos", "win_low"] == pytest.approx(0.1)
     shown = results_table(runs())
     assert shown.loc[shown["method"] == "ceiling", "95 % interval"].item() == "70.0 to 90.0"
 
 
 def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
     frame = seeded(tmp_path)
-    found = arm_table(frame).set_index("method")
-    assert found.loc["rft", "seeds"] == 3
+    table = arm_table(frame).set_index("method")
+    assert table.loc["rft", "seeds"] == 3
     for name in ("rft", "eef"):
-        assert (found["win_low"] < found["win_rate"])[name] and (found["win_rate"] < found["win_high"])[name]
+        assert (table["win_low"] < table["win_rate"])[name] and (table["win_rate"] < table["win_high"])[name]
     picture = win_rate_vs_budget(frame, tmp_path / "figure")
     assert picture.is_file() and len(picture.with_suffix(".csv").read_text().splitlines()) == 7
     (tmp_path / "rft1" / "eval" / "episodes.csv").unlink()
@@ -145,27 +145,27 @@ def compared(folder: Path, seeds: dict[str, tuple[int, ...]] | None = None, grad
 
 
 def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
-    found = by_arm(compared(tmp_path).sample(frac=1, random_state=2))
+    groups = by_arm(compared(tmp_path).sample(frac=1, random_state=2))
     names = ["BC (SFT-pos)", "RFT × 2", "EEF, M = 5", "EEF, M = 5", "EEF, M = 5, recovery=False"]
-    assert [arm_name(arm) for arm in found] == names
-    assert arm_name(list(found)[3], experts=True) == "EEF, M = 5, experts: strong+weak"
+    assert [arm_name(arm) for arm in groups] == names
+    assert arm_name(list(groups)[3], experts=True) == "EEF, M = 5, experts: strong+weak"
     assert arm_name(Arm("ceiling", "perfect"), experts=True) == "ceiling" and arm_name(Arm("new", "x")) == "new"
 
 
 def test_paired_differences_of_the_default_pairs(tmp_path: Path) -> None:
-    found = paired_table(compared(tmp_path), out=tmp_path)
-    assert [tuple(pair) for pair in found[["method", "experts", "against_method"]].to_numpy()] == [
+    table = paired_table(compared(tmp_path), out=tmp_path)
+    assert [tuple(pair) for pair in table[["method", "experts", "against_method"]].to_numpy()] == [
         ("eef", "strong", "rft"), ("eef", "strong+weak", "rft"),
         ("rft", "strong", "sft_pos"), ("eef", "strong", "sft_pos"), ("eef", "strong+weak", "sft_pos"),
         ("eef_recovery=False", "strong", "sft_pos"), ("eef_recovery=False", "strong", "eef"),
     ]  # fmt: skip
-    assert (12 * found["difference"]).round(6).tolist() == [3, 6, 3, 6, 9, 5, -1]
-    assert (4 * found["hard_difference"]).round(6).tolist() == [1, 4, 0, 1, 4, 0, -1]
-    assert found["pairs"].eq(24).all() and found["hard_pairs"].eq(8).all() and found["seeds"].eq(2).all()
-    assert (found["low"] <= found["difference"]).all() and (found["difference"] <= found["high"]).all()
-    assert found.loc[0, ["episodes", "against_episodes"]].tolist() == [900.5, 600.5]
+    assert (12 * table["difference"]).round(6).tolist() == [3, 6, 3, 6, 9, 5, -1]
+    assert (4 * table["hard_difference"]).round(6).tolist() == [1, 4, 0, 1, 4, 0, -1]
+    assert table["pairs"].eq(24).all() and table["hard_pairs"].eq(8).all() and table["seeds"].eq(2).all()
+    assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+    assert table.loc[0, ["episodes", "against_episodes"]].tolist() == [900.5, 600.5]
     written = pd.read_csv(tmp_path / "paired.csv")
-    assert list(written) == list(found) and written["n"].isna().sum() == 6
+    assert list(written) == list(table) and written["n"].isna().sum() == 6
     again = paired_table(compared(tmp_path / "again").iloc[::-1], out=tmp_path / "again")
     assert (tmp_path / "paired.csv").read_bytes() == (tmp_path / "again" / "paired.csv").read_bytes() and len(again)
 
@@ -190,9 +190,9 @@ def test_paired_differences_of_chosen_arms(tmp_path: Path) -> None:
 def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
     frame = compared(tmp_path, {"bc": (0, 1, 2), "rft": (1, 2), "eef": (1, 3), "both": (4,)})
     pair = [(("eef", "strong", None, 5), ("rft", "strong", 2))]
-    found = paired_table(frame, pair)
-    assert found[["seeds", "pairs"]].to_numpy().tolist() == [[1, 12]]
-    assert found.loc[0, ["episodes", "against_episodes"]].tolist() == [901, 601]
+    table = paired_table(frame, pair)
+    assert table[["seeds", "pairs"]].to_numpy().tolist() == [[1, 12]]
+    assert table.loc[0, ["episodes", "against_episodes"]].tolist() == [901, 601]
     with pytest.raises(FigureError, match=r"strong\+weak and RFT × 2, experts: strong have no seed in common"):
         paired_table(frame)
     at = tmp_path / "rft1" / "eval" / "episodes.csv"

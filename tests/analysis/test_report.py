@@ -1,4 +1,4 @@
-"""The page of a sweep: all in one file, everything escaped, what cannot be shown said; read by a real browser."""
+"""The page of a sweep: self-contained, escaped, and explicit about what is missing; read by a real browser."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def cells(text: str) -> list[list[str]]:
 
 def test_the_page_has_the_comparison_and_needs_nothing_else(tmp_path: Path) -> None:
     index = sweep_of(tmp_path)
-    made = page(tmp_path, "demo", tmp_path / "reports" / "demo.html", index=index)
-    text = made.read_text()
+    path = page(tmp_path, "demo", tmp_path / "reports" / "demo.html", index=index)
+    text = path.read_text()
     reader = Balanced()
     reader.feed(text)
     assert not reader.open and not reader.outside and "script" not in reader.tags and "link" not in reader.tags
@@ -118,7 +118,7 @@ def test_the_page_has_the_comparison_and_needs_nothing_else(tmp_path: Path) -> N
     (difference,) = [row for row in rows if row[:2] == ["eef, M = 5 (strong)", "rft × 2 (strong)"]]
     assert difference[2] == "+20.0" and difference[5:7] == ["2", "80"]
     for run_id in index["run_ids"]:
-        assert f'href="../{run_id}"' in text and (made.parent / ".." / run_id).resolve().is_dir()
+        assert f'href="../{run_id}"' in text and (path.parent / ".." / run_id).resolve().is_dir()
     assert "<polyline" in text and "0.111" in text
     assert "&lt;script&gt;alert(1)" in text and "eef sweep demo.yaml -p &#39;a=&lt;b&gt;&#39;" in text
     assert page(tmp_path, "demo", tmp_path / "reports" / "b.html", index=index).read_text() == text
@@ -134,7 +134,7 @@ def test_unreadable_answers_are_counted_where_they_are_known(tmp_path: Path) -> 
     assert [shown[run.run_id] for run in runs] == ["3", ""]
 
 
-def test_what_is_amiss_is_said_on_the_page(tmp_path: Path) -> None:
+def test_the_page_reports_problems(tmp_path: Path) -> None:
     add(tmp_path, "rft-n2", 0, 0.4, dirty=True, expert_noise=1)
     add(tmp_path, "rft-n2", 0, 0.5, expert_noise=2)
     index = {"missing": ["eef-m5-s0"], "command": "again"}
@@ -154,22 +154,22 @@ def test_what_is_amiss_is_said_on_the_page(tmp_path: Path) -> None:
 def test_the_command_writes_the_page_and_says_why_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep_of(tmp_path)
     assert main(["report", "--sweep", "demo", "--root", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert (tmp_path / "reports" / "demo.html").is_file() and "demo.html" in said
-    assert "W&B report: none, WANDB_MODE is disabled" in said
+    printed = capsys.readouterr().out
+    assert (tmp_path / "reports" / "demo.html").is_file() and "demo.html" in printed
+    assert "W&B report: none, WANDB_MODE is disabled" in printed
     assert main(["report", "--sweep", "other", "--root", str(tmp_path)]) == 2
     assert "no sweep 'other'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here (Debian: apt install chromium)")
 def test_a_browser_shows_it(tmp_path: Path) -> None:
-    made = page(tmp_path, "demo", tmp_path / "demo.html", index=sweep_of(tmp_path))
-    asked = (
+    path = page(tmp_path, "demo", tmp_path / "demo.html", index=sweep_of(tmp_path))
+    script = (
         "<script>document.title = JSON.stringify([...document.images].map(i => [i.complete, i.naturalWidth]))</script>"
     )
-    made.write_text(made.read_text() + asked)
+    path.write_text(path.read_text() + script)
     words = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
-    words += ["--virtual-time-budget=2000", "--dump-dom", made.as_uri()]
+    words += ["--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
     shown = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
     title = re.search(r"<title>(.*?)</title>", shown)
     assert title, shown[:500]

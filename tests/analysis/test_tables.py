@@ -1,4 +1,4 @@
-"""The paper's tables: who stands in them, against whom, and numbers that can be counted by hand."""
+"""The paper's tables: their rows, what they compare with, and numbers that can be counted by hand."""
 
 from __future__ import annotations
 
@@ -88,12 +88,14 @@ def test_the_main_table(runs: pd.DataFrame, tmp_path: Path) -> None:
 
 def test_the_ablation_table(runs: pd.DataFrame, tmp_path: Path) -> None:
     table = ablation_table(runs, tmp_path)
-    found = dict(zip(rows_of(table), table["difference"], strict=True))
-    assert pd.isna(found["eef", "strong", None, 5])
-    assert found["eef_recovery=False", "strong", None, 5] == pytest.approx(-0.1)
-    assert found["eef", "strong", None, 1] == pytest.approx(-0.1)
-    assert found["eef", "weak", None, 5] == pytest.approx(-0.2)
-    assert ("sft_pos", "weak", None, None) in found and not any(key[0] in ("rft", "ceiling") for key in found)
+    differences = dict(zip(rows_of(table), table["difference"], strict=True))
+    assert pd.isna(differences["eef", "strong", None, 5])
+    assert differences["eef_recovery=False", "strong", None, 5] == pytest.approx(-0.1)
+    assert differences["eef", "strong", None, 1] == pytest.approx(-0.1)
+    assert differences["eef", "weak", None, 5] == pytest.approx(-0.2)
+    assert ("sft_pos", "weak", None, None) in differences and not any(
+        key[0] in ("rft", "ceiling") for key in differences
+    )
 
 
 def test_the_regime_table_compares_within_a_regime(runs: pd.DataFrame, tmp_path: Path) -> None:

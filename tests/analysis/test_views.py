@@ -1,4 +1,4 @@
-"""Views: what is marked as learnt is what the selection learns, everything is escaped, and a browser can use them."""
+"""Views: turns marked with loss are those that the selection learns, text is escaped, and a browser can use them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def chips(shown: Any) -> list[tuple[bool, str]]:
 
 
 def test_a_failure_is_marked_as_in_the_papers_figure_1() -> None:
-    """Simulations from s0, s2, s4, s6 fail, win, fail, win: a0-a1 and a4-a5 are kept, the rest is harmful."""
+    """Simulations from s0, s2, s4, s6 fail, win, fail, win: a0-a1 and a4-a5 carry loss, the rest is harmful."""
     one = expert()
     shown = views.trajectory(one, {0: None, 2: win(one, 2), 4: None, 6: win(one, 6)})
     turns = chips(shown)
@@ -68,7 +68,7 @@ def test_marked_turns_are_those_that_the_selection_learns(won: dict[int, bool], 
         assert tuple(yes for yes, _ in chips(views.trajectory(example))) == example.mask
 
 
-def test_an_example_says_why_of_each_turn() -> None:
+def test_an_example_gives_a_reason_for_each_turn() -> None:
     one = win(expert(), 4)
     why = [reason for _, reason in chips(views.trajectory(Example(one, 2)))]
     assert why[1] == "context: before s2, the state that this example solves"
@@ -77,7 +77,7 @@ def test_an_example_says_why_of_each_turn() -> None:
     )
 
 
-def test_what_a_trajectory_holds_is_escaped_and_an_error_is_no_failure() -> None:
+def test_contents_are_escaped_and_an_error_is_not_a_failure() -> None:
     bad = "<script>alert(1)</script>"
     one = Trajectory(bad, bad, (Turn(f"click[{bad}]", bad, f"Thought: {bad}"),), 0.0, False, bad, "env_error")
     shown = views.trajectory(one).data

@@ -1,4 +1,4 @@
-"""Experts behind an OpenAI-compatible endpoint, against a real HTTP server that speaks the protocol."""
+"""Experts behind an OpenAI-compatible endpoint, tested against a real HTTP server."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 
 from eef.agents.actions import EXPLANATIONS, Problem, read_action
+from eef.agents.react import opening
 from eef.cli import main
 from eef.envs import expert_states, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
-from eef.experts import demonstrations, expert_trajectories
-from eef.experts.endpoint import CollectError, Expert, _append, estimate, held, one_shot_example, opening, read_key, run
+from eef.experts import demonstrations, expert_trajectories, one_shot_example
+from eef.experts.collection import _append, collect, estimate, read_collected
+from eef.experts.endpoint import CollectError, Expert, read_key
 from eef.files import PACKAGE
 from eef.trajectory import Trajectory, TrajectoryError, load, to_dict
 
@@ -34,13 +36,13 @@ Answer = Callable[[dict[str, Any]], tuple[int, dict[str, str], Any]]
 
 class Quiet(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no error here, and its traceback would stand in the output under test."""
+        """Ignore clients that disconnect: their tracebacks would appear in the output under test."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class Endpoint:
-    """A server on a port of its own; ``answer(request body)`` gives status, headers, and a reply or a JSON object."""
+    """A server on a free port. ``answer(request body)`` returns status, headers, and a reply or a JSON object."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -89,7 +91,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="module")
 def perfect(shop: WebShop) -> dict[str, list[str]]:
-    """What wins each training subtask, by its first page."""
+    """The actions that win each training subtask, by its first page."""
     return {one.prompt: one.actions for one in demonstrations(shop, shop.tasks("train"))}
 
 
@@ -101,7 +103,7 @@ def clever(endpoint: Endpoint, perfect: dict[str, list[str]]) -> Endpoint:
         pages = [message["content"] for message in body["messages"] if message["role"] == "user"]
         at = next(index for index, page in enumerate(pages) if page.startswith("Now your task."))
         actions = perfect[pages[at].removeprefix("Now your task.\n\n")]
-        return 200, {}, f"Thought: on we go.\nAction: {actions[len(pages) - at - 1]}"
+        return 200, {}, f"Thought: next.\nAction: {actions[len(pages) - at - 1]}"
 
     endpoint.answer = answer
     return endpoint
@@ -111,8 +113,8 @@ def expert(endpoint: Endpoint, **changes: Any) -> Expert:
     return Expert("tiny", endpoint.url, **{"key": KEY, "retries": 2, **changes})
 
 
-def spoiled(endpoint: Endpoint, *answers: tuple[int, dict[str, str], Any]) -> None:
-    """The next requests get ``answers``, those behind them what they would have got."""
+def answer_next(endpoint: Endpoint, *answers: tuple[int, dict[str, str], Any]) -> None:
+    """Answer the next requests with ``answers``, and later ones as before."""
     usual, waiting = endpoint.answer, list(answers)
     endpoint.answer = lambda body: waiting.pop(0) if waiting else usual(body)
 
@@ -120,14 +122,14 @@ def spoiled(endpoint: Endpoint, *answers: tuple[int, dict[str, str], Any]) -> No
 # Collecting
 
 
-def test_a_win_is_kept_whole_and_serves_as_an_expert(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
+def test_a_win_is_saved_and_can_be_used_as_an_expert(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     path, tasks = tmp_path / "deep" / "e.jsonl", shop.tasks("train")[:3]
-    assert run(path, shop, "train", 3, expert(clever), yes=True) == 0
+    assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
     found = load(path)
     assert sorted(one.task for one in found) == sorted(tasks)
     assert all(one.won and one.outcome == "done" and one.source == "tiny" for one in found)
     for one in found:
-        assert all(turn.said.startswith("Thought: on we go.\nAction: ") and turn.learn for turn in one.turns)
+        assert all(turn.said.startswith("Thought: next.\nAction: ") and turn.learn for turn in one.turns)
         assert all(read_action(turn.reply).action == turn.action for turn in one.turns)
         seen = [one.state(index) for index in range(len(one) + 1)]
         assert restore(shop.fork(), one.task, one.actions, seen) == seen[-1]
@@ -139,10 +141,10 @@ def test_a_win_is_kept_whole_and_serves_as_an_expert(clever: Endpoint, shop: Web
 
 
 def test_an_answer_without_an_action_costs_a_step_and_replays(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
-    spoiled(clever, (200, {}, "I would rather talk."), (200, {}, ""))
+    answer_next(clever, (200, {}, "I would rather talk."), (200, {}, ""))
     usual = clever.answer
 
-    def patient(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:  # as if those answers had not been
+    def patient(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:  # ignores the answers without an action
         kept = [body["messages"][0]]
         for message, after in zip(body["messages"][1:], [*body["messages"][2:], None], strict=True):
             if "No action was found" in (after or message)["content"] or "No action was found" in message["content"]:
@@ -151,7 +153,7 @@ def test_an_answer_without_an_action_costs_a_step_and_replays(clever: Endpoint, 
         return usual({**body, "messages": kept})
 
     clever.answer = patient
-    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(clever, concurrency=1), yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(clever, concurrency=1), yes=True) == 0
     (one,) = load(tmp_path / "e.jsonl")
     assert one.won and one.info["invalid"] == 2
     assert [(turn.action, turn.said, turn.learn) for turn in one.turns[:2]] == [
@@ -164,22 +166,20 @@ def test_an_answer_without_an_action_costs_a_step_and_replays(clever: Endpoint, 
     assert restore(shop.fork(), one.task, one.actions, seen) == seen[-1]
 
 
-def test_an_invented_observation_is_cut_and_a_long_episode_ends(
+def test_an_invented_observation_is_removed_and_a_long_episode_ends(
     endpoint: Endpoint, shop: WebShop, tmp_path: Path
 ) -> None:
     endpoint.answer = lambda body: (200, {}, "Thought: x\nAction: search[cup]\nObservation: a cup\nThought: y")
-    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
     (one,) = load(tmp_path / "e.jsonl")
     assert (one.outcome, one.won, len(one)) == ("max_steps", False, shop.max_steps) and one.failed
     assert set(one.actions) == {"search[cup]"}
 
 
-def test_a_server_that_does_not_say_why_an_answer_ended_is_understood(
-    endpoint: Endpoint, shop: WebShop, tmp_path: Path
-) -> None:
+def test_a_server_without_finish_reason_is_supported(endpoint: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     choices = [{"index": 0, "message": {"role": "assistant", "content": "Action: search[cup]"}}]
     endpoint.answer = lambda body: (200, {}, {"id": "1", "object": "chat.completion", "choices": choices})
-    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
     assert all(turn.action == "search[cup]" and turn.learn for turn in load(tmp_path / "e.jsonl")[0].turns)
 
 
@@ -196,7 +196,7 @@ def test_an_answer_cut_at_the_token_limit_is_reported_with_advice(
     endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str], reply: str
 ) -> None:
     endpoint.answer = lambda body: cut(reply)
-    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
     (one,) = load(tmp_path / "e.jsonl")
     assert one.info["cut"] == one.info["invalid"] == len(one) == shop.max_steps and one.info["no_action"] == 0
     assert {(turn.action, turn.observation, turn.learn) for turn in one.turns} == {
@@ -212,7 +212,7 @@ def test_the_advice_names_the_limit_that_was_sent(
 ) -> None:
     endpoint.answer = lambda body: cut("Hm")
     body = {"max_tokens": None, "max_completion_tokens": 700}
-    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint, body=body), yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint, body=body), yes=True) == 0
     assert """raise it by --body '{"max_completion_tokens": 2800}'""" in capsys.readouterr().out
 
 
@@ -220,13 +220,13 @@ def test_a_cut_answer_with_a_complete_action_is_played_and_not_learnt(
     endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     endpoint.answer = lambda body: cut("Thought: x\nAction: search[cup]")
-    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
     (one,) = load(tmp_path / "e.jsonl")
     assert set(one.actions) == {"search[cup]"} and not any(turn.learn for turn in one.turns)
     assert one.info["cut"] == 0 and "no readable action" not in capsys.readouterr().out
 
 
-def test_only_what_is_said_aloud_is_an_action(
+def test_thoughts_contain_no_action(
     endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     thought = "<think>The page was\nObservation: a shop. Action: click[buy now]?</think>\n"
@@ -236,20 +236,20 @@ def test_only_what_is_said_aloud_is_an_action(
     }
     for number, (reply, (action, learn)) in enumerate(replies.items()):
         endpoint.answer = lambda body, reply=reply: (200, {}, f"{reply}\nObservation: invented")
-        assert run(tmp_path / f"{number}.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+        assert collect(tmp_path / f"{number}.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
         (one,) = load(tmp_path / f"{number}.jsonl")
         assert {(turn.action, turn.reply, turn.learn) for turn in one.turns} == {(action, reply, learn)}
     assert "15 of 15 answers had no readable action: 15 ambiguous action" in capsys.readouterr().out
 
 
-def test_many_at_once_give_the_same_file_up_to_order(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
+def test_concurrency_only_changes_the_order_of_the_file(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     one, many = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
-    assert run(one, shop, "train", 8, expert(clever, concurrency=1), yes=True) == 0
-    assert run(many, shop, "train", 8, expert(clever, concurrency=5), yes=True) == 0
+    assert collect(one, shop, "train", 8, expert(clever, concurrency=1), yes=True) == 0
+    assert collect(many, shop, "train", 8, expert(clever, concurrency=5), yes=True) == 0
     assert sorted(one.read_bytes().splitlines()) == sorted(many.read_bytes().splitlines())
 
 
-def test_an_example_is_a_win_on_a_subtask_that_is_not_collected(
+def test_the_example_is_a_win_on_a_subtask_that_is_not_collected(
     clever: Endpoint, shop: WebShop, tmp_path: Path
 ) -> None:
     tasks = shop.tasks("train")[:2]
@@ -258,26 +258,27 @@ def test_an_example_is_a_win_on_a_subtask_that_is_not_collected(
     talk = opening("webshop", shown)
     assert [message["role"] for message in talk] == ["user", "assistant"] * (1 + len(shown))
     assert talk[-1]["content"].endswith("\nAction: click[buy now]") and talk[4]["content"].startswith("Observation:\n")
-    assert run(tmp_path / "e.jsonl", shop, "train", 2, expert(clever), one_shot=True, yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 2, expert(clever), one_shot=True, yes=True) == 0
     assert all(body["messages"][: len(talk)] == talk for body in clever.bodies)
     assert all(one.won and one.info["settings"]["example"] == shown.task for one in load(tmp_path / "e.jsonl"))
     with pytest.raises(ValueError, match="no subtask is left for the example"):
         one_shot_example(shop, "train", shop.tasks("train"))
 
 
-# Going on where it was
+# Resuming
 
 SCRIPT = """\
 import json, sys
-from eef.experts.endpoint import Expert, read_key, run
+from eef.experts.endpoint import Expert, read_key
+from eef.experts.collection import collect
 from eef.envs.webshop import WebShop
 shop = WebShop(catalogue=json.loads(sys.argv[3]), max_steps=15)
-sys.exit(run(sys.argv[1], shop, "train", 6, Expert("tiny", sys.argv[2], read_key(), concurrency=2), yes=True))
+sys.exit(collect(sys.argv[1], shop, "train", 6, Expert("tiny", sys.argv[2], read_key(), concurrency=2), yes=True))
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_collection_goes_on(
+def test_a_killed_collection_resumes(
     clever: Endpoint, shop: WebShop, tmp_path: Path, capfd: pytest.CaptureFixture[str], how: signal.Signals
 ) -> None:
     path, usual, hold = tmp_path / "e.jsonl", clever.answer, threading.Event()
@@ -292,7 +293,7 @@ def test_a_killed_collection_goes_on(
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(path), clever.url, json.dumps(SMALL)],
         env=env,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
@@ -300,7 +301,7 @@ def test_a_killed_collection_goes_on(
     process.send_signal(how)
     begun = time.monotonic()
     process.wait(20)
-    assert time.monotonic() - begun < 10  # an interrupt waits for no answer
+    assert time.monotonic() - begun < 10  # an interrupt does not wait for an answer
     hold.set()
     before = load(path)
     assert 2 <= len(before) < 6
@@ -308,7 +309,7 @@ def test_a_killed_collection_goes_on(
     assert "Sending HTTP Request" in said.err and KEY not in said.out + said.err  # the client's own log is on
     clever.answer = usual
     clever.bodies.clear()
-    assert run(path, shop, "train", 6, expert(clever), yes=True) == 0
+    assert collect(path, shop, "train", 6, expert(clever), yes=True) == 0
     assert load(path)[: len(before)] == before and sorted(one.task for one in load(path)) == sorted(
         shop.tasks("train")[:6]
     )
@@ -317,59 +318,59 @@ def test_a_killed_collection_goes_on(
     assert f"6 subtasks, {len(before)} in" in capfd.readouterr().out
 
 
-def test_a_torn_tail_is_cut_off_and_played_again(
+def test_a_truncated_last_line_is_removed_and_played_again(
     clever: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "e.jsonl"
-    assert run(path, shop, "train", 3, expert(clever, concurrency=1), yes=True) == 0
+    assert collect(path, shop, "train", 3, expert(clever, concurrency=1), yes=True) == 0
     whole = path.read_bytes()
     start = whole[:-1].rindex(b"\n") + 1
     for cut in (start + 1, start + 40, len(whole) - 2):
         path.write_bytes(whole[:cut])
         capsys.readouterr()
-        assert run(path, shop, "train", 3, expert(clever), yes=True) == 0
-        assert f"the last line was torn and is cut off ({cut - start} bytes)" in capsys.readouterr().out
+        assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
+        assert f"removed the truncated last line ({cut - start} bytes)" in capsys.readouterr().out
         assert path.read_bytes() == whole
     clever.bodies.clear()
-    path.write_bytes(whole[:-1])  # the newline alone is lost
-    assert run(path, shop, "train", 3, expert(clever), yes=True) == 0
+    path.write_bytes(whole[:-1])  # only the newline is missing
+    assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
     assert path.read_bytes() == whole and not clever.bodies
-    path.write_bytes(whole[:5])  # torn in its first line
-    assert run(path, shop, "train", 3, expert(clever, concurrency=1), yes=True) == 0
+    path.write_bytes(whole[:5])  # truncated in its first line
+    assert collect(path, shop, "train", 3, expert(clever, concurrency=1), yes=True) == 0
     assert path.read_bytes() == whole
 
 
-def test_a_file_of_something_else_is_left_alone(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_not_changed(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     for text in ("notes, not trajectories", '[{"conversations": []}]', '{"a": 1}\n', "{}\n{"):
         path.write_text(text)
         with pytest.raises(CollectError, match="line 1: .*choose another file"):
-            run(path, shop, "train", 1, expert(clever), yes=True)
+            collect(path, shop, "train", 1, expert(clever), yes=True)
         assert path.read_text() == text
     path.unlink()
-    assert run(path, shop, "train", 1, expert(clever), yes=True) == 0
+    assert collect(path, shop, "train", 1, expert(clever), yes=True) == 0
     with pytest.raises(CollectError, match=r"other settings \(request differ\)"):
-        run(path, shop, "train", 2, expert(clever, temperature=0.7), yes=True)
+        collect(path, shop, "train", 2, expert(clever, temperature=0.7), yes=True)
     with pytest.raises(CollectError, match=r"other settings \(env, max_steps differ\)"):
-        run(path, WebShop(catalogue={"products": 700, "train": 21, "eval": 0, "test": 20}), "train", 2,
+        collect(path, WebShop(catalogue={"products": 700, "train": 21, "eval": 0, "test": 20}), "train", 2,
             expert(clever), yes=True)  # fmt: skip
     assert len(load(path)) == 1
 
 
-# What goes wrong at the endpoint
+# Errors of the endpoint
 
 
-def test_429_is_retried_after_what_the_server_says(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
-    spoiled(clever, (429, {"Retry-After": "1"}, {"error": {"message": "slow down"}}), (503, {}, {}))
-    assert run(tmp_path / "e.jsonl", shop, "train", 1, expert(clever, concurrency=1), yes=True) == 0
+def test_429_is_retried_after_the_time_that_the_server_names(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
+    answer_next(clever, (429, {"Retry-After": "1"}, {"error": {"message": "slow down"}}), (503, {}, {}))
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(clever, concurrency=1), yes=True) == 0
     assert 1.0 <= clever.times[1] - clever.times[0] < 3.0
     assert clever.bodies[0] == clever.bodies[1] == clever.bodies[2]
     assert load(tmp_path / "e.jsonl")[0].won
 
 
-def test_requests_keep_to_the_rate(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
-    spoiled(clever, (500, {"Retry-After-Ms": "1"}, {}))  # a retry counts, too
-    assert run(tmp_path / "e.jsonl", shop, "train", 2, expert(clever, rpm=600, concurrency=2), yes=True) == 0
+def test_requests_respect_the_rate(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
+    answer_next(clever, (500, {"Retry-After-Ms": "1"}, {}))  # a retry counts, too
+    assert collect(tmp_path / "e.jsonl", shop, "train", 2, expert(clever, rpm=600, concurrency=2), yes=True) == 0
     gaps = [after - before for before, after in zip(clever.times, clever.times[1:], strict=False)]
     assert len(gaps) >= 8 and sum(gaps) / len(gaps) >= 0.095
 
@@ -379,40 +380,40 @@ def test_requests_keep_to_the_rate(clever: Endpoint, shop: WebShop, tmp_path: Pa
     [
         (401, {"message": f"Incorrect API key provided: {KEY}"}, "401: the key was refused; check the variable"),
         (404, {"message": "model not found"}, "404: no model 'tiny', or no chat completions at http"),
-        (402, {"message": "no credit"}, "402, and would do so to every request"),
+        (402, {"message": "no credit"}, "402, and would do so for every request"),
         (403, {"message": f"the key {KEY[:12]}... may not"}, r"every request: .*the key \[key\] may not"),
-        (429, {"message": "quota", "code": "insufficient_quota"}, "429, and would do so to every request"),
+        (429, {"message": "quota", "code": "insufficient_quota"}, "429, and would do so for every request"),
         (400, {"message": f"Unsupported parameter: stop {KEY}"}, r"400 to a first request .*: .*stop \[key\]"),
     ],
 )
-def test_what_no_episode_would_be_spared_ends_the_collection(
+def test_an_error_that_every_episode_would_meet_ends_the_collection(
     endpoint: Endpoint, shop: WebShop, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     status: int, error: dict[str, str], says: str,
 ) -> None:  # fmt: skip
     endpoint.answer = lambda body: (status, {"Retry-After-Ms": "1"}, {"error": error})
     with pytest.raises(CollectError, match=says) as raised:
-        run(tmp_path / "e.jsonl", shop, "train", 6, expert(endpoint), yes=True)
+        collect(tmp_path / "e.jsonl", shop, "train", 6, expert(endpoint), yes=True)
     said = capfd.readouterr()
     assert KEY[:8] not in str(raised.value) + said.out + said.err and raised.value.__suppress_context__
     assert load(tmp_path / "e.jsonl") == []
 
 
-def test_an_episode_that_the_endpoint_breaks_is_left_for_the_next_start(
+def test_an_episode_that_fails_at_the_endpoint_remains_for_the_next_start(
     clever: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "e.jsonl"
     broken = [(500, {"Retry-After-Ms": "1"}, {"error": {"message": "no memory"}})] * 3
-    spoiled(clever, *broken)
-    assert run(path, shop, "train", 3, expert(clever, concurrency=1), yes=True) == 1
+    answer_next(clever, *broken)
+    assert collect(path, shop, "train", 3, expert(clever, concurrency=1), yes=True) == 1
     said = capsys.readouterr().out
     task = shop.tasks("train")[0]
-    assert f"left: subtask {task}: endpoint: the endpoint answers 500" in said and "no memory" in said
+    assert f"not played: subtask {task}: endpoint: the endpoint answers 500" in said and "no memory" in said
     assert "2 episodes saved" in said and sorted(one.task for one in load(path)) == sorted(shop.tasks("train")[1:3])
-    assert run(path, shop, "train", 3, expert(clever), yes=True) == 0
+    assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
     assert len(load(path)) == 3
 
 
-def test_a_context_that_overflows_in_mid_episode_is_no_loss(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
+def test_a_context_overflow_does_not_count_as_a_loss(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     usual = clever.answer
     first = next(iter(demonstrations(shop, shop.tasks("train")[:1]))).prompt
 
@@ -423,26 +424,26 @@ def test_a_context_that_overflows_in_mid_episode_is_no_loss(clever: Endpoint, sh
         return usual(body)
 
     clever.answer = answer
-    assert run(tmp_path / "e.jsonl", shop, "train", 3, expert(clever), yes=True) == 1
+    assert collect(tmp_path / "e.jsonl", shop, "train", 3, expert(clever), yes=True) == 1
     assert shop.tasks("train")[0] not in {one.task for one in load(tmp_path / "e.jsonl")}
 
 
-def test_an_endpoint_that_is_down_or_speaks_otherwise_stops_it(
+def test_an_endpoint_that_is_down_or_of_another_kind_ends_the_collection(
     endpoint: Endpoint, shop: WebShop, tmp_path: Path
 ) -> None:
     nobody = Expert("tiny", "http://127.0.0.1:9/v1", KEY, retries=0, concurrency=2)
     with pytest.raises(CollectError, match="failed 3 times in a row: no connection at http://127.0.0.1:9/v1, 1 tries"):
-        run(tmp_path / "a.jsonl", shop, "train", 9, nobody, yes=True)
+        collect(tmp_path / "a.jsonl", shop, "train", 9, nobody, yes=True)
     endpoint.answer = lambda body: (200, {"Content-Type": "text/html"}, {"hello": "world"})
-    with pytest.raises(CollectError, match="in a row: .* gave no chat completion: does the address end in /v1"):
-        run(tmp_path / "b.jsonl", shop, "train", 9, expert(endpoint, concurrency=1), yes=True)
+    with pytest.raises(CollectError, match="in a row: .* returned no chat completion: does the address end in /v1"):
+        collect(tmp_path / "b.jsonl", shop, "train", 9, expert(endpoint, concurrency=1), yes=True)
     endpoint.answer = lambda body: (time.sleep(1), (200, {}, "late"))[1]
     slow = expert(endpoint, timeout=0.2, retries=0, concurrency=1)
     with pytest.raises(CollectError, match="no answer in time"):
-        run(tmp_path / "c.jsonl", shop, "train", 9, slow, yes=True)
+        collect(tmp_path / "c.jsonl", shop, "train", 9, slow, yes=True)
 
 
-def test_an_environment_that_dies_is_left_too(
+def test_an_episode_whose_environment_fails_remains_too(
     clever: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eef.envs import EnvError
@@ -455,8 +456,8 @@ def test_an_environment_that_dies_is_left_too(
         return step(self, action)
 
     monkeypatch.setattr(WebShop, "step", dying)
-    assert run(tmp_path / "e.jsonl", shop, "train", 3, expert(clever), yes=True) == 1
-    assert f"left: subtask {bad}: env_error: the simulator died" in capsys.readouterr().out
+    assert collect(tmp_path / "e.jsonl", shop, "train", 3, expert(clever), yes=True) == 1
+    assert f"not played: subtask {bad}: env_error: the simulator died" in capsys.readouterr().out
     assert bad not in {one.task for one in load(tmp_path / "e.jsonl")}
 
 
@@ -464,11 +465,11 @@ def test_only_one_process_collects_into_a_file(endpoint: Endpoint, shop: WebShop
     from filelock import FileLock
 
     with FileLock(tmp_path / ".e.jsonl.lock"), pytest.raises(CollectError, match="another process collects"):
-        run(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True)
+        collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True)
 
 
 @pytest.mark.slow
-def test_scienceworld_is_collected_over_two_simulators_and_replays(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_scienceworld_is_collected_with_two_simulators_and_can_be_replayed(endpoint: Endpoint, tmp_path: Path) -> None:
     world = ScienceWorld(tasks=["find-animal", "lifespan-longest-lived"], max_steps=12, variations={"train": 1})
     try:
         ways = {one.prompt: one.actions for one in demonstrations(world, world.tasks("train"))}
@@ -476,13 +477,13 @@ def test_scienceworld_is_collected_over_two_simulators_and_replays(endpoint: End
         def answer(body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
             pages = [message["content"] for message in body["messages"] if message["role"] == "user"]
             at = next(index for index, page in enumerate(pages) if page.startswith("Now your task."))
-            turn = len(pages) - at - 1  # the second answer holds no action
+            turn = len(pages) - at - 1  # the second answer has no action
             way = ways[pages[at].removeprefix("Now your task.\n\n")]
-            return 200, {}, "Hm." if turn == 1 else f"Thought: on we go.\nAction: {way[turn - (turn > 1)]}"
+            return 200, {}, "Hm." if turn == 1 else f"Thought: next.\nAction: {way[turn - (turn > 1)]}"
 
         endpoint.answer = answer
         path = tmp_path / "e.jsonl"
-        assert run(path, world, "train", 2, expert(endpoint, concurrency=2), one_shot=True, yes=True) == 0
+        assert collect(path, world, "train", 2, expert(endpoint, concurrency=2), one_shot=True, yes=True) == 0
         found = load(path)
         assert len(found) == 2 and all(one.won and one.info["score"] == 1.0 for one in found)
         assert all(one.info["settings"]["example"].partition("/")[0] in world.tasks("eval")[-1] for one in found)
@@ -496,7 +497,7 @@ def test_scienceworld_is_collected_over_two_simulators_and_replays(endpoint: End
 
 
 @pytest.mark.slow
-def test_transformers_own_server_is_understood(
+def test_the_server_of_transformers_is_supported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -517,56 +518,56 @@ def test_transformers_own_server_is_understood(
             "collect",
             str(path),
             "--model",
-            str(PACKAGE / "base"),
+            str(PACKAGE / "models" / "embedded"),
             "--base-url",
             f"http://127.0.0.1:{port}/v1",
             "--yes",
         ]
         words += ["--tasks", "2", "--max-steps", "2", "--concurrency", "1", "-p", small]
-        # its stop strings need another kind of tokenizer than the small policy's
+        # its stop strings do not work with the tokenizer of the small policy
         assert main([*words, "--body", '{"max_tokens": 16, "stop": null}']) == 0
     finally:
         server.terminate()
         server.wait(30)
     found = load(path)
     assert [len(one) for one in found] == [2, 2] and all(one.info["tokens"] > 0 for one in found)
-    assert all(turn.reply for one in found for turn in one.turns)  # it speaks in symbols, and names no action
+    assert all(turn.reply for one in found for turn in one.turns)  # symbols, without an action
     assert "2 episodes saved" in capsys.readouterr().out
 
 
-# Before anything is asked
+# Before the first request
 
 
-def test_the_estimate_is_said_and_confirmed_first(
+def test_the_estimate_is_printed_and_confirmed_first(
     clever: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "e.jsonl"
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(CollectError, match="there is no terminal to confirm at; add --yes"):
-        run(path, shop, "train", 4, expert(clever), price=(2.5, 10))
+    with pytest.raises(CollectError, match="there is no terminal for the confirmation; add --yes"):
+        collect(path, shop, "train", 4, expert(clever), price=(2.5, 10))
     said = capsys.readouterr().out
     told, answers, _ = estimate(shop, shop.tasks("train")[:4], opening("webshop"), 15)
     assert answers == 4 * 15 * 100
     assert "4 subtasks, 0 in" in said and f"at most 60 requests, {told:,} tokens in, 6,000 out, cost" in said
-    assert f"cost {(told * 2.5 + 6000 * 10) / 1e6:.2f}" in said and "4 characters a token" in said
+    assert f"cost {(told * 2.5 + 6000 * 10) / 1e6:.2f}" in said and "4 characters per token" in said
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "n")
     with pytest.raises(CollectError, match="not confirmed"):
-        run(path, shop, "train", 4, expert(clever))
+        collect(path, shop, "train", 4, expert(clever))
     assert "cost unknown" in capsys.readouterr().out and not clever.bodies and not path.exists()
     monkeypatch.setattr("builtins.input", lambda _: "y")
-    assert run(path, shop, "train", 1, expert(clever), price=(1e6, 0)) == 0
+    assert collect(path, shop, "train", 1, expert(clever), price=(1e6, 0)) == 0
     steps = len(load(path)[0])
     assert f"1 won; {100 * steps:,} tokens in, {10 * steps} out, cost {100 * steps:.2f}" in capsys.readouterr().out
-    assert run(path, shop, "train", 3, expert(clever), yes=True) == 0
-    assert f"as the 1 before: {200 * steps:,} tokens in, {20 * steps} out" in capsys.readouterr().out
+    assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
+    assert f"at the mean of the 1 before: {200 * steps:,} tokens in, {20 * steps} out" in capsys.readouterr().out
 
 
-def test_the_estimate_bounds_what_is_sent(endpoint: Endpoint, shop: WebShop, tmp_path: Path) -> None:
+def test_the_estimate_is_close_to_what_is_sent(endpoint: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     endpoint.answer = lambda body: (200, {}, "Thought: " + "x" * 300 + "\nAction: search[boots]")
     tasks = shop.tasks("train")[:4]
     told, _, _ = estimate(shop, tasks, opening("webshop"), shop.max_steps)
-    assert run(tmp_path / "e.jsonl", shop, "train", 4, expert(endpoint), yes=True) == 0
+    assert collect(tmp_path / "e.jsonl", shop, "train", 4, expert(endpoint), yes=True) == 0
     sent = sum(len(message["content"]) for body in endpoint.bodies for message in body["messages"]) / 4
     assert 0.5 < told / sent < 2.0  # result pages alone are longer than the scripted player's mean
 
@@ -582,7 +583,7 @@ def test_a_key_is_checked_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> No
         assert "sk-" not in str(raised.value)
 
 
-def test_the_command_collects_and_its_mistakes_are_one_message(
+def test_the_command_collects_and_reports_mistakes_in_one_message(
     endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "e.jsonl"
@@ -593,12 +594,12 @@ def test_the_command_collects_and_its_mistakes_are_one_message(
     assert endpoint.bodies[0]["seed"] == 1 and "stop" not in endpoint.bodies[0] and KEY not in path.read_text()
     assert endpoint.keys == {f"Bearer {KEY}"}
     for more, says in (
-        (["--base-url", "localhost:8000"], "--base-url: an address such as"),
-        (["--base-url", f"http://me:{KEY}@host/v1"], "--base-url: an address such as"),
-        (["--body", "[1]"], "a JSON object was expected"),
-        (["--body", "{"], "is no JSON"),
+        (["--base-url", "localhost:8000"], "--base-url must be an address such as"),
+        (["--base-url", f"http://me:{KEY}@host/v1"], "--base-url must be an address such as"),
+        (["--body", "[1]"], "must be a JSON object"),
+        (["--body", "{"], "is not valid JSON"),
         (["--tasks", "0"], "--tasks must be at least 1"),
-        (["--concurrency", "0"], "must be above 0"),
+        (["--concurrency", "0"], "must be positive"),
         (["--key-variable", "NO_SUCH_KEY"], "the variable NO_SUCH_KEY is empty"),
         (["--key-variable", KEY], "--key-variable takes the name"),
         (["-p", "colour=red"], "webshop: got an unexpected keyword argument 'colour'"),
@@ -612,7 +613,7 @@ def test_the_command_collects_and_its_mistakes_are_one_message(
 
 
 @pytest.mark.parametrize("reward", [75.0, -1.0, float("nan")])
-def test_a_reward_out_of_range_is_neither_written_nor_resumed_from(tmp_path: Path, reward: float) -> None:
+def test_a_reward_out_of_range_is_neither_written_nor_read(tmp_path: Path, reward: float) -> None:
     path = tmp_path / "t.jsonl"
     wrong = Trajectory("7", "s0", (), reward)
     with pytest.raises(TrajectoryError, match=r"'reward' must lie in \[0, 1\]"):
@@ -620,4 +621,4 @@ def test_a_reward_out_of_range_is_neither_written_nor_resumed_from(tmp_path: Pat
     assert not path.exists()
     path.write_text(json.dumps(to_dict(wrong)) + "\n")
     with pytest.raises(CollectError, match=r"t.jsonl, line 1: 'reward' must lie in \[0, 1\]"):
-        held(path, {})
+        read_collected(path, {})

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import tokenizer_of
 from forgetful import Forgetful
-from test_families import tokenizer_of
 from test_method_masks import EASY, FAILURE, LOST, STATES
 from transformers import LlamaConfig
 

@@ -250,7 +250,7 @@ def _build_new(
     if data is None:
         from eef.envs.webshop.generate import embedded
 
-        data, own_split = embedded(**(options or {}))
+        data, own_split = embedded(WebShop, **(options or {}))
         graded = _shops.pop(("memory", id(data), human_goals, seed, num_products), None)
         if graded is not None and human_goals and num_products is None:  # built in order to grade its subtasks
             return replace(graded, own_split=own_split)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from eef.envs.webshop.shopper import ShopEnv
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
@@ -247,14 +249,13 @@ def write(spec: CatalogueSpec, folder: str | Path, goals: int | None = None, pro
     return folder
 
 
-def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
+def embedded(open_shop: Callable[..., ShopEnv], **options: Any) -> tuple[Triple, dict[str, list[int]]]:
     """The embedded catalogue and its split, ``{"train" | "eval" | "test": goal indices}``.
 
-    ``options`` are fields of :class:`CatalogueSpec`. Perfect play decides the grade of a subtask, never an expert with
-    errors. ValueError if the catalogue has too few subtasks of a grade, TypeError for an unknown option.
+    ``open_shop`` is the class WebShop; ``options`` are fields of :class:`CatalogueSpec`. Perfect play decides the grade
+    of a subtask, never an expert with errors. ValueError if the catalogue has too few subtasks of a grade, TypeError
+    for an unknown option.
     """
-    from eef.envs.webshop import WebShop
-
     # not an import statement: the shopper decides which subtasks are played, but it changes no state of the environment
     shopper = import_module("eef.envs.webshop.shopper")
     try:
@@ -266,7 +267,7 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
         ) from None
     triple = generate(spec)
     count = sum(len(records) for records in triple[2].values())
-    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
+    env = open_shop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
     graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
     for task in env.tasks("train"):
         played = shopper.play_expert(env, task, insight=False)

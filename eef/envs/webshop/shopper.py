@@ -11,12 +11,22 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from eef.envs import TextEnv
 from eef.trajectory import Trajectory, Turn
 
-if TYPE_CHECKING:
-    from eef.envs.webshop import WebShop
+
+class ShopEnv(TextEnv, Protocol):
+    """What the shopper needs of :class:`eef.envs.webshop.WebShop`, which must not be imported here."""
+
+    generated: bool
+
+    def goal(self) -> dict[str, Any]:
+        """The goal of the current episode."""
+        ...
+
+    def fork(self) -> ShopEnv: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ WEAK = ShopperNoise(base=0.1, growth=0.04, late=0.85, notice=0.4)
 
 
 def play_expert(
-    env: WebShop, task: str, noise: ShopperNoise | None = None, seed: int = 0, insight: bool | None = None
+    env: ShopEnv, task: str, noise: ShopperNoise | None = None, seed: int = 0, insight: bool | None = None
 ) -> Trajectory:
     """Play one episode of ``task`` on a fork of ``env``. Equal arguments give an equal trajectory.
 
@@ -78,7 +88,7 @@ def play_expert(
 
 
 def _decide(
-    env: WebShop,
+    env: ShopEnv,
     page: str,
     goal: dict,
     memory: _Memory,
@@ -116,7 +126,7 @@ def listed_products(page: str) -> list[tuple[str, str, float]]:
 
 
 def _on_results(
-    env: WebShop, page: str, goal: dict, memory: _Memory, rng: random.Random, risk: float, insight: bool
+    env: ShopEnv, page: str, goal: dict, memory: _Memory, rng: random.Random, risk: float, insight: bool
 ) -> str:
     memory.chosen.clear()
     memory.wrong = False
@@ -139,7 +149,7 @@ def _open(asin: str, memory: _Memory) -> str:
     return f"click[{asin.lower()}]"
 
 
-def _fits(env: WebShop, row: tuple[str, str, float], goal: dict, insight: bool) -> bool:
+def _fits(env: ShopEnv, row: tuple[str, str, float], goal: dict, insight: bool) -> bool:
     asin, title, price = row
     if insight:
         twin = env.fork()

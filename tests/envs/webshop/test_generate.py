@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def made() -> tuple[Triple, dict[str, list[int]]]:
-    return embedded(**OPTIONS)
+    return embedded(WebShop, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_catalogue_depends_on_its_options_and_seed_alone() -> None:
 
 
 def test_the_split_is_repeatable(made: tuple[Triple, dict[str, list[int]]]) -> None:
-    again = embedded(**OPTIONS)
+    again = embedded(WebShop, **OPTIONS)
     assert digest(again[0]) == digest(made[0]) and again[1] == made[1]
 
 
@@ -98,7 +98,7 @@ def test_sizes_and_grades_follow_the_options(made: tuple[Triple, dict[str, list[
 
 
 def test_rounded_grades_add_up() -> None:
-    split = embedded(products=500, train=3, eval=1, test=7, grades=[0.5, 0.3, 0.2])[1]
+    split = embedded(WebShop, products=500, train=3, eval=1, test=7, grades=[0.5, 0.3, 0.2])[1]
     assert {part: len(indices) for part, indices in split.items()} == {"train": 3, "eval": 1, "test": 7}
 
 
@@ -167,7 +167,7 @@ def test_every_goal_fits_its_own_product() -> None:
 )
 def test_impossible_options_are_a_value_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        embedded(**options)
+        embedded(WebShop, **options)
 
 
 def test_an_unknown_option_is_a_type_error() -> None:

@@ -1,8 +1,8 @@
-"""The chat templates of the families, written anew here as their documentation describes them, quirks included.
+"""Chat templates of the model families, rewritten from their documentation with their quirks.
 
-Their tokenizers cannot be downloaded by a test: small ones of the same kinds (byte-level BPE with a pre-tokenizer of
-words, digits and line breaks; SentencePiece's BPE with its marks for blanks) are trained on the spot. Where the real
-ones lie (``EEF_TOKENIZERS``, or ``../shared/tokenizers``), :func:`real` loads them.
+Tests cannot download the families' tokenizers, so they train small ones of the same kinds: byte-level BPE with a
+pre-tokenizer of words, digits and line breaks, and SentencePiece's BPE with marks for blanks. :func:`real` loads real
+ones, if there are any in ``EEF_TOKENIZERS`` or ``../shared/tokenizers``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
 class Family(NamedTuple):
-    """A chat template, the control tokens it writes, and the kind of its tokenizer."""
+    """A chat template, its control tokens, and the kind of its tokenizer."""
 
     template: str
     special: list[str]
     plain: list[str] = []  # control tokens that the family does not mark as special
     kind: str = "bytes"
     bos: str | None = None
-    rstrip: bool = False  # special tokens swallow the white space behind them
+    rstrip: bool = False  # special tokens absorb the white space after them
 
 
 def _turns(user: str, agent: str, prompt: str) -> str:
@@ -59,14 +59,14 @@ FAMILIES = {
         "{% if add_generation_prompt %}" + ASK_LLAMA + "{% endif %}",
         LLAMA, bos="<|begin_of_text|>",
     ),
-    # the date of the day in a system turn
+    # the current date in a system turn
     "llama-3.2": Family(
         "{{ '<|begin_of_text|>' }}<|start_header_id|>system<|end_header_id|>\n\n"
         "{% if strftime_now is defined %}Today Date: {{ strftime_now('%d %b %Y') }}{% endif %}\n\n<|eot_id|>"
         "{% for m in messages %}" + HEADER + "{% endfor %}{% if add_generation_prompt %}" + ASK_LLAMA + "{% endif %}",
         LLAMA, bos="<|begin_of_text|>",
     ),
-    # turns must alternate; a system message would go to the last user turn; a blank before an answer
+    # turns must alternate; a blank before an answer
     "mistral-v0.3": Family(
         "{{ '<s>' }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
         "{{ raise_exception('turns must alternate') }}{% endif %}"
@@ -74,26 +74,26 @@ FAMILIES = {
         "{% else %}{{ ' ' + (m.content | trim) + '</s>' }}{% endif %}{% endfor %}",
         ["<s>", "</s>", "[INST]", "[/INST]"], kind="marks", bos="<s>",
     ),
-    # a system turn of its own where none is given
+    # a default system turn
     "qwen2.5": Family(
         "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help people.<|im_end|>\n{% endif %}"
         "{% for m in messages %}" + CHATML + "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         ["<|im_start|>", "<|im_end|>"],
     ),
-    # a think block in the answers after the last user turn, none in those before it; thinking can be turned off
+    # a think block in answers after the last user turn but not in earlier ones; thinking can be turned off
     "qwen3": Family(
         THINKS + "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
         "{% endif %}", ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"],
     ),
-    # the same, where thinking cannot be turned off and no prompt opens a thought
+    # the same, but thinking cannot be turned off and no prompt opens a thought
     "qwen3-plain": Family(THINKS + "{% endif %}", ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]),
-    # a thought is opened by every prompt, and left out of past answers; role tokens are not special
+    # every prompt opens a thought, which past answers lack; role tokens are not special
     "deepseek-r1": Family(
         "<s>" + _turns("<｜User｜>{{ c }}", "<｜Assistant｜>{{ c }}</s>", "{{ '<｜Assistant｜><think>\\n' }}"),
         ["<s>", "</s>"], ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"], bos="<s>",
     ),
-    # the final channel before past answers, another end after the last one, the date of the day
+    # the final channel before past answers, another end after the last one, the current date
     "gpt-oss": Family(
         "<|start|>system<|message|>Current date: {{ strftime_now(\"%Y-%m-%d\") }}<|end|>"
         "{% for m in messages %}{% if m.role == 'user' %}<|start|>user<|message|>{{ m.content }}<|end|>{% else %}"
@@ -109,13 +109,13 @@ FAMILIES = {
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         ["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
     ),
-    # special tokens swallow the line break behind them; one more end after the last answer
+    # special tokens absorb the line break after them; one more end after the last answer
     "phi-3": Family(
         "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}<|endoftext|>{% endif %}",
         ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"], kind="marks", rstrip=True,
     ),
-    # nothing after an answer but the token that opens the next user turn
+    # an answer ends with the token that opens the next user turn
     "glm-4": Family(
         "[gMASK]<sop>" + _turns("<|user|>\n{{ c }}", "<|assistant|>\n{{ c }}", "<|assistant|>"),
         ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"],
@@ -150,7 +150,7 @@ TEXTS = [
     "Thought: The second one fits.\nAction: click[B000000001]",
     "search[red shirt]", "click[buy now]", "teleport to kitchen", "[]", "search[]",
 ]  # fmt: skip
-ENDS = {"glm-4": ["<|user|>"]}  # what a model's generation config names, where the template names no end
+ENDS = {"glm-4": ["<|user|>"]}  # from the generation config, for a template without an end
 
 
 @lru_cache
@@ -160,12 +160,12 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(byte_fallback=family.kind != "bytes", unk_token=None))
     trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False)
     byte_tokens = [AddedToken(f"<0x{byte:02X}>", special=False) for byte in range(256)]
-    if family.kind == "marks":  # as SentencePiece: blanks are marks, one is put before each piece of text
+    if family.kind == "marks":  # like SentencePiece: blanks are marks, and each text begins with one
         core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         core.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
-    elif family.kind == "gemma":  # marks, and none put before a text
+    elif family.kind == "gemma":  # marks, but none at the beginning of a text
         core.normalizer = normalizers.Replace(" ", "▁")
         core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
         core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -179,9 +179,9 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     if family.kind != "bytes":
         trainer.special_tokens = byte_tokens
     if family.kind == "marks":
-        core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # marks only begin a token
+        core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # marks are only at the beginning of a token
     core.train_from_iterator(TEXTS * 4, trainer)
-    if family.kind != "bytes":  # byte tokens belong to the vocabulary: they are no added tokens
+    if family.kind != "bytes":  # byte tokens belong to the vocabulary and are not added tokens
         core = Tokenizer.from_str(json.dumps({**json.loads(core.to_str()), "added_tokens": []}))
     if family.kind == "marks":
         core.pre_tokenizer = None
@@ -197,7 +197,7 @@ def ends_of(name: str) -> list[int]:
     return tokenizer_of(name).convert_tokens_to_ids(ENDS.get(name, []))
 
 
-REAL = Path(os.environ.get("EEF_TOKENIZERS", Path(__file__).parents[2] / "shared" / "tokenizers"))
+REAL = Path(os.environ.get("EEF_TOKENIZERS", Path(__file__).parents[3] / "shared" / "tokenizers"))
 REAL_NAMES = ["deepseek_v3", "gemma3", "gptoss", "llama3_1", "qwen3", "smollm2"]
 
 
