@@ -15,7 +15,7 @@ from eef.agents.actions import problem_counts
 from eef.agents.vllm import Server
 from eef.analysis import evaluate
 from eef.envs import TextEnv
-from eef.files import digest, joined_names
+from eef.files import digest, joined_names, names_file
 from eef.lab import Lab, resolved, scaffold
 from eef.methods import METHODS
 from eef.settings import Settings
@@ -103,7 +103,7 @@ def _check(
 def _label(variant: str, options: Mapping[str, Any], experts: str) -> str:
     """The part of the run's name that says the method, its numbers and other experts than the default."""
     label = "-".join([variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
-    names = "+".join(Path(name).stem if Path(name).is_file() else name for name in joined_names(experts))
+    names = "+".join(Path(name).stem if names_file(name) else name for name in joined_names(experts))
     return label if names == Settings.experts else f"{label}-{names}"
 
 

@@ -22,7 +22,7 @@ from eef.settings import (
     setting,
     write_parameters,
 )
-from eef.sweeps.sweep import declared
+from eef.sweeps.executors import declared
 from eef.training.trainer import _named_arguments
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "experiment.ipynb"
