@@ -62,6 +62,7 @@ MUTATIONS = [
              '    tasks: Sequence[str] = field(metadata={"key": None})\n    seed: int\n', f"{KEYS} -k option_of_webshop"),
     Mutation("keys: max_steps", "eef/tracking/stages.py", ', "max_steps": value.max_steps}', "}", f"{KEYS} -k option_of_webshop"),
     Mutation("keys: code of the environment", "eef/tracking/stages.py", "modules += source_modules(type(value))", "pass", f"{KEYS} -k ones_own"),
+    Mutation("keys: code of scripted experts", "eef/tracking/stages.py", '"code": code_key(value.__module__)}', '"code": ""}', f"{KEYS} -k function_counts"),
     Mutation("keys: releases of libraries", "eef/tracking/keys.py", "releases = {name: library_version(name) for name in sorted(libraries)}", "releases = {}", f"{KEYS} -k release"),
     Mutation("keys: `from eef import x`", "eef/tracking/keys.py",
              'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", f"{KEYS} -k imports_are_followed"),

@@ -27,13 +27,15 @@ from transformers import LlamaConfig
 from eef import methods
 from eef.agents.chat import Chat
 from eef.agents.rollout import Start
+from eef.envs.extras import extras_of
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
 from eef.experiment import experiment
+from eef.experts import Expertise
 from eef.files import RunError, digest, joined_names, write_json
 from eef.lab import Lab, scaffold
 from eef.methods import ceiling, eef, eto
-from eef.settings import GROUPS, Settings
+from eef.settings import GROUPS, ExpertSettings, Settings
 from eef.tracking import keys
 from eef.tracking.keys import code_key, file_key, imports_of, model_key, path_key
 from eef.tracking.stages import key_of, stage_key
@@ -400,6 +402,7 @@ SOURCES = {
     "agents/vllm.py": PLAY | SCORED,
     "experts/__init__.py": SCRIPTED,
     "experts/endpoint.py": set(),
+    "experts/collection.py": set(),
     "envs/extras.py": SCRIPTED,
     "envs/webshop/extras.py": set(),  # its values count where a stage receives them
     "envs/webshop/shopper.py": SCRIPTED,
@@ -544,6 +547,18 @@ def test_an_environment_without_a_source_file_is_refused() -> None:
         "the module '__main__' has no source file" in process.stderr
         and "put the class into a .py file" in process.stderr
     )
+
+
+def test_expert_trajectories_depend_on_the_noise_of_the_experts_that_play(world, monkeypatch) -> None:
+    def keys_now() -> list[Any]:
+        return [key_of(Expertise(world, ExpertSettings(experts=name), ["0"], 0)) for name in ("strong", "weak")]
+
+    before, extras = keys_now(), extras_of(world)
+    assert extras.experts is not None
+    noise = {**extras.experts.noise, "strong": extras.experts.perfect}
+    other = replace(extras, experts=replace(extras.experts, noise=noise))
+    monkeypatch.setattr("eef.experts.extras_of", lambda env: other)
+    assert [a != b for a, b in zip(before, keys_now(), strict=True)] == [True, False]
 
 
 def test_a_function_counts_by_its_name_and_its_code(tmp_path, monkeypatch) -> None:
