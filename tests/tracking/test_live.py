@@ -22,6 +22,7 @@ from test_mirror import KEY, played, read_back
 from test_mirror import offline as offline
 
 from eef import methods
+from eef.experiment import experiment
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
 from eef.tracking import live, mirror
@@ -432,7 +433,7 @@ def test_an_experiment_reports_what_ended_it(
 
     monkeypatch.setitem(methods.METHODS, "sft_pos", broken)
     with pytest.raises(type(error)):
-        methods.experiment("sft_pos", shop, Settings(), 0, root=tmp_path)
+        experiment("sft_pos", shop, Settings(), 0, root=tmp_path)
     (folder,) = tmp_path.glob("webshop__*")
     assert events(folder)[-1] == {"event": "failed", "message": f"{type(error).__name__}: {error}"}
 
@@ -450,7 +451,7 @@ def test_an_experiment_reports_stages_training_and_rollouts(
         )
     )
     settings = Settings(model=base, epochs=3, lora_r=4)
-    row = methods.experiment("sft_pos", shop, settings, 0, train_tasks=20, test_tasks=4, root=tmp_path)
+    row = experiment("sft_pos", shop, settings, 0, train_tasks=20, test_tasks=4, root=tmp_path)
     sent = events(tmp_path / row["run_id"])
     stages = [(event["stage"], event["status"]) for event in sent if event["event"] == "stage"]
     assert stages == [(name, status) for name in ("experts", "bc", "test", "eval") for status in ("started", "made")]
