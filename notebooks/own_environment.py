@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass
 
 from eef.envs import Step
-from eef.envs.extras import Extras, ScriptedExperts
+from eef.envs.extras import Extras, ScriptedExperts, Skill
 from eef.files import digest
 from eef.trajectory import Trajectory, Turn
 
@@ -118,7 +118,10 @@ def grades(env: Kiosk, tasks: Sequence[str]) -> dict[str, str]:
 
 
 Kiosk.extras = Extras(  # optional, and so is each part
-    skills={"next": r"click\[next >\]", "prev": r"click\[< prev\]"},
+    skills={
+        "next": Skill(r"click\[next >\]", "Next", "paging"),
+        "prev": Skill(r"click\[< prev\]", "Prev", "paging"),
+    },
     groups=grades,
     parts=lambda observation: observation.split(" [SEP] "),
     experts=ScriptedExperts(play_expert, {"clerk": CLERK}, perfect=ClerkNoise()),

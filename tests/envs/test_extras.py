@@ -14,7 +14,7 @@ import pytest
 import eef.envs
 from eef import cli
 from eef.envs import ENVIRONMENTS, EnvError, make_env
-from eef.envs.extras import Extras, extras_of, next_step
+from eef.envs.extras import Extras, Skill, extras_of, next_step
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import CatalogueSpec, generate
 from eef.envs.webshop.shopper import play_expert
@@ -30,7 +30,7 @@ def test_each_environment_has_instructions_and_scripted_experts(name: str) -> No
 
 
 def test_an_attribute_takes_precedence_and_nothing_is_required() -> None:
-    own = Extras(skills={"jump": "jump"})
+    own = Extras(skills={"jump": Skill("jump", "Jump", "moving")})
     assert extras_of(SimpleNamespace(name="webshop", extras=own)) is own  # type: ignore[arg-type]
     nothing = extras_of(SimpleNamespace(name="chess"))  # type: ignore[arg-type]
     assert nothing == extras_of("chess") == Extras()
@@ -40,8 +40,8 @@ def test_an_attribute_takes_precedence_and_nothing_is_required() -> None:
 
 def test_skills_match_actions_of_webshop() -> None:
     matches = {
-        skill: [a for a in ("click[next >]", "click[< prev]", "click[back to search]") if re.fullmatch(pattern, a)]
-        for skill, pattern in extras_of("webshop").skills.items()
+        name: [a for a in ("click[next >]", "click[< prev]", "click[back to search]") if re.fullmatch(skill.pattern, a)]
+        for name, skill in extras_of("webshop").skills.items()
     }
     assert matches == {"next": ["click[next >]"], "prev": ["click[< prev]"], "back": ["click[back to search]"]}
 
@@ -96,7 +96,8 @@ def test_the_expert_does_not_change_the_state_of_the_environment(shop: WebShop) 
 
 KIOSK = {
     "__init__.py": "class Kiosk:\n    name = 'kiosk'\n    def __init__(self, size=3):\n        self.size = size\n",
-    "extras.py": "from eef.envs.extras import Extras\nEXTRAS = Extras(skills={'next': 'next'})\n",
+    "extras.py": "from eef.envs.extras import Extras, Skill\n"
+    "EXTRAS = Extras(skills={'next': Skill('next', 'Next', 'paging')})\n",
     "cli.py": '"""Clean the kiosk."""\n'
     "COLLECT_OPTIONS = {'--size': {'type': int, 'help': 'number of screens'}}\n"
     "def collect_defaults(arguments):\n    return {'size': arguments.concurrency}\n"
@@ -124,13 +125,13 @@ def test_a_folder_and_a_line_give_an_environment_a_name(
 ) -> None:
     env: Any = make_env("kiosk", size=4)
     assert env.size == 4 and env.made == ("kiosk", {"size": 4})
-    assert extras_of(env).skills == extras_of("kiosk").skills == {"next": "next"}
+    assert extras_of(env).skills == extras_of("kiosk").skills == {"next": Skill("next", "Next", "paging")}
     assert cli.main(["kiosk"]) == 0 and capsys.readouterr().out == "clean\n"
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     assert "clean the kiosk" in capsys.readouterr().out
     created: list[Any] = []
-    monkeypatch.setattr("eef.experts.endpoint.run", lambda file, env, *arguments: created.append(env) or 0)
+    monkeypatch.setattr("eef.experts.collection.collect", lambda file, env, *arguments: created.append(env) or 0)
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     words = ["collect", "out.jsonl", "--model", "m", "--base-url", "http://localhost:1/v1", "--env", "kiosk"]
     for more in ([], ["--size", "7"], ["-p", "size=5"]):
