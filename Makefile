@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/eef sweep experiments/demo.yaml
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

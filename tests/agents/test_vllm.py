@@ -42,6 +42,8 @@ class VLLM:
         self.adapters: dict[str, Any] = {}
         self.loads: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
+        self.paths: dict[str, str] = {}  # of adapters by name, also of those that were unloaded
+        self.logits: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self.authorization: set[str | None] = set()
         self.spoil: Callable[[str, dict[str, Any]], Answer | None] = lambda path, body: None
         self.drop = 0  # connections to close without an answer
@@ -99,7 +101,15 @@ class VLLM:
             return 404, {"error": {"message": f"No adapter found for {body['lora_path']}"}}
         fresh = Policy.load(self.policy.name).model
         self.adapters[name] = PeftModel.from_pretrained(fresh, body["lora_path"]).eval()
+        self.paths[name] = body["lora_path"]
         return 200, {"raw": "Success: LoRA adapter added successfully."}
+
+    def next_logits(self, model: Any, path: str, ids: tuple[int, ...]) -> torch.Tensor:
+        """Those after ``ids``, (vocabulary,), computed once for each adapter's ``path``."""
+        if (path, ids) not in self.logits:
+            with torch.no_grad():
+                self.logits[path, ids] = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+        return self.logits[path, ids]
 
     def complete(self, body: dict[str, Any]) -> Answer:
         """Decoding without a cache; the seed of the request is the only randomness."""
@@ -113,8 +123,7 @@ class VLLM:
         ids: list[int] = []
         rng = np.random.default_rng(body.get("seed"))
         while len(ids) < body["max_tokens"] and (not ids or ids[-1] not in body["stop_token_ids"]):
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([body["prompt"] + ids])).logits[0, -1].double().clone()
+            logits = self.next_logits(model, self.paths.get(body["model"], ""), (*body["prompt"], *ids)).clone()
             if self.vocabulary and "allowed_token_ids" in body:
                 barred = torch.ones_like(logits, dtype=torch.bool)
                 barred[body["allowed_token_ids"]] = False
@@ -181,14 +190,14 @@ def test_greedy_trajectories_are_those_of_our_engine(
     played = []
     for adapter in adapters:
         ours = Policy.load(base, adapter, constrained_decoding=constrained_decoding, max_new_tokens=6)
-        expected = simulate(ours, shop, starts, temperature=0.0)
+        expected = simulate(ours, shop, starts, temperature=0.0, max_steps=8)
         with served(vllm.url, base, adapter, constrained_decoding=constrained_decoding, max_new_tokens=6) as policy:
             assert (policy.constrained_decoding, policy.context, policy.max_new_tokens) == (
                 constrained_decoding,
                 ours.context,
                 6,
             )
-            assert simulate(policy, shop, starts, temperature=0.0, slots=4) == expected
+            assert simulate(policy, shop, starts, temperature=0.0, slots=4, max_steps=8) == expected
         played.append(expected)
     assert played[0] != played[1], "the adapters must play differently"
     assert any(t.info["invalid"] for t in played[0]) is not constrained_decoding
@@ -196,9 +205,8 @@ def test_greedy_trajectories_are_those_of_our_engine(
 
 def test_the_base_model_plays_without_an_adapter(vllm: VLLM, base: str, shop, starts) -> None:
     with served(vllm.url, base) as policy:
-        assert simulate(policy, shop, starts, temperature=0.0) == simulate(
-            Policy.load(base), shop, starts, temperature=0.0
-        )
+        expected = simulate(Policy.load(base), shop, starts, temperature=0.0, max_steps=6)
+        assert simulate(policy, shop, starts, temperature=0.0, max_steps=6) == expected
     assert not vllm.loads and {body["model"] for body in vllm.requests} == {base}
 
 
@@ -258,7 +266,7 @@ def test_batch_size_and_order_change_no_request(
 ) -> None:
     def play(starts: list[Start], seed: int, slots: int) -> tuple[list[Any], list[tuple[Any, ...]]]:
         with served(vllm.url, base, adapters[0], constrained_decoding=constrained_decoding, max_new_tokens=4) as policy:
-            return simulate(policy, shop, starts, seed=seed, slots=slots), take_requests(vllm)
+            return simulate(policy, shop, starts, seed=seed, slots=slots, max_steps=8), take_requests(vllm)
 
     wide, requests = play(starts, 1, 64)
     narrow, the_same = play(starts, 1, 2)
@@ -285,7 +293,7 @@ def test_seeds_differ_between_turns_and_episodes_and_greedy_has_none(vllm: VLLM,
 
 
 def test_a_context_overflow_is_found_before_the_request(vllm: VLLM, base: str, shop) -> None:
-    starts = [Start(task) for task in shop.tasks("train")]
+    starts = [Start(task) for task in shop.tasks("train")[:6]]
     with served(vllm.url, base, context=150, constrained_decoding=False) as policy:
         played = simulate(policy, shop, starts, seed=0)
     assert {t.outcome for t in played} == {"context_overflow"}
@@ -324,7 +332,7 @@ def test_a_failure_to_unload_is_printed_and_not_raised(
 
 def test_a_busy_server_and_lost_connections_are_retried(vllm: VLLM, base, adapters, shop, starts) -> None:
     with served(vllm.url, base, adapters[0]) as policy:
-        expected = simulate(policy, shop, starts, seed=3)
+        expected = simulate(policy, shop, starts, seed=3, max_steps=8)
     left = {"/v1/completions": 5, "/v1/load_lora_adapter": 1, "/v1/models": 1}
 
     def busy(path: str, body: dict[str, Any]) -> Answer | None:
@@ -335,7 +343,7 @@ def test_a_busy_server_and_lost_connections_are_retried(vllm: VLLM, base, adapte
     before = len(vllm.loads)
     with served(vllm.url, base, adapters[0]) as policy:
         vllm.drop = 4
-        assert simulate(policy, shop, starts, seed=3) == expected
+        assert simulate(policy, shop, starts, seed=3, max_steps=8) == expected
     assert all(value < 0 for value in left.values()) and vllm.drop == 0 and len(vllm.loads) == before + 1
 
 
@@ -492,7 +500,7 @@ def test_a_run_records_which_engine_played(vllm: VLLM, base: str, shop, tmp_path
     def start(**changes: Any) -> dict[str, Any]:
         settings = Settings(model=base, epochs=1, lora_r=4, lora_alpha=8, iterations=2, temperature=0.0, **changes)
         return experiment(
-            "eef", shop, settings, 0, options={"m": 1}, train_tasks=6, test_tasks=4, root=tmp_path, wandb="disabled"
+            "eef", shop, settings, 0, options={"m": 1}, train_tasks=4, test_tasks=2, root=tmp_path, wandb="disabled"
         )
 
     ours, theirs = start(), start(engine=vllm.url)
