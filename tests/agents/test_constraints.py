@@ -32,7 +32,7 @@ from eef.envs.webshop.session import State
 from eef.models.pretrain import bpe_tokenizer, make_model
 
 DATA = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[3] / "shared" / "webshop") / "data"
-# the end token stands between all contents, so that any tokenizer can be used
+# the end token separates all contents, so any tokenizer can be used
 BORDERS = "{% for m in messages %}{{ eos_token if m.role == 'user' else '' }}{{ m.content }}{{ eos_token }}{% endfor %}"
 INSTRUCTION = "find me men's boots, size: 9.5 (wide); café 2-pack, and price lower than 170.00 dollars"
 PAGE = f"WebShop [SEP] Instruction: [SEP] {INSTRUCTION} [SEP] Search"
