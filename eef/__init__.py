@@ -4,10 +4,8 @@ The names in ``__all__`` are imported when they are first used, so that ``import
 """
 
 import logging
-import sys
 import warnings
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 # Libraries log these on every import; a reader of a notebook can change nothing about them.
@@ -22,9 +20,8 @@ _MODULES = {
     "simulate": "eef.rollout",
     "Policy": "eef.agents.policy",
     "Settings": "eef.settings",
-    "experiment": "eef.experiment",
 }
-__all__ = ["Policy", "Settings", "Start", "experiment", "make_env", "restore", "select", "simulate"]
+__all__ = ["Policy", "Settings", "Start", "make_env", "restore", "select", "simulate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,14 +32,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps ``eef.experiment`` the function: importing the module of that name would replace it on the package."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _MODULES:
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -10,7 +10,6 @@ import pytest
 import eef
 from eef.agents.policy import Policy
 from eef.envs import make_env, restore
-from eef.experiment import experiment
 from eef.rollout import Start, simulate
 from eef.selection import select
 from eef.settings import Settings
@@ -29,7 +28,7 @@ print([name for name in eef.__all__ if not callable(getattr(eef, name))])
 
 def test_the_package_exports_what_users_need() -> None:
     names = {"make_env": make_env, "restore": restore, "select": select, "Start": Start, "simulate": simulate}
-    names |= {"Policy": Policy, "Settings": Settings, "experiment": experiment}
+    names |= {"Policy": Policy, "Settings": Settings}
     for name, value in names.items():
         assert getattr(eef, name) is value
     assert set(names) == set(eef.__all__) <= set(dir(eef))
