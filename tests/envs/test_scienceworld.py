@@ -135,7 +135,7 @@ def test_valid_actions_are_computed_only_on_request(env: ScienceWorld) -> None:
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
 def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_continues(blow: signal.Signals) -> None:
-    env = ScienceWorld(TASKS, timeout=5)
+    env = ScienceWorld(TASKS, timeout=20)
     gold = env.gold("find-animal/3")
     pages, info = play(env, "find-animal/3", gold)
     env.reset("find-animal/3")
