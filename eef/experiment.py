@@ -16,7 +16,7 @@ from eef.agents.vllm import Server
 from eef.analysis import evaluate
 from eef.envs import TextEnv
 from eef.files import digest, joined_names, names_file
-from eef.lab import Lab, resolved, scaffold
+from eef.lab import Lab, make_chat, resolved
 from eef.methods import METHODS
 from eef.settings import Settings
 from eef.tracking.runs import Run, stamp
@@ -48,7 +48,7 @@ def experiment(
     _check(method, options, env, settings, train_tasks, test_tasks)
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
-    chat = scaffold(settings, env, tasks)
+    chat = make_chat(settings, env, tasks)
 
     # What the run depends on, and its name
     model_and_settings, environment = key_of(resolved(settings)), key_of(env)

@@ -1,4 +1,4 @@
-"""The workbench of one run: the steps of the methods, each a stage that is computed once and shared by all runs."""
+"""The steps of methods. Each is a stage, computed once and shared by all runs with the same inputs."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ from eef.trajectory import Trajectory
 
 @dataclass
 class Lab:
-    """The workbench of one run. Each step is a stage, which all runs that need it share.
+    """The steps of one run: expert trajectories, simulations, training, test. Each is a cached stage that all runs with
+    the same inputs share.
 
     A dataclass holds the inputs of each stage, and the key is computed from it (:func:`eef.tracking.stages.stage_key`).
-    ``tasks`` and ``test`` are the training and the test subtasks. ``simulations``: all that the method has simulated.
+    ``tasks`` are the training subtasks, ``test`` the test subtasks. ``simulations`` are all episodes that the method
+    has simulated.
     """
 
     run: Run
@@ -88,9 +90,9 @@ class Lab:
     def dpo(self, name: str, pairs: Sequence[tuple[Trajectory, Trajectory]], start: Path) -> Path:
         """The adapter ``start`` trained on ``pairs`` of a win and a loss on the same subtask (ETO)."""
         settings = self._resolved
-        training, preference_tuneence = settings.group(TrainingSettings), settings.group(PreferenceSettings)
+        training, preferences = settings.group(TrainingSettings), settings.group(PreferenceSettings)
         inputs = PreferenceTuning(
-            settings.group(ModelSettings), self.chat, training, preference_tuneence, pairs, start, self.seed
+            settings.group(ModelSettings), self.chat, training, preferences, pairs, start, self.seed
         )
         return self._train(name, "dpo", preference_tune, inputs)
 
@@ -116,8 +118,8 @@ class Lab:
         """The seed of an iteration's simulations, different in each."""
         return 1000 * self.seed + iteration
 
-    def start(self, adapter: Path) -> Path | None:
-        """Where the next SFT starts, as ``restart`` says: None is the base model."""
+    def sft_start(self, adapter: Path) -> Path | None:
+        """The adapter that the next SFT continues from, or None for the base model (setting ``restart``)."""
         return None if self.settings.restart == "base" else adapter
 
     def _simulate(
@@ -180,8 +182,8 @@ class Lab:
 def resolved(settings: Settings) -> Settings:
     """``settings`` with ``constrained_decoding`` and ``context`` filled in from the model's files where they are None.
 
-    OSError for an unknown model. ValueError for a model that our engine cannot run, and where its files do not name the
-    longest conversation.
+    OSError for an unknown model. ValueError for a model that our engine cannot run, and if its files give no maximum
+    length.
     """
     if not settings.engine:
         check_playable(settings.model)
@@ -192,7 +194,7 @@ def resolved(settings: Settings) -> Settings:
     return replace(settings, constrained_decoding=constrained, context=context)
 
 
-def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
+def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     """The chat with the policy in ``env``. The one-shot example is of a subtask that is not among ``tasks``.
 
     ValueError where prompt, example and decoding do not fit together.

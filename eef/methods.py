@@ -1,4 +1,4 @@
-"""The methods as short recipes. Two methods differ as their functions do.
+"""The methods, one short function each. To compare two methods, compare their functions.
 
 Every recipe takes a :class:`~eef.lab.Lab` (environment, base model, experts, settings, run folder) and returns the
 adapter that it trained. The lab counts the simulations. All SFT trains for the same number of epochs.
@@ -70,7 +70,7 @@ def rft(lab: Lab, n: int = 1) -> Path:
         for sample in range(n):
             simulations += lab.from_s0(adapter, iteration, sample)
         examples = merge(expert_wins(lab), wins(simulations), one_per_state=False)
-        adapter = lab.sft(f"sft-{iteration}", examples, lab.start(adapter))
+        adapter = lab.sft(f"sft-{iteration}", examples, lab.sft_start(adapter))
     return adapter
 
 
@@ -78,38 +78,41 @@ def eef(lab: Lab, m: int = 5, mask_harmful: bool = True, recovery: bool = True, 
     """Exploring expert failures (section 4): behaviour cloning, then iterations of simulations from s0 of every subtask
     and from ``m`` states of every failed expert trajectory, and SFT on one solution per important state.
 
-    Our choice: a state counts as won once a simulation from it has won in any iteration.
+    Our choices: only failed expert trajectories are simulated, and a state counts as won once a simulation from it has
+    won in any iteration.
     """
     failures = [t for t in lab.experts() if t.failed]
     if not failures:
-        raise ValueError("EEF needs expert failures and every expert trajectory won: use weaker experts, or rft")
+        raise ValueError(
+            "EEF explores failed expert trajectories, but there are none: use weaker experts, or the method rft"
+        )
     # Phase 1: behaviour cloning (section 3)
     adapter = sft_pos(lab)
     # The expert states s_l, s_2l, ..., s_ml of each failure (section 4.1)
     cuts = [[i for i in cut_points(len(t), m) if lab.env.can_start_here(t.state(i))] for t in failures]
-    states = [(place, index) for place, indices in enumerate(cuts) for index in indices]
-    starts = [Start(failures[place].task, failures[place], index) for place, index in states]
-    # What the simulations from s0 of a subtask, (task, 0), and from states of failures, (place, index), ended in:
-    # the winning trajectory (D+), or None for a loss
-    simulated: list[tuple[Any, int]] = [*((task, 0) for task in lab.tasks), *states]
+    expert_states = [(number, index) for number, indices in enumerate(cuts) for index in indices]
+    starts = [Start(failures[number].task, failures[number], index) for number, index in expert_states]
+    # The outcome of each simulated state: the winning trajectory (these form D+), or None if it lost.
+    # Keys: (task, 0) for s0 of a subtask, (number of the failure, i) for its state s_i.
+    state_keys: list[tuple[Any, int]] = [*((task, 0) for task in lab.tasks), *expert_states]
     outcomes: dict[tuple[Any, int], Trajectory | None] = {}
     for iteration in range(lab.settings.iterations):
         # Phase 2: exploration (section 4.1)
         simulations = lab.from_s0(adapter, iteration, 0)
         simulations += lab.simulate(f"states-{iteration}", adapter, starts, lab.sampling_seed(iteration))
-        for state, simulation in zip(simulated, simulations, strict=True):
+        for state, simulation in zip(state_keys, simulations, strict=True):
             if simulation.won:
                 outcomes[state] = simulation
             elif simulation.failed:
                 outcomes.setdefault(state, None)
         # Phase 3: one solution per important state (section 4.2), and SFT
         solutions = wins(win for (_, index), win in outcomes.items() if win and index == 0)
-        for place, failure in enumerate(failures):
-            own = {0: (failure.task, 0)} | {index: (place, index) for index in cuts[place]}
-            own_outcomes = {index: outcomes[state] for index, state in own.items() if state in outcomes}
-            solutions += select(failure, own_outcomes, mask_harmful, recovery, one_per_state)
+        for number, failure in enumerate(failures):
+            keys = {0: (failure.task, 0)} | {index: (number, index) for index in cuts[number]}
+            failure_outcomes = {index: outcomes[state] for index, state in keys.items() if state in outcomes}
+            solutions += select(failure, failure_outcomes, mask_harmful, recovery, one_per_state)
         examples = merge(expert_wins(lab), solutions, one_per_state and mask_harmful)
-        adapter = lab.sft(f"sft-{iteration}", examples, lab.start(adapter))
+        adapter = lab.sft(f"sft-{iteration}", examples, lab.sft_start(adapter))
     return adapter
 
 
@@ -144,8 +147,8 @@ def expert_wins(lab: Lab) -> list[Example]:
 def merge(positives: list[Example], solutions: Sequence[Example], one_per_state: bool = True) -> list[Example]:
     """``positives``, then the ``solutions`` that are not among them.
 
-    Of several solutions of one state (two experts may share it) only the first stays; without ``one_per_state`` all
-    that differ stay.
+    Two solutions are of the same state if subtask, ``learn_from`` and the actions before it are equal (two experts may
+    share a state); only the first is kept. Without ``one_per_state`` all different solutions are kept.
     """
     distinct: dict[tuple[Any, ...], Example] = {}
     for example in solutions:
@@ -161,7 +164,9 @@ def merge(positives: list[Example], solutions: Sequence[Example], one_per_state:
 
 
 def _distinct(trajectories: Iterable[Trajectory]) -> list[Example]:
-    """An example of each trajectory. Of equal actions on the same subtask the first stays, in the last one's place."""
+    """One example per trajectory. If several have the same subtask and actions, the first is kept, at the place of the
+    last.
+    """
     distinct: dict[Any, Trajectory] = {}
     for trajectory in trajectories:
         key = _task_and_actions(trajectory)

@@ -59,8 +59,10 @@ def segments(expert: Trajectory, outcomes: Outcomes) -> list[Segment]:
     """Cut the expert's actions at the simulated states, and name the effect of each segment (Figure 1).
 
     A ``beneficial`` segment leads from a state that lost to one that won, a ``harmful`` segment from a state that won
-    to one that lost; all others are ``neutral``. The last segment ends with the trajectory, which counts as lost unless
-    the expert won. Actions before the first simulated state belong to no segment.
+    to one that lost; all others are ``neutral``. The paper calls all actions from a state that lost to a later one that
+    won beneficial. Here only the last of these segments has that name, but :func:`solution` uses them all. The last
+    segment ends with the trajectory, which counts as lost unless the expert won. Actions before the first simulated
+    state belong to no segment.
     """
     won = {index: outcomes[index] is not None for index in sorted(outcomes)}
     won.setdefault(len(expert), expert.won)
@@ -83,10 +85,10 @@ def important_states(expert: Trajectory, outcomes: Outcomes, recovery: bool = Tr
 
 
 def solution(outcomes: Outcomes, state: int) -> int | None:
-    """Index of the simulated state whose win solves ``state``: ``state`` itself or the next later one that won, or
-    None.
+    """Index of the simulated state whose simulation is the solution of ``state``: ``state`` itself if it won, else the
+    nearest later state that won; None if there is none.
 
-    The expert's actions from ``state`` to it are never harmful, since every state between them lost.
+    The expert's actions from ``state`` to that state are not harmful, because all states between them lost.
     """
     return min((index for index, win in outcomes.items() if index >= state and win is not None), default=None)
 
@@ -118,15 +120,15 @@ def select(
     does not continue the expert's trajectory.
     """
     _check(expert, outcomes)
-    begins: dict[int, int] = {}  # state that won -> first turn with loss
+    learn_from_of: dict[int, int] = {}  # state that won -> first turn with loss
     for state in important_states(expert, outcomes, recovery):
         solved_by = solution(outcomes, state)
         if solved_by is not None:
-            begins[solved_by] = state  # a win lies between two important states: nothing is overwritten
+            learn_from_of[solved_by] = state  # a state that won lies between two important states: no two share one
     wins = {index: win for index, win in outcomes.items() if win is not None}
     if not one_per_state:
-        begins = {index: begins.get(index, index) for index in wins}
-    return [Example(wins[index], begins[index] if mask_harmful else 0) for index in sorted(begins)]
+        learn_from_of = {index: learn_from_of.get(index, index) for index in wins}
+    return [Example(wins[index], learn_from_of[index] if mask_harmful else 0) for index in sorted(learn_from_of)]
 
 
 def count(examples: Iterable[Example]) -> dict[str, int]:

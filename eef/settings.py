@@ -84,7 +84,7 @@ class ModelSettings:
 class PromptSettings:
     """The prompt.
 
-    Stages receive the chat made from it (:func:`eef.lab.scaffold`).
+    Stages receive the chat made from it (:func:`eef.lab.make_chat`).
     """
 
     prompt: str = setting(

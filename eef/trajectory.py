@@ -29,7 +29,7 @@ class TrajectoryError(ValueError):
 class Turn:
     """One action and the observation after it.
 
-    ``reply``: the agent's whole answer where it is more than the action (a ReAct thought), else empty.
+    ``reply``: the agent's complete answer if it is more than the action (a ReAct thought), else empty.
     ``learn``: False if the action must never carry loss, whatever a method selects.
     ``ids``: the token ids that a policy sampled, where encoding the text again would give other ids; else empty.
     ``chat``: the hash of the scaffold that ``ids`` belong to.
@@ -43,8 +43,8 @@ class Turn:
     chat: str = ""
 
     @property
-    def said(self) -> str:
-        """The agent's whole answer, on which a policy is trained."""
+    def answer(self) -> str:
+        """The agent's complete answer, thoughts included, on which a policy is trained."""
         return self.reply or self.action
 
 
@@ -294,7 +294,7 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
 
 
 def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
-    """One row per turn: task, source, won, reward, turn, action, observation, learn, given (part of the prefix)."""
+    """One row per turn: task, source, won, reward, turn, action, observation, learn, in_prefix."""
     rows = [
         {
             "task": trajectory.task,
@@ -305,12 +305,12 @@ def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
             "action": turn.action,
             "observation": turn.observation,
             "learn": turn.learn,
-            "given": index < trajectory.prefix,
+            "in_prefix": index < trajectory.prefix,
         }
         for trajectory in trajectories
         for index, turn in enumerate(trajectory.turns)
     ]
-    columns = ["task", "source", "won", "reward", "turn", "action", "observation", "learn", "given"]
+    columns = ["task", "source", "won", "reward", "turn", "action", "observation", "learn", "in_prefix"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -110,8 +110,8 @@ MUTATIONS = [
     Mutation("masks: another expert's win is not refused", "eef/selection.py", "    _check(expert, outcomes)\n", "", "tests/test_selection.py"),
     # outcomes
     Mutation("outcomes: EEF forgets wins of earlier iterations", "eef/methods.py",
-             "        for state, simulation in zip(simulated, simulations, strict=True):",
-             "        outcomes = {}\n        for state, simulation in zip(simulated, simulations, strict=True):",
+             "        for state, simulation in zip(state_keys, simulations, strict=True):",
+             "        outcomes = {}\n        for state, simulation in zip(state_keys, simulations, strict=True):",
              "tests/test_methods.py -k earlier"),
     Mutation("outcomes: broken simulations are losses", "eef/methods.py", "            elif simulation.failed:", "            else:", "tests/test_methods.py -k broken"),
     Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.can_start_here(t.state(i))]", "]", "tests/test_methods.py -k allows"),

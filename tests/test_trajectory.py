@@ -179,7 +179,7 @@ def test_an_eto_conversation_becomes_turns() -> None:
     assert got.prompt == "WebShop [SEP] Instruction: [SEP] a blue cup [SEP] Search"
     assert got.actions == ["search[blue cup]", "click[B01]", "click[Buy Now]"]
     assert [turn.learn for turn in got.turns] == [True, False, True]
-    assert got.turns[0].said == "Thought: I think I should search.\nAction: search[blue cup]"
+    assert got.turns[0].answer == "Thought: I think I should search.\nAction: search[blue cup]"
     assert got.state(1) == "Back to Search [SEP] Page 1 [SEP] B01 [SEP] $5"
     assert got.state(3) == ""  # the episode ended there
 
@@ -201,7 +201,7 @@ def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
     got = from_sharegpt({"id": 3, "conversations": conversations, "reward": 0.5})
     assert (got.task, got.prompt, got.won) == ("3", "s0", False)
     assert got.turns == (Turn("click[Buy Now]", ""),)
-    assert got.turns[0].said == "click[Buy Now]"
+    assert got.turns[0].answer == "click[Buy Now]"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_reply_turned_away_for_its_format_never_reached_the_environment() -> N
     ]
     row["conversations"][5:5] = rude
     turn = from_sharegpt(row).turns[1]
-    assert (turn.action, turn.said, turn.learn) == ("", "I do not know.", False)
+    assert (turn.action, turn.answer, turn.learn) == ("", "I do not know.", False)
     assert turn.observation == "Invalid format. The ..."
 
 
@@ -277,7 +277,7 @@ def test_frame_has_a_row_per_turn() -> None:
     assert got["task"].tolist() == ["7", "7", "8", "8"]
     assert got["turn"].tolist() == [0, 1, 0, 1]
     assert got["learn"].tolist() == [False, True, True, True]
-    assert got["given"].tolist() == [False, False, True, False]
+    assert got["in_prefix"].tolist() == [False, False, True, False]
     assert list(frame([]).columns) == list(got.columns)
 
 

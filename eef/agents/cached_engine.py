@@ -265,7 +265,7 @@ class CachedEngine:
     def _pass(self, slots: list[int], most: int | None = None) -> torch.Tensor:
         """One forward pass over the pending ids, at most ``most`` of each slot.
 
-        Rows between those of ``slots`` run along unused if copying the others would cost more.
+        Rows between those of ``slots`` are computed too, and ignored, if copying the needed rows would cost more.
         """
         slot_of = {self._row(slot): slot for slot in slots}
         rows, span = sorted(slot_of), None

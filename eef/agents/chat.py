@@ -84,7 +84,7 @@ class Chat:
 
     @property
     def key(self) -> dict[str, str]:
-        """What stands for this chat in the key of a stage: its hash and the code of its aliases."""
+        """The part of a stage's key that represents this chat: its hash and the code of its aliases."""
         kind = self._alias_class
         return {"hash": self.hash, "aliases": code_key(kind.__module__)["sources"] if kind else ""}
 
@@ -167,7 +167,7 @@ class Dialogue:
         if turn.ids and turn.chat == self.chat.hash:
             return list(turn.ids)
         without_thought = self.chat.react and turn.action and not turn.reply  # an expert that gives only actions
-        return self.encode_action(f"Action: {turn.action}" if without_thought else turn.said)
+        return self.encode_action(f"Action: {turn.action}" if without_thought else turn.answer)
 
     def decode_action(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, without their end: the inverse of :meth:`encode_action`."""

@@ -132,10 +132,10 @@ def _checked_scaffold(template: _Template, ends: frozenset[int]) -> Scaffold:
 def _split_template(template: _Template, ends: frozenset[int]) -> Scaffold:
     """The parts of a template, from conversations with sentinels as contents."""
     before, past, between, later_past, later_between, _ = template.split(5)
-    asked, last = template.split(3, generation=True), template.split(4)[-1]
-    if (past, between) != (later_past, later_between) or asked[:3] != [before, past, between]:
+    generation_prompt, last = template.split(3, generation=True), template.split(4)[-1]
+    if (past, between) != (later_past, later_between) or generation_prompt[:3] != [before, past, between]:
         raise template.refusal("renders later turns differently from earlier ones")
-    prompt, agent_text, rendering = _agent_prompt(template, past, asked[3])
+    prompt, agent_text, rendering = _agent_prompt(template, past, generation_prompt[3])
     control = template.encode.control
 
     ids, spans = template.tokenise(prompt)
@@ -170,16 +170,16 @@ def _split_template(template: _Template, ends: frozenset[int]) -> Scaffold:
     )
 
 
-def _agent_prompt(template: _Template, past: str, asked: str) -> tuple[str, str, str]:
+def _agent_prompt(template: _Template, past: str, generation_prompt: str) -> tuple[str, str, str]:
     """The text between a user's content and an answer, the text at the start of the answer, and the rendering."""
-    if past.startswith(asked):
-        more = past[len(asked) :]
-        return (past, "", "prefilled") if more.strip() else (asked, more, "template")
-    if asked.startswith(past) and _EMPTY_THOUGHT.fullmatch(asked[len(past) :]):
-        return asked, "", "thinking off"
-    if asked.startswith(past) and _OPENED_THOUGHT.fullmatch(asked[len(past) :]):
+    if past.startswith(generation_prompt):
+        more = past[len(generation_prompt) :]
+        return (past, "", "prefilled") if more.strip() else (generation_prompt, more, "template")
+    if generation_prompt.startswith(past) and _EMPTY_THOUGHT.fullmatch(generation_prompt[len(past) :]):
+        return generation_prompt, "", "thinking off"
+    if generation_prompt.startswith(past) and _OPENED_THOUGHT.fullmatch(generation_prompt[len(past) :]):
         return past, "", "past answers"
-    raise template.refusal(f"renders a past answer after {past!r}, but asks for one with {asked!r}")
+    raise template.refusal(f"puts {past!r} before past answers, but {generation_prompt!r} before a new one")
 
 
 def _end_length(template: _Template, between: list[int], last: list[int], past: list[int], ends: frozenset[int]) -> int:
@@ -232,8 +232,10 @@ def _check(template: _Template, scaffold: Scaffold) -> None:
     words = rng.sample(_WORDS * 2, k=2 * len(_WORDS))
     contents = [" ".join(words[start::9]).strip() for start in range(9)] + ["x"] * 20
     contents[2] = f"{contents[2]} {' '.join(rng.choices(words, k=1000))}".strip()
-    past, asked = template.split(5)[1], template.split(3, generation=True)[3]
-    empty_thought = len(template.ids(asked)) - len(template.ids(past)) if scaffold.rendering == "thinking off" else 0
+    past, generation_prompt = template.split(5)[1], template.split(3, generation=True)[3]
+    empty_thought = (
+        len(template.ids(generation_prompt)) - len(template.ids(past)) if scaffold.rendering == "thinking off" else 0
+    )
     ids: list[int] = []
     for turn in range(12):
         ids += user_ids(template.encode, scaffold, contents[2 * turn], first=turn == 0)
@@ -256,4 +258,6 @@ def _compare(template: _Template, what: str, ids: list[int], expected: list[int]
     pairs = enumerate(zip(ids, expected, strict=False))
     place = next((place for place, (a, b) in pairs if a != b), min(len(ids), len(expected)))
     a, b = (template.tokenizer.convert_ids_to_tokens(each[max(0, place - 3) : place + 5]) for each in (ids, expected))
-    raise template.refusal(f"cannot be taken apart: for {what}, token {place}, its parts give {a}, it gives {b}")
+    raise template.refusal(
+        f"cannot be split into parts: for {what}, the parts give {a} at token {place}, but the template gives {b}"
+    )

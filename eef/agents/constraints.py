@@ -167,7 +167,7 @@ class Constraints:
         return State(text, low, high, search) if new else State(state.text, 0, 0)
 
     def _is_complete(self, state: State) -> bool:
-        """Whether the text so far is a whole action."""
+        """Whether the text so far is a complete action."""
         if state.low < state.high and self.texts[state.low] == state.text:
             return True
         return self.search is not None and self.search.is_complete(state.search)

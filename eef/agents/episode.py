@@ -28,7 +28,8 @@ class Start:
 
 
 def streams(starts: Sequence[Start], seed: int) -> list[list[int]]:
-    """The seed of each start's random stream: all differ, and none depends on the order of different starts.
+    """One seed for the random stream of each start. Seeds are distinct and do not depend on the order of different
+    starts.
 
     It depends on ``seed``, task and sample. For an expert state it also depends on the expert's source, the index and
     the whole trajectory. Equal starts are numbered.

@@ -141,7 +141,7 @@ def context_of(model: str, config: Any = None, context: int | None = None, token
         if tokenizer.model_max_length < 10_000_000:  # else it stands for "unknown"
             longest = int(tokenizer.model_max_length)
     if context is None and longest is None:
-        raise ValueError(f"model={model!r}: its configuration has no longest conversation: set context=")
+        raise ValueError(f"model={model!r}: its configuration gives no maximum length: set context=")
     if context is not None:
         return context
     return min(size for size in (longest, fixed) if size is not None)

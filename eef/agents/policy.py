@@ -93,9 +93,9 @@ class Policy:
         not a causal language model, and for a tokenizer with more tokens than the model. OSError for an unknown model.
         """
         if quantize not in QUANTIZATIONS:
-            raise ValueError(f"quantize={quantize!r}: known are None and 'nf4'")
+            raise ValueError(f"quantize={quantize!r} must be None or 'nf4'")
         if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r}: known are {', '.join(map(repr, DTYPES))}")
+            raise ValueError(f"dtype={dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
         full = adapter is not None and not (Path(adapter) / "adapter_config.json").is_file()
         if full and not (Path(adapter or "") / "config.json").is_file():
             raise ValueError(f"adapter={str(adapter)!r} contains neither an adapter nor a model")

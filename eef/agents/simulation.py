@@ -93,7 +93,7 @@ def simulate_together(
     ends = [len(starts) * number // processes for number in range(processes + 1)]
     seeds = streams(starts, options.get("seed", 0))
     parts = [(list(starts[a:b]), seeds[a:b]) for a, b in pairwise(ends) if a < b]
-    recipe = getattr(env, "made", None)
+    recipe = getattr(env, "make_env_arguments", None)
     shared = (policy, recipe, None if recipe else env, env.state_key())
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA and threads
     results: dict[int, list[Trajectory]] = {}

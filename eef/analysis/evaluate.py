@@ -57,8 +57,8 @@ def uses(action: str, skill: Skill) -> bool:
 def results(trajectories: Iterable[Trajectory], skills: Mapping[str, Skill]) -> pd.DataFrame:
     """One row per episode: task, won, reward, steps, outcome, a column per skill, error, and optional columns.
 
-    ``skills`` are those of the environment (:class:`eef.envs.extras.Extras`). A skill's column says whether the
-    episode used it at least once. ``steps`` and skills count the turns that were acted, not a given prefix. ``error``
+    ``skills`` are those of the environment (:class:`eef.envs.extras.Extras`). A skill's column says whether the episode
+    used it at least once. ``steps`` and skills count the turns that were played, not the replayed prefix. ``error``
     marks an infrastructure error.
 
     The optional columns exist where an episode has them. ``invalid`` counts a policy's answers that changed nothing;

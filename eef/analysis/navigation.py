@@ -33,8 +33,8 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
     The main bar is of the environment's first skill, the thin bar of all its other skills together. Shares are over the
     wins of all seeds together (each win counts once; a seed without a win has no share of its own), with 95 % intervals
     from a bootstrap over seeds and tasks. Each expert has one bar for its wins and one for its failures on the training
-    subtasks. An environment that :func:`eef.envs.make_env` does not know has the skills that are columns of its
-    ``episodes.csv``, and no bars for experts, which is printed.
+    subtasks. For an environment that :func:`eef.envs.make_env` cannot create, the skills are the columns of its
+    ``episodes.csv``, and there are no bars for experts; a message says so.
 
     Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``navigation.csv`` has a row per
     bar: bar, method, experts, n, m, seeds, episodes (wins; failures in an expert's bar of failures), the first skill's

@@ -128,14 +128,14 @@ ENVIRONMENTS = {  # name of the folder -> name of the class; the first one is th
 def make_env(name: str, **options: Any) -> TextEnv:
     """Create the environment called ``name``, one of :data:`ENVIRONMENTS`, with the keywords ``options`` of its class.
 
-    Name and options are kept as the attribute ``made``, with which other processes create their own copy. ValueError
-    for an unknown name, TypeError for an unknown option.
+    The attribute ``make_env_arguments`` stores name and options, so that other processes can create their own copy.
+    ValueError for an unknown name, TypeError for an unknown option.
     """
     if name not in ENVIRONMENTS:
         raise ValueError(f"unknown environment {name!r}: use {' or '.join(map(repr, ENVIRONMENTS))}")
     # not an import statement: a stage depends only on the code of the environment that it receives
     env: TextEnv = getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])(**options)
-    vars(env)["made"] = (name, options)
+    vars(env)["make_env_arguments"] = (name, options)
     return env
 
 

@@ -1,6 +1,6 @@
 """Where expert trajectories come from: trajectory files, or the scripted experts of an environment.
 
-A scripted expert plays by rules and errs by chance, so that its failures hold good prefixes, harmful moves and
+A scripted expert plays by rules and errs by chance, so that its failures contain good prefixes, harmful moves and
 recoveries. Environments bring their own (:class:`eef.envs.extras.ScriptedExperts`).
 """
 

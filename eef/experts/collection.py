@@ -60,7 +60,7 @@ def collect(
             print(f"  ({rule}; without retries)")
             if before:
                 tokens_in, tokens_out = (tokens * len(todo) // len(before) for tokens in _tokens_used(before))
-                print(f"at the mean of the {len(before)} before: {in_words(tokens_in, tokens_out, price)}")
+                print(f"at the mean cost of the {len(before)} saved episodes: {in_words(tokens_in, tokens_out, price)}")
             _confirm(yes)
             path.open("ab").close()  # a file that cannot be written is an error before any request is paid
             remaining = asyncio.run(_play(path, env, todo, expert, messages, common, limit, price))

@@ -45,7 +45,7 @@ def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out
         return
     runs = load_runs(root, index.get("run_ids"))
     if runs.empty:
-        print("no figure: the sweep's notebook made no runs")
+        print("no figure: the sweep's notebook recorded no runs")
         return
     folder = _figure_folder(root, name, out)
     stems = figure.get("draw", ["win_rate_vs_budget"])

@@ -108,7 +108,7 @@ def trajectory_tables(folder: Path) -> dict[str, list[Any]]:
 
 
 def _row(t: Trajectory, start: int | None) -> list[Any]:
-    turns = [f"> {turn.said}\n{turn.observation}".rstrip() for turn in t.turns]
+    turns = [f"> {turn.answer}\n{turn.observation}".rstrip() for turn in t.turns]
     return [t.task, bool(t.won), float(t.reward), len(t), t.outcome, start, "\n".join([t.prompt, *turns])[:20_000]]
 
 

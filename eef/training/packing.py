@@ -17,7 +17,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def packed(model: Any, packing: str) -> Iterator[bool]:
-    """Prepare ``model`` for batches packed as ``packing`` says, and give whether they are flat.
+    """Context manager that prepares ``model`` for batches packed as ``packing`` says. Its value is whether they are
+    flat.
 
     ``packing``: ``padded``, ``flat`` (see :func:`eef.training.rows.flatten`) or ``auto``: flat on a GPU with
     FlashAttention and a model in half precision, else padded. ``flat`` without FlashAttention is correct but slow. (The

@@ -174,7 +174,7 @@ class RowDataset(Dataset):
 
 
 class SharedSampler(Sampler):
-    """The order that a single process would draw, arranged for several, with -1 so that all get equally many items."""
+    """The order that a single process would draw, padded with -1 so that all processes get the same number of items."""
 
     def __init__(self, lengths: list[int], batch_size: int, share: int) -> None:
         self.drawn, self.share = LengthGroupedSampler(batch_size, lengths=lengths), share

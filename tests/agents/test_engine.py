@@ -144,7 +144,7 @@ def test_the_longest_conversation_is_the_one_that_a_models_files_name(
     if kind == "bloom":
         own.model_max_length = 10**30
         _saved(own, tmp_path)
-        with pytest.raises(ValueError, match="has no longest conversation: set context="):
+        with pytest.raises(ValueError, match="gives no maximum length: set context="):
             context_of(str(tmp_path))
         assert context_of(str(tmp_path), context=100) == 100
     if kind == "phi3":

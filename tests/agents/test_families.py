@@ -16,7 +16,7 @@ from eef.agents import react
 from eef.agents.chat import Chat
 from eef.envs.webshop import WebShop
 from eef.experiment import experiment
-from eef.lab import scaffold
+from eef.lab import make_chat
 from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn, load
 
@@ -98,7 +98,7 @@ def test_ids_equal_those_of_the_template(
         assert not any(mask[:place][-1:])
         answer = dialogue.encode_turn(turn)
         text = tokenizer.decode(answer[: -len(chat.end)]).strip()
-        assert text == (turn.said if turn.reply or not react_prompt else f"Action: {turn.action}").strip()
+        assert text == (turn.answer if turn.reply or not react_prompt else f"Action: {turn.action}").strip()
         assert mask[place : place + len(answer)] == [flags[index]] * len(answer)
         place += len(answer)
         messages.append({"role": "assistant", "content": text})
@@ -177,4 +177,4 @@ def test_a_run_of_a_language_model_with_thoughts(tmp_path: Path) -> None:
 )
 def test_incompatible_settings_are_refused_first(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        scaffold(Settings(**changes), WebShop(catalogue={"products": 700, "train": 2, "test": 2}), [])
+        make_chat(Settings(**changes), WebShop(catalogue={"products": 700, "train": 2, "test": 2}), [])

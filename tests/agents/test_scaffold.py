@@ -83,7 +83,7 @@ def test_a_date_that_cannot_be_fixed_is_refused() -> None:
         # the generation prompt differs from the rendering of past answers
         (
             FAMILIES["plain"].template.replace("assistant:\n{% endif", "assistant (thinking): {% endif"),
-            r"renders a past answer after .*assistant:.* but asks for one with .*assistant \(thinking\)",
+            r"puts .*assistant:.* before past answers, but .*assistant \(thinking\).* before a new one",
         ),
         # drops the second user turn
         ("{% for m in messages[:2] %}{{ m.role }}:\n{{ m.content }}<end>\n{% endfor %}", "drops, repeats or reorders"),
@@ -103,7 +103,7 @@ def test_a_date_that_cannot_be_fixed_is_refused() -> None:
         (FAMILIES["plain"].template.replace("m.content }}", "m.content | upper }}"), "drops, repeats or reorders"),
         (
             FAMILIES["plain"].template.replace("m.content }}", "m.content | replace('search', 'find') }}"),
-            "'tiny-plain' cannot be taken apart: for .*turn 1.*, token .* give .*search.* it gives .*'f', 'i'",
+            "'tiny-plain' cannot be split into parts: for .*turn 1.* give .*search.* at token .* gives .*'f', 'i'",
         ),
         (
             "{{ raise_exception('no such role') }}",
@@ -120,14 +120,14 @@ def test_a_template_that_fails_the_check_is_refused_with_the_reason(template: st
 def test_a_template_whose_prompt_joins_the_answer_is_refused() -> None:
     """The prompt ends with a blank, which the tokenizer joins with the answer, so the prompt alone has other ids."""
     tokenizer = changed("plain", FAMILIES["plain"].template.replace(":\n", ": "))
-    with pytest.raises(ValueError, match="cannot be taken apart: for turn . with its answer"):
+    with pytest.raises(ValueError, match="cannot be split into parts: for turn . with its answer"):
         derive_scaffold(tokenizer)
 
 
 def test_templates_that_leave_out_long_or_old_messages_are_refused() -> None:
     plain = FAMILIES["plain"].template
     for template in (plain.replace("m.content", "m.content[:500]"), plain.replace("in messages", "in messages[-10:]")):
-        with pytest.raises(ValueError, match="'tiny-plain' (cannot be taken apart|drops)"):
+        with pytest.raises(ValueError, match="'tiny-plain' (cannot be split into parts|drops)"):
             derive_scaffold(changed("plain", template))
 
 

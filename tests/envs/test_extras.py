@@ -124,7 +124,7 @@ def test_a_folder_and_a_line_give_an_environment_a_name(
     kiosk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env: Any = make_env("kiosk", size=4)
-    assert env.size == 4 and env.made == ("kiosk", {"size": 4})
+    assert env.size == 4 and env.make_env_arguments == ("kiosk", {"size": 4})
     assert extras_of(env).skills == extras_of("kiosk").skills == {"next": Skill("next", "Next", "paging")}
     assert cli.main(["kiosk"]) == 0 and capsys.readouterr().out == "clean\n"
     with pytest.raises(SystemExit):

@@ -129,7 +129,7 @@ def test_a_win_is_saved_and_can_be_used_as_an_expert(clever: Endpoint, shop: Web
     assert sorted(one.task for one in found) == sorted(tasks)
     assert all(one.won and one.outcome == "done" and one.source == "tiny" for one in found)
     for one in found:
-        assert all(turn.said.startswith("Thought: next.\nAction: ") and turn.learn for turn in one.turns)
+        assert all(turn.answer.startswith("Thought: next.\nAction: ") and turn.learn for turn in one.turns)
         assert all(read_action(turn.reply).action == turn.action for turn in one.turns)
         seen = [one.state(index) for index in range(len(one) + 1)]
         assert restore(shop.fork(), one.task, one.actions, seen) == seen[-1]
@@ -156,7 +156,7 @@ def test_an_answer_without_an_action_costs_a_step_and_replays(clever: Endpoint, 
     assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(clever, concurrency=1), yes=True) == 0
     (one,) = load(tmp_path / "e.jsonl")
     assert one.won and one.info["invalid"] == 2
-    assert [(turn.action, turn.said, turn.learn) for turn in one.turns[:2]] == [
+    assert [(turn.action, turn.answer, turn.learn) for turn in one.turns[:2]] == [
         ("", "I would rather talk.", False), ("", "", False)
     ]  # fmt: skip
     assert all("No action was found" in turn.observation for turn in one.turns[:2])
@@ -560,7 +560,10 @@ def test_the_estimate_is_printed_and_confirmed_first(
     steps = len(load(path)[0])
     assert f"1 won; {100 * steps:,} tokens in, {10 * steps} out, cost {100 * steps:.2f}" in capsys.readouterr().out
     assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
-    assert f"at the mean of the 1 before: {200 * steps:,} tokens in, {20 * steps} out" in capsys.readouterr().out
+    assert (
+        f"at the mean cost of the 1 saved episodes: {200 * steps:,} tokens in, {20 * steps} out"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_estimate_is_close_to_what_is_sent(endpoint: Endpoint, shop: WebShop, tmp_path: Path) -> None:

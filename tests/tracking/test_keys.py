@@ -33,7 +33,7 @@ from eef.envs.webshop import WebShop
 from eef.experiment import experiment
 from eef.experts import Expertise
 from eef.files import RunError, digest, joined_names, write_json
-from eef.lab import Lab, scaffold
+from eef.lab import Lab, make_chat
 from eef.methods import ceiling, eef, eto
 from eef.settings import GROUPS, ExpertSettings, Settings
 from eef.tracking import keys
@@ -81,7 +81,7 @@ class CannedRun:
 def keys_of(folder: Path, env: Any, settings: Settings, chat: Chat | None = None, seed: int = 0) -> dict[str, str]:
     """The key of each stage of EEF and its test, of the upper bound, and of ETO."""
     tasks, test = env.tasks("train"), env.tasks("test")
-    chat = chat or scaffold(settings, env, tasks)
+    chat = chat or make_chat(settings, env, tasks)
     run: Any = CannedRun(folder, tasks=len(tasks))
     lab = Lab(run, env, settings, seed, tasks, test, chat)
     lab.evaluate(eef(lab, m=3))
@@ -188,7 +188,7 @@ def test_the_seed_of_simulations_counts_beside_that_of_their_policy(stages, mode
     for seed in (0, 1, 0):
         run: Any = CannedRun(stages, tasks=6)
         settings = Settings(model=str(model))
-        lab = Lab(run, world, settings, 0, world.tasks("train"), [], scaffold(settings, world, []))
+        lab = Lab(run, world, settings, 0, world.tasks("train"), [], make_chat(settings, world, []))
         lab.simulate("s0", run.stage("bc", {}, None), [Start("0")], seed)
         stage_keys.append(run.keys["s0"])
     assert stage_keys[0] == stage_keys[2] != stage_keys[1]
@@ -455,7 +455,7 @@ def test_code_counts_where_it_is_imported_and_nowhere_else(stages, model: Path, 
 
 def test_the_code_of_aliases_counts_for_a_policy_that_uses_them(stages, model: Path, world, package: Path) -> None:
     settings = Settings(model=str(model))
-    with_aliases = replace(scaffold(settings, world, []), aliases="webshop")
+    with_aliases = replace(make_chat(settings, world, []), aliases="webshop")
     base, without = keys_of(stages, world, settings, with_aliases), keys_of(stages, world, settings)
     path = package / "envs" / "webshop" / "aliases.py"
     path.write_text(path.read_text() + "\nADDED = 1\n")

@@ -63,8 +63,8 @@ class ScienceWorld:
     ``valid_actions``: compute the valid actions after every step, for :meth:`available_actions`. In some tasks this
     computation changes what happens later. Record and replay an episode with the same value; it is part of the stamp.
 
-    The prompt is the task's description and a first look around. ``Step.reward`` is the current score in [0, 1], which
-    the episode is worth if it ends now; it is 0 after a failure, which the simulator scores -1. ``Step.info``: ``won``
+    The prompt is the task's description and a first look around. ``Step.reward`` is the score in [0, 1] that the
+    episode has if it ends now. It is 0 after a failure, for which the simulator's score is -1. ``Step.info``: ``won``
     (completed with score 1), ``score`` (the simulator's, -1 to 1) and ``max_score`` (the best so far: ETO's reward).
     ValueError for an unknown task, variation, simplification or split.
     """

@@ -7,5 +7,5 @@ from typing import Any
 
 
 def collect_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Each episode at a time takes its own simulator process."""
+    """One simulator process per concurrent episode."""
     return {"processes": arguments.concurrency}

@@ -1,4 +1,4 @@
-"""What ScienceWorld brings beside the protocol (:class:`eef.envs.extras.Extras`)."""
+"""What ScienceWorld adds to the protocol (:class:`eef.envs.extras.Extras`)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ It differs from the official code where that crashes or corrupts its state:
 | sessions are kept for ever                                       | an episode is a value; nothing is kept            |
 | an action that is not a string raises TypeError                  | invalid: nothing happens                          |
 
-Officially an episode may continue after Buy Now (a search starts over), and so it may here.
+As in the official code, an episode may continue after Buy Now: a search starts over.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What WebShop brings beside the protocol (:class:`eef.envs.extras.Extras`)."""
+"""What WebShop adds to the protocol (:class:`eef.envs.extras.Extras`)."""
 
 from __future__ import annotations
 

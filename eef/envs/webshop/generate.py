@@ -301,6 +301,6 @@ def _sizes(count: int, shares: tuple[float, ...]) -> list[int]:
 
 
 def grade(actions: list[str]) -> str:
-    """``easy``, ``medium`` or ``hard``: perfect play needs no, one or two, or more moves by Next or Prev."""
+    """``easy``, ``medium`` or ``hard``: perfect play needs 0, 1 to 2, or at least 3 moves with Next or Prev."""
     moves = sum(action.lower() in ("click[next >]", "click[< prev]") for action in actions)
     return "easy" if moves == 0 else "medium" if moves <= 2 else "hard"

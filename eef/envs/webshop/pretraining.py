@@ -148,7 +148,9 @@ class _Reader:
         return [row for row in self.rows if "$ok" in self.rows[row]]
 
     def _first_row(self) -> tuple[list[str], list[str]]:
-        """Which is the first row that contains some words (within the cap) (but is none of these)?"""
+        """A question for the first row that contains some words. It may also require a price within the cap, or exclude
+        some rows.
+        """
         rng, rows = self.rng, list(self.rows)
         symbols = [symbol for symbol in self.rows[rng.choice(rows)] if symbol[0] in "io"]
         if rng.random() < 0.6:  # words of the instruction, if possible some that the page contains
