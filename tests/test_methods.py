@@ -304,7 +304,7 @@ def test_experts_without_a_failure_or_without_a_win_are_named(run, shop, root: P
     experts = trajectory.load(root / run("sft_pos")["run_id"] / "experts" / "trajectories.jsonl")
     won = trajectory.save((t for t in experts if t.won), tmp_path / "won.jsonl")
     lost = trajectory.save((t for t in experts if t.failed), tmp_path / "lost.jsonl")
-    with pytest.raises(ValueError, match="EEF explores failed expert trajectories, but all won"):
+    with pytest.raises(ValueError, match="EEF explores failed expert trajectories, but there are none"):
         run("eef", options={"m": 1}, experts=str(won))
     with pytest.raises(ValueError, match=r"none of the \d+ expert trajectories won"):
         run("sft_pos", experts=str(lost))
