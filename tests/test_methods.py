@@ -310,7 +310,7 @@ def test_experts_without_a_failure_or_without_a_win_are_named(run, shop, root: P
         run("sft_pos", experts=str(lost))
     torn = tmp_path / "torn.jsonl"
     torn.write_bytes(lost.read_bytes()[:-30])
-    with pytest.raises(trajectory.TrajectoryError, match=r"torn.jsonl, line \d+: the line is torn"):
+    with pytest.raises(trajectory.TrajectoryError, match=r"torn.jsonl, line \d+: truncated or invalid JSON"):
         run("sft_pos", experts=str(torn))
 
 

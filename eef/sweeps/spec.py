@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eef.envs import ENVIRONMENTS
 from eef.files import plain
 from eef.sweeps import renamed
 from eef.sweeps.executors import declared
@@ -168,7 +169,7 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
     """Check the parameters of all points, and those of the figure. Raises :class:`SweepError`.
 
     The notebook's ``parameters`` cell must declare each parameter with a default of the same type. A comment
-    ``# one of: a, b`` beside a parameter limits its values.
+    ``# one of: a, b`` beside a parameter limits its values, ``# name of an environment`` to those of ``ENVIRONMENTS``.
     """
     known = declared(spec.notebook)
     if not known:
@@ -199,13 +200,20 @@ def _check_value(where: str, key: str, value: Any, known: Mapping[str, str]) -> 
     if value is None and default is not NO_LITERAL:
         _check_kind(where, key, value, default)
         return
-    if choices := re.search(r"one of:?\s*([^;]+)", known["help"]):
-        words = [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))]
-        if str(value) not in words:
-            near = _did_you_mean(str(value), words)
-            raise SweepError(f"{where}: unknown {key} {value!r}{near}; known: {', '.join(words)}{hint}")
+    words = _choices(known["help"])
+    if words and str(value) not in words:
+        near = _did_you_mean(str(value), words)
+        raise SweepError(f"{where}: unknown {key} {value!r}{near}; known: {', '.join(words)}{hint}")
     if default is not NO_LITERAL:
         _check_kind(where, key, value, default, hint)
+
+
+def _choices(comment: str) -> list[str]:
+    """The values that a parameter's comment allows; empty for any value."""
+    if re.match(r"name of an environment\b", comment.strip()):
+        return list(ENVIRONMENTS)
+    choices = re.search(r"one of:?\s*([^;]+)", comment)
+    return [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))] if choices else []
 
 
 def default_of(known: Mapping[str, str]) -> Any:

@@ -21,10 +21,11 @@ from eef.envs.webshop.shopper import play_expert
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_each_environment_has_instructions_and_scripted_experts(name: str) -> None:
+def test_instructions_end_with_an_action_and_noise_makes_experts_err(name: str) -> None:
     extras = extras_of(name)
-    assert extras.instructions.endswith(("Action: look around", "Action: click[name]"))
-    assert extras.experts is not None and set(extras.experts.noise) == {"strong", "weak"}
+    assert not extras.instructions or extras.instructions.splitlines()[-1].startswith("Action: ")
+    if extras.experts is None:
+        return
     assert all(type(noise) is type(extras.experts.perfect) for noise in extras.experts.noise.values())
     assert all(noise != extras.experts.perfect for noise in extras.experts.noise.values())
 

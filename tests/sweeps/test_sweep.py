@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eef.cli import main, parse_overrides
+from eef.envs import ENVIRONMENTS
 from eef.settings import RENAMED
 from eef.sweeps import executors as launch
 from eef.sweeps import inputs
@@ -606,7 +607,7 @@ def test_names_of_methods_and_the_like_are_checked_before_anything_starts() -> N
         "tune": "lora, full",
         "dtype": "auto, float32, bfloat16, float16",
         "optimizer": "adamw_torch, adamw_8bit, paged_adamw_8bit",
-        "env": "webshop, scienceworld",
+        "env": ", ".join(ENVIRONMENTS),
     }
     for key, names in known.items():
         check(spec, [{key: name} for name in names.split(", ")])

@@ -689,7 +689,7 @@ def test_the_imports_of_a_notebook() -> None:
     assert imports_of(source) == ["eef.analysis.views", "eef.sweeps", "eef.sweeps.sweep", "eef.tracking.runs"]
     files = keys.source_files(["eef.analysis.report"])
     assert (
-        "eef.analysis.evaluate" in files
+        "eef.analysis.statistics" in files
         and "eef.cli" not in files
         and files["eef.tracking.runs"] == keys.PACKAGE / "tracking" / "runs.py"
     )

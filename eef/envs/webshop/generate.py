@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eef.envs.webshop.shopper import ShopEnv
+if TYPE_CHECKING:
+    from eef.envs.webshop.shopper import ShopEnv
+
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
