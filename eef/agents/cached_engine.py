@@ -19,9 +19,9 @@ from transformers.cache_utils import Cache
 
 from eef.agents.attention_masks import attention_mask, mask_kinds
 from eef.agents.constraints import Constraints
+from eef.agents.engine import LocalPolicy
 from eef.agents.engine_check import check
 from eef.agents.kv_cache import STEP, Plan, RowLayer, available_memory
-from eef.agents.policy import Policy
 from eef.agents.sampling import choose
 
 _CELLS = 1 << 26  # most elements of a mask in one pass (with eager attention: of the scores of all heads)
@@ -38,7 +38,7 @@ class CachedEngine:
     sets no limit on memory.
     """
 
-    def __init__(self, policy: Policy, slots: int, token_bytes: int | None = None) -> None:
+    def __init__(self, policy: LocalPolicy, slots: int, token_bytes: int | None = None) -> None:
         policy.model.eval()  # no dropout
         if token_bytes is None:
             if policy.checked is None or policy.checked[0] is not policy.model:

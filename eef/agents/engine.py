@@ -9,7 +9,7 @@ of :class:`Engine`, and a policy that returns it (:class:`PlayablePolicy`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from eef.agents.chat import Chat
 from eef.agents.constraints import Constraints
@@ -82,4 +82,22 @@ class PlayablePolicy(Protocol):
 
     def engine(self, slots: int) -> Engine:
         """A new engine for up to ``slots`` conversations at once."""
+        ...
+
+
+class LocalPolicy(PlayablePolicy, Protocol):
+    """What an engine needs of a policy whose model runs in this process, such as :class:`eef.agents.policy.Policy`."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    checked: tuple[Any, int] | None
+
+    @property
+    def pad(self) -> int:
+        """The id that pads short rows."""
+        ...
+
+    def ends(self, token: int) -> bool:
+        """Whether an id ends an answer."""
         ...

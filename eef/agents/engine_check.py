@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from eef.agents.model_files import USE_SERVER, refusal
-from eef.agents.policy import HALF, Policy
+from eef.agents.engine import LocalPolicy
+from eef.agents.model_files import HALF, USE_SERVER, refusal
 
 _WINDOW = 5  # tokens that windows and chunks have during the check
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.2
 
 
 @torch.inference_mode()
-def check(policy: Policy, make_engine: Callable[[], Any]) -> int:
+def check(policy: LocalPolicy, make_engine: Callable[[], Any]) -> int:
     """Compare the engine with the model's plain forward pass, which has no cache and builds its own masks.
 
     ``make_engine`` returns an engine with two slots that has not been checked. It reads two short conversations of
@@ -56,7 +56,7 @@ def check(policy: Policy, make_engine: Callable[[], Any]) -> int:
     return sum(t[0, :, 0].nbytes for layer in layers for t in (layer.keys, layer.values) if t is not None)
 
 
-def _differences(policy: Policy, engine: Any, exact: bool, name: str) -> list[float]:
+def _differences(policy: LocalPolicy, engine: Any, exact: bool, name: str) -> list[float]:
     """How far the engine is from the plain forward pass after each piece of each conversation.
 
     The largest difference of log-probabilities where the model is ``exact``, else the total variation distance.

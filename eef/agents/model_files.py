@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils.import_utils import is_gguf_available
 
@@ -20,6 +21,7 @@ from eef.agents.chat import load_options
 from eef.settings import EMBEDDED_MODELS
 
 EMBEDDED = "embedded"
+HALF = (torch.bfloat16, torch.float16)
 USE_SERVER = "use vLLM: engine='http://...' (docs/models.md)"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers that our engine supports

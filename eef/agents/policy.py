@@ -43,8 +43,6 @@ from eef.settings import DTYPES, QUANTIZATIONS, ModelSettings
 if TYPE_CHECKING:
     from eef.agents.engine import Engine
 
-HALF = (torch.bfloat16, torch.float16)
-
 
 @dataclass
 class Policy:

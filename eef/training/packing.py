@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available
 
+from eef.agents.model_files import HALF
 from eef.settings import PACKINGS
 from eef.training.rows import flatten
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def test_invalid_options_are_named(base: str, examples, tmp_path) -> None:
             continue
         with pytest.raises(ValueError, match=words):
             sft(trainable(base), examples, tmp_path, **SETTINGS, **wrong)
-    with pytest.raises(ValueError, match="dtype='int8': known are 'auto', 'float32'"):
+    with pytest.raises(ValueError, match="dtype='int8' must be one of 'auto', 'float32'"):
         Policy.load(base, dtype="int8")
 
 
