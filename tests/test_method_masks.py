@@ -65,7 +65,7 @@ class Story:
     def sampling_seed(self, iteration: int) -> int:
         return iteration
 
-    def start(self, adapter: Path) -> None:
+    def sft_start(self, adapter: Path) -> None:
         return None
 
     def sft(self, name: str, examples: list[Example], start: Path | None = None) -> Path:

@@ -149,7 +149,7 @@ class FakeLab:
     def sampling_seed(self, iteration: int) -> int:
         return 100 + iteration
 
-    def start(self, adapter: Path) -> None:
+    def sft_start(self, adapter: Path) -> None:
         return None
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
