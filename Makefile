@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint lock setup clean
 
 setup: .venv/ready
 
@@ -16,12 +16,17 @@ demo: setup
 	$(BIN)/eef sweep experiments/demo.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy eef
+
+lock:  # after a change of constraints.txt or of what pyproject.toml requires; needs uv (pip install uv)
+	(sed '/^[^#]/,$$d' requirements.lock; uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --python-version 3.11.5 --python-platform x86_64-unknown-linux-gnu -c constraints.txt --extra dev pyproject.toml) > requirements.new
+	mv requirements.new requirements.lock
 
 clean:
 	rm -rf .venv experiments/runs

@@ -1,6 +1,6 @@
-"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``webshop``, ``collect``.
+"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``collect``, and the environments'.
 
-Heavy libraries are imported by the commands that need them, so that ``eef --help`` answers at once.
+Heavy libraries are imported by the commands that need them, so that ``eef --help`` is fast.
 """
 
 from __future__ import annotations
@@ -8,15 +8,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from eef.envs import ENVIRONMENTS
+from eef.files import PACKAGE
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. 0: well, 1: points failed, 2: a mistake that the message explains, 130: interrupted."""
-    given = _parser().parse_args(argv)
+    """Run one command. Returns 0 on success, 1 if points failed, 2 after an error message, 130 if interrupted."""
+    arguments = _parser().parse_args(argv)
     try:
-        return int(given.command(given))
+        return int(arguments.command(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -27,391 +32,267 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("EEF_DEBUG") == "1":
             raise
         text = str(error) or type(error).__name__
-        print(f"eef: {text}\n(EEF_DEBUG=1 shows where it came from)", file=sys.stderr)
+        print(f"eef: {text}\n(set EEF_DEBUG=1 for the traceback)", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="eef", description="Tuning LLM agents on their experts' failures.")
+    parser = argparse.ArgumentParser(prog="eef", description="Tune LLM agents on the failures of their experts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("sweep", help="run the points of a sweep file that are not finished, then draw them")
-    one.add_argument("file", metavar="FILE", help="a sweep as YAML, such as experiments/demo.yaml")
-    one.add_argument(
-        "-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="change a parameter"
+    sweep = commands.add_parser("sweep", help="run the unfinished points of a sweep file, then draw the results")
+    sweep.add_argument("file", metavar="FILE", help="a sweep file (YAML), such as experiments/demo.yaml")
+    sweep.add_argument(
+        "-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="set a parameter of all points"
     )
-    one.add_argument("--jobs", type=int, help="points at a time (default 2; on Slurm all)")
-    one.add_argument("--executor", default="local", choices=("local", "slurm"), help="where points run (default local)")
-    one.add_argument("--dry-run", action="store_true", help="list the points and stop")
-    one.add_argument("--only", metavar="SUBSTR", help="the points whose name contains this")
-    one.set_defaults(command=_sweep)
+    sweep.add_argument("--jobs", type=int, help="number of points to run at a time (default 2; with Slurm, all)")
+    sweep.add_argument("--executor", default="local", choices=("local", "slurm"), help="where to run (default local)")
+    sweep.add_argument("--dry-run", action="store_true", help="list the points and stop")
+    sweep.add_argument("--only", metavar="TEXT", help="run only points whose name contains TEXT")
+    sweep.set_defaults(command=_sweep)
 
-    two = commands.add_parser("figures", help="draw win rate against budget from finished runs")
-    two.add_argument("--sweep", metavar="NAME", help="the runs of one sweep (default: every run in the root)")
-    two.set_defaults(command=_figures)
+    figures = commands.add_parser("figures", help="draw win rate against budget for finished runs")
+    figures.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all runs)")
+    figures.set_defaults(command=_figures)
 
-    three = commands.add_parser("runs", help="list, show, compare or prune runs")
-    three.set_defaults(command=_runs_list)
-    _runs_parser(three)
+    runs = commands.add_parser("runs", help="list, show, compare or prune runs")
+    runs.set_defaults(command=_runs_list)
+    _add_runs_commands(runs)
 
-    four = commands.add_parser("report", help="an HTML page of a sweep; with a W&B account a report there, too")
-    four.add_argument("--sweep", metavar="NAME", help="the runs of one sweep (default: every run in the root)")
-    four.add_argument("--out", metavar="FILE", help="the page (default ROOT/reports/NAME.html)")
-    four.set_defaults(command=_report)
+    report = commands.add_parser("report", help="write an HTML page of a sweep, and a report on W&B with an account")
+    report.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all runs)")
+    report.add_argument("--out", metavar="FILE", help="the page (default ROOT/reports/NAME.html)")
+    report.set_defaults(command=_report)
 
-    five = commands.add_parser("wandb", help="what was kept offline for Weights & Biases")
-    five.add_argument("what", choices=("sync",), help="sync: send the offline runs")
-    five.set_defaults(command=_wandb_sync)
+    wandb = commands.add_parser("wandb", help="send offline runs to Weights & Biases")
+    wandb.add_argument("action", choices=("sync",), help="sync: send all offline runs that were not sent")
+    wandb.set_defaults(command=_wandb_sync)
 
-    _webshop_parser(commands.add_parser("webshop", help="build a store, generate a catalogue, play an episode"))
-    _collect_parser(commands.add_parser("collect", help="expert trajectories from an OpenAI-compatible endpoint"))
+    modules = _environment_modules()
+    for name, module in modules.items():
+        if hasattr(module, "add_commands"):
+            summary = (module.__doc__ or "").partition("\n")[0]
+            module.add_commands(commands.add_parser(name, help=summary[:1].lower() + summary[1:].rstrip(".")))
+    collect = commands.add_parser("collect", help="collect expert trajectories from an OpenAI-compatible endpoint")
+    _add_collect_options(collect, modules)
 
-    for command in (one, two, three, four, five):
-        command.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
-    for command in (one, two):
-        command.add_argument("--out", metavar="DIR", help="where the figure goes (default figures/NAME)")
+    for command in (sweep, figures, runs, report, wandb):
+        command.add_argument("--root", metavar="DIR", help="folder of all runs (default experiments/runs)")
+    for command in (sweep, figures):
+        command.add_argument("--out", metavar="DIR", help="folder for the figures (default figures/NAME)")
     return parser
 
 
-def _runs_parser(parser: argparse.ArgumentParser) -> None:
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--root", metavar="DIR", default=argparse.SUPPRESS, help="where runs are kept")
+def _add_runs_commands(parser: argparse.ArgumentParser) -> None:
+    root = argparse.ArgumentParser(add_help=False)
+    root.add_argument("--root", metavar="DIR", default=argparse.SUPPRESS, help="folder of all runs")
     commands = parser.add_subparsers(metavar="ACTION")
-    one = commands.add_parser("list", parents=[where], help="id, win rate, state (the default)")
-    one.set_defaults(command=_runs_list)
-    two = commands.add_parser("show", parents=[where], help="all that a run's folder holds")
-    two.add_argument("run", metavar="RUN", help="its id, or a part that no other has")
-    two.set_defaults(command=_runs_show)
-    three = commands.add_parser("compare", parents=[where], help="what differs, and the paired difference of win rates")
-    three.add_argument("run", metavar="A")
-    three.add_argument("other", metavar="B")
-    three.set_defaults(command=_runs_compare)
-    four = commands.add_parser("prune", parents=[where], help="list what no run needs; remove it with --yes")
-    four.add_argument("runs", metavar="RUN", nargs="*", help="runs to remove as well, with the stages they alone use")
-    four.add_argument("--unfinished", action="store_true", help="also runs without a result")
-    four.add_argument("--yes", action="store_true", help="remove, and not just list")
-    four.set_defaults(command=_runs_prune)
-
-
-def _webshop_parser(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    one = commands.add_parser("build", help="turn the official JSON into a store that opens in seconds")
-    one.add_argument("folder", metavar="FOLDER", help="the folder with the official files")
-    one.add_argument("--out", metavar="DIR", help="where the store goes (default FOLDER/store)")
-    one.set_defaults(command=_webshop_build)
-
-    two = commands.add_parser("generate", help="write a generated catalogue in the official format")
-    two.add_argument("folder", metavar="FOLDER", help="where the files go")
-    two.add_argument("--products", type=int, default=6000, metavar="N", help="number of products (default 6000)")
-    two.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another catalogue (default 0)")
-    two.add_argument(
-        "--goals", type=int, default=12000, metavar="N", help="keep at most N instructions (default 12000)"
+    commands.add_parser("list", parents=[root], help="id, win rate and state of each run (the default)").set_defaults(
+        command=_runs_list
     )
-    two.set_defaults(command=_webshop_generate)
+    show = commands.add_parser("show", parents=[root], help="print everything that is recorded about a run")
+    show.add_argument("run", metavar="RUN", help="its id, or a unique part of it")
+    show.set_defaults(command=_runs_show)
+    compare = commands.add_parser("compare", parents=[root], help="differences of two runs, and of their win rates")
+    compare.add_argument("run", metavar="A")
+    compare.add_argument("other", metavar="B")
+    compare.set_defaults(command=_runs_compare)
+    prune = commands.add_parser("prune", parents=[root], help="list files that no run needs; --yes removes them")
+    prune.add_argument("runs", metavar="RUN", nargs="*", help="also these runs, and stages that only they use")
+    prune.add_argument("--unfinished", action="store_true", help="also runs without a result")
+    prune.add_argument("--yes", action="store_true", help="remove the files")
+    prune.set_defaults(command=_runs_prune)
 
-    three = commands.add_parser("play", help="play an episode; the reward is explained at the end")
-    three.add_argument("--data", metavar="FOLDER", help="official files or a store (default: the embedded catalogue)")
-    three.add_argument("--task", metavar="ID", help="the task (default: the first of the split)")
-    three.add_argument("--split", default="test", choices=("train", "eval", "test"), help="(default test)")
-    three.add_argument("--seed", type=int, default=0, metavar="S", help="seed of drawn prices (default 0)")
-    three.set_defaults(command=_webshop_play)
+
+def _environment_modules() -> dict[str, ModuleType]:
+    """The module ``cli`` of each environment that has one (see :mod:`eef.envs`)."""
+    modules: dict[str, ModuleType] = {}
+    for name in ENVIRONMENTS:
+        path = PACKAGE / "envs" / name / "cli.py"
+        spec = spec_from_file_location(f"eef.envs.{name}.cli", path)
+        if path.is_file() and spec is not None and spec.loader is not None:
+            # loaded from its file, since an import would also load the environment and its libraries
+            modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(modules[name])
+    return modules
 
 
-def _collect_parser(parser: argparse.ArgumentParser) -> None:
+def _add_collect_options(parser: argparse.ArgumentParser, modules: dict[str, ModuleType]) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", help="JSON Lines, appended to; `-p experts=FILE` uses it")
-    add("--model", required=True, metavar="NAME", help="the model, as the endpoint calls it")
-    add("--base-url", required=True, metavar="URL", help="the endpoint, such as http://localhost:8000/v1")
-    add("--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="what holds the key (default OPENAI_API_KEY)")
-    add("--env", default="webshop", choices=("webshop", "scienceworld"), help="(default webshop)")
-    add("--data", metavar="FOLDER", help="WebShop's official files or a store (default: the embedded catalogue)")
-    add("-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a keyword of the environment")
-    add("--split", default="train", choices=("train", "eval", "test"), help="(default train)")
-    add("--tasks", type=int, metavar="N", help="the first N subtasks of the split (default all)")
-    add("--max-steps", type=int, metavar="N", help="steps per episode (default: the environment's)")
-    add("--one-shot", action="store_true", help="show an example: the scripted player on a subtask not collected")
-    add("--temperature", type=float, default=0.0, metavar="T", help="(default 0)")
+    add("file", metavar="FILE", help="JSON Lines to append to; use it with `-p experts=FILE`")
+    add("--model", required=True, metavar="NAME", help="name of the model at the endpoint")
+    add("--base-url", required=True, metavar="URL", help="address of the endpoint, such as http://localhost:8000/v1")
     add(
-        "--body", default="{}", metavar="JSON", help='further fields of the request; null takes one out: {"stop": null}'
+        "--key-variable",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="variable with the key (default OPENAI_API_KEY)",
     )
-    add("--concurrency", type=int, default=4, metavar="N", help="episodes at once (default 4)")
-    add("--rpm", type=float, metavar="N", help="requests per minute at most, retries included")
-    add("--retries", type=int, default=8, metavar="N", help="after 429, 5xx and timeouts (default 8)")
+    first = next(iter(ENVIRONMENTS))
+    add("--env", default=first, choices=tuple(ENVIRONMENTS), help=f"(default {first})")
+    keywords = [
+        add(option, **settings).dest
+        for module in modules.values()
+        for option, settings in getattr(module, "COLLECT_OPTIONS", {}).items()
+    ]
+    add("-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="an option of the environment")
+    add("--split", default="train", choices=("train", "eval", "test"), help="(default train)")
+    add("--tasks", type=int, metavar="N", help="use the first N subtasks of the split (default all)")
+    add("--max-steps", type=int, metavar="N", help="steps per episode (default: as in the environment)")
+    add("--one-shot", action="store_true", help="add an example: a scripted episode of another subtask")
+    add("--temperature", type=float, default=0.0, metavar="T", help="(default 0)")
+    add("--body", default="{}", metavar="JSON", help='more fields of the request; null removes a field: {"stop": null}')
+    add("--concurrency", type=int, default=4, metavar="N", help="episodes at a time (default 4)")
+    add("--rpm", type=float, metavar="N", help="largest number of requests per minute, including retries")
+    add("--retries", type=int, default=8, metavar="N", help="retries after 429, 5xx and timeouts (default 8)")
     add("--timeout", type=float, default=120.0, metavar="SECONDS", help="per request (default 120)")
-    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens in and out, for the estimate")
+    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="prices per million tokens, for an estimate")
     add("--yes", action="store_true", help="do not ask for confirmation")
-    parser.set_defaults(command=_collect)
+    parser.set_defaults(command=_collect, environment_keywords=keywords)
 
 
-def _collect(given: argparse.Namespace) -> int:
-    from eef.collect import Expert, read_body, read_key, run
+def _collect(arguments: argparse.Namespace) -> int:
     from eef.envs import make_env
+    from eef.experts.collection import collect
+    from eef.experts.endpoint import Expert, read_body, read_key
 
     names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
-    asked = {name: getattr(given, name) for name in names}
-    expert = Expert(key=read_key(given.key_variable), body=read_body(given.body), **asked)
-    options = parse_overrides(given.overrides)
-    options |= {"data": given.data} if given.data else {}
-    options |= {"max_steps": given.max_steps} if given.max_steps else {}
-    if given.env == "scienceworld":
-        options.setdefault("processes", given.concurrency)
+    settings = {name: getattr(arguments, name) for name in names}
+    expert = Expert(key=read_key(arguments.key_variable), body=read_body(arguments.body), **settings)
+    module: Any = _environment_modules().get(arguments.env)
+    options = module.collect_defaults(arguments) if hasattr(module, "collect_defaults") else {}
+    options |= parse_overrides(arguments.overrides)
+    for keyword in ("max_steps", *arguments.environment_keywords):
+        if getattr(arguments, keyword):
+            options[keyword] = getattr(arguments, keyword)
     try:
-        env = make_env(given.env, **options)
-    except TypeError as error:  # an option that it does not have
-        raise ValueError(f"{given.env}: {str(error).partition('() ')[2]}") from None
+        env = make_env(arguments.env, **options)
+    except TypeError as error:  # an unknown option
+        raise ValueError(f"{arguments.env}: {str(error).partition('() ')[2]}") from None
     try:
-        return run(given.file, env, given.split, given.tasks, expert, given.one_shot, given.price, given.yes)
+        return collect(
+            arguments.file,
+            env,
+            arguments.split,
+            arguments.tasks,
+            expert,
+            arguments.one_shot,
+            arguments.price,
+            arguments.yes,
+        )
     finally:
-        getattr(env, "close", lambda: None)()  # ScienceWorld's simulators
-
-
-def _webshop_build(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.store import build
-
-    place = build(given.folder, given.out, progress=True)
-    print(f"store: {place} (make_env('webshop', data={str(given.out or given.folder)!r}) opens it)")
-    return 0
-
-
-def _webshop_generate(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.generate import Shop, write
-
-    folder = write(Shop(products=given.products, seed=given.seed), given.folder, given.goals, progress=True)
-    print(f"catalogue: {folder} (`eef webshop build {folder}` makes it open in seconds)")
-    return 0
-
-
-def _webshop_play(given: argparse.Namespace) -> int:
-    from eef.envs.webshop.play import start
-
-    return start(given.data, given.task, given.split, given.seed)
+        getattr(env, "close", lambda: None)()  # ends the processes of an environment that has some
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """``key=value`` words with values as in a sweep file (:mod:`eef.strict_yaml`); ``1e-4`` is a number here."""
-    from eef.strict_yaml import load
+    """Parse ``key=value`` words. Values are as in a sweep file, but ``1e-4`` is a number."""
+    from eef.sweeps.strict_yaml import load_yaml
 
     overrides: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"-p {word!r}: write key=value")
-        overrides[key] = load(text, f"-p {word!r}", command_line=True)
+        overrides[key] = load_yaml(text, f"-p {word!r}", command_line=True)
     return overrides
 
 
-def _root(given: argparse.Namespace) -> Path:
-    from eef.runs import default_root
+def _root(arguments: argparse.Namespace) -> Path:
+    from eef.tracking.records import default_root
 
-    return Path(given.root).resolve() if given.root else default_root()
+    return Path(arguments.root).resolve() if arguments.root else default_root()
 
 
-def _sweep(given: argparse.Namespace) -> int:
-    from eef.sweep import read_spec, sweep, sweep_label
+def _sweep(arguments: argparse.Namespace) -> int:
+    from eef.sweeps.points import sweep_label
+    from eef.sweeps.results import check_writable, draw_sweep, publish, read_index
+    from eef.sweeps.spec import read_spec, use_current_names
+    from eef.sweeps.sweep import sweep
 
-    overrides = parse_overrides(given.overrides)
-    if given.out:
-        _check_out(Path(given.out))
-    code = sweep(given.file, overrides, given.jobs, given.dry_run, given.only, given.root, given.executor)
-    if given.dry_run or code not in (0, 1):
+    overrides = parse_overrides(arguments.overrides)
+    if arguments.out:
+        check_writable(Path(arguments.out))
+    code = sweep(
+        arguments.file, overrides, arguments.jobs, arguments.dry_run, arguments.only, arguments.root, arguments.executor
+    )
+    if arguments.dry_run or code not in (0, 1):
         return code
-    spec = read_spec(given.file)
+    root, spec = _root(arguments), read_spec(arguments.file)
+    overrides, _ = use_current_names(spec, overrides)
     name = sweep_label(spec, overrides)
-    if code:
-        root = _root(given)
-        index = _index(root, name)
-        if index.get("run_ids"):  # in the morning, what the night gave
-            _publish(root, name, index, [])
-        return code
-    return _draw(given, name, spec.figure, whole=True)
+    if code == 0:
+        draw_sweep(root, name, spec.figure, spec.file, arguments.out)
+    elif (index := read_index(root, name)).get("run_ids"):  # show the points that did not fail
+        publish(root, name, index, [])
+    return code
 
 
-def _figures(given: argparse.Namespace) -> int:
-    return _draw(given, given.sweep, {}, whole=False)
+def _figures(arguments: argparse.Namespace) -> int:
+    from eef.sweeps.results import draw_runs
 
-
-def _index(root: Path, name: str | None) -> dict[str, Any]:
-    """What a sweep left about itself: run_ids, missing, command; empty without a name."""
-    from eef.files import read_json
-
-    at = root / "sweeps" / f"{name}.json"
-    if name and not at.is_file():
-        known = ", ".join(sorted(path.stem for path in at.parent.glob("*.json"))) or "none"
-        raise ValueError(f"no sweep {name!r} in {root}; known: {known}")
-    return read_json(at) if name else {}
-
-
-def _draw(given: argparse.Namespace, name: str | None, figure: dict[str, Any], whole: bool) -> int:
-    """Draw a sweep's figures and print their table and where they are.
-
-    ``figure`` is the section of the sweep file: a ``notebook``, and its parameters (``draw``, ...).
-    """
-    from eef.figures import markdown, table, win_rate_vs_budget
-    from eef.runs import load_runs
-
-    root = _root(given)
-    index = _index(root, name)
-    if missing := index.get("missing"):
-        print(f"{len(missing)} points of {name} are not finished: {', '.join(missing[:5])}")
-        if whole:
-            print(f"no figure yet; `eef figures --sweep {name}` draws what is there")
-            return 0
-    runs = load_runs(root, index.get("run_ids"))
-    if runs.empty and whole:
-        print("the sweep's notebook made no runs: no figure")
-        return 0
-    out = _figure_folder(given, root, name or "all")
-    drawn = figure.get("draw", ["win_rate_vs_budget"])
-    shown = f"\n{markdown(table(runs))}\n" if "win_rate_vs_budget" in drawn else ""
-    if "notebook" in figure:
-        given_on = {key: value for key, value in figure.items() if key != "notebook"}
-        where = {"root": str(root), "sweep": name, "out": str(out)}
-        _draw_by_notebook(given, figure["notebook"], given_on | where, root)
-    else:
-        win_rate_vs_budget(runs, out)
-    print(shown)
-    files = [out / f"{stem}{suffix}" for stem in drawn for suffix in (".png", ".svg", ".md", ".csv")]
-    for stem in drawn:
-        print(f"figure: {', '.join(str(_near(file)) for file in files if file.stem == stem and file.is_file())}")
-    if name:
-        _publish(root, name, index, files)
-    print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
+    draw_runs(_root(arguments), arguments.sweep, arguments.out)
     return 0
 
 
-def _figure_folder(given: argparse.Namespace, root: Path, name: str) -> Path:
-    """``--out``, else the checkout's figures/NAME, or ROOT/figures/NAME where the checkout is read-only."""
-    from eef.files import is_writable
-    from eef.runs import repo_root
+def _report(arguments: argparse.Namespace) -> int:
+    from eef.sweeps.results import write_report
 
-    if given.out:
-        _check_out(Path(given.out))
-        return Path(given.out).resolve()
-    out = repo_root() / "figures" / name
-    if is_writable(out):
-        return out
-    print(f"{out} cannot be written: the figure goes to {root / 'figures' / name} (--out chooses another folder)")
-    return root / "figures" / name
-
-
-def _check_out(out: Path, folder: Path | None = None) -> None:
-    from eef.files import is_writable
-
-    if not is_writable(folder or out):
-        raise ValueError(f"--out {out}: cannot write there; choose another folder")
-
-
-def _publish(root: Path, name: str, index: dict[str, Any], files: list[Path]) -> None:
-    """The HTML page of a sweep, and its figure in W&B beside its runs (as offline or online as they are)."""
-    from eef import mirror
-    from eef.files import read_json
-    from eef.report import page
-
-    pictures = [path for path in files if path.suffix == ".png" and path.is_file()]
-    print(f"report: {_near(page(root, name, root / 'reports' / f'{name}.html', pictures, index))}")
-    clocks = [root / run / "timing.json" for run in index["run_ids"][:1]]
-    modes = [(read_json(path).get("wandb") or {}).get("used", "disabled") for path in clocks if path.is_file()]
-    if trouble := mirror.figure(root, name, files, modes[0] if modes else "disabled"):
-        print(f"warning: W&B: the figure was not sent: {trouble}")
-
-
-def _report(given: argparse.Namespace) -> int:
-    from eef import mirror
-    from eef.report import in_words, page
-    from eef.runs import repo_root
-
-    root, name = _root(given), given.sweep
-    index = _index(root, name)
-    if given.out:
-        _check_out(Path(given.out), Path(given.out).parent)
-    folders = [base / "figures" / (name or "all") for base in (repo_root(), root)]
-    newest = max((path.stat().st_mtime for path in [root / "sweeps" / f"{name}.json"] if name), default=0.0)
-    drawn = [path for folder in folders for path in sorted(folder.glob("*.png"))]
-    pictures = [path for path in drawn if path.stat().st_mtime >= newest]
-    out = Path(given.out).resolve() if given.out else root / "reports" / f"{name or 'all'}.html"
-    print(f"report: {_near(page(root, name, out, pictures, index))}")
-    if name:
-        reason = mirror.account()
-        made = f"none, {reason}" if reason else mirror.save_report(root, name, pictures, in_words(root, name, index))
-        print(f"W&B report: {made}")
+    write_report(_root(arguments), arguments.sweep, arguments.out)
     return 0
 
 
-def _wandb_sync(given: argparse.Namespace) -> int:
-    from eef.mirror import sync
+def _wandb_sync(arguments: argparse.Namespace) -> int:
+    from eef.tracking.mirror import sync
 
-    sent, left = sync(_root(given))
-    print(f"{sent} offline runs were sent to W&B" + (f", {len(left)} were not: {left[0]}" if left else ""))
-    return int(bool(left))
-
-
-def _draw_by_notebook(given: argparse.Namespace, notebook: str, parameters: dict[str, Any], root: Path) -> None:
-    from eef.launch import declared, failure, start_notebook, stop
-    from eef.sweep import find_notebook
-
-    path = find_notebook(Path(given.file), notebook)
-    known = declared(path)
-    base = f"{root}/notebooks/{parameters['sweep']}__{path.stem}"
-    process = start_notebook(path, base, {key: value for key, value in parameters.items() if key in known}, root)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        stop([process])
-        raise
-    if code:
-        raise RuntimeError(f"{path.name} failed: {failure(base, code)}\n        ({base}.ipynb)")
+    sent, unsent = sync(_root(arguments))
+    print(f"{sent} offline runs were sent to W&B" + (f", {len(unsent)} were not: {unsent[0]}" if unsent else ""))
+    return int(bool(unsent))
 
 
-def _near(path: Path) -> Path:
-    """The path as seen from here, where it lies below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _runs_list(arguments: argparse.Namespace) -> int:
+    from eef.tracking.records import load_runs
 
-
-def _runs_list(given: argparse.Namespace) -> int:
-    from eef.runs import load_runs
-
-    root = _root(given)
+    root = _root(arguments)
     runs = load_runs(root)
     states = [(row["run_id"], row.get("win_rate"), "finished") for row in runs.to_dict("records")]
     states += [(name, None, "unfinished") for name in runs.attrs["unfinished"]]
-    wide = max((len(name) for name, _, _ in states), default=3)
-    print(f"{'run':{wide}}  win rate  state")
+    width = max((len(name) for name, _, _ in states), default=3)
+    print(f"{'run':{width}}  win rate  state")
     for name, rate, state in sorted(states):
-        shown = f"{100 * rate:6.1f} %" if isinstance(rate, float) and rate == rate else f"{'-':>8}"
-        print(f"{name:{wide}}  {shown}  {state}")
+        percent = f"{100 * rate:6.1f} %" if isinstance(rate, float) and rate == rate else f"{'-':>8}"
+        print(f"{name:{width}}  {percent}  {state}")
     print(f"{len(states)} runs in {root}")
     return 0
 
 
-def _runs_show(given: argparse.Namespace) -> int:
-    from eef.compare import find, show
+def _runs_show(arguments: argparse.Namespace) -> int:
+    from eef.analysis.compare import find, show
 
-    print("\n".join(show(find(_root(given), given.run))))
+    print("\n".join(show(find(_root(arguments), arguments.run))))
     return 0
 
 
-def _runs_compare(given: argparse.Namespace) -> int:
-    from eef.compare import compare, find
+def _runs_compare(arguments: argparse.Namespace) -> int:
+    from eef.analysis.compare import compare, find
 
-    for line in compare(*(find(_root(given), word) for word in (given.run, given.other))):
+    for line in compare(*(find(_root(arguments), word) for word in (arguments.run, arguments.other))):
         print(line)
     return 0
 
 
-def _runs_prune(given: argparse.Namespace) -> int:
-    from eef.compare import find, in_units, prunable, prune, size
+def _runs_prune(arguments: argparse.Namespace) -> int:
+    from eef.analysis.compare import find, in_units, prunable, prune, size
 
-    root = _root(given)
-    runs = [find(root, word) for word in given.runs]
-    if given.yes:
-        found = prune(root, runs, given.unfinished)
+    root = _root(arguments)
+    runs = [find(root, word) for word in arguments.runs]
+    if arguments.yes:
+        sizes = prune(root, runs, arguments.unfinished)
     else:
-        found = [(path, size(path)) for path in prunable(root, runs, given.unfinished)]
-    for path, count in found:
+        sizes = [(path, size(path)) for path in prunable(root, runs, arguments.unfinished)]
+    for path, count in sizes:
         print(f"{in_units(count):>8}  {path.relative_to(root)}")
-    done = "removed" if given.yes else "would be removed; --yes does it"
-    print(f"{len(found)} files and folders, {in_units(sum(count for _, count in found))}, {done}")
+    state = "removed" if arguments.yes else "would be removed (--yes removes them)"
+    print(f"{len(sizes)} files and folders, {in_units(sum(count for _, count in sizes))}, {state}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Files and hashes that everything else writes and reads: whole or not at all, with one clear message on failure."""
+"""Hashes, and files that are written completely or not at all. Failures raise an error with one clear message."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 class RunError(RuntimeError):
-    """A run folder that cannot be written or read; the message says where and what to do."""
+    """A run folder cannot be written or read. The message says where, and what to do."""
 
 
 def plain(value: Any) -> Any:
-    """The same value in JSON's own types: numpy scalars and paths unwrapped, NaN as None."""
+    """The same value in types that JSON has: numpy values and paths are converted, NaN becomes None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -39,18 +39,18 @@ def plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be kept as JSON: give numbers, strings, lists or dicts")
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be JSON: use numbers, strings, lists or dicts")
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """First hex digits of the SHA-256 of canonical JSON: the same for equal content in any order of keys."""
+    """The first hex digits of the SHA-256 of ``value`` as canonical JSON. The order of keys does not matter."""
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 @contextmanager
 def disk_errors(where: Path, codes: tuple[int, ...] = FULL + _BARRED) -> Iterator[None]:
-    """Turn the disk's own troubles into one clear message; other errors pass as they are."""
+    """Turn disk errors with these ``codes`` into a :class:`RunError` with a clear message; other errors pass."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -60,24 +60,24 @@ def disk_errors(where: Path, codes: tuple[int, ...] = FULL + _BARRED) -> Iterato
         at = getattr(error, "filename", None) or where
         if code in FULL:
             raise RunError(
-                f"the disk is full at {at}: free some space and start again (finished stages are kept)"
+                f"the disk is full at {at}: free some space and start again; finished stages are kept"
             ) from error
         hint = "choose another folder with --root or the variable EEF_ROOT"
         raise RunError(f"cannot write at {at} ({os.strerror(code)}): {hint}") from error
 
 
 def _code(error: Exception) -> int:
-    """The system's number of an error, also where those who write weights give it in words; 0 for any other error."""
+    """The system's error number, which libraries that write weights give only as text; 0 for other errors."""
     if isinstance(error, OSError):
         return error.errno or 0
     if "PytorchStreamWriter failed writing" in str(error):
         return errno.ENOSPC
-    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
-    return int(found[1]) if found else 0
+    match = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(match[1]) if match else 0
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether a folder can be written, or made where it does not exist yet. Nothing is left behind."""
+    """Whether a folder can be written, or created if it does not exist. Nothing is left on the disk."""
     at = folder.resolve()
     while not at.exists():
         at = at.parent
@@ -89,63 +89,63 @@ def is_writable(folder: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file completely or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "w", encoding="utf-8") as out:
+        with open(temporary, "w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     return path
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write sorted, indented JSON whole or not at all."""
+    """Write sorted, indented JSON completely or not at all."""
     return write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def link(path: Path, target: Path) -> None:
-    """Make ``path`` a symbolic link to ``target``, in place of what it was."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Make ``path`` a symbolic link to ``target``, replacing an existing file or link."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(path):
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(target)
-        os.replace(beside, path)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. A missing, truncated or invalid file is a :class:`RunError` that names it."""
+    """Read a JSON object. Raises :class:`RunError` with the path if the file is missing, truncated or invalid."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing: start the run again to have it written anew") from None
+        raise RunError(f"{path} is missing: start the run again to write it") from None
     except ValueError as error:
         raise RunError(
-            f"{path}: the file is torn or no JSON ({error}); delete it and start the run again, "
+            f"{path}: truncated or invalid JSON ({error}); delete the file and start the run again, "
             "its finished stages are reused"
         ) from None
     if not isinstance(value, dict):
-        raise RunError(f"{path}: a JSON object was expected, not {type(value).__name__}")
+        raise RunError(f"{path}: expected a JSON object, not {type(value).__name__}")
     return value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON Lines, none where there is no file; a torn line is a :class:`RunError` that names it."""
+    """Read JSON Lines; no rows if there is no file. Raises :class:`RunError` for a truncated or invalid line."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
         try:
             rows.append(json.loads(line))
         except ValueError:
-            raise RunError(f"{path}, line {number}: the line is torn or no JSON; delete the line") from None
+            raise RunError(f"{path}, line {number}: truncated or invalid JSON; delete the line") from None
     return rows
 
 
 def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -> list[str]:
-    """Names joined by ``+``, such as ``strong+my.jsonl``; a path of its own that holds a ``+`` stays whole.
+    """Split names joined by ``+``, such as ``strong+my.jsonl``. An existing path that contains a ``+`` is not split.
 
-    ``exists`` says what counts as a path.
+    ``exists`` says whether a path exists.
     """
     names, parts = [], value.split("+")
     while parts:
@@ -154,3 +154,8 @@ def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -
         names.append("+".join(parts[:size]))
         parts = parts[size:]
     return names
+
+
+def names_file(name: str) -> bool:
+    """Whether one of :func:`joined_names` is an existing file: a name without a dot or a slash never is."""
+    return ("." in name or os.sep in name) and os.path.isfile(name)

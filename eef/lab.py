@@ -1,27 +1,29 @@
-"""One run's workbench: the steps that the methods are made of, each a stage that is made once and shared."""
+"""The steps of methods. Each is a stage, computed once and shared by all runs with the same inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from eef import evaluate, react, trajectory
-from eef.acting import Simulation, play
-from eef.actions import in_words, unreadable
-from eef.chat import Chat
+from eef import trajectory
+from eef.agents import react
+from eef.agents.actions import describe_problems, problem_counts
+from eef.agents.chat import Chat
+from eef.agents.model_files import check_playable, context_of, options_of
+from eef.agents.policy import load_chat
+from eef.agents.rollout import OnProgress, Start
+from eef.agents.simulation import Simulation, run_simulations
+from eef.analysis import evaluate
+from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
-from eef.evaluate import Scores
-from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, example, groups
+from eef.envs.extras import extras_of
+from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, one_shot_example
 from eef.files import read_json, write_json
-from eef.learning import FineTuning, PreferenceTuning, fine_tune, prefer
-from eef.policy import load_chat
-from eef.rollout import OnProgress, Start
-from eef.runs import Run, log_metrics, work_folder
 from eef.selection import Example
 from eef.settings import (
     ActingSettings,
@@ -31,17 +33,21 @@ from eef.settings import (
     Settings,
     TrainingSettings,
 )
-from eef.stages import stage_key
-from eef.train import OnStep
+from eef.tracking.runs import Run, log_metrics, work_folder
+from eef.tracking.stages import stage_key
+from eef.training.stages import FineTuning, PreferenceTuning, fine_tune, preference_tune
+from eef.training.trainer import OnStep
 from eef.trajectory import Trajectory
 
 
 @dataclass
 class Lab:
-    """One run's workbench: each step is a stage of the run, made once and shared by all runs that need it.
+    """The steps of one run: expert trajectories, simulations, training, test. Each is a cached stage that all runs with
+    the same inputs share.
 
-    Each method below says by its inputs (a dataclass) what a stage depends on; its key is computed from them
-    (:func:`eef.stages.stage_key`).
+    A dataclass holds the inputs of each stage, and the key is computed from it (:func:`eef.tracking.stages.stage_key`).
+    ``tasks`` are the training subtasks, ``test`` the test subtasks. ``simulations`` are all episodes that the method
+    has simulated.
     """
 
     run: Run
@@ -51,11 +57,11 @@ class Lab:
     tasks: list[str]
     test: list[str]
     chat: Chat
-    spent: list[Trajectory] = field(default_factory=list)
+    simulations: list[Trajectory] = field(default_factory=list)
 
     @cached_property
     def _resolved(self) -> Settings:
-        return self.settings.resolved()
+        return resolved(self.settings)
 
     def experts(self) -> list[Trajectory]:
         """The experts' trajectories on the training subtasks."""
@@ -63,15 +69,15 @@ class Lab:
         return self._trajectories("experts", collect_experts, inputs, len(self.tasks))
 
     def demonstrations(self) -> list[Trajectory]:
-        """Perfect play on the training subtasks."""
+        """Trajectories of perfect play on the training subtasks."""
         inputs = Demonstrations(self.env, self.tasks)
         return self._trajectories("demonstrations", demonstrate, inputs, len(self.tasks))
 
     def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
-        """Simulations of the policy with ``adapter``, counted as spent."""
-        simulated = self._play(name, adapter, starts, seed, self.settings.temperature)
-        self.spent += simulated
-        return simulated
+        """Simulations of the policy with ``adapter``, in the order of ``starts``; they count towards the budget."""
+        simulations = self._simulate(name, adapter, starts, seed, self.settings.temperature)
+        self.simulations += simulations
+        return simulations
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
         """An adapter trained on ``examples``: from the base model, or from the adapter ``start``."""
@@ -84,37 +90,39 @@ class Lab:
     def dpo(self, name: str, pairs: Sequence[tuple[Trajectory, Trajectory]], start: Path) -> Path:
         """The adapter ``start`` trained on ``pairs`` of a win and a loss on the same subtask (ETO)."""
         settings = self._resolved
-        training, preference = settings.group(TrainingSettings), settings.group(PreferenceSettings)
+        training, preferences = settings.group(TrainingSettings), settings.group(PreferenceSettings)
         inputs = PreferenceTuning(
-            settings.group(ModelSettings), self.chat, training, preference, pairs, start, self.seed
+            settings.group(ModelSettings), self.chat, training, preferences, pairs, start, self.seed
         )
-        return self._train(name, "dpo", prefer, inputs)
+        return self._train(name, "dpo", preference_tune, inputs)
 
     def evaluate(self, adapter: Path) -> dict[str, Any]:
         """Win rate and reward of ``adapter`` on the test subtasks, with intervals.
 
-        The episodes are the stage ``test``, their table and summary the stage ``eval``.
+        The stage ``test`` holds the episodes, the stage ``eval`` their table and summary.
         """
         starts = [Start(task) for task in self.test]
-        self._play("test", adapter, starts, self.seed, self.settings.eval_temperature)
-        inputs = Scores(self.run.stages["test"], groups(self.env, self.test))
+        self._simulate("test", adapter, starts, self.seed, self.settings.eval_temperature)
+        extras = extras_of(self.env)
+        inputs = Scores(self.run.stages["test"], extras.groups(self.env, self.test), extras.skills)
         key = stage_key(evaluate.score, inputs)
-        folder = self.run.stage("eval", key, lambda at: evaluate.score(inputs, at))
+        folder = self.run.stage("eval", key, lambda path: evaluate.score(inputs, path))
         return read_json(folder / "summary.json")
 
     def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
-        """One simulation from the initial state of every training subtask; ``sample`` numbers the repetitions."""
+        """One simulation from s0 of every training subtask; ``sample`` numbers the repetitions."""
         starts = [Start(task, sample=sample) for task in self.tasks]
         return self.simulate(f"s0-{iteration}-{sample}", adapter, starts, self.sampling_seed(iteration))
 
     def sampling_seed(self, iteration: int) -> int:
+        """The seed of an iteration's simulations, different in each."""
         return 1000 * self.seed + iteration
 
-    def start(self, adapter: Path) -> Path | None:
-        """Where the next SFT starts: None is the base model (``restart``)."""
+    def sft_start(self, adapter: Path) -> Path | None:
+        """The adapter that the next SFT continues from, or None for the base model (setting ``restart``)."""
         return None if self.settings.restart == "base" else adapter
 
-    def _play(
+    def _simulate(
         self, name: str, adapter: Path, starts: Sequence[Start], seed: int, temperature: float
     ) -> list[Trajectory]:
         settings = self._resolved
@@ -122,39 +130,39 @@ class Lab:
             self.env, settings.group(ModelSettings), self.chat, settings.group(ActingSettings), adapter, starts,
             temperature, seed, settings.processes,
         )  # fmt: skip
-        return self._trajectories(name, play, inputs, len(starts))
+        return self._trajectories(name, run_simulations, inputs, len(starts))
 
     def _trajectories(
         self, name: str, body: Callable[..., list[Trajectory]], inputs: Any, total: int
     ) -> list[Trajectory]:
-        """The trajectories that ``body(inputs, folder, on_progress)`` gives, as a stage."""
+        """The trajectories that ``body(inputs, folder, on_progress)`` returns, as a stage."""
 
         def write(folder: Path) -> None:
             with tqdm(desc=name, total=total, unit="episode") as bar:
-                played = body(inputs, folder, _episodes(bar, self.run, name))
+                trajectories = body(inputs, folder, _episodes(bar, self.run, name))
             self._check_code(body, inputs)
-            trajectory.save(played, folder / "trajectories.jsonl")
-            cost, problems = evaluate.cost(played), unreadable(one.info for one in played)
-            log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in played)})
-            if line := in_words(problems, cost["env_steps"]):
-                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is play else ""
+            trajectory.save(trajectories, folder / "trajectories.jsonl")
+            cost, problems = evaluate.cost(trajectories), problem_counts(t.info for t in trajectories)
+            log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in trajectories)})
+            if line := describe_problems(problems, cost["env_steps"]):
+                advice = "; max_new_tokens sets the limit" if problems["cut"] and body is run_simulations else ""
                 print(f"[{name}] {line}{advice}", flush=True)
 
         folder = self.run.stage(name, stage_key(body, inputs), write)
         try:
             return trajectory.load(folder / "trajectories.jsonl")
         except trajectory.TrajectoryError as error:
-            raise trajectory.TrajectoryError(f"{error}; or delete {folder}: the next start makes it anew") from None
+            raise trajectory.TrajectoryError(f"{error}; or delete {folder} and start again") from None
 
     def _check_code(self, body: Callable[..., Any], inputs: Any) -> None:
-        """RunError where the code was edited while several processes worked: some may have imported it after that."""
+        """RunError if the code was edited while several processes ran: some may have imported it after the edit."""
         if self.settings.processes > 1:
             stage_key(body, inputs)
 
     def _train(self, name: str, kind: str, body: Callable[..., dict[str, Any]], inputs: Any) -> Path:
-        """What ``body(inputs, folder, work, on_step)`` trains, as a stage with its report and losses."""
+        """The adapter that ``body(inputs, folder, work, on_step)`` trains, as a stage with its report and losses."""
 
-        def make(folder: Path) -> None:
+        def write(folder: Path) -> None:
             with tqdm(desc=name, unit="step") as bar:
                 report = body(inputs, folder, work_folder(folder), _steps(bar, self.run, name))
             self._check_code(body, inputs)
@@ -168,34 +176,49 @@ class Lab:
             log_metrics(folder, losses)
             write_json(folder / f"{kind}.json", {**report, "artefact": self.settings.artefact})
 
-        return self.run.stage(name, stage_key(body, inputs), make)
+        return self.run.stage(name, stage_key(body, inputs), write)
 
 
-def scaffold(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
-    """How the policy of ``settings`` is spoken to in ``env``; an example is of a subtask that is not one of ``tasks``.
+def resolved(settings: Settings) -> Settings:
+    """``settings`` with ``constrained_decoding`` and ``context`` filled in from the model's files where they are None.
 
-    ValueError where prompt, example and decoding do not go together.
+    OSError for an unknown model. ValueError for a model that our engine cannot run, and if its files give no maximum
+    length.
+    """
+    if not settings.engine:
+        check_playable(settings.model)
+    constrained = settings.constrained_decoding
+    if constrained is None:
+        constrained = bool(options_of(settings.model).get("constrained_decoding", False))
+    context = context_of(settings.model, context=settings.context)
+    return replace(settings, constrained_decoding=constrained, context=context)
+
+
+def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
+    """The chat with the policy in ``env``. The one-shot example is of a subtask that is not among ``tasks``.
+
+    ValueError where prompt, example and decoding do not fit together.
     """
     chat = load_chat(settings.model)
     if not settings.prompt:
         if settings.one_shot:
-            raise ValueError("one_shot=True needs prompt='react': without it there is no prompt to hold an example")
+            raise ValueError("one_shot=True needs prompt='react': only that prompt has an example")
         return chat
-    with_opening = react.scaffold(chat, env.name, example(env, "train", tasks) if settings.one_shot else None)
-    if settings.resolved().limited:
+    with_opening = react.react_chat(chat, env, one_shot_example(env, "train", tasks) if settings.one_shot else None)
+    if resolved(settings).constrained_decoding:
         raise ValueError(
-            "prompt='react' needs limited=False: decoding limited to valid actions leaves no room for thoughts"
+            "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"
         )
     return with_opening
 
 
 def _episodes(bar: Any, run: Run, stage: str) -> OnProgress:
-    """Shows episodes that have ended in the progress bar and, as totals so far, on W&B."""
+    """Shows finished episodes in the progress bar and their totals so far on W&B."""
     totals = {"episodes": 0, "wins": 0, "tokens": 0}
 
     def on_progress(episodes: int, wins: int, tokens: int) -> None:
-        for name, more in (("episodes", episodes), ("wins", wins), ("tokens", tokens)):
-            totals[name] += more
+        for name, count in (("episodes", episodes), ("wins", wins), ("tokens", tokens)):
+            totals[name] += count
         bar.update(episodes)
         run.progress(stage, totals)
 

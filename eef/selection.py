@@ -1,11 +1,11 @@
 """What to learn from an expert's trajectory: the selection step of EEF (section 4 of the paper, Figure 1).
 
-The policy was simulated from some states s_i of one expert trajectory, each simulation won or lost. The steps, in the
-order of the paper's algorithm: :func:`cut_points`, :func:`segments`, :func:`important_states`, :func:`solution`,
-:func:`select`. All of them are pure: the same outcomes give the same examples, in whatever order they came in.
+The policy was simulated from some states s_i of one expert trajectory, and each simulation won or lost. The steps, in
+the order of the paper's algorithm: :func:`cut_points`, :func:`segments`, :func:`important_states`, :func:`solution`,
+:func:`select`. They are pure functions, and the order of ``outcomes`` does not matter.
 
-``outcomes`` maps the index i of a simulated state s_i to the winning simulation from it, or to None where it lost. A
-state whose simulation broke (an infrastructure error) is left out: it tells neither way.
+``outcomes`` maps the index i of a simulated state s_i to the winning simulation from it, or to None if it lost. States
+whose simulation ended in an infrastructure error are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = Literal["beneficial", "harmful", "neutral"]
 
 @dataclass(frozen=True)
 class Segment:
-    """The expert's actions a_start ... a_(stop-1) between two neighbouring simulated states, and what they did."""
+    """The expert's actions a_start ... a_(stop-1) between two neighbouring simulated states, and their effect."""
 
     start: int
     stop: int
@@ -32,35 +32,37 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """A winning trajectory to train on; ``learn_from`` is the first turn that carries loss, all before is context."""
+    """A win to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context."""
 
     trajectory: Trajectory
     learn_from: int
 
     @property
     def mask(self) -> tuple[bool, ...]:
-        """Per turn of the trajectory, whether its action carries loss (m in section 3 of the paper)."""
+        """Whether each turn's action carries loss (m in section 3 of the paper)."""
         return tuple(i >= self.learn_from and turn.learn for i, turn in enumerate(self.trajectory.turns))
 
 
 def cut_points(n: int, m: int) -> list[int]:
     """The states l, 2l, ..., ml of an expert trajectory of ``n`` turns to simulate from (section 4.1).
 
-    l = floor(n / (m + 1)), but at least 1: a trajectory too short for ``m`` states gives all that it has after s0.
-    s0 itself is not among them. ValueError for ``m`` < 1.
+    l = floor(n / (m + 1)), but at least 1: a trajectory that is too short for ``m`` states gives all its states after
+    s0. s0 itself is not included. ValueError for ``m`` < 1.
     """
     if m < 1:
-        raise ValueError(f"M must be at least 1: with M = {m} no expert state is simulated")
+        raise ValueError(f"M must be at least 1, not {m}: otherwise no expert state is simulated")
     length = max(1, n // (m + 1))
     return [j * length for j in range(1, m + 1) if j * length < n]
 
 
 def segments(expert: Trajectory, outcomes: Outcomes) -> list[Segment]:
-    """The expert's actions cut at the simulated states, each piece by its effect (Figure 1).
+    """Cut the expert's actions at the simulated states, and name the effect of each segment (Figure 1).
 
-    ``beneficial`` leads from a lost state to a won one, ``harmful`` from a won one to a lost one, ``neutral`` neither.
-    The last piece ends with the trajectory, which counts as lost unless the expert won. Actions before the first
-    simulated state are in no segment: nothing is known of where they set out from.
+    A ``beneficial`` segment leads from a state that lost to one that won, a ``harmful`` segment from a state that won
+    to one that lost; all others are ``neutral``. The paper calls all actions from a state that lost to a later one that
+    won beneficial. Here only the last of these segments has that name, but :func:`solution` uses them all. The last
+    segment ends with the trajectory, which counts as lost unless the expert won. Actions before the first simulated
+    state belong to no segment.
     """
     won = {index: outcomes[index] is not None for index in sorted(outcomes)}
     won.setdefault(len(expert), expert.won)
@@ -72,9 +74,9 @@ def segments(expert: Trajectory, outcomes: Outcomes) -> list[Segment]:
 
 
 def important_states(expert: Trajectory, outcomes: Outcomes, recovery: bool = True) -> list[int]:
-    """Indices of the states worth a solution: s0, and each lost state behind a harmful segment (it needs recovery).
+    """Indices of the important states: s0, and each state that lost after a harmful segment (it needs recovery).
 
-    s0 is left out where it was not simulated; ``recovery=False`` leaves s0 alone.
+    s0 is included only if it was simulated. With ``recovery=False`` it is the only important state.
     """
     states = [0] if 0 in outcomes else []
     if recovery:
@@ -83,9 +85,10 @@ def important_states(expert: Trajectory, outcomes: Outcomes, recovery: bool = Tr
 
 
 def solution(outcomes: Outcomes, state: int) -> int | None:
-    """Index of the simulated state whose win solves ``state``: itself, else the nearest later one; None without any.
+    """Index of the simulated state whose simulation is the solution of ``state``: ``state`` itself if it won, else the
+    nearest later state that won; None if there is none.
 
-    The expert's actions from ``state`` to it are beneficial, and never harmful: every state between them lost.
+    The expert's actions from ``state`` to that state are not harmful, because all states between them lost.
     """
     return min((index for index, win in outcomes.items() if index >= state and win is not None), default=None)
 
@@ -99,36 +102,37 @@ def select(
 ) -> list[Example]:
     """The training examples of one expert trajectory: one solution for each important state (section 4.2).
 
-    ``outcomes`` is described at the top of the module. Winning simulations are whole: they begin with the expert's
-    first i turns (``prefix == i``). In the example for s_i all before s_i is context; harmful expert actions never
-    carry loss. An important state that has no solution gives no example. Examples come sorted by ``learn_from``, and
-    no two share a trajectory.
+    ``outcomes`` is described at the top of the module. A winning simulation from s_i includes the expert's first i
+    turns (``prefix == i``). In the example for an important state, all turns before that state are context, so harmful
+    expert actions never carry loss. An important state without a solution gives no example. Examples are sorted by
+    ``learn_from``, and no two share a trajectory.
 
-    Ablations, each a change of one rule:
+    Each ablation changes one rule:
 
-    * ``mask_harmful=False``: the same trajectories, but all of each carries loss (``learn_from`` is 0), the expert's
-      harmful actions too. Turns with ``learn=False`` stay barred.
+    * ``mask_harmful=False``: the same trajectories, but every turn carries loss (``learn_from`` is 0), including the
+      expert's harmful actions. Turns with ``learn=False`` still carry none.
     * ``recovery=False``: s0 is the only important state.
-    * ``one_per_state=False``: every winning simulation gives one example. It carries loss from the important state
-      that it solves, beneficial expert actions included; a win that solves none carries loss from its own state.
+    * ``one_per_state=False``: every winning simulation gives one example. It carries loss from the important state that
+      it solves, including the expert's actions from there; a win that solves no important state carries loss from the
+      state it was simulated from.
 
-    ValueError for a state that the expert does not have, and for a win that is not won or not the expert's
-    continuation.
+    ValueError for the index of a state that the expert does not have, for a "win" that is not won, and for a win that
+    does not continue the expert's trajectory.
     """
     _check(expert, outcomes)
-    begins: dict[int, int] = {}  # state that won -> first turn with loss
+    learn_from_of: dict[int, int] = {}  # state that won -> first turn with loss
     for state in important_states(expert, outcomes, recovery):
         solved_by = solution(outcomes, state)
         if solved_by is not None:
-            begins[solved_by] = state  # a win lies between two important states, so no entry is overwritten
+            learn_from_of[solved_by] = state  # a state that won lies between two important states: no two share one
     wins = {index: win for index, win in outcomes.items() if win is not None}
     if not one_per_state:
-        begins = {index: begins.get(index, index) for index in wins}
-    return [Example(wins[index], begins[index] if mask_harmful else 0) for index in sorted(begins)]
+        learn_from_of = {index: learn_from_of.get(index, index) for index in wins}
+    return [Example(wins[index], learn_from_of[index] if mask_harmful else 0) for index in sorted(learn_from_of)]
 
 
 def count(examples: Iterable[Example]) -> dict[str, int]:
-    """Size of a selection: examples, those from states after s0, their turns, and turns with loss (expert's apart)."""
+    """Size of a selection: examples, examples for states after s0, turns, turns with loss, expert turns with loss."""
     examples = list(examples)
     return {
         "examples": len(examples),
@@ -140,16 +144,16 @@ def count(examples: Iterable[Example]) -> dict[str, int]:
 
 
 def _check(expert: Trajectory, outcomes: Outcomes) -> None:
-    """Outcomes that would silently put loss on the wrong actions are refused."""
+    """Refuse outcomes that would silently put loss on the wrong actions."""
     last = max(len(expert) - 1, 0)
     for index, win in sorted(outcomes.items()):
         where = f"task {expert.task}, outcome at s_{index}"
         if not 0 <= index <= last:
-            raise ValueError(f"{where}: an expert trajectory of {len(expert)} turns has simulated states 0 to {last}")
+            raise ValueError(f"{where}: an expert trajectory of {len(expert)} turns has the states 0 to {last}")
         if win is None:
             continue
         if not win.won:
-            raise ValueError(f"{where}: the simulation is given as a win but is not won; a loss is None")
+            raise ValueError(f"{where}: this simulation was not won; pass None for a loss")
         if win.task != expert.task:
             raise ValueError(f"{where}: the simulation is of another task ({win.task})")
         if win.prefix != index:

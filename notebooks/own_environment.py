@@ -1,13 +1,16 @@
-"""An environment of one's own and an expert for it, as `own_environment.ipynb` takes them through EEF.
+"""Your own environment with an expert, skills and grades, which `own_environment.ipynb` takes through EEF.
 
-What `eef` asks of an environment is :class:`eef.envs.TextEnv`. The pages here read like WebShop's, and the actions are
-clicks, since the embedded base model has read such pages; a base of your own may read and say anything.
+The protocol is :class:`eef.envs.TextEnv`; the optional parts are :class:`eef.envs.extras.Extras`. The pages look like
+those that the embedded base model has read, and the actions are clicks. With another base model both can be anything.
 """
 
 import random
+from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 
 from eef.envs import Step
+from eef.envs.extras import Extras, ScriptedExperts, Skill
 from eef.files import digest
 from eef.trajectory import Trajectory, Turn
 
@@ -19,7 +22,7 @@ MENU = {
 
 
 class Kiosk:
-    """A ticket machine: on three pages, each of three screens, click the word that was asked for; then buy."""
+    """A ticket machine: click the wanted word on each of three pages, which have three screens each; then buy."""
 
     name = "kiosk"
     max_steps = 12
@@ -39,60 +42,87 @@ class Kiosk:
 
     def page(self) -> str:
         city, meal, seat = self.wanted
-        asked = f"i am looking for a ticket to {city} with {meal} and a {seat} seat"
-        return " [SEP] ".join(["Instruction:", asked, *self.clicks()])
+        goal = f"i am looking for a ticket to {city} with {meal} and a {seat} seat"
+        return " [SEP] ".join(["Instruction:", goal, *self.buttons()])
 
-    def clicks(self) -> list[str]:
+    def buttons(self) -> list[str]:
         if len(self.chosen) == len(MENU):
             return ["< prev", "buy now"]
         words = list(MENU.values())[len(self.chosen)]
         return ["< prev", "next >", *words[3 * self.screen : 3 * self.screen + 3]]
 
     def available_actions(self) -> dict[str, list[str]]:
-        return {"actions": [f"click[{name}]" for name in self.clicks()]}
+        return {"actions": [f"click[{button}]" for button in self.buttons()]}
 
     def step(self, action: str) -> Step:
-        name = action.removeprefix("click[").removesuffix("]")
+        button = action.removeprefix("click[").removesuffix("]")
         if action not in self.available_actions()["actions"]:
             return Step(self.page(), 0.0, False, valid=False, info={"won": False})
-        if name == "buy now":
-            right = sum(a == b for a, b in zip(self.chosen, self.wanted, strict=True)) / len(MENU)
-            return Step("Thank you", right, True, info={"won": right == 1})
-        if name == "next >":
+        if button == "buy now":
+            reward = sum(a == b for a, b in zip(self.chosen, self.wanted, strict=True)) / len(MENU)
+            return Step("Thank you", reward, True, info={"won": reward == 1})
+        if button == "next >":
             self.screen = (self.screen + 1) % 3
-        else:  # back to the page before, or on to the next
-            self.chosen, self.screen = self.chosen[:-1] if name == "< prev" else (*self.chosen, name), 0
+        else:  # back to the previous page, or on to the next one
+            self.chosen, self.screen = self.chosen[:-1] if button == "< prev" else (*self.chosen, button), 0
         return Step(self.page(), 0.0, False, info={"won": False})
 
     def fork(self) -> "Kiosk":
-        return copy(self)  # a state is three values that are replaced, never changed
+        return copy(self)  # the state is three values that are replaced and never changed
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         return True
 
     def stamp(self) -> dict[str, str]:
         return {"goals": digest(self.splits)}
 
     def state_key(self) -> dict[str, str]:
-        return {"menu": digest(MENU)}  # the code of this class counts by itself
+        return {"menu": digest(MENU)}  # the code of this class is hashed anyway
 
 
-def play(env: Kiosk, task: str, seed: int = 0, slip: float = 0.05, late: float = 0.6) -> Trajectory:
-    """An expert that slips: a wrong word with chance ``slip``, and with ``late`` more once it has turned a screen."""
+@dataclass(frozen=True)
+class ClerkNoise:
+    """Error rates of the expert: `slip` per word, and `late` more once it has turned to another screen."""
+
+    slip: float = 0.0
+    late: float = 0.0
+
+
+CLERK = ClerkNoise(slip=0.05, late=0.6)
+
+
+def play_expert(env: Kiosk, task: str, noise: ClerkNoise = CLERK, seed: int = 0) -> Trajectory:
+    """Play one episode of an expert that clicks wrong words at random."""
     rng = random.Random(f"{seed} {task}")
     prompt, turns, turned = env.reset(task), [], False
     while True:
-        names = env.clicks()
-        wanted = [name for name in names if name in (*env.wanted, "buy now")]
-        wrong = [name for name in names if name not in (*env.wanted, "< prev", "next >", "buy now")]
-        name = wanted[0] if wanted else "next >"
-        if wanted and wrong and rng.random() < slip + late * turned:
-            name = rng.choice(wrong)
-        turned |= name == "next >"
-        step = env.step(f"click[{name}]")
-        turns.append(Turn(f"click[{name}]", step.observation))
+        buttons = env.buttons()
+        right = [button for button in buttons if button in (*env.wanted, "buy now")]
+        wrong = [button for button in buttons if button not in (*env.wanted, "< prev", "next >", "buy now")]
+        button = right[0] if right else "next >"
+        if right and wrong and rng.random() < noise.slip + noise.late * turned:
+            button = rng.choice(wrong)
+        turned |= button == "next >"
+        step = env.step(f"click[{button}]")
+        turns.append(Turn(f"click[{button}]", step.observation))
         if step.done or len(turns) == env.max_steps:
-            won = bool(step.info["won"])
-            return Trajectory(
-                task, prompt, tuple(turns), step.reward, won, "clerk", "done" if step.done else "max_steps"
-            )
+            won, outcome = bool(step.info["won"]), "done" if step.done else "max_steps"
+            return Trajectory(task, prompt, tuple(turns), step.reward, won, "clerk", outcome)
+
+
+def grades(env: Kiosk, tasks: Sequence[str]) -> dict[str, str]:
+    """`easy` if the expert turns at most two screens, else `hard`."""
+    places = {word: place for words in MENU.values() for place, word in enumerate(words)}
+    screens = {task: sum(places[word] // 3 for word in task.split("-")) for task in tasks}
+    return {task: "easy" if count <= 2 else "hard" for task, count in screens.items()}
+
+
+Kiosk.extras = Extras(  # optional, and so is each part
+    skills={
+        "next": Skill(r"click\[next >\]", "Next", "paging"),
+        "prev": Skill(r"click\[< prev\]", "Prev", "paging"),
+    },
+    groups=grades,
+    parts=lambda observation: observation.split(" [SEP] "),
+    experts=ScriptedExperts(play_expert, {"clerk": CLERK}, perfect=ClerkNoise()),
+)

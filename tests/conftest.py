@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from eef.chat import Chat
+from eef.agents.chat import Chat
+from eef.agents.policy import Policy
 from eef.envs.webshop import WebShop
-from eef.policy import Policy
-from eef.pretrain import make_model, make_tokenizer
+from eef.envs.webshop.pretraining import vocabulary
+from eef.models.pretrain import make_model, word_tokenizer
 
 settings.register_profile("eef", deadline=None)  # shared machines are noisy
 settings.load_profile("eef")
@@ -26,12 +27,12 @@ def shop() -> WebShop:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return make_tokenizer()
+    return word_tokenizer(vocabulary())
 
 
 @pytest.fixture(scope="session")
 def chat(tokenizer) -> Chat:
-    return Chat.of(tokenizer, aliases=True)
+    return Chat.of(tokenizer, aliases="webshop")
 
 
 @pytest.fixture
@@ -39,4 +40,4 @@ def policy(tokenizer, chat) -> Policy:
     """Random weights, decoding limited to valid actions: a policy that acts, badly."""
     torch.manual_seed(0)
     model = make_model(tokenizer, width=32, layers=2, heads=2).eval()
-    return Policy(model, tokenizer, chat, "random", context=2048, limited=True, max_new_tokens=16)
+    return Policy(model, tokenizer, chat, "random", context=2048, constrained_decoding=True, max_new_tokens=16)

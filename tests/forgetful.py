@@ -1,4 +1,4 @@
-"""For tests that edit source files in one process, which otherwise refuses code that changed since it was seen."""
+"""For tests that edit source files: normally a process refuses code that changed after it was read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Forgetful(dict):
-    """In place of ``eef.keys._first_seen``: each edit counts as if the process had been started anew."""
+    """Replaces ``eef.tracking.keys._first_seen``: each edit counts as if the process had been restarted."""
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         return default

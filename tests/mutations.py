@@ -1,10 +1,10 @@
-"""Breaks the code one line at a time and counts what the tests notice.
+"""Break the code one line at a time, and count how often the tests notice.
 
-    python tests/mutations.py            all of them, some 30 minutes on two cores
-    python tests/mutations.py seeds      those whose name contains a word
+    python tests/mutations.py            all mutations (about 30 minutes on two cores)
+    python tests/mutations.py seeds      mutations whose name contains a word
 
-Each mutation is made in a copy of the project, and the tests beside it must fail. Those that survive are listed; more
-than two are an error (exit code 1).
+Each mutation is applied to a copy of the project, where its tests must fail. Mutations that survive are listed. More than
+two survivors are an error (exit code 1).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ALLOWED = 2
 JOBS = 2
 
 
-KEYS = "tests/test_keys.py"
+KEYS = "tests/tracking/test_keys.py"
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """``old`` becomes ``new`` in ``file`` (once); ``tests`` are pytest's arguments."""
+    """Replace ``old``, which occurs once in ``file``, by ``new``. ``tests`` are the arguments of pytest."""
 
     name: str
     file: str
@@ -38,65 +38,71 @@ class Mutation:
 
 
 def out_of_key(name: str, file: str, line: str, word: str = "setting") -> Mutation:
-    """A field of a dataclass that no longer counts in keys."""
+    """A mutation that leaves a field of a dataclass out of keys."""
     head, _, default = line.partition(" = ")
     new = f'{head} = field({f"default={default}, " if default else ""}metadata={{"key": None}})'
     return Mutation(f"keys: {name}", f"eef/{file}", f"    {line}\n", f"    {new}\n", f"{KEYS} -k {word}")
 
 
+def setting_out_of_key(name: str, end: str) -> Mutation:
+    """A setting that no longer counts in keys; ``end``: the last argument of its declaration."""
+    return Mutation(f"keys: {name}", "eef/settings.py", f"{end})", f"{end}, key=None)", f"{KEYS} -k setting")
+
+
 MUTATIONS = [
     # keys
-    out_of_key("temperature of simulations", "acting.py", "temperature: float"),
-    out_of_key("starts, which hold the subtasks", "acting.py", "starts: Sequence[Start]", "option_of_webshop"),
-    out_of_key("seed of simulations", "acting.py", "seed: int", "the_seed"),
-    out_of_key("adapter of simulations", "acting.py", "adapter: Path"),
-    out_of_key("learning rate", "settings.py", "lr: float = 4e-3"),
-    out_of_key("longest answer", "settings.py", "max_new_tokens: int = 64"),
-    out_of_key("quantisation", "settings.py", "quantize: str | None = None"),
-    Mutation("keys: subtasks of the experts", "eef/experts.py", "    tasks: Sequence[str]\n    seed: int\n",
+    out_of_key("temperature of simulations", "agents/simulation.py", "temperature: float"),
+    out_of_key("starts, which hold the subtasks", "agents/simulation.py", "starts: Sequence[Start]", "option_of_webshop"),
+    out_of_key("seed of simulations", "agents/simulation.py", "seed: int", "the_seed"),
+    out_of_key("adapter of simulations", "agents/simulation.py", "adapter: Path"),
+    setting_out_of_key("learning rate", 'argument="learning_rate"'),
+    setting_out_of_key("longest answer", '"longest answer; thoughts need more"'),
+    setting_out_of_key("quantisation", "choices=QUANTIZATIONS"),
+    Mutation("keys: subtasks of the experts", "eef/experts/__init__.py", "    tasks: Sequence[str]\n    seed: int\n",
              '    tasks: Sequence[str] = field(metadata={"key": None})\n    seed: int\n', f"{KEYS} -k option_of_webshop"),
-    Mutation("keys: max_steps", "eef/stages.py", ', "max_steps": value.max_steps}', "}", f"{KEYS} -k option_of_webshop"),
-    Mutation("keys: code of the environment", "eef/stages.py", "modules += source_modules(type(value))", "pass", f"{KEYS} -k ones_own"),
-    Mutation("keys: releases of libraries", "eef/keys.py", "releases = {name: library_version(name) for name in sorted(libraries)}", "releases = {}", f"{KEYS} -k release"),
-    Mutation("keys: `from eef import x`", "eef/keys.py",
+    Mutation("keys: max_steps", "eef/tracking/stages.py", ', "max_steps": value.max_steps}', "}", f"{KEYS} -k option_of_webshop"),
+    Mutation("keys: code of the environment", "eef/tracking/stages.py", "modules += source_modules(type(value))", "pass", f"{KEYS} -k ones_own"),
+    Mutation("keys: code of scripted experts", "eef/tracking/stages.py", '"code": code_key(value.__module__)}', '"code": ""}', f"{KEYS} -k function_counts"),
+    Mutation("keys: releases of libraries", "eef/tracking/keys.py", "releases = {name: library_version(name) for name in sorted(libraries)}", "releases = {}", f"{KEYS} -k release"),
+    Mutation("keys: `from eef import x`", "eef/tracking/keys.py",
              'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", f"{KEYS} -k imports_are_followed"),
-    Mutation("keys: chat template of a model", "eef/keys.py", '{".md", ', '{".md", ".jinja", ', f"{KEYS} -k keyed_by_every"),
-    Mutation("keys: contents of a folder", "eef/keys.py", "as_posix(): file_key(file) for file in paths", 'as_posix(): "" for file in paths', f"{KEYS} -k folder_counts"),
-    Mutation("keys: a cached hash of a file that changed", "eef/keys.py", 'if cached["stat"] == list(stat):', "if cached:", f"{KEYS} -k large_files"),
+    Mutation("keys: chat template of a model", "eef/tracking/keys.py", '{".md", ', '{".md", ".jinja", ', f"{KEYS} -k keyed_by_every"),
+    Mutation("keys: contents of a folder", "eef/tracking/keys.py", "as_posix(): file_key(file) for file in paths", 'as_posix(): "" for file in paths', f"{KEYS} -k folder_counts"),
+    Mutation("keys: a cached hash of a file that changed", "eef/tracking/keys.py", 'if cached["stat"] == list(stat):', "if cached:", f"{KEYS} -k large_files"),
     Mutation("keys: how WebShop shows pages", "eef/envs/webshop/__init__.py", '            "observation": observation,\n', "", f"{KEYS} -k option_of_webshop"),
     Mutation("keys: WebShop's seed of random results", "eef/envs/webshop/__init__.py", '            "seed": seed,\n        }\n', "        }\n", f"{KEYS} -k option_of_webshop"),
     Mutation("keys: ScienceWorld's step limits", "eef/envs/scienceworld/__init__.py",
              '            "limits": dict(self._limits),\n', "", f"{KEYS} -k option_of_scienceworld"),
-    Mutation("keys: a run's environment", "eef/methods.py", "[resolved, environment, chat.hash,", "[resolved, chat.hash,", f"{KEYS} -k own_folder"),
-    Mutation("keys: a point's files", "eef/inputs.py", 'return f"{path.stem}:{path_key(path)}" if path.is_file()',
-             "return path.stem if path.is_file()", "tests/test_sweep.py -k declared"),
+    Mutation("keys: a run's environment", "eef/experiment.py", "[model_and_settings, environment, chat.hash,", "[model_and_settings, chat.hash,", f"{KEYS} -k own_folder"),
+    Mutation("keys: a point's files", "eef/sweeps/inputs.py", 'return f"{path.stem}:{path_key(path)}" if path.is_file()',
+             "return path.stem if path.is_file()", "tests/sweeps/test_sweep.py -k declared"),
     # seeds
     Mutation("seeds: without the iteration", "eef/lab.py", "return 1000 * self.seed + iteration", "return 1000 * self.seed",
              "tests/test_lab.py -k streams"),
     Mutation("seeds: one stream for all samples", "eef/lab.py", "Start(task, sample=sample)", "Start(task)", "tests/test_lab.py -k streams"),
-    Mutation("seeds: one stream for two failures of a subtask", "eef/rollout.py",
-             'sha256(f"{key}|{contents[id(expert)]}".encode())', "sha256(key.encode())", "tests/test_rollout.py -k stream"),
-    Mutation("seeds: equal starts share a stream", "eef/rollout.py", "[*own, before] if before else own", "own", "tests/test_rollout.py -k stream"),
-    Mutation("seeds: a new adapter's", "eef/policy.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", "tests/test_policy.py -k 'one_seed'"),
-    Mutation("seeds: the experts'", "eef/experts.py", "name, tasks, seed, on_progress)", "name, tasks, 0, on_progress)", "tests/test_experts.py -k seeded"),
-    Mutation("seeds: temperature ignored", "eef/engine.py", "(logits.double() / temperature)", "logits.double()", "tests/test_rollout.py -k temperature"),
+    Mutation("seeds: one stream for two failures of a subtask", "eef/agents/episode.py",
+             'sha256(f"{key}|{contents[id(expert)]}".encode())', "sha256(key.encode())", "tests/agents/test_rollout.py -k stream"),
+    Mutation("seeds: equal starts share a stream", "eef/agents/episode.py", "[*stream, number] if number else stream", "stream", "tests/agents/test_rollout.py -k stream"),
+    Mutation("seeds: a new adapter's", "eef/agents/policy.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", "tests/agents/test_policy.py -k 'one_seed'"),
+    Mutation("seeds: the experts'", "eef/experts/__init__.py", "name, tasks, seed, on_progress)", "name, tasks, 0, on_progress)", "tests/experts/test_experts.py -k seeded"),
+    Mutation("seeds: temperature ignored", "eef/agents/sampling.py", "(logits.double() / temperature)", "logits.double()", "tests/agents/test_rollout.py -k temperature"),
     # training
-    Mutation("training: a loss that is not finite", "eef/train.py", "    if not math.isfinite(value):\n        raise", "    if False:\n        raise",
-             "tests/test_divergence.py -k too_high"),
-    Mutation("training: losses filtered", "eef/train.py", "logging_nan_inf_filter=False", "logging_nan_inf_filter=True", "tests/test_divergence.py -k between"),
-    Mutation("training: no warm-up", "eef/train.py", "warmup_steps=int(warmup * steps)", "warmup_steps=0", "tests/test_divergence.py -k warms"),
+    Mutation("training: a loss that is not finite", "eef/training/trainer.py", "    if not math.isfinite(value):\n        raise", "    if False:\n        raise",
+             "tests/training/test_divergence.py -k too_high"),
+    Mutation("training: losses filtered", "eef/training/trainer.py", "logging_nan_inf_filter=False", "logging_nan_inf_filter=True", "tests/training/test_divergence.py -k between"),
+    Mutation("training: no warm-up", "eef/training/trainer.py", "warmup_steps=int(training.warmup_ratio * steps)", "warmup_steps=0", "tests/training/test_divergence.py -k warms"),
     # masks
     Mutation("masks: turns that are barred from loss", "eef/selection.py", "i >= self.learn_from and turn.learn for", "i >= self.learn_from for",
              "tests/test_selection.py"),
     Mutation("masks: one turn late", "eef/selection.py", "i >= self.learn_from and", "i > self.learn_from and", "tests/test_selection.py"),
-    Mutation("masks: loss on observations", "eef/chat.py", "mask += [False] * len(heard)", "mask += [learn[index]] * len(heard)", "tests/test_chat.py"),
-    Mutation("masks: of united rows", "eef/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/test_training_kinds.py -k 'one_row or branches'"),
-    Mutation("masks: labels", "eef/rows.py", 'torch.where(torch.tensor(item["mask"]), torch.tensor(item["input_ids"]), IGNORE)',
-             'torch.tensor(item["input_ids"])', "tests/test_train.py -k labels"),
-    Mutation("masks: an invented observation is learnt", "eef/rollout.py", "learn = not cut and answer.end == len(reply)", "learn = not cut",
-             "tests/test_rollout.py -k thoughts"),
-    Mutation("masks: a cut answer is learnt", "eef/rollout.py", "learn = not cut and answer.end == len(reply)", "learn = answer.end == len(reply)",
-             "tests/test_rollout.py -k cut_answer"),
+    Mutation("masks: loss on observations", "eef/agents/chat.py", "mask += [False] * len(observation)", "mask += [learn[index]] * len(observation)", "tests/agents/test_chat.py"),
+    Mutation("masks: of merged rows", "eef/training/rows.py", "tuple(a or b for a, b", "tuple(b for a, b", "tests/training/test_training_kinds.py -k 'one_row or branches'"),
+    Mutation("masks: labels", "eef/training/rows.py", 'torch.where(torch.tensor(item["mask"]), torch.tensor(item["input_ids"]), IGNORE)',
+             'torch.tensor(item["input_ids"])', "tests/training/test_trainer.py -k labels"),
+    Mutation("masks: an invented observation is learnt", "eef/agents/episode.py", "learn = not is_cut and answer.end == len(reply)", "learn = not is_cut",
+             "tests/agents/test_rollout.py -k thoughts"),
+    Mutation("masks: a cut answer is learnt", "eef/agents/episode.py", "learn = not is_cut and answer.end == len(reply)", "learn = answer.end == len(reply)",
+             "tests/agents/test_rollout.py -k cut_answer"),
     Mutation("masks: recovery behind beneficial actions", "eef/selection.py", 'if part.kind == "harmful" and', 'if part.kind == "beneficial" and',
              "tests/test_selection.py"),
     Mutation("masks: a state is never solved by its own win", "eef/selection.py", "if index >= state and win", "if index > state and win",
@@ -104,59 +110,59 @@ MUTATIONS = [
     Mutation("masks: another expert's win is not refused", "eef/selection.py", "    _check(expert, outcomes)\n", "", "tests/test_selection.py"),
     # outcomes
     Mutation("outcomes: EEF forgets wins of earlier iterations", "eef/methods.py",
-             "        for key, played in zip(keys, simulated, strict=True):", "        outcomes = {}\n        for key, played in zip(keys, simulated, strict=True):",
+             "        for state, simulation in zip(state_keys, simulations, strict=True):",
+             "        outcomes = {}\n        for state, simulation in zip(state_keys, simulations, strict=True):",
              "tests/test_methods.py -k earlier"),
-    Mutation("outcomes: broken simulations are losses", "eef/methods.py", "            elif played.failed:", "            else:", "tests/test_methods.py -k broken"),
-    Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.cuttable(one.state(i))]", "]", "tests/test_methods.py -k allows"),
-    Mutation("outcomes: ETO learns from the last failures alone", "eef/methods.py", "for t in found if t.failed and t.task in won]",
-             "for t in found[-len(lab.tasks) * n :] if t.failed and t.task in won]", "tests/test_methods.py -k eto_pairs"),
+    Mutation("outcomes: broken simulations are losses", "eef/methods.py", "            elif simulation.failed:", "            else:", "tests/test_methods.py -k broken"),
+    Mutation("outcomes: states where an episode cannot be cut", "eef/methods.py", " if lab.env.can_start_here(t.state(i))]", "]", "tests/test_methods.py -k allows"),
+    Mutation("outcomes: ETO learns from the last failures alone", "eef/methods.py", "for t in simulations if t.failed and t.task in first_wins]",
+             "for t in simulations[-len(lab.tasks) * n :] if t.failed and t.task in first_wins]", "tests/test_methods.py -k eto_pairs"),
     Mutation("outcomes: an error counts as failed", "eef/trajectory.py", 'return not self.won and self.outcome in ("done", "max_steps")',
-             "return not self.won", "tests/test_rollout.py -k 'diverge or overflows'"),
-    Mutation("outcomes: an error counts in rates", "eef/evaluate.py", 'fair = table[~table["error"].astype(bool)] if "error" in table else table',
-             "fair = table", "tests/test_evaluate.py"),
-    Mutation("outcomes: a divergence is no divergence", "eef/rollout.py",
-             'return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"', 'return "env_error"', "tests/test_rollout.py -k diverge"),
+             "return not self.won", "tests/agents/test_rollout.py -k 'diverge or overflows'"),
+    Mutation("outcomes: an error counts in rates", "eef/analysis/statistics.py", 'rated = table[~table["error"].astype(bool)] if "error" in table else table',
+             "rated = table", "tests/analysis/test_evaluate.py"),
+    Mutation("outcomes: a divergence is an error of the environment", "eef/agents/episode.py",
+             'return "replay_divergence" if isinstance(error, ReplayDivergence) else "env_error"', 'return "env_error"', "tests/agents/test_rollout.py -k diverge"),
     Mutation("outcomes: rewards above 1", "eef/trajectory.py", "if not 0 <= reward <= 1:", "if not 0 <= reward:", "tests/test_trajectory.py"),
     Mutation("outcomes: ETO's bought counts as won", "eef/trajectory.py", 'won=row["reward"] == 1', 'won=row["reward"] > 0', "tests/test_trajectory.py"),
-    Mutation("outcomes: a killed run is finished on W&B", "eef/companion.py", "self.run.finish(exit_code=1)", "self.run.finish(exit_code=0)", "tests/test_live.py -k killed_run_keeps"),
+    Mutation("outcomes: a killed run is finished on W&B", "eef/tracking/companion.py", "self.run.finish(exit_code=1)", "self.run.finish(exit_code=0)", "tests/tracking/test_live.py -k killed_run_keeps"),
     # normalisation
-    Mutation("normalisation: DPO per piece of a batch", "eef/train.py", ".sum() / num_items_in_batch *", ".sum() *", "tests/test_train.py -k 'dpo or likelihoods'"),
-    Mutation("normalisation: DPO without its reference", "eef/train.py", ' - batch["reference"].flatten()', "", "tests/test_train.py -k 'dpo or likelihoods'"),
-    Mutation("normalisation: log-likelihood per token", "eef/train.py", "return (logs * learnt).sum(-1)", "return (logs * learnt).mean(-1)",
-             "tests/test_train.py -k 'dpo or likelihoods'"),
-    Mutation("normalisation: a task counts by its episodes", "eef/evaluate.py", '.groupby(fair["task"]).mean()\n', ".groupby(fair.index).mean()\n",
-             "tests/test_evaluate.py"),
-    Mutation("normalisation: the sign of a difference", "eef/evaluate.py",
+    Mutation("normalisation: DPO per piece of a batch", "eef/training/dpo.py", ".sum() / num_items_in_batch *", ".sum() *", "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
+    Mutation("normalisation: DPO without its reference", "eef/training/dpo.py", ' - batch["reference"].flatten()', "", "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
+    Mutation("normalisation: log-likelihood per token", "eef/training/likelihoods.py", "return (logs * learnt).sum(-1)", "return (logs * learnt).mean(-1)",
+             "tests/training/test_trainer.py -k 'dpo or likelihoods'"),
+    Mutation("normalisation: a task counts by its episodes", "eef/analysis/evaluate.py", '.groupby(rated["task"]).mean()\n', ".groupby(rated.index).mean()\n",
+             "tests/analysis/test_evaluate.py"),
+    Mutation("normalisation: the sign of a difference", "eef/analysis/statistics.py",
              'both[f"{value}_a"].astype(float) - both[f"{value}_b"].astype(float)', 'both[f"{value}_b"].astype(float) - both[f"{value}_a"].astype(float)',
-             "tests/test_evaluate.py"),
-    Mutation("normalisation: the expert's turns cost steps", "eef/evaluate.py", "len(trajectory) - trajectory.prefix", "len(trajectory)", "tests/test_evaluate.py"),
-    Mutation("normalisation: equal wins count twice", "eef/methods.py", "return [Example(t, 0) for t in reversed(kept.values())]",
-             "return [Example(t, 0) for t in trajectories]", "tests/test_methods.py -k distinct"),
+             "tests/analysis/test_statistics.py"),
+    Mutation("normalisation: the expert's turns cost steps", "eef/analysis/evaluate.py", "len(trajectory) - trajectory.prefix", "len(trajectory)", "tests/analysis/test_evaluate.py"),
+    Mutation("normalisation: equal wins count twice", "eef/methods.py", "        distinct[key] = distinct.pop(key, trajectory)", "        distinct[key, len(distinct)] = trajectory", "tests/test_methods.py -k distinct"),
     # models
-    Mutation("models: control tokens in contents", "eef/scaffold.py", "self._core.encode_special_tokens = True", "self._core.encode_special_tokens = False",
-             "tests/test_scaffold.py -k 'content or spells'"),
-    Mutation("models: tokens of roles that are not special", "eef/scaffold.py", 'if each.content.replace("▁", " ").strip()', "if each.special",
-             "tests/test_scaffold.py -k 'content or spells'"),
-    Mutation("models: a template's parts are not proven", "eef/scaffold.py", "        _prove(template, scaffold)\n", "", "tests/test_scaffold.py -k refused"),
-    Mutation("models: the date of the day", "eef/scaffold.py", "lambda match: repr(DATE.strftime(match[2])), source", "lambda match: match[0], source",
-             "tests/test_scaffold.py -k day"),
-    Mutation("models: thinking is not turned off", "eef/scaffold.py", "{name: False for name in _SWITCHES", "{name: True for name in _SWITCHES",
-             "tests/test_scaffold.py -k learnt"),
-    Mutation("models: windows ignored", "eef/engine.py", "hidden |= place <= query - self.config.sliding_window", "pass", "tests/test_architectures.py -k mistral"),
-    Mutation("models: a window too wide by one", "eef/engine.py", "place <= query - self.config.sliding_window", "place < query - self.config.sliding_window",
-             "tests/test_architectures.py -k 'gemma3 or mistral'"),
-    Mutation("models: chunks ignored", "eef/engine.py", "hidden |= place // self.config.attention_chunk_size < query", "hidden |= place < query",
-             "tests/test_architectures.py -k llama4"),
-    Mutation("models: other ends", "eef/models.py", "ids = getattr(each, \"eos_token_id\", None)", "ids = None", "tests/test_engine.py -k end"),
-    Mutation("models: ids beyond the tokenizer", "eef/policy.py", "return token in self.stops or token >= self.chat.size", "return token in self.stops",
-             "tests/test_engine.py -k end"),
-    Mutation("models: the memory of the cache", "eef/engine.py", "if (len(chosen) + 1) * max(longest, length + more) <= tokens:", "if True:",
-             "tests/test_engine.py -k memory"),
-    Mutation("models: a search is not closed in time", "eef/limits.py", "if cost <= most and cost < math.inf", "if cost < math.inf", "tests/test_limits.py -k 'time or short'"),
-    Mutation("models: what is said stands for another action", "eef/limits.py", "return self.actions[state.low]", "return self.actions[0]",
-             "tests/test_limits.py -k 'reachable or walks or random'"),
-    Mutation("models: the first action counts", "eef/actions.py", "last = actions[-1]", "last = actions[0]", "tests/test_actions.py"),
-    Mutation("models: thoughts are not cut", "eef/actions.py", "text = _without_thoughts(reply).replace", "text = reply.replace", "tests/test_actions.py"),
+    Mutation("models: control tokens in contents", "eef/agents/scaffold.py", "self._core.encode_special_tokens = True", "self._core.encode_special_tokens = False",
+             "tests/agents/test_scaffold.py -k 'content or spells'"),
+    Mutation("models: tokens of roles that are not special", "eef/agents/scaffold.py", 'if token.content.replace("▁", " ").strip()', "if token.special",
+             "tests/agents/test_scaffold.py -k 'content or spells'"),
+    Mutation("models: a template's parts are not checked", "eef/agents/chat_template.py", "        _check(template, scaffold)\n", "", "tests/agents/test_scaffold.py -k refused"),
+    Mutation("models: the date of the day", "eef/agents/chat_template.py", "lambda match: repr(DATE.strftime(match[2])), source", "lambda match: match[0], source",
+             "tests/agents/test_scaffold.py -k day"),
+    Mutation("models: thinking is not turned off", "eef/agents/chat_template.py", "{name: False for name in _SWITCHES", "{name: True for name in _SWITCHES",
+             "tests/agents/test_scaffold.py -k learnt"),
+    Mutation("models: windows ignored", "eef/agents/attention_masks.py", "hidden |= key <= query - config.sliding_window", "pass", "tests/agents/test_architectures.py -k mistral"),
+    Mutation("models: a window too wide by one", "eef/agents/attention_masks.py", "key <= query - config.sliding_window", "key < query - config.sliding_window",
+             "tests/agents/test_architectures.py -k 'gemma3 or mistral'"),
+    Mutation("models: chunks ignored", "eef/agents/attention_masks.py", "hidden |= key // config.attention_chunk_size < query", "hidden |= key < query",
+             "tests/agents/test_architectures.py -k llama4"),
+    Mutation("models: other ends", "eef/agents/model_files.py", "ids = getattr(each, \"eos_token_id\", None)", "ids = None", "tests/agents/test_engine.py -k end"),
+    Mutation("models: ids beyond the tokenizer", "eef/agents/policy.py", "return token in self.stops or token >= self.chat.vocabulary_size", "return token in self.stops",
+             "tests/agents/test_engine.py -k end"),
+    Mutation("models: the memory of the cache", "eef/agents/cached_engine.py", "if (len(chosen) + 1) * max(longest, length + answer) <= capacity:", "if True:",
+             "tests/agents/test_engine.py -k memory"),
+    Mutation("models: a search is not closed in time", "eef/agents/search_constraint.py", "if cost <= highest and cost < math.inf", "if cost < math.inf", "tests/agents/test_constraints.py -k 'within_the_limit or short'"),
+    Mutation("models: what is said stands for another action", "eef/agents/constraints.py", "return self.actions[state.low]", "return self.actions[0]",
+             "tests/agents/test_constraints.py -k 'reachable or walks or random'"),
+    Mutation("models: the first action counts", "eef/agents/actions.py", "last = actions[-1]", "last = actions[0]", "tests/agents/test_actions.py"),
+    Mutation("models: thoughts are not cut", "eef/agents/actions.py", "text = _without_thoughts(reply).replace", "text = reply.replace", "tests/agents/test_actions.py"),
 ]  # fmt: skip
 
 
@@ -171,34 +177,36 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
-def noticed(mutation: Mutation) -> tuple[bool, str]:
-    """Whether a test fails with the mutation; and the line that says which, or why the mutation could not be made."""
+def is_noticed(mutation: Mutation) -> tuple[bool, str]:
+    """Whether a test fails with the mutation, and the line of pytest that names the test."""
     with tempfile.TemporaryDirectory() as name:
         folder = copy_of_the_project(Path(name))
         path = folder / mutation.file
         text = path.read_text(encoding="utf-8")
         if text.count(mutation.old) != 1:
             raise SystemExit(
-                f"{mutation.name}: {mutation.old!r} is {text.count(mutation.old)} times in {mutation.file}"
+                f"{mutation.name}: {mutation.old!r} occurs {text.count(mutation.old)} times in {mutation.file}"
             )
         changed = text.replace(mutation.old, mutation.new)
         if "field(" in mutation.new and "dataclass, field" not in changed:
             changed = changed.replace("import dataclass", "import dataclass, field", 1)
         path.write_text(changed, encoding="utf-8")
-        words = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutation.tests}"
+        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutation.tests}"
         env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(words, shell=True, cwd=folder, env=env, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        if done.returncode not in (0, 1):
-            raise SystemExit(f"{mutation.name}: pytest {mutation.tests} could not run:\n{done.stdout}{done.stderr}")
-        return done.returncode == 1, lines[0] if lines else ""
+        process = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+        lines = [line for line in process.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if process.returncode not in (0, 1):
+            raise SystemExit(
+                f"{mutation.name}: pytest {mutation.tests} could not run:\n{process.stdout}{process.stderr}"
+            )
+        return process.returncode == 1, lines[0] if lines else ""
 
 
 def main(word: str = "") -> int:
     chosen = [mutation for mutation in MUTATIONS if word in mutation.name]
     survivors = []
     with ThreadPoolExecutor(JOBS) as threads:
-        for mutation, (failed, line) in zip(chosen, threads.map(noticed, chosen), strict=True):
+        for mutation, (failed, line) in zip(chosen, threads.map(is_noticed, chosen), strict=True):
             print(f"{'noticed ' if failed else 'SURVIVED'}  {mutation.name}  {line[:100]}", flush=True)
             survivors += [] if failed else [mutation.name]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutations were noticed")

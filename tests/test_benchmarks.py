@@ -1,4 +1,4 @@
-"""The benchmark scripts run, on the smallest sizes: what they measure there says nothing."""
+"""The benchmark scripts run with the smallest sizes. Their measurements are meaningless there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+TOKENIZER = EXPERIMENTS.parent / "eef" / "models" / "embedded"
 SMALL = {
     "rollouts": "--episodes 3 --turns 2 --failures 2 --m 2 --further 1 --words 4 --width 32 --layers 1",
     "training": "--trajectories 4 --rounds 1",
-    "limits": f"{EXPERIMENTS.parent / 'eef' / 'base_scienceworld'} --answers 2 --rounds 3 --layers 1 --share 9",
+    "constraints": f"{TOKENIZER} --answers 2 --rounds 3 --layers 1 --share 9",
     "gpu": "--small --episodes 1 3 --prompt 32 --words 4 --steps 2",
 }
 
@@ -27,6 +28,6 @@ def test_a_benchmark_runs(name: str) -> None:
     assert {
         "rollouts": " times",
         "training": "what eef does",
-        "limits": "one forward pass",
+        "constraints": "one forward pass",
         "gpu": "share_of_bandwidth",
     }[name] in done.stdout

@@ -1,4 +1,4 @@
-"""The command line: answers at once, explains mistakes, and goes from a sweep file to a figure."""
+"""The command line: it is fast to start, explains mistakes, and turns a sweep file into a figure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from eef.cli import main, parse_overrides
-from eef.runs import Run
+from eef.tracking.runs import Run
 
 BODY = """\
-from eef.runs import Run
+from eef.tracking.runs import Run
 run = Run.open(None, "webshop", f"{method}-n{n}", seed, {"n": n}, {"hashes": {"catalogue": "c"}})
 rate = 0.25 + n / 100
 run.finish({"method": method, "n": n, "m": None, "experts": "strong", "seed": seed, "episodes": 100 * n,
@@ -47,9 +47,9 @@ def test_help_is_fast_to_import() -> None:
 
 
 def test_override_values_are_yaml() -> None:
-    assert parse_overrides(["slips={base: 1e-2, l: [-.5]}"]) == {"slips": {"base": 1e-2, "l": [-0.5]}}
-    words = ["n=4", "lr=1e-4", "data=a/b", "seeds=[0, 1]", "name=", "flag=true", "text=x=y", "version='1'"]
-    assert parse_overrides(words) == {
+    assert parse_overrides(["expert_noise={base: 1e-2, l: [-.5]}"]) == {"expert_noise": {"base": 1e-2, "l": [-0.5]}}
+    arguments = ["n=4", "lr=1e-4", "data=a/b", "seeds=[0, 1]", "name=", "flag=true", "text=x=y", "version='1'"]
+    assert parse_overrides(arguments) == {
         "n": 4, "lr": 1e-4, "data": "a/b", "seeds": [0, 1], "name": None, "flag": True, "text": "x=y", "version": "1",
     }  # fmt: skip
     for bad in ("n", "=3", "a b=3", "n=[1", "n=010", "n=2026-01-01", "n={a: 1, a: 2}", "n=.nan", "n=1:30"):
@@ -58,7 +58,7 @@ def test_override_values_are_yaml() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (["sweep", "none.yaml"], "no sweep file at none.yaml"),
         (["sweep", "{file}", "-p", "nn=2"], "unknown parameter 'nn'"),
@@ -70,12 +70,16 @@ def test_override_values_are_yaml() -> None:
     ],
 )
 def test_mistakes_are_one_message(
-    tmp_path: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    argv = [word.format(file=write(tmp_path)) for word in words] + ["--root", str(tmp_path / "runs")]
+    argv = [word.format(file=write(tmp_path)) for word in arguments] + ["--root", str(tmp_path / "runs")]
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert says in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
     monkeypatch.setenv("EEF_DEBUG", "1")
     with pytest.raises((ValueError, RuntimeError)):
         main(argv)
@@ -87,36 +91,42 @@ def test_unwritable_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "cannot write at" in capsys.readouterr().err
 
 
-def test_runs_lists_finished_unfinished_and_torn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = Run.open(tmp_path, "webshop", "rft-n4", 0, {}, {})
-    half = Run.open(tmp_path, "webshop", "eef-m5", 0, {}, {})
-    done.finish({"win_rate": 0.5})
+def test_runs_lists_finished_unfinished_and_invalid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished = Run.open(tmp_path, "webshop", "rft-n4", 0, {}, {})
+    unfinished = Run.open(tmp_path, "webshop", "eef-m5", 0, {}, {})
+    finished.finish({"win_rate": 0.5})
     assert main(["runs", "--root", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(done.run_id in line and "50.0 %" in line and "finished" in line for line in lines)
-    assert any(half.run_id in line and "unfinished" in line for line in lines)
-    (done.folder / "result.json").write_text("{")
+    assert any(finished.run_id in line and "50.0 %" in line and "finished" in line for line in lines)
+    assert any(unfinished.run_id in line and "unfinished" in line for line in lines)
+    (finished.folder / "result.json").write_text("{")
     assert main(["runs", "--root", str(tmp_path)]) == 2
-    assert "result.json: the file is torn" in capsys.readouterr().err
+    assert "result.json: truncated or invalid JSON" in capsys.readouterr().err
 
 
 def test_from_sweep_file_to_figure_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eef.inputs.code_of", lambda notebook: {})  # an edit while tests run would start all anew
+    monkeypatch.setattr("eef.sweeps.inputs.code_of", lambda notebook: {})  # edits while tests run must not count
     root, out = tmp_path / "runs", tmp_path / "figure"
-    words = ["sweep", str(write(tmp_path)), "--root", str(root), "--out", str(out)]
-    assert main([*words, "--only", "n1"]) == 0
+    arguments = ["sweep", str(write(tmp_path)), "--root", str(root), "--out", str(out)]
+    assert main([*arguments, "--only", "n1"]) == 0
     assert "1 points of demo are not finished: n4-s0" in capsys.readouterr().out and not out.exists()
-    assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "2 points of tiny.ipynb, 1 to do" in said and "| rft" in said and f"again:  eef sweep {words[1]}" in said
-    kept = (out / "win_rate_vs_budget.csv").read_bytes()
-    assert kept.count(b"\n") == 3 and (out / "win_rate_vs_budget.png").is_file()
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert (
+        "2 points of tiny.ipynb, 1 to do" in output
+        and "| rft" in output
+        and f"again:  eef sweep {arguments[1]}" in output
+    )
+    table = (out / "win_rate_vs_budget.csv").read_bytes()
+    assert table.count(b"\n") == 3 and (out / "win_rate_vs_budget.png").is_file()
     assert main(["figures", "--root", str(root), "--sweep", "demo", "--out", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again" / "win_rate_vs_budget.csv").read_bytes() == kept
+    assert (tmp_path / "again" / "win_rate_vs_budget.csv").read_bytes() == table
     assert os.listdir(root / "sweeps" / "demo")
-    assert f"report: {root}/reports/demo.html" in said and "data:image/png" in (root / "reports/demo.html").read_text()
+    assert (
+        f"report: {root}/reports/demo.html" in output and "data:image/png" in (root / "reports/demo.html").read_text()
+    )
 
 
 def test_a_failed_point_leaves_a_page_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,8 +137,8 @@ def test_a_failed_point_leaves_a_page_of_the_others(tmp_path: Path, capsys: pyte
     book.cells[1].source = "assert n\n" + book.cells[1].source
     nbformat.write(book, tmp_path / "tiny.ipynb")
     assert main(["sweep", str(path), "--root", str(root)]) == 1
-    said = capsys.readouterr().out
-    assert "FAILED  n0-s0: AssertionError" in said and "assert n" in said and "report: " in said
+    output = capsys.readouterr().out
+    assert "FAILED  n0-s0: AssertionError" in output and "assert n" in output and "report: " in output
     assert "1 points are not finished: n0-s0" in (root / "reports" / "demo.html").read_text()
 
 
@@ -137,12 +147,12 @@ def test_a_figure_of_a_read_only_checkout_goes_to_the_root(
 ) -> None:
     checkout, root = tmp_path / "checkout", tmp_path / "runs"
     checkout.mkdir()
-    (checkout / "figures").write_text("a file, so that no folder can be made here")
-    monkeypatch.setattr("eef.runs.repo_root", lambda: checkout)
+    (checkout / "figures").write_text("a file in the place of the folder")
+    monkeypatch.setattr("eef.sweeps.results.repo_root", lambda: checkout)
     assert main(["sweep", str(write(tmp_path)), "--root", str(root)]) == 0
-    said = capsys.readouterr().out
-    assert f"{checkout}/figures/demo cannot be written: the figure goes to {root}/figures/demo" in said
-    assert (root / "figures" / "demo" / "win_rate_vs_budget.png").is_file() and f"report: {root}/reports" in said
+    output = capsys.readouterr().out
+    assert f"{checkout}/figures/demo cannot be written: the figure goes to {root}/figures/demo" in output
+    assert (root / "figures" / "demo" / "win_rate_vs_budget.png").is_file() and f"report: {root}/reports" in output
     assert main(["report", "--sweep", "demo", "--root", str(root)]) == 0
     assert "data:image/png" in (root / "reports" / "demo.html").read_text()
 
@@ -155,8 +165,8 @@ def test_an_unwritable_out_is_named_before_anything_starts(
     (tmp_path / "file").write_text("")
     if command != "sweep":
         Run.open(root, "webshop", "rft-n4", 0, {}, {}).finish({"win_rate": 0.5})
-    monkeypatch.setattr("eef.sweep._work", lambda *given: pytest.fail("started"))
+    monkeypatch.setattr("eef.sweeps.sweep._work", lambda *arguments: pytest.fail("started"))
     out = tmp_path / "file" / "figure" / "page.html"
-    words = [command, str(path)] if command == "sweep" else [command]
-    assert main([*words, "--root", str(root), "--out", str(out)]) == 2
+    arguments = [command, str(path)] if command == "sweep" else [command]
+    assert main([*arguments, "--root", str(root), "--out", str(out)]) == 2
     assert f"--out {out}" in capsys.readouterr().err

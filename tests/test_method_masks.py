@@ -1,4 +1,4 @@
-"""What each method trains on, to read: the tokens that carry loss in one example per method, on one story.
+"""The tokens that carry loss in the examples of each method, as readable text, for the simulations of one story.
 
 Two subtasks. On ``easy`` the expert wins. On ``hard`` it fails in four moves; of the agent's simulations those from its
 states s1 and s3 win, those from s0 and s2 are lost (Figure 1 of the paper).
@@ -14,39 +14,39 @@ import pytest
 import torch
 
 from eef import methods
+from eef.agents.policy import Policy
+from eef.agents.rollout import Start
 from eef.methods import FAILED
-from eef.policy import Policy
-from eef.rollout import Start
-from eef.rows import collate, rows_of
 from eef.selection import Example
 from eef.settings import Settings
+from eef.training.rows import collate, rows_of
 from eef.trajectory import Trajectory, Turn
 
 
-def told(task: str, actions: str, won: bool, source: str, prefix: int = 0) -> Trajectory:
+def played(task: str, actions: str, won: bool, source: str, prefix: int = 0) -> Trajectory:
     turns = tuple(Turn(f"click[{word}]", "page") for word in actions.split())
     return Trajectory(task, "instruction: find the price", turns, float(won), won, source, prefix=prefix)
 
 
-EASY = told("easy", "description features buy_now", True, "strong")
-FAILURE = told("hard", "next_> reviews <_prev search", False, "strong")
-LOST = told("hard", "features buy_now", False, "policy")
+EASY = played("easy", "description features buy_now", True, "strong")
+FAILURE = played("hard", "next_> reviews <_prev search", False, "strong")
+LOST = played("hard", "features buy_now", False, "policy")
 STATES = {
-    1: told("hard", "next_> features buy_now", True, "policy", prefix=1),
-    2: told("hard", "next_> reviews buy_now", False, "policy", prefix=2),
-    3: told("hard", "next_> reviews <_prev buy_now", True, "policy", prefix=3),
+    1: played("hard", "next_> features buy_now", True, "policy", prefix=1),
+    2: played("hard", "next_> reviews buy_now", False, "policy", prefix=2),
+    3: played("hard", "next_> reviews <_prev buy_now", True, "policy", prefix=3),
 }
 
 
 class World:
     @staticmethod
-    def cuttable(observation: str) -> bool:
+    def can_start_here(observation: str) -> bool:
         return True
 
 
 @dataclass
 class Story:
-    """In place of the lab: experts and simulations as told above, and what the method would train on."""
+    """In place of the lab: the experts and simulations above; records what the method trains on."""
 
     settings: Settings = field(default_factory=Settings)
     tasks: tuple[str, ...] = ("easy", "hard")
@@ -57,7 +57,7 @@ class Story:
         return [EASY, FAILURE]
 
     def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
-        return [told("easy", "features buy_now", True, "policy"), LOST]
+        return [played("easy", "features buy_now", True, "policy"), LOST]
 
     def simulate(self, name: str, adapter: Path, starts: list[Start], seed: int) -> list[Trajectory]:
         return [STATES[start.index] for start in starts]
@@ -65,7 +65,7 @@ class Story:
     def sampling_seed(self, iteration: int) -> int:
         return iteration
 
-    def start(self, adapter: Path) -> None:
+    def sft_start(self, adapter: Path) -> None:
         return None
 
     def sft(self, name: str, examples: list[Example], start: Path | None = None) -> Path:
@@ -78,14 +78,14 @@ class Story:
 
 
 def shown(policy: Policy, example: Example) -> str:
-    """The example's tokens from its first utterance on; those without loss in brackets."""
+    """The example's tokens from its first action on; those without loss in parentheses."""
     ids, mask = policy.chat.render(example.trajectory, example.mask)
     rows, _ = rows_of(policy, [example])
     labels = collate([{"input_ids": row.ids, "mask": row.mask} for row in rows], policy.pad)["labels"][0]
-    assert torch.equal(labels != -100, torch.tensor(mask)), "what the loss sees is what the mask says"
-    words = [policy.tokenizer.decode([token]) for token in ids]
-    first = words.index("click[")
-    marked = [word if learnt else f"({word})" for word, learnt in zip(words[first:], mask[first:], strict=True)]
+    assert torch.equal(labels != -100, torch.tensor(mask)), "the labels agree with the mask"
+    tokens = [policy.tokenizer.decode([token]) for token in ids]
+    first = tokens.index("click[")
+    marked = [word if learnt else f"({word})" for word, learnt in zip(tokens[first:], mask[first:], strict=True)]
     return " ".join(marked).replace("(<obs>) (page) (<act>)", "|")
 
 
@@ -114,7 +114,7 @@ ALL_BAD = "click[ next_> ] <end> | click[ reviews ] <end> | click[ <_prev ] <end
 def test_what_carries_loss(policy: Policy, method: str, options: dict[str, Any], examples: list[str]) -> None:
     story = Story()
     if method == "eto":  # a win and a loss on one subtask: the expert wins the hard one too
-        won = told("hard", "reviews buy_now", True, "strong")
+        won = played("hard", "reviews buy_now", True, "strong")
         story.experts = lambda: [EASY, won]  # type: ignore[method-assign]
         examples = ["click[ reviews ] <end> | click[ buy_now ] <end>", OWN]
     methods.METHODS[method](story, **options)
@@ -124,7 +124,7 @@ def test_what_carries_loss(policy: Policy, method: str, options: dict[str, Any],
 
 
 def test_without_the_mask_harmful_actions_carry_loss(policy: Policy) -> None:
-    """s1 wins and s2 is lost: the expert's ``reviews`` did harm, and only the ablation learns it."""
+    """s1 wins and s2 is lost: the expert's ``reviews`` is harmful, and only the ablation learns it."""
     seen = {}
     for masked in (True, False):
         story = Story()

@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from eef import trajectory
-from eef.methods import FAILED, _merge, eef, eto, experiment, wins
-from eef.pretrain import make_model, save
-from eef.rollout import Start
-from eef.runs import load_runs
+from eef.agents.rollout import Start
+from eef.experiment import experiment
+from eef.methods import FAILED, eef, eto, merge, wins
+from eef.models.pretrain import make_model, save
 from eef.selection import Example, select
 from eef.settings import Settings
+from eef.tracking.runs import load_runs
 from eef.trajectory import Trajectory, Turn
 
 
-def made(task: str, actions: str, won: bool = True, prefix: int = 0) -> Trajectory:
+def played(task: str, actions: str, won: bool = True, prefix: int = 0) -> Trajectory:
     turns = tuple(Turn(action, f"after {action}") for action in actions)
     return Trajectory(task, "s0", turns, float(won), won, "policy", prefix=prefix)
 
@@ -29,7 +30,9 @@ def base(tokenizer, tmp_path_factory) -> str:
     """A small base model with random weights, as a folder."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    return str(save(make_model(tokenizer, 32, 2, 2), tokenizer, folder, {"aliases": True, "limited": True}))
+    return str(
+        save(make_model(tokenizer, 32, 2, 2), tokenizer, folder, {"aliases": "webshop", "constrained_decoding": True})
+    )
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +76,8 @@ def test_every_method_runs_and_counts_its_budget(run, shop, root: Path) -> None:
     assert all(0 <= row["win_rate"] <= 1 and row["n_test"] == len(shop.tasks("test")) for row in rows.values())
     assert all(row["errors"] == 0 for row in rows.values())
     shared = [stages(root, rows[name]["run_id"]) for name in ("rft1", "rft2", "eef")]
-    assert len({stage["bc"] for stage in shared}) == 1, "behaviour cloning is made once"
-    assert len({stage["s0-0-0"] for stage in shared}) == 1, "so is the first simulation of s0"
+    assert len({stage["bc"] for stage in shared}) == 1, "behaviour cloning runs once"
+    assert len({stage["s0-0-0"] for stage in shared}) == 1, "so does the first simulation from s0"
     assert len(load_runs(root)) == 5
 
 
@@ -94,18 +97,18 @@ def test_a_second_start_reuses_every_stage_and_gives_the_same_row(run, root: Pat
 def test_examples_of_eef_are_wins_with_something_to_learn(run, root: Path) -> None:
     row = run("eef", options={"m": 3})
     folder = root / row["run_id"] / "sft-0"
-    kept = trajectory.load(folder / "examples.jsonl")
+    examples = trajectory.load(folder / "examples.jsonl")
     begins = json.loads((folder / "learn_from.json").read_text())["learn_from"]
-    assert len(kept) == len(begins) and all(t.won for t in kept)
-    assert all(0 <= begin < len(t) for t, begin in zip(kept, begins, strict=True))
+    assert len(examples) == len(begins) and all(t.won for t in examples)
+    assert all(0 <= begin < len(t) for t, begin in zip(examples, begins, strict=True))
 
 
-EXPERT_WIN = replace(made("easy", "w"), source="strong")
-FAILURE = replace(made("hard", "abcdefgh", won=False), source="strong")
+EXPERT_WIN = replace(played("easy", "w"), source="strong")
+FAILURE = replace(played("hard", "abcdefgh", won=False), source="strong")
 
 
 def ended(index: int, how: str, task: str = "hard") -> Trajectory:
-    """The simulation from state ``index`` of ``FAILURE``: won, lost, or broken by the machinery."""
+    """The simulation from state ``index`` of ``FAILURE``: won, lost, or broken by an infrastructure error."""
     turns = (*FAILURE.turns[:index], Turn(f"agent {index} {how}", "the end"))
     outcome = "replay_divergence" if how == "broken" else "done"
     return Trajectory(task, "s0", turns, float(how == "won"), how == "won", "policy", outcome, prefix=index)
@@ -113,12 +116,12 @@ def ended(index: int, how: str, task: str = "hard") -> Trajectory:
 
 @dataclass
 class FakeLab:
-    """A lab whose simulations end as written down: per iteration, by the index of the state (s0 of "hard" is 0)."""
+    """A lab whose simulations end as ``ends`` says: per iteration, by the index of the state (0: s0 of "hard")."""
 
     ends: Sequence[Mapping[int, str]]
     settings: Settings = field(default_factory=Settings)
     tasks: tuple[str, ...] = ("hard",)
-    uncuttable: str = ""
+    blocked: str = ""
     experts_: tuple[Trajectory, ...] = (EXPERT_WIN, FAILURE)
     seeds: list[int] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
@@ -128,8 +131,8 @@ class FakeLab:
         self.settings = Settings(iterations=len(self.ends))
         self.env = self
 
-    def cuttable(self, observation: str) -> bool:
-        return observation != self.uncuttable
+    def can_start_here(self, observation: str) -> bool:
+        return observation != self.blocked
 
     def experts(self) -> list[Trajectory]:
         return list(self.experts_)
@@ -146,7 +149,7 @@ class FakeLab:
     def sampling_seed(self, iteration: int) -> int:
         return 100 + iteration
 
-    def start(self, adapter: Path) -> None:
+    def sft_start(self, adapter: Path) -> None:
         return None
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
@@ -161,8 +164,8 @@ class FakeLab:
 @pytest.mark.parametrize("recovery", [True, False])
 @pytest.mark.parametrize("one_per_state", [True, False])
 def test_examples_of_eef_never_learn_harmful_actions(recovery: bool, one_per_state: bool) -> None:
-    """Whatever the outcomes: an action between a state that won and the next one, which lost, carries no loss."""
-    barred = 0
+    """For all outcomes: an action between a state that won and the next one, which lost, carries no loss."""
+    masked = 0
     for ends in product(["won", "lost", "broken"], repeat=4):
         lab = FakeLab([dict(zip((0, 2, 4, 6), ends, strict=True))])
         eef(lab, m=3, recovery=recovery, one_per_state=one_per_state)
@@ -175,8 +178,8 @@ def test_examples_of_eef_never_learn_harmful_actions(recovery: bool, one_per_sta
             prefix = range(example.trajectory.prefix)
             assert example.trajectory.won and not any(example.mask[turn] for turn in harmful & set(prefix))
             assert all(example.mask[example.trajectory.prefix :]), "the agent's own actions are learnt"
-            barred += len(harmful & set(prefix))
-    assert (barred > 0) == (recovery or not one_per_state)  # the first win is behind no harmful action
+            masked += len(harmful & set(prefix))
+    assert (masked > 0) == (recovery or not one_per_state)  # no harmful action precedes the first win
 
 
 def solved(lab: FakeLab, stage: str) -> list[tuple[int, int]]:
@@ -184,16 +187,16 @@ def solved(lab: FakeLab, stage: str) -> list[tuple[int, int]]:
     return [(example.trajectory.prefix, example.learn_from) for example in lab.trained[stage]]
 
 
-def test_eef_keeps_the_wins_of_earlier_iterations() -> None:
+def test_eef_remembers_the_wins_of_earlier_iterations() -> None:
     lab = FakeLab([{2: "won", 6: "won"}, {0: "won", 6: "broken"}, {}])
     eef(lab, m=3)
     assert solved(lab, "sft-0") == [(2, 0), (6, 4)]
     assert solved(lab, "sft-1") == solved(lab, "sft-2") == [(0, 0), (6, 4)]
-    assert lab.seeds == [100, 101, 102], "each iteration samples anew"
+    assert lab.seeds == [100, 101, 102], "each iteration has its own seed"
 
 
 def test_eef_does_not_count_a_broken_simulation_as_lost() -> None:
-    """Were s4 lost, what led there from s2 would be harmful, and the win from s6 its recovery."""
+    """If s4 were lost, the actions from s2 to s4 would be harmful, and the win from s6 the recovery."""
     for how, examples in (("broken", [(2, 0)]), ("lost", [(2, 0), (6, 4)])):
         lab = FakeLab([{2: "won", 4: how, 6: "won"}])
         eef(lab, m=3)
@@ -204,13 +207,13 @@ def test_eef_does_not_count_a_broken_simulation_as_lost() -> None:
 
 
 def test_eef_starts_only_where_the_environment_allows_it() -> None:
-    lab = FakeLab([{2: "won"}], uncuttable=FAILURE.state(4))
+    lab = FakeLab([{2: "won"}], blocked=FAILURE.state(4))
     eef(lab, m=3)
     assert lab.indices == [2, 6]
 
 
 def test_eto_pairs_with_the_failures_of_all_iterations() -> None:
-    expert = replace(made("hard", "w"), source="strong")
+    expert = replace(played("hard", "w"), source="strong")
     lab = FakeLab([{0: "lost"}, {0: "won"}, {0: "lost"}], experts_=(expert,))
     eto(lab)
     lost = ended(0, "lost")
@@ -218,7 +221,7 @@ def test_eto_pairs_with_the_failures_of_all_iterations() -> None:
     assert lab.trained["dpo-2"] == [(expert, lost), (expert, lost)]
 
 
-def test_iterations_go_on_from_base_or_from_the_last_adapter(run, root: Path) -> None:
+def test_iterations_start_from_base_or_from_the_last_adapter(run, root: Path) -> None:
     keys = []
     for restart in ("base", "last"):
         row = run("rft", options={"n": 1}, iterations=2, restart=restart)
@@ -229,18 +232,18 @@ def test_iterations_go_on_from_base_or_from_the_last_adapter(run, root: Path) ->
 
 
 def test_sft_all_and_nat_learn_from_failures_too(run, root: Path) -> None:
-    kept = {}
+    examples = {}
     for method, stage in (("sft_all", "sft-all"), ("nat", "nat")):
         row = run(method)
         assert row["episodes"] == 0
         folder = root / row["run_id"]
         experts = trajectory.load(folder / "experts" / "trajectories.jsonl")
-        kept[method] = trajectory.load(folder / stage / "examples.jsonl")
-        assert len(kept[method]) == len(experts)
+        examples[method] = trajectory.load(folder / stage / "examples.jsonl")
+        assert len(examples[method]) == len(experts)
         assert set(json.loads((folder / stage / "learn_from.json").read_text())["learn_from"]) == {0}
-    assert [t.won for t in kept["nat"]] == sorted((t.won for t in kept["sft_all"]), reverse=True)
-    assert all(t.prompt.startswith(FAILED) != t.won for t in kept["nat"])
-    assert not any(t.prompt.startswith(FAILED) for t in kept["sft_all"])
+    assert [t.won for t in examples["nat"]] == sorted((t.won for t in examples["sft_all"]), reverse=True)
+    assert all(t.prompt.startswith(FAILED) != t.won for t in examples["nat"])
+    assert not any(t.prompt.startswith(FAILED) for t in examples["sft_all"])
 
 
 def test_eto_learns_from_pairs_of_a_win_and_its_own_loss(run, shop, root: Path) -> None:
@@ -257,7 +260,7 @@ def test_eto_learns_from_pairs_of_a_win_and_its_own_loss(run, shop, root: Path) 
         assert start.startswith("dpo-0" if iteration else "bc")
 
 
-def test_a_trajectory_file_takes_the_place_of_the_stand_in(run, shop, root: Path, tmp_path: Path) -> None:
+def test_a_trajectory_file_replaces_the_scripted_expert(run, shop, root: Path, tmp_path: Path) -> None:
     experts = trajectory.load(root / run("sft_pos")["run_id"] / "experts" / "trajectories.jsonl")
     path = trajectory.save(experts, tmp_path / "mine.jsonl")
     row = run("eef", options={"m": 1}, experts=str(path))
@@ -267,9 +270,9 @@ def test_a_trajectory_file_takes_the_place_of_the_stand_in(run, shop, root: Path
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("efe", {}, "unknown method 'efe': known are sft_pos, sft_all, nat, rft, eto, eef, ceiling"),
-        ("eef", {"m": 0}, "M must be a whole number of at least 1, not 0"),
-        ("rft", {"n": 0}, "N must be a whole number of at least 1, not 0"),
+        ("efe", {}, "unknown method 'efe': choose one of sft_pos, sft_all, nat, rft, eto, eef, ceiling"),
+        ("eef", {"m": 0}, "m=0 must be a positive integer"),
+        ("rft", {"n": 0}, "n=0 must be a positive integer"),
     ],
 )
 def test_a_wrong_method_or_number_is_named(run, method: str, options: dict, message: str) -> None:
@@ -301,34 +304,36 @@ def test_experts_without_a_failure_or_without_a_win_are_named(run, shop, root: P
     experts = trajectory.load(root / run("sft_pos")["run_id"] / "experts" / "trajectories.jsonl")
     won = trajectory.save((t for t in experts if t.won), tmp_path / "won.jsonl")
     lost = trajectory.save((t for t in experts if t.failed), tmp_path / "lost.jsonl")
-    with pytest.raises(ValueError, match="EEF needs expert failures and every expert trajectory won"):
+    with pytest.raises(ValueError, match="EEF explores failed expert trajectories, but there are none"):
         run("eef", options={"m": 1}, experts=str(won))
     with pytest.raises(ValueError, match=r"none of the \d+ expert trajectories won"):
         run("sft_pos", experts=str(lost))
     torn = tmp_path / "torn.jsonl"
     torn.write_bytes(lost.read_bytes()[:-30])
-    with pytest.raises(trajectory.TrajectoryError, match=r"torn.jsonl, line \d+: the line is torn"):
+    with pytest.raises(trajectory.TrajectoryError, match=r"torn.jsonl, line \d+: truncated or invalid JSON"):
         run("sft_pos", experts=str(torn))
 
 
 def test_wins_are_distinct_and_merge_keeps_one_solution_per_state() -> None:
-    found = wins([made("1", "ab"), made("1", "ab"), made("1", "c"), made("2", "ab", won=False)])
-    assert [e.trajectory.actions for e in found] == [["a", "b"], ["c"]]
-    positives = wins([made("1", "ab")])
-    merged = _merge(positives, [Example(made("1", "ab"), 0), Example(made("2", "cd"), 0), Example(made("2", "ce"), 0)])
+    examples = wins([played("1", "ab"), played("1", "ab"), played("1", "c"), played("2", "ab", won=False)])
+    assert [e.trajectory.actions for e in examples] == [["a", "b"], ["c"]]
+    positives = wins([played("1", "ab")])
+    merged = merge(
+        positives, [Example(played("1", "ab"), 0), Example(played("2", "cd"), 0), Example(played("2", "ce"), 0)]
+    )
     assert [e.trajectory.actions for e in merged] == [["a", "b"], ["c", "d"]]
 
 
 def test_the_unmasked_ablation_keeps_both_examples_of_figure_1() -> None:
-    expert = made("1", "abcdefgh", won=False)
+    expert = played("1", "abcdefgh", won=False)
     outcomes = {
         0: None,
-        2: replace(made("1", "abX", prefix=2), turns=(*expert.turns[:2], Turn("X", "x"))),
+        2: replace(played("1", "abX", prefix=2), turns=(*expert.turns[:2], Turn("X", "x"))),
         4: None,
-        6: replace(made("1", "abcdefY", prefix=6), turns=(*expert.turns[:6], Turn("Y", "y"))),
+        6: replace(played("1", "abcdefY", prefix=6), turns=(*expert.turns[:6], Turn("Y", "y"))),
     }
     for masked in (True, False):
-        merged = _merge([], select(expert, outcomes, mask_harmful=masked), one_per_state=masked)
+        merged = merge([], select(expert, outcomes, mask_harmful=masked), one_per_state=masked)
         assert len(merged) == 2
         harmful = [any(e.mask[i] for e in merged if e.trajectory.prefix > i) for i in (2, 3)]
         assert harmful == [not masked] * 2

@@ -1,4 +1,4 @@
-"""The notebooks as sweeps and people run them: thin, stripped, and executed whole on small parameters."""
+"""The notebooks: thin, without outputs, and executed from start to end on small parameters."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import pandas as pd
 import papermill
 import pytest
 
+from eef.agents.model_files import folder_of
 from eef.cli import main
 from eef.envs import TextEnv, expert_states
-from eef.models import folder_of
+from eef.envs.extras import extras_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -35,15 +36,15 @@ def test_notebooks_are_stripped_and_thin(path: Path) -> None:
     trees = [ast.parse(cell.source) for cell in code]
     kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
     assert not any(isinstance(node, kinds) for tree in trees for node in ast.walk(tree))
-    given = [tree for cell, tree in zip(code, trees, strict=True) if "parameters" in cell.metadata.get("tags", [])]
-    assert len(given) == 1
-    for line in given[0].body:
+    parameters = [tree for cell, tree in zip(code, trees, strict=True) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    for line in parameters[0].body:
         assert isinstance(line, ast.Assign)
         ast.literal_eval(line.value)  # literals only
 
 
 def small_demo(folder: Path) -> list[str]:
-    """The words of `eef` that run the demo's seven arms on a small shop, all under ``folder``."""
+    """Arguments of `eef` that run the demo's seven arms on a small shop, all under ``folder``."""
     words = ["sweep", str(ROOT / "experiments" / "demo.yaml"), "--root", str(folder / "runs")]
     for change in (f"catalogue={SMALL}", "epochs=2", "wandb=disabled", "train_tasks=0", "test_tasks=0"):
         words += ["-p", change]
@@ -67,18 +68,18 @@ def test_the_main_job_from_sweep_to_figure(
     assert frame["win_rate"].between(0, 1).all() and frame["errors"].eq(0).all()
     for kind in ("png", "svg"):
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
-    assert main(words) == 0  # all is there: only the figure is drawn again
+    assert main(words) == 0  # nothing is left to run: only the figure is drawn again
     assert table.read_bytes() == first
-    asked = {"sweep": "", "root": str(tmp_path / "runs"), "out": str(tmp_path / "figure")}
-    asked["draw"] = ["learning_curves", "selection"]
-    shown = executed("figures", tmp_path, asked, monkeypatch)
+    parameters: dict[str, Any] = {"sweep": "", "root": str(tmp_path / "runs"), "out": str(tmp_path / "figure")}
+    parameters["draw"] = ["learning_curves", "selection"]
+    shown = executed("figures", tmp_path, parameters, monkeypatch)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
     assert shown.count('class="eef eef-table"') == 2  # two runs of EEF
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path: Path) -> None:
-    """Twice from nothing with one seed, the second time killed outright at three moments: the same bytes."""
+def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Two sweeps with one seed, the second one killed at three random moments, give the same bytes."""
     assert main(small_demo(tmp_path / "whole")) == 0
     again = small_demo(tmp_path / "killed")
     for moment in random.Random(0).sample(range(8, 40), 3):
@@ -92,7 +93,7 @@ def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path: Path) 
     assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
-def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> None:
+def test_the_base_model_notebook_writes_a_model_that_loads(tmp_path: Path) -> None:
     small = {
         "documents_train": 24,
         "documents_second": 8,
@@ -105,7 +106,7 @@ def test_the_base_model_notebook_makes_a_model_that_loads(tmp_path: Path) -> Non
     papermill.execute_notebook(
         str(ROOT / "notebooks" / "base_model.ipynb"), None, small, kernel_name="python3", progress_bar=False
     )
-    assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": True, "limited": True}
+    assert json.loads((tmp_path / "chat.json").read_text()) == {"aliases": "webshop", "constrained_decoding": True}
     assert (tmp_path / "model.safetensors").stat().st_size > 0
 
 
@@ -118,7 +119,7 @@ SHORT = {
 
 
 def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    """All that the notebook showed, as text; papermill raises where a cell fails."""
+    """All outputs of the notebook, as text; papermill raises if a cell fails."""
     monkeypatch.setenv("EEF_ROOT", str(folder / "runs"))
     out = folder / f"{name}.ipynb"
     papermill.execute_notebook(
@@ -129,7 +130,7 @@ def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: p
     return "\n".join(o.get("text") or str(o.get("data")) for o in outputs)
 
 
-SAID = {
+EXPECTED = {
     "quickstart": ["thrown away by RFT", "carry loss", "eef-table"],
     "experts": ["win_rate", "option wrong or missing", "image/png"],
     "own_environment": ["with a screen turned", "win_rate", "eef-table"],
@@ -138,23 +139,23 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_a_notebook_runs_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_on_small_parameters(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = executed(name, tmp_path, SHORT[name], monkeypatch)
-    assert not [words for words in SAID[name] if words not in shown]
+    assert not [words for words in EXPECTED[name] if words not in shown]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
-def test_a_notebook_runs_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_on_its_own_parameters(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = executed(name, tmp_path, {}, monkeypatch)
-    assert not [words for words in SAID[name] if words not in shown]
+    assert not [words for words in EXPECTED[name] if words not in shown]
     if name == "quickstart":
         assert "harmful: from" in shown and "on the way from" in shown  # the first picture shows both
 
 
 def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
-    from own_environment import Kiosk, play
+    from own_environment import ClerkNoise, Kiosk, play_expert
 
     lines = inspect.getsource(Kiosk).splitlines()
     assert sum(bool(line.strip()) for line in lines) < 50
@@ -162,9 +163,18 @@ def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.Mo
     names = [name for name in vars(TextEnv) if not name.startswith("_")]
     assert all(hasattr(kiosk, name) for name in [*names, *TextEnv.__annotations__])
     assert not set(kiosk.tasks("train")) & set(kiosk.tasks("test"))
-    experts = [play(kiosk, task) for task in kiosk.tasks("train")]
-    assert {t.won for t in experts} == {True, False} and experts == [play(kiosk, t) for t in kiosk.tasks("train")]
-    assert all(play(kiosk, task, slip=0, late=0).won for task in kiosk.tasks("test"))
+    experts = [play_expert(kiosk, task) for task in kiosk.tasks("train")]
+    assert {t.won for t in experts} == {True, False}
+    assert experts == [play_expert(kiosk, task) for task in kiosk.tasks("train")]
+    assert all(play_expert(kiosk, task, ClerkNoise()).won for task in kiosk.tasks("test"))
+    extras = extras_of(kiosk)
+    assert extras.experts is not None and extras.experts.play is play_expert and set(extras.skills) == {"next", "prev"}
+    turns = [
+        sum("next >" in action for action in play_expert(kiosk, t, ClerkNoise()).actions) for t in kiosk.tasks("test")
+    ]
+    grades = extras.groups(kiosk, kiosk.tasks("test"))
+    assert grades is not None and set(grades.values()) == {"easy", "hard"}
+    assert [count <= 2 for count in turns] == [grade == "easy" for grade in grades.values()]
     for expert in experts:
         for index, twin in expert_states(kiosk, expert, list(range(len(expert)))).items():
             assert f"{expert.actions[index]}" in twin.available_actions()["actions"]
@@ -185,7 +195,7 @@ def test_scienceworld_from_walks_to_figure(tmp_path: Path, capsys: pytest.Captur
     base = tmp_path / "base"
     notebook = str(ROOT / "notebooks" / "base_scienceworld.ipynb")
     papermill.execute_notebook(notebook, None, small | {"out": str(base)}, kernel_name="python3", progress_bar=False)
-    assert json.loads((base / "chat.json").read_text()) == {"limited": True}
+    assert json.loads((base / "chat.json").read_text()) == {"constrained_decoding": True}
     words = ["sweep", str(ROOT / "experiments" / "scienceworld.yaml"), "--root", str(tmp_path / "runs")]
     options = "{valid_actions: true, tasks: [find-non-living-thing], variations: {train: 6, test: 2}}"
     for change in (f"env_options={options}", f"model={base}", "epochs=1", "wandb=disabled", "seeds=[0]", "max_steps=6"):

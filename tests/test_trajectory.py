@@ -1,4 +1,4 @@
-"""Trajectory files: what is written comes back, and what is torn says where."""
+"""Trajectory files: what is written is read back, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eef.trajectory import (
-    _ETO_TASKS,
     Trajectory,
     TrajectoryError,
     Turn,
+    _eto_task_names,
     frame,
     from_dict,
     from_sharegpt,
@@ -62,26 +62,26 @@ def test_dicts_round_trip_through_json(trajectory: Trajectory) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(trajectory)))) == trajectory
 
 
-def test_a_file_torn_at_any_byte_says_where(tmp_path: Path) -> None:
+def test_a_file_truncated_at_any_byte_names_the_line(tmp_path: Path) -> None:
     path = save([SMALL, SMALL], tmp_path / "t.jsonl")
     whole = path.read_bytes()
     last = whole.index(b"\n") + 1
     for cut in range(last + 1, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(TrajectoryError, match="t.jsonl, line 2: the line is torn"):
+        with pytest.raises(TrajectoryError, match="t.jsonl, line 2: truncated or invalid JSON"):
             load(path)
-    path.write_bytes(whole[:last])  # between lines nothing is torn
+    path.write_bytes(whole[:last])  # a cut between two lines is valid
     assert load(path) == [SMALL]
     path.write_bytes(whole[:-1])  # the newline alone is lost
     assert load(path) == [SMALL, SMALL]
 
 
-def test_a_torn_list_names_the_file(tmp_path: Path) -> None:
+def test_a_truncated_list_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     whole = json.dumps([to_dict(SMALL)], ensure_ascii=False).encode()
     for cut in range(1, len(whole)):
         path.write_bytes(whole[:cut])
-        with pytest.raises(TrajectoryError, match="t.json: the file is torn"):
+        with pytest.raises(TrajectoryError, match="t.json: truncated or invalid JSON"):
             load(path)
 
 
@@ -142,7 +142,7 @@ def test_a_reward_out_of_range_is_named_in_every_format(tmp_path: Path, reward: 
     rows = [{**to_dict(SMALL), "reward": r} if ours else eto_row(reward=r) for r in (1.0, reward)]
     path.write_text(json.dumps(rows) if layout == "eto_list" else "\n".join(map(json.dumps, rows)))
     number = isinstance(reward, (int, float)) and not isinstance(reward, bool)
-    what = r"'reward' must lie in \[0, 1\], not .*: divide ScienceWorld scores by 100" if number else "must be a number"
+    what = r"'reward' must lie in \[0, 1\], not .*: divide a score out of 100 by 100" if number else "must be a number"
     with pytest.raises(TrajectoryError, match=f"t.jsonl, {'item 1' if layout == 'eto_list' else 'line 2'}: .*{what}"):
         load(path)
 
@@ -179,7 +179,7 @@ def test_an_eto_conversation_becomes_turns() -> None:
     assert got.prompt == "WebShop [SEP] Instruction: [SEP] a blue cup [SEP] Search"
     assert got.actions == ["search[blue cup]", "click[B01]", "click[Buy Now]"]
     assert [turn.learn for turn in got.turns] == [True, False, True]
-    assert got.turns[0].said == "Thought: I think I should search.\nAction: search[blue cup]"
+    assert got.turns[0].answer == "Thought: I think I should search.\nAction: search[blue cup]"
     assert got.state(1) == "Back to Search [SEP] Page 1 [SEP] B01 [SEP] $5"
     assert got.state(3) == ""  # the episode ended there
 
@@ -201,15 +201,15 @@ def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
     got = from_sharegpt({"id": 3, "conversations": conversations, "reward": 0.5})
     assert (got.task, got.prompt, got.won) == ("3", "s0", False)
     assert got.turns == (Turn("click[Buy Now]", ""),)
-    assert got.turns[0].said == "click[Buy Now]"
+    assert got.turns[0].answer == "click[Buy Now]"
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         (eto_row(conversations=[{"from": "human"}]), "needs 'from' and 'value'"),
-        (eto_row(conversations=[]), "no human message"),
-        (eto_row(conversations=eto_row()["conversations"][:2]), "no human message"),
+        (eto_row(conversations=[]), "does not begin with a human message"),
+        (eto_row(conversations=eto_row()["conversations"][:2]), "does not begin with a human message"),
         (eto_row(conversations=[eto_row()["conversations"][2]] * 2), "not from 'gpt'"),
         (eto_row(conversations=[*eto_row()["conversations"][2:4], eto_row()["conversations"][3]]), "not from 'human'"),
         (eto_row(reward=None), "'reward' must be a number"),
@@ -231,7 +231,7 @@ def test_a_reply_turned_away_for_its_format_never_reached_the_environment() -> N
     ]
     row["conversations"][5:5] = rude
     turn = from_sharegpt(row).turns[1]
-    assert (turn.action, turn.said, turn.learn) == ("", "I do not know.", False)
+    assert (turn.action, turn.answer, turn.learn) == ("", "I do not know.", False)
     assert turn.observation == "Invalid format. The ..."
 
 
@@ -263,9 +263,9 @@ def test_every_id_of_etos_split_is_a_subtask_of_ours() -> None:
     items = json.loads(ETO.read_text())
     order = sorted({name for name, _ in items})
     for name, variation in items:
-        number = next(i for i, known in enumerate(_ETO_TASKS) if known == infer_task(name))
+        number = next(i for i, known in enumerate(_eto_task_names()) if known == infer_task(name))
         assert from_sharegpt(eto_row(id=f"{number}_{variation}")).task == f"{infer_task(name)}/{variation}"
-    numbers = [_ETO_TASKS.index(infer_task(name)) for name in order]
+    numbers = [_eto_task_names().index(infer_task(name)) for name in order]
     assert len(order) == 24 and numbers == sorted(numbers)  # ETO numbers the long names in their order
 
 
@@ -277,7 +277,7 @@ def test_frame_has_a_row_per_turn() -> None:
     assert got["task"].tolist() == ["7", "7", "8", "8"]
     assert got["turn"].tolist() == [0, 1, 0, 1]
     assert got["learn"].tolist() == [False, True, True, True]
-    assert got["given"].tolist() == [False, False, True, False]
+    assert got["in_prefix"].tolist() == [False, False, True, False]
     assert list(frame([]).columns) == list(got.columns)
 
 

@@ -1,26 +1,45 @@
-"""Text environments behind one small protocol, made by name with :func:`make_env`."""
+"""Text environments: the protocol :class:`TextEnv`, and :func:`make_env`, which creates an environment by name.
+
+An environment with a name is a folder ``eef/envs/NAME/`` and a line in :data:`ENVIRONMENTS`. The folder contains:
+
+* ``__init__.py``: the class that implements :class:`TextEnv`, and :class:`ReplayEnv` if it cannot copy its state.
+* ``extras.py`` (optional): ``EXTRAS``, the skills, grades, scripted experts, ... of :class:`eef.envs.extras.Extras`.
+* ``instructions.txt`` (optional): what the environment asks of a ReAct agent; ``extras.py`` reads it.
+* ``cli.py`` (optional), which may define
+
+  - ``add_commands(parser)``: adds the commands of ``eef NAME``; the module's docstring begins with their summary;
+  - ``COLLECT_OPTIONS``: options of ``eef collect`` and their arguments for ``add_argument``, such as
+    ``{"--data": {"metavar": "FOLDER"}}``; their values are keywords of the class;
+  - ``collect_defaults(arguments)``: default keywords of the class for ``eef collect``.
+
+  ``eef --help`` loads this file alone, so it imports other modules inside its functions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from eef.trajectory import Trajectory
+if TYPE_CHECKING:  # trajectory imports pandas, which the command line does not need
+    from eef.trajectory import Trajectory
 
 
 class EnvError(RuntimeError):
-    """The environment could not do its part (a dead simulator, a missing file): never counted as a loss."""
+    """A failure of the environment itself, such as a dead simulator or a missing file. It never counts as a loss."""
 
 
 class ReplayDivergence(EnvError):
-    """A replayed action did not lead to the observation that was recorded."""
+    """A replayed action led to another observation than the recorded one."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one action gave: ``reward`` in [0, 1]; ``valid`` False where the action was not understood (a no-op)."""
+    """The result of one action: ``reward`` is in [0, 1]; ``valid`` is False for an invalid action, which does nothing.
+
+    ``info["won"]`` on the last step of an episode is the only definition of success.
+    """
 
     observation: str
     reward: float
@@ -30,98 +49,108 @@ class Step:
 
 
 class TextEnv(Protocol):
-    """An episodic environment of text, one episode at a time.
+    """An episodic text environment that plays one episode at a time.
 
-    ``won(step)`` of the environment's only definition of success is ``step.info["won"]`` on the last step.
+    Equal tasks and actions must give equal observations, since expert states are reached by replay and every
+    observation is compared. An episode is won if its last step has ``info["won"]``. An environment may also have an
+    attribute ``extras`` (:class:`eef.envs.extras.Extras`) and a method ``close()``, which ends its processes.
     """
 
     name: str
-    max_steps: int
+    max_steps: int  # actions per episode; the rollouts enforce it
 
     def tasks(self, split: str) -> list[str]:
-        """Task ids of ``train``, ``eval`` or ``test``, in a fixed order."""
+        """The ids of the tasks in ``train``, ``eval`` or ``test``, in a fixed order."""
         ...
 
     def reset(self, task: str) -> str:
-        """Begin ``task``; the text of s0."""
+        """Start an episode of ``task``. Returns the text of the initial state s0."""
         ...
 
-    def step(self, action: str) -> Step: ...
+    def step(self, action: str) -> Step:
+        """Take one action. Invalid actions must not raise. EnvError for a failure of the environment itself."""
+        ...
 
     def available_actions(self) -> dict[str, Any]:
-        """``{"has_search_bar": bool, "clickables": [str, ...]}``; ScienceWorld: ``{"actions": [str, ...]}``."""
+        """The actions that are valid now: ``{"actions": [str, ...]}``.
+
+        A page of buttons with an optional search bar may instead return ``{"has_search_bar": bool, "clickables":
+        [str, ...]}``, whose actions are ``search[any text]`` and ``click[clickable]``.
+        """
         ...
 
     def fork(self) -> TextEnv:
-        """The same state, independent from here on. NotImplementedError where only a replay can make one."""
+        """An independent copy in the same state. NotImplementedError if only a replay can reach a state."""
         ...
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         """Whether a simulation may start right after ``observation`` (paper, section 4.1)."""
         ...
 
     def stamp(self) -> dict[str, str]:
-        """Hashes that two runs must share to be comparable, such as those of the catalogue and of the split."""
+        """Hashes that must be equal for two runs to be comparable, such as those of the data and of the split."""
         ...
 
     def state_key(self) -> dict[str, Any]:
-        """All that changes an observation, a reward or an available action, as JSON values: options and hashes of data.
+        """Everything that changes an observation, a reward or a valid action, as JSON values: options, hashes of data.
 
-        Stages are reused by it, together with ``max_steps`` and the source code of the environment's class, which need
-        not be part of it. Which subtasks belong to a split does not change a state.
+        Cached results are reused if it, ``max_steps`` and the source code of the class are the same; the last two need
+        not be part of it, nor need the split. Results are stale if something is missing here.
         """
         ...
 
 
 class ReplayEnv(TextEnv, Protocol):
-    """An environment that cannot fork: a state is reached by a replay, and each episode takes a worker of its own."""
+    """An environment that cannot fork. States are reached by replay, and concurrent episodes need separate workers."""
 
     def workers(self, count: int) -> list[TextEnv]:
-        """At most ``count`` independent environments, usable from one thread each."""
+        """At most ``count`` independent environments, each of which one thread may use."""
         ...
 
 
-def workers(env: TextEnv, count: int) -> list[TextEnv]:
-    """The environments that ``count`` episodes at once need where ``env`` cannot fork; none where it can."""
+def replay_workers(env: TextEnv, count: int) -> list[TextEnv]:
+    """Workers for ``count`` concurrent episodes if ``env`` cannot fork; an empty list if it can."""
     try:
         env.fork()
     except NotImplementedError:
         return cast(ReplayEnv, env).workers(count)
-    except EnvError:  # it forks, but failed this time
+    except EnvError:  # this fork failed, but the environment can fork
         pass
     return []
 
 
-_CLASSES = {"webshop": "WebShop", "scienceworld": "ScienceWorld"}
+ENVIRONMENTS = {  # name of the folder -> name of the class; the first one is the default of the command line
+    "webshop": "WebShop",
+    "scienceworld": "ScienceWorld",
+}
 
 
 def make_env(name: str, **options: Any) -> TextEnv:
-    """The environment called ``name`` (``webshop`` or ``scienceworld``); ``options`` are its own keywords, and both
-    are kept as ``made``, for processes that need one of their own.
+    """Create the environment called ``name``, one of :data:`ENVIRONMENTS`, with the keywords ``options`` of its class.
 
-    ValueError for an unknown name, TypeError for an option that it does not have.
+    The attribute ``make_env_arguments`` stores name and options, so that other processes can create their own copy.
+    ValueError for an unknown name, TypeError for an unknown option.
     """
-    if name not in _CLASSES:
-        raise ValueError(f"unknown environment {name!r}: known are {' and '.join(map(repr, _CLASSES))}")
-    # by name and not by an import statement: a stage then depends on the code of the environment that it receives alone
-    env: TextEnv = getattr(import_module(f"eef.envs.{name}"), _CLASSES[name])(**options)
-    vars(env)["made"] = (name, options)
+    if name not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {name!r}: use {' or '.join(map(repr, ENVIRONMENTS))}")
+    # not an import statement: a stage depends only on the code of the environment that it receives
+    env: TextEnv = getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])(**options)
+    vars(env)["make_env_arguments"] = (name, options)
     return env
 
 
 def restore(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> str:
-    """Bring ``env`` to the state after ``actions`` and compare every observation on the way.
+    """Replay ``actions`` and compare every observation. Returns the last observation.
 
-    An empty action is an answer that held none: the environment was left alone, and is so again.
-    ``observations`` holds the text of s0, s1, ...: one more than ``actions``. Returns the last one.
-    :class:`ReplayDivergence` names the first step that differs, or the action that ended the episode too early: before
-    the last one or, with ``live``, with the last one, so that no action could follow.
+    ``observations`` contains the texts of s0, s1, ..., one more than ``actions``. An empty action stands for an answer
+    without an action and is skipped. :class:`ReplayDivergence` names the first state that differs, or the action that
+    ended the episode too early: before the last action or, with ``live``, with the last one.
     """
     return replay(env, task, actions, observations, live).observation
 
 
 def replay(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> Step:
-    """As :func:`restore`, but return the step that led to the last state. Without an action its reward is 0.0."""
+    """As :func:`restore`, but returns the last step; its reward is 0.0 if no action was taken."""
     if len(observations) != len(actions) + 1:
         raise ValueError(f"{len(actions)} actions need {len(actions) + 1} observations, not {len(observations)}")
     step = Step(env.reset(task), 0.0, False)
@@ -139,7 +168,7 @@ def replay(env: TextEnv, task: str, actions: list[str], observations: list[str],
 def _ended_early(task: str, action: int, actions: int) -> ReplayDivergence:
     return ReplayDivergence(
         f"task {task}: the replay ended with action {action}, but the recording has at least {actions} actions: use "
-        "the environment and the step limit of the recording"
+        "the same environment and step limit as the recording"
     )
 
 
@@ -149,26 +178,25 @@ def _compare(task: str, index: int, seen: str, recorded: str) -> None:
         at = next((i for i in range(shorter) if seen[i] != recorded[i]), shorter)
         raise ReplayDivergence(
             f"task {task}, state {index}: the replay shows {seen[at : at + 40]!r} where {recorded[at : at + 40]!r} was "
-            f"recorded (character {at}); is it the same catalogue and seed?"
+            f"recorded (character {at}): use the same data, options and seed as the recording"
         )
 
 
 def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[tuple[int, TextEnv, Step]]:
-    """Replay ``expert`` once; for each i of ``indices``, in ascending order, yield i, an environment in the state s_i
-    and the last step on the way to it.
+    """Replay ``expert`` once; for each i of ``indices``, ascending, yield (i, environment in the state s_i, last step).
 
-    Every observation is compared. :class:`ReplayDivergence` is raised where the replay diverges, after the states
-    before have been yielded.
+    Every observation is compared. If the replay diverges, the states before the divergence are yielded first, then
+    :class:`ReplayDivergence` is raised.
     """
     wanted = sorted(set(indices))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < max(len(expert), 1):
-        raise ValueError(f"states {wanted} of an expert trajectory of {len(expert)} turns (task {expert.task})")
+        raise ValueError(f"no states {wanted} in an expert trajectory of {len(expert)} turns (task {expert.task})")
     step = Step(env.reset(expert.task), 0.0, False)
     _compare(expert.task, 0, step.observation, expert.prompt)
     for index in range(wanted[-1] + 1 if wanted else 0):
         if index in wanted:
             yield index, env.fork(), step
-        if index < wanted[-1] and expert.turns[index].action:  # an answer without an action left it alone
+        if index < wanted[-1] and expert.turns[index].action:  # an answer without an action changes nothing
             step = env.step(expert.turns[index].action)
             _compare(expert.task, index + 1, step.observation, expert.turns[index].observation)
             if step.done:
@@ -176,9 +204,9 @@ def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[t
 
 
 def expert_states(env: TextEnv, expert: Trajectory, indices: list[int]) -> dict[int, TextEnv]:
-    """Environments put in the states s_i of ``expert`` for each i of ``indices`` (paper, section 4.1).
+    """Environments in the states s_i of ``expert`` for each i of ``indices`` (paper, section 4.1).
 
-    One pass over the expert's actions, a fork at each wanted state, every observation compared. All states or
-    :class:`ReplayDivergence`; :func:`walk` also gives the states before a divergence.
+    The expert's actions are replayed once, and the environment is forked at each state of ``indices``.
+    :class:`ReplayDivergence` if any observation differs; :func:`walk` also yields the states before a divergence.
     """
     return {index: twin for index, twin, _ in walk(env, expert, indices)}

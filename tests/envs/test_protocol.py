@@ -1,4 +1,4 @@
-"""Restoring a state by replay and by fork, on a counter that can be asked to misbehave."""
+"""Restoring a state by replay and by fork, on a counter whose observations can be made to drift."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import copy
 
 import pytest
 
-from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, expert_states, make_env, restore, walk, workers
+from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, expert_states, make_env, replay_workers, restore, walk
 from eef.trajectory import Trajectory, Turn
 
 
 class Counter:
-    """Each ``add[k]`` adds k; the episode is won at 10. ``drift`` is added to what step number ``drift_at`` shows."""
+    """Each ``add[k]`` adds k; the episode is won at 10. The observation of step ``drift_at`` is wrong by 500."""
 
     name = "counter"
     max_steps = 10
@@ -41,7 +41,7 @@ class Counter:
     def fork(self) -> Counter:
         return copy.copy(self)
 
-    def cuttable(self, observation: str) -> bool:
+    def can_start_here(self, observation: str) -> bool:
         return True
 
     def stamp(self) -> dict[str, str]:
@@ -66,7 +66,7 @@ def test_restore_reaches_the_state() -> None:
 
 def test_restore_of_the_first_state() -> None:
     env = Counter()
-    env.step("add[5]")  # what went before is forgotten
+    env.step("add[5]")  # restore starts from the beginning
     assert restore(env, "1", [], PAGES[:1]) == PAGES[0]
 
 
@@ -76,15 +76,15 @@ def test_restore_names_the_first_state_that_differs(at: int) -> None:
     with pytest.raises(ReplayDivergence, match=f"task 1, state {at}: the replay shows '50.* was recorded") as caught:
         restore(env, "1", ACTIONS, PAGES)
     assert "character 13" in str(caught.value)
-    assert env.replayed == at  # nothing is played past it
+    assert env.replayed == at  # the replay stops there
 
 
-def test_a_page_cut_short_is_a_divergence() -> None:
+def test_a_truncated_page_is_a_divergence() -> None:
     with pytest.raises(ReplayDivergence, match="state 0: the replay shows ' now' where '' was recorded"):
         restore(Counter(), "1", [], ["the total is 1"])
 
 
-def test_restore_needs_one_observation_more() -> None:
+def test_restore_needs_one_more_observation_than_actions() -> None:
     with pytest.raises(ValueError, match="4 actions need 5 observations, not 4"):
         restore(Counter(), "1", ACTIONS, PAGES[:4])
 
@@ -96,7 +96,7 @@ def test_a_replay_that_ends_before_the_last_action_is_a_divergence(last: str) ->
     env = Counter()
     with pytest.raises(ReplayDivergence, match="the replay ended with action 1, but the recording has at least 3"):
         restore(env, "1", actions, pages)
-    assert env.replayed == 2  # nothing is played past the end
+    assert env.replayed == 2  # the replay stops at the end
     assert restore(env, "1", actions[:2], pages[:3]) == pages[2]
     with pytest.raises(ReplayDivergence, match="the replay ended with action 1"):
         restore(env, "1", actions[:2], pages[:3], live=True)
@@ -107,21 +107,21 @@ def test_the_states_before_a_divergence_are_reached() -> None:
     states = walk(Counter(drift_at=3), EXPERT, [3, 0, 2])
     assert [(index, twin.step("add[1]").observation) for index, twin, _ in (next(states), next(states))] == [
         (0, "the total is 2 now"),
-        (2, "the total is 505 now"),  # the drift of the third step
+        (2, "the total is 505 now"),  # includes the drift of the third step
     ]
     with pytest.raises(ReplayDivergence, match="task 1, state 3"):
         next(states)
 
 
-def test_an_environment_whose_fork_fails_is_not_taken_for_one_that_cannot_fork() -> None:
+def test_a_failing_fork_is_not_mistaken_for_a_missing_one() -> None:
     class Failing(Counter):
         def fork(self) -> Counter:
             raise EnvError("no memory")
 
-    assert workers(Failing(), 2) == []
+    assert replay_workers(Failing(), 2) == []
 
 
-def test_expert_states_stand_where_the_expert_stood() -> None:
+def test_expert_states_are_the_states_of_the_expert() -> None:
     twins = expert_states(Counter(), EXPERT, [3, 0, 2, 2])
     assert sorted(twins) == [0, 2, 3]
     for index, twin in twins.items():
@@ -138,7 +138,7 @@ def test_forks_are_independent() -> None:
     assert twins[0].step("add[1]").observation == "the total is 7 now"
 
 
-def test_expert_states_take_one_pass() -> None:
+def test_expert_states_take_one_replay() -> None:
     env = Counter()
     expert_states(env, EXPERT, [1, 2, 3])
     assert env.replayed == 3
@@ -150,12 +150,12 @@ def test_expert_states_name_a_divergence(at: int) -> None:
         expert_states(Counter(drift_at=at), EXPERT, [3])
 
 
-def test_a_divergence_past_the_last_wanted_state_does_no_harm() -> None:
+def test_a_divergence_after_the_last_index_is_harmless() -> None:
     assert list(expert_states(Counter(drift_at=4), EXPERT, [3])) == [3]
 
 
 @pytest.mark.parametrize("indices", [[4], [-1], [0, 9]])
-def test_states_outside_are_refused(indices: list[int]) -> None:
+def test_indices_out_of_range_are_refused(indices: list[int]) -> None:
     with pytest.raises(ValueError, match="an expert trajectory of 4 turns"):
         expert_states(Counter(), EXPERT, indices)
 

@@ -1,4 +1,4 @@
-"""The real simulator: exact replays, its scores, and what happens when its process dies, hangs or is not there."""
+"""The real simulator: exact replays, its scores, and what happens if its process dies, hangs or cannot start."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, restore, workers
+from eef.agents.policy import Policy
+from eef.agents.rollout import Start, simulate
+from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, replay_workers, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
-from eef.policy import Policy
-from eef.rollout import Start, simulate
 from eef.trajectory import Trajectory, Turn
 
 ETO = Path(__file__).resolve().parents[2].parent / "shared" / "eto"
@@ -28,7 +28,7 @@ TASKS = ("find-animal", "lifespan-longest-lived")
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Gold paths of these tests, apart from the user's."""
+    """A cache of gold paths for these tests alone."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EEF_CACHE", str(folder))
@@ -37,9 +37,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[ScienceWorld]:
-    made = ScienceWorld(TASKS)
-    yield made
-    made.close()
+    world = ScienceWorld(TASKS)
+    yield world
+    world.close()
 
 
 def play(env: ScienceWorld, task: str, actions: list[str]) -> tuple[list[str], dict[str, float]]:
@@ -77,9 +77,9 @@ def test_gold_wins_and_a_replay_is_equal_on_another_simulator(env: ScienceWorld)
             restore(other, task, gold[:steps], pages[: steps + 1])
 
 
-def test_gold_is_kept_on_disk(env: ScienceWorld, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gold_paths_are_cached_on_disk(env: ScienceWorld, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gold = env.gold("find-animal/7")
-    monkeypatch.setattr(env, "_call", None)  # no simulator is asked
+    monkeypatch.setattr(env, "_call", None)  # a call of the simulator would fail
     assert env.gold("find-animal/7") == gold
     assert any(path.name == "7.json" and json.loads(path.read_text()) == gold for path in cache.rglob("*.json"))
 
@@ -102,13 +102,13 @@ def test_the_number_of_steps_is_limited_by_task() -> None:
     env.close()
 
 
-def test_a_state_that_awaits_a_number_is_no_cut_point(env: ScienceWorld) -> None:
+def test_no_simulation_starts_where_the_simulator_waits_for_a_number(env: ScienceWorld) -> None:
     env.reset("find-animal/0")
     step = env.step("focus on door")
     assert not step.valid and not step.done and "0:\tfocus on door between" in step.observation
-    assert not env.cuttable(step.observation)
+    assert not env.can_start_here(step.observation)
     step = env.step("0")
-    assert step.done and step.info["score"] == -1 and env.cuttable(step.observation)
+    assert step.done and step.info["score"] == -1 and env.can_start_here(step.observation)
 
 
 def test_valid_actions_are_the_same_in_a_replay() -> None:
@@ -124,18 +124,18 @@ def test_valid_actions_are_the_same_in_a_replay() -> None:
     env.close()
 
 
-def test_valid_actions_are_asked_for_only_where_that_was_wanted(env: ScienceWorld) -> None:
+def test_valid_actions_are_computed_only_on_request(env: ScienceWorld) -> None:
     env.reset("find-animal/0")
     with pytest.raises(RuntimeError, match="valid_actions=True"):
         env.available_actions()
     with pytest.raises(NotImplementedError, match=r"workers\(\) and restore\(\)"):
         env.fork()
-    assert workers(env, 5)[0] is env and len(workers(env, 5)) == 2
+    assert replay_workers(env, 5)[0] is env and len(replay_workers(env, 5)) == 2
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
-def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_goes_on(blow: signal.Signals) -> None:
-    env = ScienceWorld(TASKS, timeout=5)
+def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_continues(blow: signal.Signals) -> None:
+    env = ScienceWorld(TASKS, timeout=20)
     gold = env.gold("find-animal/3")
     pages, info = play(env, "find-animal/3", gold)
     env.reset("find-animal/3")
@@ -149,7 +149,7 @@ def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_goes_on(blow
     env.close()
 
 
-def test_a_second_failure_is_an_error_of_the_machinery_and_names_it(tmp_path: Path) -> None:
+def test_a_second_failure_is_an_env_error(tmp_path: Path) -> None:
     env = ScienceWorld(TASKS)
     env.reset("find-animal/3")
     assert env._simulator is not None
@@ -160,13 +160,13 @@ def test_a_second_failure_is_an_error_of_the_machinery_and_names_it(tmp_path: Pa
     env.close()
 
 
-def test_nothing_is_left_running(env: ScienceWorld) -> None:
+def test_close_ends_the_process(env: ScienceWorld) -> None:
     simulator = Simulator()
     process = psutil.Process(simulator.process.pid)
     assert simulator.alive
     simulator.close()
     assert not simulator.alive and not process.is_running()
-    simulator.close()  # twice does no harm
+    simulator.close()  # closing twice is harmless
 
 
 def test_a_parent_that_is_killed_leaves_no_simulator() -> None:
@@ -180,8 +180,8 @@ def test_a_parent_that_is_killed_leaves_no_simulator() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    gone = time.monotonic() + 20
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < gone:
+    deadline = time.monotonic() + 20
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
@@ -189,10 +189,10 @@ def test_a_parent_that_is_killed_leaves_no_simulator() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ["find-anmal"]}, r"no task 'find-anmal' \(did you mean 'find-animal'\?\); known are boil"),
-        ({"tasks": []}, "name at least one"),
-        ({"simplification": "easier"}, "unknown simplification 'easier': known are easy, "),
-        ({"simplification": "easy,openDoors"}, "takes no others beside it"),
+        ({"tasks": ["find-anmal"]}, r"no task 'find-anmal' \(did you mean 'find-animal'\?\); its tasks are boil"),
+        ({"tasks": []}, "tasks must name at least one"),
+        ({"simplification": "easier"}, "unknown simplification 'easier': use easy, "),
+        ({"simplification": "easy,openDoors"}, "cannot be combined"),
         ({"split": "eto"}, "neither 'simulator' nor a folder"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"processes": 0}, "processes must be at least 1"),
@@ -205,9 +205,9 @@ def test_wrong_options_are_named(options: dict, message: str) -> None:
 
 def test_wrong_tasks_are_named(env: ScienceWorld) -> None:
     for task in ("find-animal/300", "find-animal/x", "find-animal"):
-        with pytest.raises(ValueError, match=r"those of find-animal are find-animal/0 to find-animal/299"):
+        with pytest.raises(ValueError, match=r"find-animal has the tasks find-animal/0 to find-animal/299"):
             env.reset(task)
-    with pytest.raises(ValueError, match="known are train, eval, test"):
+    with pytest.raises(ValueError, match="use train, eval or test"):
         env.tasks("dev")
 
 
@@ -235,7 +235,7 @@ def test_index_files_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not ETO.is_dir(), reason=f"ETO's index files are not at {ETO}")
-def test_etos_split_has_its_sizes() -> None:
+def test_sizes_of_etos_split() -> None:
     env = ScienceWorld("all", split=ETO)
     assert [len(env.tasks(part)) for part in ("train", "eval", "test")] == [1483, 194, 211]
     assert not set(env.tasks("train")) & set(env.tasks("test"))
@@ -243,7 +243,7 @@ def test_etos_split_has_its_sizes() -> None:
     env.close()
 
 
-def test_fewer_variations_are_spread_over_those_that_there_are() -> None:
+def test_limited_variations_are_evenly_spaced() -> None:
     env = ScienceWorld(TASKS, variations={"train": 3})
     assert env.tasks("train")[:2] == ["find-animal/0", "lifespan-longest-lived/0"]
     assert [task for task in env.tasks("train") if "find" in task] == [
@@ -253,9 +253,9 @@ def test_fewer_variations_are_spread_over_those_that_there_are() -> None:
     ]
     assert len(env.tasks("train")) == 6 and len(env.tasks("test")) == 75 + 32
     env.close()
-    for odd in ({"dev": 3}, {"train": 0}, {"train": True}):
+    for invalid in ({"dev": 3}, {"train": 0}, {"train": True}):
         with pytest.raises(ValueError, match="variations: .* at least 1"):
-            ScienceWorld(TASKS, variations=odd)
+            ScienceWorld(TASKS, variations=invalid)
 
 
 @pytest.mark.slow
@@ -264,19 +264,19 @@ def test_all_items_of_etos_split_load() -> None:
     env = ScienceWorld("all", split=ETO)
     items = [task for part in ("train", "eval", "test") for task in env.tasks(part)]
     assert len(items) == 1888
-    seats = env.workers(2)
+    workers = env.workers(2)
 
-    def prompts(seat: TextEnv, first: int) -> list[str]:
-        return [seat.reset(task) for task in items[first::2]]
+    def prompts(worker: TextEnv, first: int) -> list[str]:
+        return [worker.reset(task) for task in items[first::2]]
 
     with ThreadPoolExecutor(2) as threads:
-        found = [prompt for share in threads.map(prompts, seats, (0, 1)) for prompt in share]
-    assert all(prompt.startswith("Task Description:\nYour task is to ") and "you see" in prompt for prompt in found)
+        texts = [prompt for share in threads.map(prompts, workers, (0, 1)) for prompt in share]
+    assert all(prompt.startswith("Task Description:\nYour task is to ") and "you see" in prompt for prompt in texts)
     env.close()
 
 
 def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld, policy: Policy) -> None:
-    free = replace(policy, limited=False)
+    free = replace(policy, constrained_decoding=False)
     task, gold = "find-animal/3", env.gold("find-animal/3")
     pages, _ = play(env, task, gold)
     turns = tuple(Turn(action, page) for action, page in zip(gold, pages[1:], strict=False))
@@ -290,23 +290,23 @@ def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld,
     assert one == two
     assert [item.outcome for item in one] == ["max_steps", "max_steps", "max_steps", "replay_divergence"]
     assert one[1].turns[:4] == turns[:4] and one[1].prefix == 4 and len(one[1]) == 6
-    acted = [any(turn.action for turn in item.turns) for item in one[:3]]  # a random policy may never name one
+    acted = [any(turn.action for turn in item.turns) for item in one[:3]]  # a random policy may never name an action
     assert acted[1] and [("max_score" in item.info) for item in one[:3]] == acted and one[1].reward > 0
 
 
-def test_an_environment_that_breaks_is_counted_not_lost(policy: Policy, tmp_path: Path) -> None:
+def test_an_environment_error_is_counted_and_is_not_a_loss(policy: Policy, tmp_path: Path) -> None:
     env = ScienceWorld(TASKS, processes=1)
     assert env._simulator is not None
     env._simulator.process.kill()
     env._options["java"] = tmp_path / "none"
-    (played,) = simulate(replace(policy, limited=False), env, [Start("find-animal/0")], max_steps=3)
+    (played,) = simulate(replace(policy, constrained_decoding=False), env, [Start("find-animal/0")], max_steps=3)
     assert played.outcome == "env_error" and not played.failed and not played.won
     assert isinstance(SimulatorError(""), EnvError)
 
 
 @pytest.mark.slow
 def test_gold_paths_of_every_task_replay_exactly() -> None:
-    """Each task's first variation, twice, on two simulators, in two orders: no page differs."""
+    """The first variation of each task, played on two simulators in two orders: no page differs."""
     env = ScienceWorld("all", max_steps=200, timeout=120, simplification="easy")
     names = sorted({task.split("/")[0] for task in env.tasks("train")})
     assert len(names) == 30

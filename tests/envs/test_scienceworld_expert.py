@@ -1,4 +1,4 @@
-"""The scripted ScienceWorld expert: gold paths in teleport form, and lapses that make good failures."""
+"""The scripted ScienceWorld expert: gold paths with teleports, and mistakes that make useful failures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from eef.envs import restore
 from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.expert import Lapses, listed, play, teleported
-from eef.experts import collect, demonstrations
+from eef.envs.scienceworld.expert import LapseNoise, play_expert, teleported, to_valid_action
+from eef.experts import demonstrations, expert_trajectories
 from eef.trajectory import Trajectory
 
 TASKS = ("find-non-living-thing", "find-plant", "lifespan-longest-lived")
@@ -19,9 +19,9 @@ TASKS = ("find-non-living-thing", "find-plant", "lifespan-longest-lived")
 def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScienceWorld]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EEF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        made = ScienceWorld(TASKS, max_steps=15)
-        yield made
-        made.close()
+        world = ScienceWorld(TASKS, max_steps=15)
+        yield world
+        world.close()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def subtasks(env: ScienceWorld) -> list[str]:
 
 @pytest.fixture(scope="module")
 def strong(env: ScienceWorld, subtasks: list[str]) -> list[Trajectory]:
-    return collect(env, "strong", subtasks, 0)
+    return expert_trajectories(env, "strong", subtasks, 0)
 
 
 def test_walks_become_teleports() -> None:
@@ -41,7 +41,7 @@ def test_walks_become_teleports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "valid", "held", "meant"),
+    ("action", "valid", "carried", "expected"),
     [
         ("focus on ant", ["focus on ant"], "", "focus on ant"),
         (
@@ -72,15 +72,15 @@ def test_walks_become_teleports() -> None:
         ("focus on ant", [], "", "focus on ant"),
     ],
 )
-def test_gold_in_the_words_of_the_list(action: str, valid: list[str], held: str, meant: str) -> None:
-    assert listed(action, valid, held) == meant
+def test_gold_actions_become_valid_actions(action: str, valid: list[str], carried: str, expected: str) -> None:
+    assert to_valid_action(action, valid, carried) == expected
 
 
-def test_listed_play_wins_and_says_what_is_listed() -> None:
+def test_the_expert_wins_with_valid_actions_alone() -> None:
     env = ScienceWorld(("find-plant", "find-living-thing"), max_steps=15, valid_actions=True)
     try:
         for task in ("find-plant/0", "find-living-thing/0"):
-            played = play(env, task)
+            played = play_expert(env, task)
             env.reset(task)
             for action in played.actions:
                 assert action in env.available_actions()["actions"]
@@ -96,18 +96,18 @@ def test_perfect_play_wins(env: ScienceWorld, subtasks: list[str]) -> None:
     assert all(item.reward == item.info["max_score"] == 1.0 and item.source == "perfect" for item in played)
 
 
-def test_equal_seeds_give_equal_play_whoever_plays_it(
+def test_equal_seeds_give_equal_play_on_any_simulator(
     env: ScienceWorld, strong: list[Trajectory], subtasks: list[str]
 ) -> None:
-    assert collect(env, "strong", subtasks[::-1], 0)[::-1] == strong  # another simulator plays each
-    assert collect(env, "strong", subtasks, 1) != strong
+    assert expert_trajectories(env, "strong", subtasks[::-1], 0)[::-1] == strong  # each task runs on another simulator
+    assert expert_trajectories(env, "strong", subtasks, 1) != strong
 
 
-def test_failures_hold_good_prefixes_and_what_harms(strong: list[Trajectory]) -> None:
+def test_failures_have_good_prefixes_and_harmful_actions(strong: list[Trajectory]) -> None:
     failures = [item for item in strong if item.failed]
     assert len(failures) > 5 and any(item.won for item in strong)
     assert any(item.info["score"] == -1 for item in failures)  # a wrong focus
-    assert any(item.info["score"] > 0 and len(item) == 15 for item in failures)  # the rest forgotten
+    assert any(item.info["score"] > 0 and len(item) == 15 for item in failures)  # the rest of the path forgotten
     assert all(item.reward == max(0, item.info["score"]) <= item.info["max_score"] for item in strong)
     assert any(len(item) > 2 and item.info["max_score"] > 0.1 for item in failures)
 
@@ -118,16 +118,21 @@ def test_failures_are_restored_state_by_state(env: ScienceWorld, strong: list[Tr
     assert restore(env, failure.task, failure.actions[:4], pages) == pages[4]
 
 
-def test_late_tasks_fail_after_most_of_the_way(env: ScienceWorld) -> None:
-    lapses = Lapses(late_tasks=("find-plant",))
+def test_late_tasks_fail_after_most_of_the_path(env: ScienceWorld) -> None:
+    noise = LapseNoise(late_tasks=("find-plant",))
     plants, others = (
-        [play(env, f"{name}/{variation}", lapses) for variation in range(4)] for name in ("find-plant", TASKS[0])
+        [play_expert(env, f"{name}/{variation}", noise) for variation in range(4)] for name in ("find-plant", TASKS[0])
     )
     assert sum(item.won for item in plants) <= 1 and all(item.won for item in others)
     assert all("teleport to greenhouse" in item.actions for item in plants)
 
 
-def test_lapses_are_parameters(env: ScienceWorld, subtasks: list[str]) -> None:
-    assert all(item.won for item in collect(env, "weak", subtasks, 0, slips={"fail": 0.0, "detour": 0.0, "mend": 0.0}))
+def test_error_rates_are_parameters(env: ScienceWorld, subtasks: list[str]) -> None:
+    assert all(
+        item.won
+        for item in expert_trajectories(
+            env, "weak", subtasks, 0, expert_noise={"fail": 0.0, "detour": 0.0, "mend": 0.0}
+        )
+    )
     with pytest.raises(ValueError, match="'base' is none of fail, early, late_tasks, detour, mend"):
-        collect(env, "weak", subtasks, 0, slips={"base": 0.1})
+        expert_trajectories(env, "weak", subtasks, 0, expert_noise={"base": 0.1})

@@ -1,8 +1,9 @@
-"""A scripted ScienceWorld expert that follows the simulator's own solution and lapses.
+"""A scripted ScienceWorld expert that follows the simulator's own solution and makes mistakes.
 
-The way is the gold path in teleport form. A lapse spoils the episode: a focus on the wrong thing ends it with score
--1, the right thing is eaten, or the rest of the way is forgotten (which can still be made good). Detours, and wrong
-things taken and put back, do not spoil it. Before the lapse lies a good prefix, behind it wandering.
+The expert follows the gold path with teleports instead of walks. A fatal mistake loses the episode: a focus on the
+wrong object ends it with score -1, the right object is eaten, or the rest of the path is forgotten (this can still be
+corrected). Detours, and wrong objects picked up and put back, are harmless. A failed episode is thus a good prefix, a
+mistake, and wandering.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from dataclasses import dataclass
 from eef.envs.scienceworld import ScienceWorld
 from eef.trajectory import Trajectory, Turn
 
-_THING = re.compile(r"^\t(?:a substance called |an? |the )([\w ]+?)(?:\s*[(,.]|$)", re.MULTILINE)
+_OBJECT = re.compile(r"^\t(?:a substance called |an? |the )([\w ]+?)(?:\s*[(,.]|$)", re.MULTILINE)
 _ROOMS = ("kitchen", "hallway", "bedroom", "living room", "workshop", "greenhouse", "outside", "foundry", "art studio")
 _ROOM = re.compile(r"(?:room|location) is called the ([\w ]+)\.")
 
 
 @dataclass(frozen=True)
-class Lapses:
-    """How the expert errs; chances in [0, 1].
+class LapseNoise:
+    """Error rates of the expert; probabilities in [0, 1].
 
-    ``fail``: of an episode, that something spoils it. ``early``: of such an episode, that it happens in the first half
-    of the way (a wrong focus never comes after the right one, when it does no harm). ``late_tasks``: names of tasks
-    on which it all but always fails, and after most of the way: its wins hardly show them, its failures do.
-    ``detour``: of an episode, to leave the way and come back; ``mend``: to take a wrong thing and put it back.
+    ``fail``: probability that an episode has a fatal mistake. ``early``: probability that a fatal mistake happens in
+    the first half of the path. (A wrong focus never follows the right one, after which it would be harmless.)
+    ``late_tasks``: names of tasks that fail with probability 0.95 and never early, so that they are rare among wins and
+    common among failures. ``detour``: probability that an episode leaves the path once and returns. ``mend``:
+    probability that it picks up a wrong object and puts it back.
     """
 
     fail: float = 0.0
@@ -37,95 +39,101 @@ class Lapses:
     mend: float = 0.0
 
 
+STRONG = LapseNoise(fail=0.56, detour=0.2, mend=0.15)
+WEAK = LapseNoise(fail=0.73, early=0.5, detour=0.2, mend=0.1)
+
+
 def teleported(actions: list[str]) -> list[str]:
-    """A gold path whose walks through doors are one teleport each, with a look around behind it."""
-    out: list[str] = []
+    """A gold path in which each walk through doors is one teleport, followed by a look around."""
+    path: list[str] = []
     for action in actions:
         if action.startswith("open door to "):
             continue
         if action.startswith("go to "):
-            if out[-2:-1] and out[-2].startswith("teleport to ") and out[-1] == "look around":
-                del out[-2:]  # passed through
-            out += [f"teleport to {action[6:]}", "look around"]
-        elif not (action == "look around" and out[-1:] == ["look around"]):
-            out.append(action)
-    return out
+            if path[-2:-1] and path[-2].startswith("teleport to ") and path[-1] == "look around":
+                del path[-2:]  # the walk only passed through that room
+            path += [f"teleport to {action[6:]}", "look around"]
+        elif not (action == "look around" and path[-1:] == ["look around"]):
+            path.append(action)
+    return path
 
 
-def listed(action: str, valid: list[str], held: str = "") -> str:
-    """The valid action that says what ``action`` says, which may name a thing in other words; else ``action``.
+def to_valid_action(action: str, valid: list[str], carried: str = "") -> str:
+    """The valid action with the meaning of ``action``, which may name an object in other words; else ``action``.
 
-    The gold path says ``move egg dove egg in inventory to red box`` where the list has ``move dove to red box``, and a
-    policy whose decoding is limited to the list can only learn what is listed. ``held``: what was picked up last.
+    The gold path has ``move egg dove egg in inventory to red box`` where the valid action is ``move dove to red box``.
+    A policy with constrained decoding can only learn valid actions. ``carried``: the object that was picked up last.
     """
     if not valid or action in valid:
         return action
     target = action[action.rfind(" to ") :]
     rewordings = [f"{action[: at.start()]} into {action[at.end() :]}" for at in re.finditer(" in ", action)]
     if action.startswith("move "):
-        rewordings.append(f"move {held}{target}")
+        rewordings.append(f"move {carried}{target}")
     for other in rewordings:
         if other in valid:
             return other
     for start, end in (("move ", target), ("focus on ", ""), ("pick up ", ""), ("mix ", ""), ("eat ", "")):
         if action.startswith(start):
-            asked = action[len(start) : len(action) - len(end)].split()
-            named = {
+            words_of_action = action[len(start) : len(action) - len(end)].split()
+            words_of = {
                 other: other[len(start) : len(other) - len(end)].split()
                 for other in valid
                 if other.startswith(start) and other.endswith(end)
             }
-            fitting = [other for other, words in named.items() if words and not Counter(words) - Counter(asked)]
-            return max(fitting, key=lambda other: (len(named[other]), -asked.index(named[other][0])), default=action)
+            matches = [o for o, words in words_of.items() if words and not Counter(words) - Counter(words_of_action)]
+            return max(
+                matches, key=lambda o: (len(words_of[o]), -words_of_action.index(words_of[o][0])), default=action
+            )
     return action
 
 
-def play(env: ScienceWorld, task: str, lapses: Lapses | None = None, seed: int = 0) -> Trajectory:
-    """One episode of the expert on ``task``; equal arguments give an equal trajectory."""
-    lapses = lapses or Lapses()
+def play_expert(env: ScienceWorld, task: str, noise: LapseNoise | None = None, seed: int = 0) -> Trajectory:
+    """Play one episode of ``task``. Equal arguments give an equal trajectory; ``noise`` None is perfect play."""
+    noise = noise or LapseNoise()
     rng = random.Random(f"{seed} {task}")
-    way = teleported(env.gold(task))
-    late = task.rpartition("/")[0] in lapses.late_tasks
-    spoils = rng.random() < (0.95 if late else lapses.fail)
-    early = not late and rng.random() < lapses.early
-    needed = [index for index, action in enumerate(way) if not action.startswith(("wait", "look around"))]
-    focus = next((index for index in needed if way[index].startswith("focus on ")), needed[-1])
+    path = teleported(env.gold(task))
+    late = task.rpartition("/")[0] in noise.late_tasks
+    fails = rng.random() < (0.95 if late else noise.fail)
+    early = not late and rng.random() < noise.early
+    needed = [index for index, action in enumerate(path) if not action.startswith(("wait", "look around"))]
+    focus = next((index for index in needed if path[index].startswith("focus on ")), needed[-1])
     middle = len(needed) // 2
     at = rng.choice(needed[: max(1, middle)] if early else needed[middle:])
     kind = rng.choice(["wrong focus", "forget", "eat"])
     if kind == "wrong focus" or (kind == "eat" and at <= focus):
         kind, at = "wrong focus", min(at, focus)
-    detour = rng.randrange(len(way)) if rng.random() < lapses.detour else -1
-    mend = rng.randrange(len(way)) if rng.random() < lapses.mend else -1
+    detour = rng.randrange(len(path)) if rng.random() < noise.detour else -1
+    mend = rng.randrange(len(path)) if rng.random() < noise.mend else -1
 
-    pages, actions, step, held = [env.reset(task)], [], None, ""
+    pages, actions, step, carried = [env.reset(task)], [], None, ""
 
     def act(action: str) -> bool:
-        """Whether the episode goes on."""
-        nonlocal step, held
+        """Take ``action``. Returns whether the episode continues."""
+        nonlocal step, carried
         if step is None or not step.done:
             if env.valid_actions:
-                action = listed(action, env.available_actions()["actions"], held)
-            held = action[8:] if action.startswith("pick up ") else held
+                action = to_valid_action(action, env.available_actions()["actions"], carried)
+            carried = action[8:] if action.startswith("pick up ") else carried
             step = env.step(action)
             actions.append(action)
             pages.append(step.observation)
         return not step.done
 
     room, seen = _room(pages[0]) or "hallway", pages[0]
-    for index, action in enumerate(way):
+    for index, action in enumerate(path):
         if index == detour:
             elsewhere = rng.choice([name for name in _ROOMS if name != room])
             for move in (f"teleport to {elsewhere}", "look around", f"teleport to {room}"):
                 act(move)
-        if index == mend and (thing := _thing(seen, rng)):
-            act(f"pick up {thing}")
-            act(f"drop {thing}")
-        if spoils and index == at:
-            if kind == "wrong focus" and (thing := _thing(seen, rng, way[focus])):
-                act(f"focus on {thing}")
+        if index == mend and (wrong := _object(seen, rng)):
+            act(f"pick up {wrong}")
+            act(f"drop {wrong}")
+        if fails and index == at:
+            if kind == "wrong focus" and (wrong := _object(seen, rng, path[focus])):
+                act(f"focus on {wrong}")
             elif kind == "eat":
-                act(f"eat {way[focus].removeprefix('focus on ')}")
+                act(f"eat {path[focus].removeprefix('focus on ')}")
             if kind != "wrong focus":
                 break
         if not act(action):
@@ -141,11 +149,11 @@ def play(env: ScienceWorld, task: str, lapses: Lapses | None = None, seed: int =
 
 
 def _room(page: str) -> str:
-    found = _ROOM.search(page)
-    return found[1] if found else ""
+    match = _ROOM.search(page)
+    return match[1] if match else ""
 
 
-def _thing(page: str, rng: random.Random, action: str = "") -> str:
-    """A thing that ``page`` shows and ``action`` does not name; empty without one."""
-    found = [name for name in _THING.findall(page) if name not in ("agent", "air") and name not in action]
-    return rng.choice(found) if found else ""
+def _object(page: str, rng: random.Random, action: str = "") -> str:
+    """A random object that ``page`` shows and ``action`` does not name; empty if there is none."""
+    names = [name for name in _OBJECT.findall(page) if name not in ("agent", "air") and name not in action]
+    return rng.choice(names) if names else ""

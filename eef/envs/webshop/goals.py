@@ -1,4 +1,4 @@
-"""The goals (instructions with their attributes, options and price cap), and who learns and is tested on which.
+"""The goals (instructions with their attributes, options and price cap), and their split into train, eval and test.
 
 Behaviour follows the official ``get_human_goals``, ``get_synthetic_goals`` and the shuffle with seed 233.
 """
@@ -23,7 +23,8 @@ from eef.envs.webshop.catalogue import Catalogue, Product, Skipped, summary
 NO_CAP = 1000000
 _SHUFFLE = 233
 _PARTS = ("train", "eval", "test")
-_PAPER = {"webshop-3k": (4500, 4500), "webshop-11k": (10500, None)}  # least number of goals, end of the training part
+# smallest number of goals, end of the training part
+_PAPER = {"webshop-3k": (4500, 4500), "webshop-11k": (10500, None)}
 _CLAUSE = re.compile(r", and price lower than \d+\.\d\d dollars$")
 
 Split = dict[str, tuple[int, ...]]
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What one subtask asks for. ``options``: wanted values, or ``(group, value)`` pairs in a synthetic goal."""
+    """What a subtask asks for. ``options``: the wanted values, or ``(group, value)`` pairs in a synthetic goal."""
 
     asin: str
     category: str
@@ -48,7 +49,7 @@ class Goal:
     weight: float = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """A fresh dictionary with the official keys; ``goal_options`` is a list, or a dict in a synthetic goal."""
+        """A new dictionary with the official keys; ``goal_options`` is a list, or a dict in a synthetic goal."""
         named = {name: getattr(self, name) for name in Goal.__slots__ if name not in ("options", "synthetic")}
         options = dict(self.options) if self.synthetic else list(self.options)  # type: ignore[arg-type]
         return {**named, "attributes": list(self.attributes), "goal_options": options}
@@ -59,10 +60,10 @@ class Goal:
         return self.asin, _CLAUSE.sub("", self.instruction_text), self.options
 
 
-def make(catalogue: Catalogue, human: bool = True) -> tuple[tuple[Goal, ...], Skipped]:
-    """All goals of a catalogue in the official order, and what was left out (reason -> asins).
+def make_goals(catalogue: Catalogue, human: bool = True) -> tuple[tuple[Goal, ...], Skipped]:
+    """All goals of a catalogue in the official order, and the skipped ones (reason -> asins).
 
-    EnvError where a record has another shape, or no goal is left.
+    EnvError if a record has an unexpected shape or no goal is left.
     """
     rng = random.Random()
     rng.setstate(catalogue.stream)
@@ -72,19 +73,19 @@ def make(catalogue: Catalogue, human: bool = True) -> tuple[tuple[Goal, ...], Sk
         kind = "human instruction (items_human_ins)" if human else "synthetic instruction (items_ins_v2)"
         raise EnvError(f"{catalogue.source}: no product has a {kind}, so there is no goal")
     if skipped:
-        log.warning("%s: left out %s", catalogue.source, summary(skipped))
+        log.warning("%s: skipped %s", catalogue.source, summary(skipped))
     random.Random(_SHUFFLE).shuffle(goals)
     return tuple(goals), skipped
 
 
 def hash_of(goals: Sequence[Goal]) -> str:
-    """sha256 over every goal in order."""
+    """SHA-256 of all goals in order."""
     rows = ([g.asin, g.instruction_text, g.attributes, g.price_upper, g.options] for g in goals)
     return hashlib.sha256("\n".join(map(json.dumps, rows)).encode()).hexdigest()
 
 
 def _cap(price: float, rng: random.Random) -> tuple[float, str]:
-    """A drawn price cap in dollars with its clause; none above 970 dollars."""
+    """A drawn price cap in dollars and its clause; no cap for prices above 970 dollars."""
     above = [10.0 * tens for tens in range(1, 100) if 10.0 * tens > price][:4]
     if len(above) < 2:
         return NO_CAP, ""
@@ -120,10 +121,10 @@ def _human(catalogue: Catalogue, rng: random.Random, skipped: Skipped) -> list[G
                 text = record["instruction"].strip(".")
                 for words in (attributes, options):
                     if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
-                        raise TypeError(f"{words!r} (a list of texts was expected)")
+                        raise TypeError(f"{words!r} (expected a list of texts)")
             except (KeyError, TypeError, AttributeError) as error:
                 raise EnvError(
-                    f"items_human_ins, asin {product.asin}, record {number}: missing or odd: {error}"
+                    f"items_human_ins, asin {product.asin}, record {number}: missing or invalid: {error}"
                 ) from None
             if not attributes:
                 skipped.setdefault("goal without attributes", []).append(product.asin)
@@ -150,22 +151,22 @@ def _synthetic(catalogue: Catalogue, rng: random.Random, skipped: Skipped) -> li
             goals.append(
                 _goal(product, text + (f" with {wanted}" if wanted else "") + clause, attributes, cap, pairs, True)
             )
-    held = Counter(attribute for goal in goals for attribute in goal.attributes)
+    counts = Counter(attribute for goal in goals for attribute in goal.attributes)
     for i, goal in enumerate(goals):
-        weight = sum(1.0 / held[attribute] for attribute in goal.attributes) / len(goal.attributes)
+        weight = sum(1.0 / counts[attribute] for attribute in goal.attributes) / len(goal.attributes)
         goals[i] = Goal(**{**{name: getattr(goal, name) for name in Goal.__slots__}, "weight": weight})
     return goals
 
 
 def split_goals(goals: Sequence[Goal], rule: str | Path | dict[str, Any], allow_overlap: bool = False) -> Split:
-    """Which goal indices are ``train``, ``eval`` and ``test``.
+    """The goal indices of ``train``, ``eval`` and ``test``.
 
-    ``rule``: ``official`` (test 0-499, eval 500-1499, train the rest), ``webshop-11k`` (the same, of the full human
-    goals), ``webshop-3k`` (the first 3,000 of its training goals, which are in shuffled order: the paper does not say
-    which), ``ratio`` (by a hash of the asin: 25 % test, 10 % eval, no product in two parts), ``auto`` (official from
-    2,000 human goals on, else ratio), a folder of ETO's index files (``webshop_train_indices.json``,
+    ``rule``: ``official`` (test 0-499, eval 500-1499, train the rest), ``webshop-11k`` (the same, for the full human
+    goals), ``webshop-3k`` (with the first 3,000 of its training goals, which are in shuffled order; the paper does not
+    say which), ``ratio`` (by a hash of the asin: 25 % test, 10 % eval, no product in two parts), ``auto`` (official
+    with 2,000 human goals or more, else ratio), a folder with ETO's index files (``webshop_train_indices.json``,
     ``webshop_test_indices.json``), or a dictionary of index lists or index files. ValueError for an index out of
-    range, too few goals for a named split, or goals that train and test share by content.
+    range, too few goals for a named split, or goals with the same content in train and test.
     """
     if rule == "auto":
         rule = "official" if len(goals) >= 2000 and not goals[0].synthetic else "ratio"
@@ -214,12 +215,12 @@ def _index_files(folder: Path) -> dict[str, Any]:
     paths = {part: folder / f"webshop_{part}_indices.json" for part in _PARTS}
     if not folder.is_dir():
         raise ValueError(
-            f"split {str(folder)!r} is neither a folder of index files nor one of 'official', "
+            f"split {str(folder)!r} is neither a folder with index files nor one of 'official', "
             "'webshop-11k', 'webshop-3k', 'ratio', 'auto'"
         )
     for part in ("train", "test"):
         if not paths[part].is_file():
-            raise ValueError(f"{paths[part]} is missing: a folder given as split needs it")
+            raise ValueError(f"{paths[part]} is missing: the folder of a split must contain it")
     return {part: path for part, path in paths.items() if path.is_file()}
 
 
@@ -227,20 +228,20 @@ def _indices(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ValueError(f"index file {path} cannot be read ({error.strerror})") from None
+        raise ValueError(f"cannot read the index file {path} ({error.strerror})") from None
     except ValueError as error:
-        raise ValueError(f"index file {path} is torn or no JSON ({error})") from None
+        raise ValueError(f"the index file {path} is truncated or not valid JSON ({error})") from None
 
 
 def _checked(parts: dict[str, Any], count: int, source: str) -> Split:
     unknown = set(parts) - set(_PARTS)
     if unknown:
-        raise ValueError(f"{source}: unknown part {sorted(map(str, unknown))}; known are train, eval, test")
+        raise ValueError(f"{source}: unknown part {sorted(map(str, unknown))}; use train, eval and test")
     split: Split = {}
     for part in _PARTS:
-        given = parts.get(part, ())
-        given = _indices(Path(given)) if isinstance(given, (str, Path)) else given
-        indices: list[Any] = list(given) if isinstance(given, (list, tuple, range)) else [None]
+        value = parts.get(part, ())
+        value = _indices(Path(value)) if isinstance(value, (str, Path)) else value
+        indices: list[Any] = list(value) if isinstance(value, (list, tuple, range)) else [None]
         if not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
             raise ValueError(f"{source}: {part} must be a list of goal indices (integers)")
         outside = [index for index in indices if not 0 <= index < count]
@@ -254,11 +255,11 @@ def _checked(parts: dict[str, Any], count: int, source: str) -> Split:
 
 
 def _refuse_overlap(goals: Sequence[Goal], split: Split) -> None:
-    learnt = {goals[index].content for index in split["train"]}
-    shared = [index for index in split["test"] if goals[index].content in learnt]
+    trained = {goals[index].content for index in split["train"]}
+    shared = [index for index in split["test"] if goals[index].content in trained]
     if shared:
         raise ValueError(
-            f"train and test share {len(shared)} of {len(split['test'])} test goals by content (same product, "
-            f"instruction and options), such as {shared[:5]}: take them out, choose another test part (ETO's "
-            "webshop_test_500_indices.json shares none with its train list), or pass allow_overlap=True to go on"
+            f"{len(shared)} of {len(split['test'])} test goals are also training goals (same product, instruction and "
+            f"options), such as {shared[:5]}: remove them, choose another test part (ETO's "
+            "webshop_test_500_indices.json shares none with its training list), or pass allow_overlap=True"
         )

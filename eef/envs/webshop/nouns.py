@@ -1,8 +1,8 @@
 """The nouns of a title, which the type part of the reward compares.
 
-Officially spaCy's ``en_core_web_sm`` tags them. Where it is not installed, a stand-in counts every word of letters
-that is no function word: look-alike titles still score high and strange ones low, but ``title_score`` (and with it
-now and then ``r_type``) is not the official number. :attr:`Nouns.name` says which it was.
+The official code tags them with spaCy's ``en_core_web_sm``. If that is not installed, every alphabetic word that is not
+a function word counts as a noun. Similar titles still score high and different ones low, but ``title_score`` (and
+sometimes ``r_type``) is not the official number. :attr:`Nouns.name` names the tagger that was used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import regex
 from eef.envs import EnvError
 
 Tagger = Callable[[str], Iterable[str]] | Mapping[str, Iterable[str]]
-Found = tuple[frozenset[str], int]
+Tagged = tuple[frozenset[str], int]
 
 _CACHED_TITLES = 200_000
 _STOP_WORDS = (
@@ -31,7 +31,8 @@ _STOP_WORDS = (
 )
 _FUNCTION_WORDS = frozenset(_STOP_WORDS.split())
 
-# How spaCy cuts English: blanks, then punctuation and units from both ends, then some signs between letters.
+# spaCy's tokenisation of English: split at blanks, then strip punctuation and units at both ends, then split at some
+# signs between letters.
 _PUNCTUATION = r"[…,:;!?¿¡()\[\]{}<>_#*&。？！，、；：～·'\"”“`‘´’‚„»«\p{So}]"
 _FRONT = regex.compile(rf"(?:{_PUNCTUATION}|[§%=—–\p{{Sc}}]|\+(?!\d))+")
 _UNIT = (
@@ -46,32 +47,32 @@ _BETWEEN = regex.compile(
 
 
 def words(title: str) -> list[str]:
-    """The words of letters in a title, lower-cased, each as often as it occurs (in no order)."""
-    found = []
+    """The alphabetic words of a title, lower-cased, with repetitions and in no particular order."""
+    parts = []
     for chunk in title.split():
         if not chunk.isalpha():
             front = _FRONT.match(chunk)
             chunk = chunk[front.end() :] if front else chunk
             while chunk and (back := _BACK.search(chunk)):
-                found.append(back.group())
+                parts.append(back.group())
                 chunk = chunk[: back.start()]
-        found += _BETWEEN.split(chunk)
-    return [word.lower() for word in found if word.isalpha()]
+        parts += _BETWEEN.split(chunk)
+    return [word.lower() for word in parts if word.isalpha()]
 
 
 class Nouns:
-    """``nouns(title)``: (the set of its lower-cased nouns, their number with repeats), kept per title.
+    """``nouns(title)``: (the set of its lower-cased nouns, their number with repetitions), cached per title.
 
-    ``tagger``: a callable, a mapping from title to nouns, or None for spaCy or else the stand-in. A given tagger
-    that names each noun once has its repeats counted in the title. EnvError where a mapping lacks the title.
+    ``tagger``: a callable, a mapping from title to nouns, or None for spaCy if it is installed. If a given tagger
+    returns each noun once, its repetitions are counted in the title. EnvError if a mapping lacks the title.
     """
 
     def __init__(self, tagger: Tagger | None = None) -> None:
-        self._kept: dict[str, Found] = {}
+        self._cached: dict[str, Tagged] = {}
         self._tag: Callable[[str], Iterable[str]]
         self._given = tagger is not None
         if isinstance(tagger, Mapping):
-            table = {title: sorted(found) for title, found in tagger.items()}
+            table = {title: sorted(nouns) for title, nouns in tagger.items()}
             self.name = "given:" + hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:12]
             self._tag = table.__getitem__
         elif tagger is not None:
@@ -82,28 +83,28 @@ class Nouns:
         else:
             self.name, self._tag = "stand-in:letters", _letters
 
-    def __call__(self, title: str) -> Found:
-        kept = self._kept.get(title)
-        if kept is None:
-            if len(self._kept) >= _CACHED_TITLES:
-                self._kept.clear()
-            kept = self._kept[title] = self._find(title)
-        return kept
+    def __call__(self, title: str) -> Tagged:
+        tagged = self._cached.get(title)
+        if tagged is None:
+            if len(self._cached) >= _CACHED_TITLES:
+                self._cached.clear()
+            tagged = self._cached[title] = self._find(title)
+        return tagged
 
-    def _find(self, title: str) -> Found:
+    def _find(self, title: str) -> Tagged:
         try:
             tagged = list(self._tag(title))
         except KeyError:
-            raise EnvError(f"the given nouns lack the title {title!r}") from None
-        found = frozenset(tagged)
-        if self._given and len(found) == len(tagged):
-            everything = words(title)
-            return found, sum(max(everything.count(noun), 1) for noun in found)
-        return found, len(tagged)
+            raise EnvError(f"the mapping 'nouns' lacks the title {title!r}") from None
+        nouns = frozenset(tagged)
+        if self._given and len(nouns) == len(tagged):
+            all_words = words(title)
+            return nouns, sum(max(all_words.count(noun), 1) for noun in nouns)
+        return nouns, len(tagged)
 
 
 def _source_hash(tagger: Callable[[str], Iterable[str]]) -> str:
-    """Of a function's source, or of its class's; what Python itself defines has none and never changes."""
+    """Hash of the source of a function, or of an object's class; constant for what Python itself defines."""
     try:
         source = inspect.getsource(tagger if inspect.isroutine(tagger) else type(tagger))
     except (OSError, TypeError):

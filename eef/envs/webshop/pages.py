@@ -1,7 +1,7 @@
-"""The pages as text: the official observations in both modes, made straight from the products, without HTML.
+"""The pages as text: the official observations in both modes, rendered from the products without HTML.
 
-A page is a list of nodes, (kind, text). ``text`` joins them, stripped, with `` [SEP] ``; ``text_rich`` gives each a
-line of its own and marks what can be clicked and what was.
+A page is a list of nodes, (kind, text). Mode ``text`` strips the texts and joins them with `` [SEP] ``. Mode
+``text_rich`` puts each on its own line, and marks what can be clicked and what has been clicked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TARGET = (
 )  # fmt: skip
 
 
-def render(shop: Shop, state: State, mode: str = "text", show_attrs: bool = False) -> str:
+def render_page(shop: Shop, state: State, mode: str = "text", show_attrs: bool = False) -> str:
     """The observation of ``state``; ``mode`` is ``text`` or ``text_rich``."""
     nodes = [node for node in _nodes(shop, state, show_attrs) if _visible(node[1])]
     if mode == "text":
@@ -31,7 +31,7 @@ def render(shop: Shop, state: State, mode: str = "text", show_attrs: bool = Fals
 
 
 def _visible(text: str) -> bool:
-    """A node of nothing, or of white space with a line break, does not show; other white space stays a segment."""
+    """Empty nodes and white space with a line break are not shown; other white space is a segment."""
     return text != "" and not (text.isspace() and "\n" in text)
 
 
@@ -79,7 +79,7 @@ def _sub(shop: Shop, state: State) -> list[Node]:
     if state.sub == "Attributes":
         kinds = (product.category, product.query, product.product_category)
         return [(_TEXT, f" {attribute}") for attribute in product.attributes] + [(_TEXT, kind) for kind in kinds]
-    return []  # no review was ever loaded
+    return []  # the official code loads no reviews
 
 
 def _done(state: State) -> list[str]:
@@ -92,7 +92,7 @@ def _done(state: State) -> list[str]:
 
 def _rich(nodes: list[Node], state: State) -> str:
     selected = ""
-    if state.kind == "item":  # officially a look for the quoted value in the page's address
+    if state.kind == "item":  # the official code looks for the quoted value in the page's address
         selected = f"{'+'.join(state.keywords or ())}/{state.page}/{json.dumps(dict(state.options))}"
     lines, clicked = [], []
     for kind, text in nodes:

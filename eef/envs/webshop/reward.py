@@ -1,4 +1,7 @@
-"""The reward of a purchase: type, attributes, options and price against the goal, as the official ``get_reward``."""
+"""The reward of a purchase: compares type, attributes, options and price with the goal, as ``get_reward`` does.
+
+``get_reward`` is a function of the official code.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from eef.envs.webshop.catalogue import Product
 from eef.envs.webshop.goals import Goal
 from eef.envs.webshop.nouns import Nouns
 
-# The official colour words; the first that occurs anywhere in a value replaces it ("rectangular" becomes "tan").
+# The official colour words. The first one that occurs anywhere in a value replaces it ("rectangular" becomes "tan").
 _COLOR_WORDS = (
     "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel "
     "camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry "
@@ -33,25 +36,25 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def alike(one: str, other: str) -> bool:
-    """Whether the token-set ratio of two texts, ASCII letters and digits only, rounds to more than 85 (of 100)."""
+    """Whether the token-set ratio of two texts (ASCII letters and digits) rounds to more than 85 of 100."""
     one, other = _plain(one), _plain(other)
     return bool(one and other) and round(token_set_ratio(one, other)) > 85
 
 
 def normalize_color(value: str) -> str:
-    """The first colour word that ``value`` contains, else ``value``."""
+    """The first colour word that ``value`` contains, or else ``value``."""
     return next((color for color in COLORS if color in value), value)
 
 
-def _wanted(option: str | tuple[str, str]) -> str:
-    """An option of the goal as compared: of a synthetic pair the colour that it names exactly, else as printed."""
+def _normalize_wanted(option: str | tuple[str, str]) -> str:
+    """An option of the goal as it is compared: a colour if a synthetic pair is one, else the printed pair."""
     if isinstance(option, str):
         return normalize_color(option)
     return next((color for color in COLORS if color in option), str(option))
 
 
 def attributes_met(product: Product, goal: Goal) -> list[bool]:
-    """Of each attribute of the goal, whether the product has it or says it."""
+    """For each attribute of the goal, whether the product has it or mentions it."""
     texts = product.title.lower(), " ".join(product.bullets).lower(), product.description.lower()
     return [
         any(alike(own, attribute) for own in product.attributes) or any(attribute in text for text in texts)
@@ -60,16 +63,16 @@ def attributes_met(product: Product, goal: Goal) -> list[bool]:
 
 
 def options_met(goal: Goal, options: Iterable[str]) -> list[bool]:
-    """Of each option of the goal, whether one of the selected values ``options`` is like it."""
+    """For each option of the goal, whether one of the selected values ``options`` is similar to it."""
     chosen = [normalize_color(value) for value in options]
-    return [any(alike(value, want) for value in chosen) for want in map(_wanted, goal.options)]
+    return [any(alike(value, want) for value in chosen) for want in map(_normalize_wanted, goal.options)]
 
 
 def score(product: Product, goal: Goal, options: Iterable[str], nouns: Nouns) -> tuple[float, dict[str, Any]]:
     """``(reward in [0, 1], breakdown)`` of buying ``product`` with the selected option values ``options``.
 
     The breakdown has the official keys: r_type, r_att, w_att, query_match, category_match, title_score, r_option and
-    w_option (only for a goal with options), r_price, w_price.
+    w_option (both only for a goal with options), r_price, w_price.
     """
     kind = _type(product, goal, nouns)
     attributes, met = sum(attributes_met(product, goal)), sum(options_met(goal, options))
@@ -93,10 +96,11 @@ def _type(product: Product, goal: Goal, nouns: Nouns) -> dict[str, Any]:
     query_match = product.query == goal.query
     common = _pieces(product.product_category) & _pieces(goal.product_category)
     category_match = len(common) >= 2
-    wanted, number = nouns(goal.name)  # officially a noun that occurs twice counts once above, twice below the line
+    # as in the official code, a repeated noun counts once in the numerator and twice in the denominator
+    wanted, number = nouns(goal.name)
     title_score = len(nouns(product.title)[0] & wanted) / number if wanted else 0.2
     r_type = 1.0 if query_match or category_match or title_score > 0.2 else 0.5
-    if title_score < 0.1:  # later rules override: a title in common with nothing loses all, whatever the category
+    if title_score < 0.1:  # as in the official code, these rules override the category
         r_type = 0.1
     if title_score == 0.0:
         r_type = 0.0

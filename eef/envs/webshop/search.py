@@ -1,7 +1,8 @@
-"""Full-text search: BM25 over Lucene's English analysis, as the official engine ranks, without Java.
+"""Full-text search: BM25 with Lucene's English analysis, ranking as the official engine does, without Java.
 
-One document per product: lower-cased title, description, first bullet and options. k1 = 0.9, b = 0.4, the query a
-bag of words, at most 50 hits, ties by asin. Single precision where Lucene has it: that decides near ties.
+One document per product: lower-cased title, description, first bullet and options. k1 = 0.9, b = 0.4. A query is a bag
+of words, with at most 50 hits; ties are ordered by asin. Single precision is used where Lucene uses it, since that
+decides near ties.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ _STOP_WORDS = (
 )
 _STOP = frozenset(_STOP_WORDS.split())
 
-# Unicode word segmentation (UAX 29), every letter or digit with the marks that follow it.
+# Unicode word segmentation (UAX 29); each letter or digit includes the marks that follow it.
 _EXT = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*+"
 _LETTER = rf"[\p{{WB=ALetter}}\p{{WB=Hebrew_Letter}}]{_EXT}"
 _DIGIT = rf"[\p{{WB=Numeric}}[\p{{Block=Halfwidth_And_Fullwidth_Forms}}&&\p{{Nd}}]]{_EXT}"
 _KANA = rf"\p{{WB=Katakana}}{_EXT}"
 _MID_LETTER = rf"[\p{{WB=MidLetter}}\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}]{_EXT}"
 _MID_DIGIT = rf"[\p{{WB=MidNum}}\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}]{_EXT}"
-# Pictographs as Unicode 12 had them (also some signs that later versions took out), which the official index counts.
+# Pictographs of Unicode 12, as in the official index; later versions removed some of them.
 _PICTOGRAPH = (
     r"[\p{Extended_Pictographic}\u2600-\u2605\u2607-\u2612\u2614-\u2685\u2690-\u2705\u2708-\u2712\u2763-\u2767"
     r"\U0001f000-\U0001f0ff\U0001f10d-\U0001f10f\U0001f12f\U0001f16c-\U0001f171\U0001f1ad-\U0001f1e5\U0001f203-\U0001f20f"
     r"\U0001f23c-\U0001f23f\U0001f249-\U0001f3fa\U0001f400-\U0001f53d\U0001f546-\U0001f64f\U0001f680-\U0001f6ff]"
 )
 _LOW_LINE = rf"\p{{WB=ExtendNumLet}}{_EXT}"
-# Possessive throughout, and no start within a run of low lines: linear in the text, whatever it is.
+# Possessive quantifiers, and no match starts within a run of low lines, so that matching takes linear time.
 _RUN = (
     rf"(?:(?:{_KANA})++"
     rf"|(?:{_LETTER}(?:(?:{_MID_LETTER})?{_LETTER})*+|{_DIGIT}(?:(?:{_MID_DIGIT})?{_DIGIT})*+)++)"
@@ -53,7 +54,7 @@ _WORD = regex.compile(
 
 
 def analyze(text: str) -> list[str]:
-    """The index terms of ``text``, in order: words cut, possessives dropped, lower case, no stop words, stemmed."""
+    """The index terms of ``text`` in order: words without possessives and stop words, lower-cased and stemmed."""
     terms = []
     for word in _WORD.findall(text):
         if len(word) > _MAX_TOKEN:
@@ -72,7 +73,7 @@ def _term(word: str) -> str:
 
 
 def stem(word: str) -> str:
-    """Porter's stemmer in Lucene's version: ``logi`` -> ``log``, ``bli`` -> ``ble``, up to two characters untouched."""
+    """Porter's stemmer as in Lucene: ``logi`` -> ``log``, ``bli`` -> ``ble``; words of two characters are unchanged."""
     if len(word) <= 2:
         return word
     for step in (_plural, _past, _final_y, _double_suffix, _suffix, _last_suffix, _final_e):
@@ -81,7 +82,7 @@ def stem(word: str) -> str:
 
 
 def _shape(word: str) -> str:
-    """One letter per character: ``v`` for a vowel, ``c`` for anything else; y is a vowel after a consonant."""
+    """One letter per character: ``v`` for a vowel, ``c`` for any other; y is a vowel after a consonant."""
     shape = ""
     for i, char in enumerate(word):
         vowel = char in "aeiou" or (char == "y" and i > 0 and shape[-1] == "c")
@@ -135,7 +136,7 @@ _LAST = tuple(_LAST_SUFFIXES.split())
 
 
 def _swap(word: str, table: dict[str, str]) -> str:
-    for suffix, other in table.items():  # no suffix of a table ends another one that stands before it
+    for suffix, other in table.items():  # no suffix is the end of one before it in the table
         if word.endswith(suffix):
             base = word[: -len(suffix)]
             return base + other if _measure(base) > 0 else word
@@ -169,7 +170,7 @@ def _final_e(word: str) -> str:
 
 
 def stored_length(length: int) -> int:
-    """A document's length (in terms) as Lucene keeps it in one byte: exact up to 40, then four significant bits."""
+    """A document's length in terms as Lucene stores it in one byte: exact up to 40, then four significant bits."""
     if length < 24:
         return length
     rest = length - 24
@@ -178,32 +179,32 @@ def stored_length(length: int) -> int:
 
 
 def norms(lengths: np.ndarray) -> np.ndarray:
-    """What a count in a document of so many terms is multiplied by, float32 as Lucene rounds; one per document."""
+    """The factor for term counts in documents of these lengths, one per document, in float32 as in Lucene."""
     stored = np.array([stored_length(int(length)) for length in lengths])
     mean = lengths.sum() / max(np.count_nonzero(lengths), 1) or 1.0
     return (1 / (_K1 * (1 - _B + _B * stored / mean))).astype(np.float32)
 
 
-def rarity(size: int, held: int) -> np.float32:
-    """The weight (idf) of a term that ``held`` of ``size`` documents hold."""
-    return np.float32(math.log(1 + (size - held + 0.5) / (held + 0.5)))
+def rarity(size: int, count: int) -> np.float32:
+    """The weight (idf) of a term that occurs in ``count`` of ``size`` documents."""
+    return np.float32(math.log(1 + (size - count + 0.5) / (count + 0.5)))
 
 
-def ranked(found: np.ndarray, total: np.ndarray, rank: np.ndarray, limit: int) -> list[tuple[int, float]]:
-    """The best ``limit`` of documents ``found``, best first, with their scores; ``rank`` by name breaks ties."""
-    score = total.astype(np.float32)  # summed in double, ranked in single, as Lucene does
-    if len(found) > limit:
-        least = np.partition(score, len(found) - limit)[len(found) - limit]
+def ranked(documents: np.ndarray, total: np.ndarray, rank: np.ndarray, limit: int) -> list[tuple[int, float]]:
+    """The best ``limit`` of ``documents``, best first, with their scores; ``rank`` by name breaks ties."""
+    score = total.astype(np.float32)  # summed in double and ranked in single precision, as in Lucene
+    if len(documents) > limit:
+        least = np.partition(score, len(documents) - limit)[len(documents) - limit]
         keep = score >= least
-        found, score = found[keep], score[keep]
-    order = np.lexsort((rank[found], -score))[:limit]
-    return list(zip(found[order].tolist(), score[order].tolist(), strict=True))
+        documents, score = documents[keep], score[keep]
+    order = np.lexsort((rank[documents], -score))[:limit]
+    return list(zip(documents[order].tolist(), score[order].tolist(), strict=True))
 
 
 class Index:
-    """An inverted index over ``documents``; document i has the name ``names[i]``, which breaks ties.
+    """An inverted index over ``documents``. Document i has the name ``names[i]``, which breaks ties.
 
-    Scores are kept per posting (idf times term weight, float32 as Lucene rounds), so a query only adds them up.
+    It stores the divisor of each posting and the weight of each term in float32, as Lucene rounds.
     """
 
     def __init__(self, names: Sequence[str], documents: Sequence[str]) -> None:
@@ -226,16 +227,16 @@ class Index:
             self._postings[term] = (where, divisor, rarity(self.size, len(rows)))
 
     def search(self, query: str, limit: int = RETURNED) -> list[int]:
-        """Numbers of the best documents, best first, at most ``limit``; none for a query without index terms."""
+        """Indices of at most ``limit`` documents, best first; empty for a query without index terms."""
         return [number for number, _ in self.scored(query, limit)]
 
     def scored(self, query: str, limit: int = RETURNED) -> list[tuple[int, float]]:
-        """As :meth:`search`, each with its score."""
+        """As :meth:`search`, with the scores."""
         total = np.zeros(self.size)
         for term, count in Counter(analyze(query)).items():
             if term in self._postings:
                 where, divisor, weight = self._postings[term]
                 weight = weight * np.float32(count)
                 total[where] += weight - weight / divisor
-        found = np.flatnonzero(total)
-        return ranked(found, total[found], self._rank, limit)
+        documents = np.flatnonzero(total)
+        return ranked(documents, total[documents], self._rank, limit)

@@ -1,7 +1,7 @@
 """An episode as a small immutable value, and the moves between the pages of the shop.
 
-``advance`` takes one :class:`State` to the next and never changes the one it was given, so a fork is the same value
-held twice. Transitions follow the official simulator's; departures stand in the package's docstring.
+:func:`advance` returns the next :class:`State` and never changes its argument, so a fork is another reference to the
+same value. Transitions follow the official simulator; the package's docstring lists the differences.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from eef.envs.webshop.search import RETURNED, Index
 PER_PAGE = 10
 SUB_PAGES = ("Description", "Features", "Reviews", "Attributes")
 _SUB_NAMES = {name.lower(): name for name in SUB_PAGES}
-_KEPT_QUERIES, _KEPT_LENGTH = 4096, 500
+_CACHED_QUERIES, _CACHED_LENGTH = 4096, 500
 
 
 class State(NamedTuple):
-    """Where an episode stands.
+    """The state of an episode.
 
     ``kind``: the page, one of ``search``, ``results``, ``item``, ``sub``, ``done``. ``page``: number of the results
-    page, from 1. ``options``: (group, value) pairs as selected; ``visited``: asins opened since the last reset or
-    Back to Search; ``sub``: name of the sub page; ``reward``: of the last purchase, in [0, 1].
+    page, from 1. ``options``: the selected (group, value) pairs. ``visited``: asins opened since the last reset or
+    Back to Search. ``sub``: name of the sub page. ``reward``: reward of the purchase, in [0, 1].
     """
 
     goal: int
@@ -40,36 +40,36 @@ class State(NamedTuple):
 
 
 class Shop:
-    """What all episodes share and none changes: products, goals and the search index."""
+    """What all episodes share and never change: products, goals and the search index."""
 
     def __init__(self, products: Sequence[Product], goals: Sequence[Goal], seed: int = 0) -> None:
         self.products: Sequence[Product] = tuple(products)
-        self.cards: Sequence[Any] = self.products  # what results pages read: asin, title and tag
+        self.cards: Sequence[Any] = self.products  # asin, title and tag, for results pages
         self.by_asin: Mapping[str, Product] = {product.asin: product for product in self.products}
         self.goals = tuple(goals)
         self.seed = seed
         self._index = Index([p.asin for p in self.products], [p.document() for p in self.products])
-        self._found: dict[str, Sequence[int]] = {}
+        self._cached: dict[str, Sequence[int]] = {}
 
     def find(self, keywords: tuple[str, ...], goal: int = 0, page: int = 1) -> Sequence[int]:
-        """Numbers of the products that a search gives, best first.
+        """Indices of the products that a search finds, best first.
 
-        ``<r>``, ``<a> attribute``, ``<c> category`` and ``<q> query`` as first keyword ask for random products (for
-        each goal and page the same) and for all of an attribute, category or query, in file order.
+        Special first keywords: ``<r>`` finds random products, the same ones for equal goals and pages.
+        ``<a> attribute``, ``<c> category`` and ``<q> query`` find all products with that value, in file order.
         """
         if keywords[0] == "<r>":
             rng = random.Random(f"{self.seed} {goal} {page}")
             return tuple(rng.sample(range(len(self.products)), min(RETURNED, len(self.products))))
         query = " ".join(keywords)
-        found = self._found.get(query)
-        if found is None:
+        hits = self._cached.get(query)
+        if hits is None:
             special = keywords[0] in ("<a>", "<c>", "<q>")
-            found = self._special(keywords) if special else tuple(self._index.search(query))
-            if len(query) <= _KEPT_LENGTH:
-                if len(self._found) >= _KEPT_QUERIES:
-                    self._found.clear()
-                self._found[query] = found
-        return found
+            hits = self._special(keywords) if special else tuple(self._index.search(query))
+            if len(query) <= _CACHED_LENGTH:
+                if len(self._cached) >= _CACHED_QUERIES:
+                    self._cached.clear()
+                self._cached[query] = hits
+        return hits
 
     def _special(self, keywords: tuple[str, ...]) -> Sequence[int]:
         kind = keywords[0]
@@ -85,14 +85,14 @@ class Shop:
         return tuple(number for number, product in numbered if wanted in product.attributes)
 
     def results(self, state: State) -> tuple[list[Any], int]:
-        """The products (asin, title, tag) of the current results page, at most 10, and how many the search found.
+        """The products (asin, title, tag) of the current results page, at most 10, and the number of hits.
 
-        Nothing on other pages.
+        Empty on other pages.
         """
         if state.kind != "results" or state.keywords is None or state.page is None:
             return [], 0
-        found = self.find(state.keywords, state.goal, state.page)
-        return [self.cards[i] for i in found[(state.page - 1) * PER_PAGE : state.page * PER_PAGE]], len(found)
+        hits = self.find(state.keywords, state.goal, state.page)
+        return [self.cards[i] for i in hits[(state.page - 1) * PER_PAGE : state.page * PER_PAGE]], len(hits)
 
     def product(self, state: State) -> Product:
         """The product of an item or sub page."""
@@ -103,8 +103,8 @@ class Shop:
 def parse(action: object) -> tuple[str, str] | None:
     """``("search" | "click", lower-cased argument)``, or None: the official grammar ``name[argument]``.
 
-    Only the first line counts; the name runs to the last ``[`` that leaves room for an argument, and what follows
-    the last ``]`` is ignored. Linear in the length, whatever the brackets.
+    Only the first line counts. The name ends at the last ``[`` that is followed by an argument; everything after the
+    last ``]`` is ignored. Takes linear time for any input.
     """
     if not isinstance(action, str):
         return None
@@ -116,10 +116,10 @@ def parse(action: object) -> tuple[str, str] | None:
 
 
 def clickables(shop: Shop, state: State, show_attrs: bool = False) -> dict[str, str]:
-    """What can be clicked, lower-cased and in the official order, each with its target.
+    """The clickable texts, lower-cased and in the official order, each with its target.
 
-    The target is an asin on a results page, an option group where an option value is meant, else empty. A text
-    that occurs twice keeps its first place and takes its last target.
+    The target is an asin on a results page, the group of an option value, or else empty. A text that occurs twice has
+    its first position and its last target.
     """
     if state.kind == "search":
         return {"search": ""}
@@ -143,9 +143,9 @@ def clickables(shop: Shop, state: State, show_attrs: bool = False) -> dict[str, 
 
 
 def advance(shop: Shop, state: State, action: object, show_attrs: bool = False) -> State | None:
-    """The state after ``action``; None where the action is not understood or not possible here.
+    """The state after ``action``; None if the action is invalid here.
 
-    After Buy Now the kind is ``done``; the caller puts the reward in.
+    After Buy Now the kind is ``done``, and the caller adds the reward.
     """
     parsed = parse(action)
     if parsed is None:

@@ -1,4 +1,4 @@
-"""The official record (where it is present) and a tiny catalogue that is always there."""
+"""The recorded behaviour of the official code, if it is available, and a tiny catalogue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="session")
 def official() -> Path:
-    """The folder with ``data`` and ``golden`` of the official code."""
+    """The folder with the data and the record (``golden``) of the official code."""
     folder = Path(os.environ.get("EEF_WEBSHOP_DATA", ROOT.parent / "shared" / "webshop"))
     if not (folder / "golden").is_dir():
         pytest.skip(f"no official record at {folder}: set EEF_WEBSHOP_DATA to a folder with data/ and golden/")
@@ -26,7 +26,7 @@ def official() -> Path:
 
 @pytest.fixture(scope="session")
 def golden(official: Path) -> Callable[[str], Any]:
-    """``golden("search.jsonl")``: the rows of one file of the record."""
+    """``golden("search.jsonl")`` reads one file of the record."""
 
     def read(name: str) -> Any:
         with gzip.open(official / "golden" / f"{name}.gz", "rt", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ def golden(official: Path) -> Callable[[str], Any]:
 
 @pytest.fixture
 def triple() -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """Fourteen products with odd options and prices, and seven goals."""
+    """Fourteen products with unusual options and prices, and seven goals."""
     odd = {"Size": [{"value": "a"}, {"value": "both"}], "Fit": [{"value": "both"}, {"value": "it's <b>"}], "None": None}
     products = [
         product("B000000001", "red cotton shirt"),

@@ -1,4 +1,4 @@
-"""The scripted shopper: perfect play by the rules, and slips that make failures worth exploring."""
+"""The scripted shopper: perfect play, and errors that make failures worth exploring."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ import pytest
 
 from eef.envs import expert_states, restore
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate
-from eef.envs.webshop.shopper import Slips, play, rows
-from eef.experts import STRONG, WEAK
+from eef.envs.webshop.generate import CatalogueSpec, generate
+from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, listed_products, play_expert
 from eef.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")
 def wide() -> WebShop:
     """All goals of a small catalogue, 15 steps each."""
-    triple = generate(Shop(products=700))
+    triple = generate(CatalogueSpec(products=700))
     count = sum(len(records) for records in triple[2].values())
     return WebShop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=15)
 
 
 @pytest.fixture(scope="module")
 def strong(wide: WebShop) -> list[Trajectory]:
-    return [play(wide, task, STRONG, seed=0) for task in wide.tasks("train")]
+    return [play_expert(wide, task, STRONG, seed=0, insight=False) for task in wide.tasks("train")]
 
 
-@pytest.mark.parametrize("slips", [Slips(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
-def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, slips: Slips) -> None:
+@pytest.mark.parametrize("noise", [ShopperNoise(), STRONG, WEAK], ids=["perfect", "strong", "weak"])
+def test_all_actions_are_valid_and_recorded_correctly(shop: WebShop, noise: ShopperNoise) -> None:
     for task in shop.tasks("train"):
-        played = play(shop, task, slips, seed=1)
+        played = play_expert(shop, task, noise, seed=1)
         page = shop.reset(task)
         assert page == played.prompt
         for index, turn in enumerate(played.turns):
@@ -41,37 +40,37 @@ def test_only_valid_actions_are_played_and_recorded_as_they_went(shop: WebShop, 
         assert played.won == bool(step.info["won"]) and played.reward == step.reward
 
 
-def test_equal_arguments_give_equal_play_and_seeds_give_other_slips(shop: WebShop) -> None:
+def test_equal_arguments_give_equal_play_and_seeds_other_errors(shop: WebShop) -> None:
     tasks = shop.tasks("train")
 
-    def actions(slips: Slips, seed: int) -> list[list[str]]:
-        return [play(shop, task, slips, seed).actions for task in tasks]
+    def actions(noise: ShopperNoise, seed: int) -> list[list[str]]:
+        return [play_expert(shop, task, noise, seed).actions for task in tasks]
 
-    assert actions(Slips(), 0) == actions(Slips(), 1)  # perfect play draws nothing that shows
+    assert actions(ShopperNoise(), 0) == actions(ShopperNoise(), 1)  # perfect play does not depend on the seed
     assert actions(STRONG, 0) == actions(STRONG, 0)
     assert actions(STRONG, 0) != actions(STRONG, 1)
 
 
-def test_slips_do_not_depend_on_the_other_tasks(shop: WebShop) -> None:
+def test_errors_do_not_depend_on_other_tasks(shop: WebShop) -> None:
     first, second = shop.tasks("train")[:2]
-    alone = play(shop, second, STRONG, 3)
-    play(shop, first, STRONG, 3)
-    assert play(shop, second, STRONG, 3) == alone
+    alone = play_expert(shop, second, STRONG, 3)
+    play_expert(shop, first, STRONG, 3)
+    assert play_expert(shop, second, STRONG, 3) == alone
 
 
 def test_play_stops_at_max_steps(wide: WebShop) -> None:
     short = wide.fork()
     short.max_steps = 3  # a search, an item, one option
     for task in wide.tasks("train")[:20]:
-        played = play(short, task)
+        played = play_expert(short, task, insight=False)
         assert (len(played), played.outcome, played.reward, played.won) == (3, "max_steps", 0.0, False)
         assert played.failed
 
 
-def test_rows_are_what_the_page_shows(shop: WebShop) -> None:
+def test_listed_products_are_those_of_the_page(shop: WebShop) -> None:
     task = shop.tasks("train")[0]
-    assert rows(shop.reset(task)) == []
-    shown = rows(shop.step(f"search[{shop.goal()['query']}]").observation)
+    assert listed_products(shop.reset(task)) == []
+    shown = listed_products(shop.step(f"search[{shop.goal()['query']}]").observation)
     assert [asin for asin, _, _ in shown] == shop.results() and len(shown) == 10
     for asin, title, price in shown:
         product = shop.product(asin)
@@ -79,21 +78,21 @@ def test_rows_are_what_the_page_shows(shop: WebShop) -> None:
 
 
 def test_insight_wins_too(shop: WebShop) -> None:
-    played = [play(shop, task, insight=True) for task in shop.tasks("train")]
+    played = [play_expert(shop, task, insight=True) for task in shop.tasks("train")]
     assert sum(item.won for item in played) >= 0.75 * len(played)
 
 
 def continued(env: WebShop, expert: Trajectory, index: int, page: str) -> bool:
-    """Whether perfect play from an expert state wins within the steps that are left."""
+    """Whether perfect play from an expert state wins within the remaining steps."""
     twin = expert_states(env, expert, [index])[index]
     assert isinstance(twin, WebShop)
     twin.max_steps = env.max_steps - index
     twin.reset = lambda task: page  # type: ignore[method-assign]
-    return play(twin, expert.task).won
+    return play_expert(twin, expert.task, insight=False).won
 
 
-def test_failures_hold_good_prefixes_and_harmful_moves(wide: WebShop, strong: Sequence[Trajectory]) -> None:
-    """Most failures pass through states that still win, and throw the win away later."""
+def test_failures_have_good_prefixes_and_harmful_moves(wide: WebShop, strong: Sequence[Trajectory]) -> None:
+    """Most failures pass through states from which perfect play still wins, and lose later."""
     failures = [item for item in strong if item.failed][:40]
     good = harmful = 0
     for failure in failures:
@@ -105,24 +104,24 @@ def test_failures_hold_good_prefixes_and_harmful_moves(wide: WebShop, strong: Se
     assert harmful > 0.8 * len(failures)
 
 
-def test_failures_hold_recoveries_and_spoilt_purchases(wide: WebShop, strong: Sequence[Trajectory]) -> None:
-    """A step back from an item; a purchase without the wanted options; a page turned before the loss."""
+def test_failures_have_recoveries_and_wrong_purchases(wide: WebShop, strong: Sequence[Trajectory]) -> None:
+    """Steps back from an item, purchases without the wanted options, and turned pages."""
     failures = [item for item in strong if item.failed]
-    stepped_back = spoilt = turned = 0
+    stepped_back = wrong = turned = 0
     for failure in failures:
         restore(wide, failure.task, failure.actions, [failure.prompt, *(turn.observation for turn in failure.turns)])
         goal = wide.goal()
         on_item = [" [SEP] Buy Now" in failure.state(index) for index in range(len(failure))]
         stepped_back += any(at and a == "click[< prev]" for at, a in zip(on_item, failure.actions, strict=True))
         clicked = {action[6:-1] for action in failure.actions}
-        spoilt += failure.outcome == "done" and not {value.lower() for value in goal["goal_options"]} <= clicked
+        wrong += failure.outcome == "done" and not {value.lower() for value in goal["goal_options"]} <= clicked
         turned += "click[next >]" in failure.actions
     assert stepped_back > 0.2 * len(failures)
-    assert spoilt > 0.5 * len(failures)
+    assert wrong > 0.5 * len(failures)
     assert turned > 0.1 * len(failures)
 
 
-def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -> None:
+def test_wins_rarely_turn_a_page_and_failures_often_do(strong: Sequence[Trajectory]) -> None:
     def share(items: list[Trajectory]) -> float:
         return sum("click[next >]" in item.actions for item in items) / len(items)
 
@@ -132,8 +131,8 @@ def test_wins_hardly_turn_a_page_and_failures_do(strong: Sequence[Trajectory]) -
 
 
 def test_a_shopper_that_notices_nothing_never_steps_back_from_a_wrong_row(wide: WebShop) -> None:
-    slips = Slips(base=0.3, notice=0.0)
+    noise = ShopperNoise(base=0.3, notice=0.0)
     for task in wide.tasks("train")[:60]:
-        played = play(wide, task, slips)
+        played = play_expert(wide, task, noise, insight=False)
         items = [action for index, action in enumerate(played.actions) if " [SEP] Buy Now" in played.state(index)]
         assert "click[< prev]" not in items

@@ -1,4 +1,4 @@
-"""A store gives what the files in memory give; what is wrong with files is named; builds are whole or not at all."""
+"""A store equals the files in memory; problems with files are named; a store is built completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from webshop_tiny import product, record
 
 from eef.envs import EnvError, make_env
 from eef.envs.webshop import WebShop, catalogue, mapped
-from eef.envs.webshop.generate import Shop, write
+from eef.envs.webshop.build import _ReplaceNaN, build_store
+from eef.envs.webshop.generate import CatalogueSpec, write
 from eef.envs.webshop.mapped import Texts, TextWriter
-from eef.envs.webshop.store import Store, _Plain, build
+from eef.envs.webshop.store import Store
 
 NAMES = ("items_shuffle", "items_ins_v2", "items_human_ins")
 
@@ -31,21 +32,21 @@ def official_files(folder: Path, triple: Any) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, triple: Any) -> Path:
-    odd = [
+    unusual = [
         product("B000000001", "twice"), product("B1", "bare", images=[]), product("B2", "x", pricing="call us"),
         product("Bé", "red “shirt” ❤️ 日本", pricing="$44.99$33.98"), product("B0", "the of", full_description=""),
     ]  # fmt: skip
-    triple[0].extend(odd)
+    triple[0].extend(unusual)
     triple[1]["B000000002"] |= {"instruction": "another", "instruction_attributes": ["soft"]}
     triple[2].update(B6=[record("gone", ["x"], [])], Bé=[record("a shirt", ["soft"], [])])
     return official_files(tmp_path / "data", triple)
 
 
 def both(folder: Path, **options: Any) -> tuple[WebShop, WebShop]:
-    """The shop from the files in memory, and from their store."""
+    """The shop of the files in memory, and that of their store."""
     place = folder.parent / "built"
     if not place.exists():
-        build(folder, place)
+        build_store(folder, place)
     options = {"split": "ratio", "allow_overlap": True} | options
     return WebShop(data=folder, **options), WebShop(data=place, **options)
 
@@ -82,7 +83,7 @@ def test_random_walks_are_equal(folder: Path, mode: str) -> None:
 
 
 def equal_hits(plain: WebShop, stored: WebShop, queries: list[str]) -> int:
-    """How many of the queries have the same hits, order and scores in both, for several lengths of list."""
+    """The number of queries with the same hits, order and scores in both, for several limits."""
     one, two = plain.shop._index, stored.shop._index
     return sum(all(one.scored(query, n) == two.scored(query, n) for n in (3, 10, 50)) for query in queries)
 
@@ -91,7 +92,7 @@ def equal_hits(plain: WebShop, stored: WebShop, queries: list[str]) -> int:
 def test_ranking_is_equal(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "_CHUNK", chunk)
     size = 1500 if chunk > 97 else 150
-    plain, stored = both(write(Shop(products=size), tmp_path / "data"))
+    plain, stored = both(write(CatalogueSpec(products=size), tmp_path / "data"))
     queries = [goal.instruction_text for goal in plain.shop.goals]
     queries += [" ".join([*goal.attributes, goal.query]) for goal in plain.shop.goals]
     queries += ["", "the", "shirt", "red", "red red shirt", "size", "color size small", "zzz shirt", "zzz"]
@@ -101,7 +102,7 @@ def test_ranking_is_equal(tmp_path: Path, chunk: int, monkeypatch: pytest.Monkey
 def test_ranking_of_the_official_products_is_equal(
     official: Path, golden: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    build(official / "data", tmp_path / "built")
+    build_store(official / "data", tmp_path / "built")
     plain, stored = WebShop(data=official / "data"), WebShop(data=tmp_path / "built")
     assert stored.stamp() == plain.stamp() and stored.shop.goals == plain.shop.goals
     queries = [row["query"] for row in golden("search.jsonl")]
@@ -110,7 +111,7 @@ def test_ranking_of_the_official_products_is_equal(
 
 @pytest.mark.slow
 def test_ranking_of_twenty_thousand_products_is_equal(golden: Callable[[str], Any], tmp_path: Path) -> None:
-    plain, stored = both(write(Shop(products=20_000), tmp_path / "data"))
+    plain, stored = both(write(CatalogueSpec(products=20_000), tmp_path / "data"))
     queries = [row["query"] for row in golden("search.jsonl")]
     queries += [goal.instruction_text for goal in plain.shop.goals[:300]]
     queries += [" ".join([*goal.attributes, goal.query]) for goal in plain.shop.goals[:300]]
@@ -118,7 +119,7 @@ def test_ranking_of_twenty_thousand_products_is_equal(golden: Callable[[str], An
     assert stored.stamp() == plain.stamp()
 
 
-def test_numbers_that_json_forbids_are_judged_as_in_memory(tmp_path: Path, triple: Any) -> None:
+def test_numbers_that_json_forbids_are_treated_as_in_memory(tmp_path: Path, triple: Any) -> None:
     nan, words = float("nan"), 'a text: NaN, and [NaN, "b": Infinity, "c":NaN} x'
     odd = [product("B3", words), product("B4", "x", pricing=nan), product("B5", "x", full_description=nan)]
     odd += [product("B7", "x", sizes={"a": nan}, average_rating=-float("inf"), images=nan)]
@@ -128,107 +129,109 @@ def test_numbers_that_json_forbids_are_judged_as_in_memory(tmp_path: Path, tripl
     assert tuple(stored.shop.products) == plain.shop.products and stored.product("B3")["title"] == words
 
 
-def test_forbidden_numbers_may_be_cut_anywhere() -> None:
+def test_forbidden_numbers_may_span_two_reads() -> None:
     text = b'{"a": NaN, "b":-Infinity, "c": "[NaN], \\": NaN, x"}' + b" " * 99
     for size in range(1, 99):
-        file = _Plain(io.BytesIO(text))
+        file = _ReplaceNaN(io.BytesIO(text))
         read = b"".join(iter(lambda file=file, size=size: file.read(size), b""))  # type: ignore[misc]
         assert json.loads(read) == {"a": 0.5, "b": 0.5, "c": '[NaN], ": NaN, x'}
 
 
 def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build(folder) == folder / "store"
+    assert build_store(folder) == folder / "store"
     assert {path.name for path in folder.iterdir()} == {"store", *(f"{name}.json" for name in NAMES)}
-    monkeypatch.setattr(catalogue, "load", None)  # the files are not read
+    monkeypatch.setattr(catalogue, "load_catalogue", None)  # reading the files would fail
     env = make_env("webshop", data=folder, split="ratio")
     assert isinstance(env, WebShop) and make_env("webshop", data=folder, split="ratio").shop is env.shop
     assert isinstance(env.shop.products._rows._bytes, mapped.mmap.mmap)
     monkeypatch.undo()
-    assert len(WebShop(data=folder, num_products=3, split="ratio").shop.products) == 3  # which only the files can rank
-    with pytest.raises(EnvError, match=r"built holds no items_shuffle"):
-        WebShop(data=build(folder, folder.parent / "built"), num_products=3)
+    assert len(WebShop(data=folder, num_products=3, split="ratio").shop.products) == 3  # only the files can rank a part
+    with pytest.raises(EnvError, match=r"built contains no items_shuffle"):
+        WebShop(data=build_store(folder, folder.parent / "built"), num_products=3)
     assert "B9" not in env.shop.by_asin and "B0123456789ABC" not in env.shop.by_asin and 3 not in env.shop.by_asin
     assert set(env.shop.by_asin) == {item.asin for item in env.shop.products}
 
 
-def test_changed_files_and_torn_stores_are_named(folder: Path) -> None:
-    place = build(folder)
+def test_changed_files_and_damaged_stores_are_named(folder: Path) -> None:
+    place = build_store(folder)
     (folder / "items_ins_v2.json").write_text("{}")
-    with pytest.raises(EnvError, match=r"items_ins_v2.json changed after .*store was made: run `eef webshop build"):
+    with pytest.raises(
+        EnvError, match=r"items_ins_v2.json has changed since .*store was built: run `eef webshop build"
+    ):
         WebShop(data=folder)
-    build(folder)
+    build_store(folder)
     WebShop(data=folder, split="ratio")
     for name in ("docs.npy", "products.text", "skipped.json"):
         whole = (place / name).read_bytes()
         (place / name).write_bytes(whole[:-1])
-        with pytest.raises(EnvError, match="is torn .* run `eef webshop build` again"):
+        with pytest.raises(EnvError, match="is damaged .* run `eef webshop build` again"):
             Store(place)
         (place / name).write_bytes(whole)
     (place / "norm.npy").unlink()
-    with pytest.raises(EnvError, match="is torn"):
+    with pytest.raises(EnvError, match="is damaged"):
         Store(place)
     head = json.loads((place / "store.json").read_text())
     (place / "store.json").write_text(json.dumps(head | {"version": 0}))
-    with pytest.raises(EnvError, match="has format 0, this code reads"):
+    with pytest.raises(EnvError, match="has format 0, but this code reads"):
         WebShop(data=place)
     (place / "store.json").write_text("{")
-    with pytest.raises(EnvError, match=r"store.json is torn"):
+    with pytest.raises(EnvError, match=r"store.json is damaged"):
         WebShop(data=place)
 
 
 def test_without_human_instructions(folder: Path) -> None:
     (folder / "items_human_ins.json").unlink()
-    build(folder)
+    build_store(folder)
     assert WebShop(data=folder, human_goals=False, split="ratio", allow_overlap=True).shop.goals
-    with pytest.raises(EnvError, match=r"made without items_human_ins.json: .* or pass human_goals=False"):
+    with pytest.raises(EnvError, match=r"built without items_human_ins.json: .* or pass human_goals=False"):
         WebShop(data=folder)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_torn_file_is_named_and_leaves_the_old_store(folder: Path, name: str) -> None:
-    build(folder)
+def test_a_truncated_file_is_named_and_the_old_store_remains(folder: Path, name: str) -> None:
+    build_store(folder)
     path = folder / f"{name}.json"
     whole = path.read_text()
     before = sorted(file.name for file in folder.rglob("*"))
     for text, words in (
-        (whole[: len(whole) // 2], f"{name}.json is torn or no JSON"),
-        (whole[:-1], f"{name}.json is torn or no JSON"),
-        ("", f"{name}.json is torn or no JSON"),
-        ("3", f"{name}.json: a JSON (list|object) was expected"),
-        ("{}" if name == NAMES[0] else "[]", f"{name}.json: a JSON (list|object) was expected"),
+        (whole[: len(whole) // 2], f"{name}.json is truncated or not valid JSON"),
+        (whole[:-1], f"{name}.json is truncated or not valid JSON"),
+        ("", f"{name}.json is truncated or not valid JSON"),
+        ("3", f"{name}.json: expected a JSON (list|object)"),
+        ("{}" if name == NAMES[0] else "[]", f"{name}.json: expected a JSON (list|object)"),
     ):
         path.write_text(text)
         with pytest.raises(EnvError, match=words):
-            build(folder)
-        with pytest.raises(EnvError, match=words):  # and without a store
-            catalogue.load(folder)
+            build_store(folder)
+        with pytest.raises(EnvError, match=words):  # also without a store
+            catalogue.load_catalogue(folder)
         assert sorted(file.name for file in folder.rglob("*")) == before
     path.write_text(whole)
-    build(folder)
+    build_store(folder)
     assert WebShop(data=folder, split="ratio").shop.goals
 
 
-def test_what_cannot_be_built_is_named(folder: Path, triple: Any) -> None:
+def test_files_that_cannot_be_built_are_named(folder: Path, triple: Any) -> None:
     with pytest.raises(EnvError, match="no folder"):
-        build(folder / "nowhere")
+        build_store(folder / "nowhere")
     (folder / "kept").mkdir()
-    with pytest.raises(EnvError, match=r"kept is there and no store"):
-        build(folder, folder / "kept")
+    with pytest.raises(EnvError, match=r"kept exists and is not a store"):
+        build_store(folder, folder / "kept")
     official_files(folder, ([product("B1", "x", images=[])], {}, {}))
-    with pytest.raises(EnvError, match=r"items_shuffle.json holds no product that can be shown \(1 no image \(B1\)\)"):
-        build(folder)
+    with pytest.raises(EnvError, match=r"items_shuffle.json contains no usable product \(1 no image \(B1\)\)"):
+        build_store(folder)
     official_files(folder, ([{"name": "x"}], {}, {}))
     with pytest.raises(EnvError, match=r"items_shuffle.json, row 0: a product needs an 'asin'"):
-        build(folder)
+        build_store(folder)
     (folder / "items_ins_v2.json").unlink()
     with pytest.raises(EnvError, match=r"items_ins_v2.json is missing"):
-        build(folder)
+        build_store(folder)
     assert not (folder / "store").exists()
 
 
-def test_a_file_too_large_for_memory_asks_for_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_too_large_needs_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "_LARGEST", 100)
-    with pytest.raises(EnvError, match=r"too large to be read at once: run `eef webshop build .*` once"):
+    with pytest.raises(EnvError, match=r"too large to be read at once .*: run `eef webshop build .*` once"):
         WebShop(data=folder)
 
 
@@ -245,10 +248,10 @@ def test_texts(tmp_path: Path) -> None:
     assert len(Texts(tmp_path, "none")) == 0 and Texts(tmp_path, "none").find(b"x") == -1
 
 
-def test_a_store_serves_mapped_arrays_that_cannot_be_changed(folder: Path) -> None:
-    store = Store(build(folder))
+def test_the_arrays_of_a_store_are_read_only(folder: Path) -> None:
+    store = Store(build_store(folder))
     with pytest.raises(ValueError, match="read-only"):
         store.index.documents("<c> fashion")[0] = 1
     before = np.load(store.place / "prices.npy")
-    Store(store.place, seed=9)  # draws into pages of its own
+    Store(store.place, seed=9)  # its prices are a copy
     assert (np.load(store.place / "prices.npy") == before).all()

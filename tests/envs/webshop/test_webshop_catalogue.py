@@ -1,4 +1,4 @@
-"""Loading, prices, goals and splits; every flaw of a file named or counted."""
+"""Loading, prices, goals and splits. Every problem of a file is named or counted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from webshop_tiny import product, record
 
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.catalogue import load
-from eef.envs.webshop.goals import Goal, make, split_goals
+from eef.envs.webshop.catalogue import load_catalogue
+from eef.envs.webshop.goals import Goal, make_goals, split_goals
 
 
 def write(
@@ -24,11 +24,11 @@ def write(
     return folder
 
 
-def test_prices_and_caps_come_from_one_private_stream(triple: Any) -> None:
+def test_prices_and_caps_are_drawn_from_one_private_generator(triple: Any) -> None:
     random.seed(5)
     before = random.getstate()
-    catalogue = load(triple, seed=3)
-    goals, skipped = make(catalogue)
+    catalogue = load_catalogue(triple, seed=3)
+    goals, skipped = make_goals(catalogue)
     assert random.getstate() == before
     rng = random.Random(3)
     prices = {p.asin: p.price for p in catalogue.products}
@@ -43,38 +43,38 @@ def test_prices_and_caps_come_from_one_private_stream(triple: Any) -> None:
     assert skipped == {"goal without attributes": ["B000000001"]}
 
 
-def test_a_folder_and_memory_are_the_same(tmp_path: Path, triple: Any) -> None:
+def test_files_and_memory_give_the_same_shop(tmp_path: Path, triple: Any) -> None:
     stamps = [WebShop(data=data, split="ratio").stamp() for data in (write(tmp_path, triple), triple)]
     assert stamps[0] == stamps[1]
 
 
 def test_file_names(tmp_path: Path, triple: Any) -> None:
     with pytest.raises(EnvError, match="no folder"):
-        load(tmp_path / "nowhere")
+        load_catalogue(tmp_path / "nowhere")
     with pytest.raises(EnvError, match=r"no items_shuffle\*.json and no products.json"):
-        load(tmp_path)
+        load_catalogue(tmp_path)
     write(tmp_path, triple, ("products", "items_ins_v2", "other"))
     with pytest.raises(EnvError, match=r"items_human_ins.json is missing"):
-        load(tmp_path)
-    assert len(load(tmp_path, human_goals=False).products) == 14
+        load_catalogue(tmp_path)
+    assert len(load_catalogue(tmp_path, human_goals=False).products) == 14
     write(tmp_path, (triple[0][:2], triple[1], triple[2]), ("items_shuffle_2", "items_ins_v2_2", "items_human_ins"))
-    assert len(load(tmp_path).products) == 14
+    assert len(load_catalogue(tmp_path).products) == 14
     (tmp_path / "products.json").unlink()
-    assert len(load(tmp_path).products) == 2
-    assert len(load(tmp_path, num_products=1).products) == 1
+    assert len(load_catalogue(tmp_path).products) == 2
+    assert len(load_catalogue(tmp_path, num_products=1).products) == 1
 
 
-def test_a_torn_file_is_named(tmp_path: Path, triple: Any) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, triple: Any) -> None:
     path = write(tmp_path, triple) / "items_shuffle.json"
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(EnvError, match=r"items_shuffle.json is torn or no JSON"):
+    with pytest.raises(EnvError, match=r"items_shuffle.json is truncated or not valid JSON"):
         WebShop(data=tmp_path)
     path.write_text("{}")
-    with pytest.raises(EnvError, match="a JSON list was expected"):
+    with pytest.raises(EnvError, match="expected a JSON list"):
         WebShop(data=tmp_path)
 
 
-def test_flawed_products_are_left_out_and_counted(triple: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_products_are_skipped_and_counted(triple: Any, caplog: pytest.LogCaptureFixture) -> None:
     rows, attributes, instructions = triple
     rows = [
         *rows,
@@ -110,10 +110,10 @@ def test_flawed_products_are_left_out_and_counted(triple: Any, caplog: pytest.Lo
         (lambda t: t[2].update(B000000001=[{"instruction": "x"}]), "asin B000000001, record 0"),
         (lambda t: t[2].update(B000000001=[record("x", ["a"], [None])]), "asin B000000001, record 0"),  # type: ignore[list-item]
         (lambda t: t[2].clear(), "no product has a human instruction"),
-        (lambda t: t[0].clear(), "holds no product"),
+        (lambda t: t[0].clear(), "contains no usable product"),
     ],
 )
-def test_other_flaws_are_named(triple: Any, change: Any, words: str) -> None:
+def test_other_problems_are_named(triple: Any, change: Any, words: str) -> None:
     change(triple)
     with pytest.raises(EnvError, match=words):
         WebShop(data=triple, split="ratio")
@@ -123,7 +123,7 @@ def test_synthetic_goals(triple: Any) -> None:
     rows, attributes, _ = triple
     attributes["B000000001"] |= {"instruction": "a shirt.", "instruction_attributes": ["soft", "cotton"]}
     attributes["B000000002"] |= {"instruction": "another", "instruction_attributes": ["soft"]}
-    goals, skipped = make(load((rows, attributes, {}), human_goals=False), human=False)
+    goals, skipped = make_goals(load_catalogue((rows, attributes, {}), human_goals=False), human=False)
     assert len(goals) == 4 and len(skipped["no synthetic instruction"]) == 12
     goal = next(goal for goal in goals if goal.asin == "B000000001" and ("color", "red") in goal.options)
     assert goal.instruction_text.startswith("a shirt. with color: red, and size: small, and price lower than ")
@@ -138,7 +138,7 @@ def test_synthetic_goals(triple: Any) -> None:
 
 
 def test_splits(tmp_path: Path, triple: Any) -> None:
-    goals, _ = make(load(triple))
+    goals, _ = make_goals(load_catalogue(triple))
     ratio = split_goals(goals, "ratio")
     assert sorted(index for part in ratio.values() for index in part) == list(range(7))
     products = {part: {goals[index].asin for index in indices} for part, indices in ratio.items()}
@@ -150,9 +150,9 @@ def test_splits(tmp_path: Path, triple: Any) -> None:
         split_goals(goals, {"train": [0, 7]})
     with pytest.raises(ValueError, match="unknown part"):
         split_goals(goals, {"dev": [0]})
-    for odd in (["0"], [True], 3, None):
+    for invalid in (["0"], [True], 3, None):
         with pytest.raises(ValueError, match="must be a list of goal indices"):
-            split_goals(goals, {"train": odd})
+            split_goals(goals, {"train": invalid})
     with pytest.raises(ValueError, match="neither a folder"):
         split_goals(goals, "offical")
     with pytest.raises(ValueError, match=r"webshop_train_indices.json is missing"):
@@ -161,24 +161,24 @@ def test_splits(tmp_path: Path, triple: Any) -> None:
     (tmp_path / "webshop_test_indices.json").write_text("[2, 3]")
     assert split_goals(goals, tmp_path) == {"train": (0, 1), "eval": (), "test": (2, 3)}
     (tmp_path / "webshop_test_indices.json").write_text("[2, ")
-    with pytest.raises(ValueError, match="torn"):
+    with pytest.raises(ValueError, match="truncated"):
         split_goals(goals, str(tmp_path))
 
 
-def test_goals_shared_by_content_are_refused(triple: Any) -> None:
-    triple[2]["B000000004"] *= 2  # the same record twice: other indices, maybe another price cap, the same task
-    goals, _ = make(load(triple))
+def test_goals_with_the_same_content_in_train_and_test_are_refused(triple: Any) -> None:
+    triple[2]["B000000004"] *= 2  # the same record twice: another index and maybe another price cap, but the same task
+    goals, _ = make_goals(load_catalogue(triple))
     one, two = (index for index, goal in enumerate(goals) if goal.asin == "B000000004")
-    with pytest.raises(ValueError, match="share 1 of 1 test goals by content"):
+    with pytest.raises(ValueError, match="1 of 1 test goals are also training goals"):
         WebShop(data=triple, split={"train": [one], "test": [two]})
     env = WebShop(data=triple, split={"train": [one], "test": [two]}, allow_overlap=True)
     assert (env.tasks("train"), env.tasks("eval"), env.tasks("test")) == ([str(one)], [], [str(two)])
 
 
 def many_goals(count: int) -> tuple[Goal, ...]:
-    """Goals that differ by content, as many as the official ones."""
-    made = (Goal(f"B{n:09d}", "", "", "", "", f"goal {n}", ("soft",), 10.0, ()) for n in range(count))
-    return tuple(made)
+    """Goals that all differ in content."""
+    goals = (Goal(f"B{n:09d}", "", "", "", "", f"goal {n}", ("soft",), 10.0, ()) for n in range(count))
+    return tuple(goals)
 
 
 def contents(goals: tuple[Goal, ...], indices: tuple[int, ...]) -> set[Any]:
@@ -215,7 +215,7 @@ def test_index_lists_that_overlap_are_refused(official: Path) -> None:
         pytest.skip(f"no index files at {folder}")
     goals = many_goals(12087)
     with pytest.raises(
-        ValueError, match=r"share 21 of 200 test goals by content .*webshop_test_500_indices.json shares none"
+        ValueError, match=r"21 of 200 test goals are also training goals .*webshop_test_500_indices.json shares none"
     ):
         split_goals(goals, folder)
     split = split_goals(goals, folder, allow_overlap=True)
@@ -227,9 +227,9 @@ def test_index_lists_that_overlap_are_refused(official: Path) -> None:
 
 
 def test_index_files_in_a_dictionary_are_checked(tmp_path: Path, triple: Any) -> None:
-    goals, _ = make(load(triple))
-    with pytest.raises(ValueError, match=r"index file .*gone.json cannot be read"):
+    goals, _ = make_goals(load_catalogue(triple))
+    with pytest.raises(ValueError, match=r"cannot read the index file .*gone.json"):
         split_goals(goals, {"train": tmp_path / "gone.json"})
     (tmp_path / "torn.json").write_text("[1, ")
-    with pytest.raises(ValueError, match=r"index file .*torn.json is torn"):
+    with pytest.raises(ValueError, match=r"index file .*torn.json is truncated"):
         split_goals(goals, {"train": str(tmp_path / "torn.json")})

@@ -1,4 +1,4 @@
-"""Against the record of the official code: every page, action, goal, price, reward and search result."""
+"""Comparison with the record of the official code: pages, actions, goals, prices, rewards and search results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Golden = Callable[[str], Any]
 
 @pytest.fixture(scope="module", params=["text", "text_rich"])
 def env(request: pytest.FixtureRequest, official: Path, golden: Golden) -> WebShop:
-    made = make_env("webshop", data=official / "data", observation=request.param, nouns=golden("title_nouns.json"))
-    assert isinstance(made, WebShop)
-    return made
+    shop = make_env("webshop", data=official / "data", observation=request.param, nouns=golden("title_nouns.json"))
+    assert isinstance(shop, WebShop)
+    return shop
 
 
 def differences(env: WebShop, rows: list[dict[str, Any]]) -> list[tuple[int, int, str]]:
-    """(episode, step, field) wherever the replay of ``rows`` differs from what they say."""
+    """(episode, step, field) of every difference between the replay and the recorded ``rows``."""
     found = []
     field = "observation" if env.observation == "text" else "observation_rich"
     for row in rows:
@@ -62,8 +62,8 @@ def test_transcripts_are_equal(env: WebShop, golden: Golden) -> None:
     assert differences(env, rows) == []
 
 
-# Departures, listed in the package's docstring: quirk -> first step that may differ.
-DEPARTURES = {
+# Differences that the package's docstring lists: quirk -> first step that may differ.
+DIFFERENCES = {
     "special <r>": 1,
     "keyword search_results then Prev from item page": 3,
     "keyword item_page then Prev from sub page": 4,
@@ -73,14 +73,14 @@ DEPARTURES = {
 }
 
 
-def test_quirks_are_equal_but_for_the_listed_departures(env: WebShop, golden: Golden) -> None:
+def test_quirks_are_equal_except_for_the_listed_differences(env: WebShop, golden: Golden) -> None:
     rows = [row for row in golden("quirks.jsonl") if "exception" not in row]
-    rows = [row for row in rows if row["step"] < DEPARTURES.get(row["quirk"], 1000)]
+    rows = [row for row in rows if row["step"] < DIFFERENCES.get(row["quirk"], 1000)]
     assert len(rows) > 100
     assert differences(env, rows) == []
 
 
-def test_prev_is_right_where_the_official_one_is_misled(env: WebShop) -> None:
+def test_prev_is_right_where_the_official_code_is_not(env: WebShop) -> None:
     env.reset("3")
     results = env.step("search[search_results shoes]").observation
     first = env.results()[0]
@@ -119,7 +119,7 @@ def test_rewards_are_equal(env: WebShop, golden: Golden) -> None:
     assert wrong == []
 
 
-def test_terms_are_lucenes(golden: Golden) -> None:
+def test_terms_equal_lucenes(golden: Golden) -> None:
     assert [row["text"] for row in golden("analyzer.jsonl") if analyze(row["text"]) != row["tokens"]] == []
 
 
@@ -156,7 +156,9 @@ def test_the_official_split(official: Path) -> None:
 
 
 def test_synthetic_goals(official: Path) -> None:
-    with pytest.raises(ValueError, match="26 of 500 test goals by content"):  # doubled option values double goals
+    with pytest.raises(
+        ValueError, match="26 of 500 test goals are also training goals"
+    ):  # doubled option values double goals
         WebShop(data=official / "data", human_goals=False, split="official")
     env = WebShop(data=official / "data", human_goals=False)
     goal = env.goal("0")

@@ -1,4 +1,4 @@
-"""Search and reward by themselves."""
+"""Search and reward."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eef.envs import EnvError
-from eef.envs.webshop.catalogue import load
-from eef.envs.webshop.goals import make
+from eef.envs.webshop.catalogue import load_catalogue
+from eef.envs.webshop.goals import make_goals
 from eef.envs.webshop.nouns import Nouns, words
 from eef.envs.webshop.reward import COLORS, alike, normalize_color, score
 from eef.envs.webshop.search import Index, analyze, stem, stored_length
@@ -60,7 +60,7 @@ def test_stems(word: str, root: str) -> None:
     assert stem(word) == root
 
 
-def test_lengths_are_exact_up_to_forty_and_then_lossy() -> None:
+def test_lengths_are_exact_up_to_forty() -> None:
     assert [stored_length(n) for n in range(41)] == list(range(41))
     assert [stored_length(n) for n in (41, 42, 56, 59, 1000)] == [40, 42, 56, 56, 984]
 
@@ -74,16 +74,16 @@ def test_index_ranks_by_score_then_name() -> None:
     assert index.scored("red red")[0][1] == pytest.approx(2 * index.scored("red")[0][1], rel=1e-6)
 
 
-def test_a_cut_list_is_the_head_of_the_whole_one() -> None:
+def test_a_limited_list_is_the_head_of_the_full_one() -> None:
     rng = random.Random(0)
     documents = [
         " ".join(rng.choices(["red", "blue", "soft", "shirt", "lamp"], k=rng.randint(1, 9))) for _ in range(300)
     ]
     index = Index([f"B{n:03d}" for n in range(300)], documents)
     for query in ("red", "soft blue", "shirt shirt lamp red"):
-        whole = index.scored(query, limit=1000)
-        assert index.scored(query) == whole[:50]
-        assert whole == sorted(whole, key=lambda hit: (-hit[1], hit[0]))
+        full = index.scored(query, limit=1000)
+        assert index.scored(query) == full[:50]
+        assert full == sorted(full, key=lambda hit: (-hit[1], hit[0]))
 
 
 def test_colors() -> None:
@@ -91,7 +91,7 @@ def test_colors() -> None:
     assert [normalize_color(v) for v in ("dark blue", "rectangular", "dash", "xl")] == ["blue", "tan", "ash", "xl"]
 
 
-def test_alike_is_rounded_and_needs_letters_on_both_sides() -> None:
+def test_alike_is_rounded_and_needs_letters_in_both_texts() -> None:
     assert alike("long sleeve shirt", "Long-Sleeve") and alike("a b", "b a")
     assert not alike("é", "é") and not alike("red", "blue")
 
@@ -113,21 +113,21 @@ def test_nouns_repeated_in_a_title_count_each_time() -> None:
     assert Nouns(lambda title: ["bag", "bag"])("bag bag bag") == ({"bag"}, 2)
     assert Nouns()("The bag of bags") == ({"bag", "bags"}, 2)
     assert Nouns(set)("") == (frozenset(), 0)
-    with pytest.raises(EnvError, match="lack the title 'x'"):
+    with pytest.raises(EnvError, match="lacks the title 'x'"):
         Nouns({})("x")
     assert Nouns({"a": ["b"]}).name == Nouns({"a": {"b"}}).name != Nouns({"a": ["c"]}).name
 
 
 def test_reward_parts(triple: Any) -> None:
-    catalogue = load(triple)
-    goals, _ = make(catalogue)
+    catalogue = load_catalogue(triple)
+    goals, _ = make_goals(catalogue)
     shop = {product.asin: product for product in catalogue.products}
     goal = next(goal for goal in goals if goal.asin == "B000000002")  # two attributes, one option
     total, info = score(shop["B000000002"], goal, ["old navy"], Nouns())
     assert total == 1.0 and info["r_option"] == info["r_att"] == 1.0 and info["w_att"] == 0.5
     total, info = score(shop["B000000002"], goal, ["red"], Nouns())
     assert total == 0.75 and info["r_option"] == 0.0
-    total, info = score(shop["B000000010"], goal, [], Nouns())  # no noun in common: nothing, whatever the rest
+    total, info = score(shop["B000000010"], goal, [], Nouns())  # without a common noun the reward is 0
     assert total == 0.0 and info["r_type"] == 0.0 and info["category_match"] and not info["query_match"]
     plain = next(goal for goal in goals if goal.asin == "B000000004")
     total, info = score(shop["B000000004"], plain, ["red"], Nouns())

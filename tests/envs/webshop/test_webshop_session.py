@@ -1,4 +1,4 @@
-"""The environment protocol on a tiny catalogue: moves, forks, and whatever an agent may utter."""
+"""The environment protocol on a tiny catalogue: moves, forks, and arbitrary actions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from eef.envs import ReplayDivergence, make_env, restore
 from eef.envs.webshop import WebShop
+from eef.envs.webshop.build import build_store
 from eef.envs.webshop.session import parse
-from eef.envs.webshop.store import build
 
 SPLIT = {"train": [0, 1, 2, 3], "eval": [4], "test": [5, 6]}
 LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,9 +24,9 @@ LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthC
 
 @pytest.fixture
 def env(triple: Any) -> WebShop:
-    made = WebShop(data=triple, split=SPLIT)
-    made.reset("0")
-    return made
+    shop = WebShop(data=triple, split=SPLIT)
+    shop.reset("0")
+    return shop
 
 
 def task_of(env: WebShop, asin: str, options: int) -> str:
@@ -42,13 +42,13 @@ def test_a_perfect_episode(env: WebShop) -> None:
     assert env.results()[0] == "B000000001"
     item = env.step("click[b000000001]").observation
     assert "[SEP] color [SEP] red [SEP] navy | white [SEP] size [SEP] small [SEP]" in item
-    assert env.step("click[red]").observation == item  # the text mode hides what is selected
+    assert env.step("click[red]").observation == item  # mode text does not show the selection
     bought = env.step("click[Buy Now]")
     assert bought.done and bought.reward == 1.0 and bought.info["won"] is True
     assert bought.info["options"] == {"color": "red"} and bought.info["asin"] == "B000000001"
     assert bought.info["breakdown"]["r_option"] == 1.0
     assert not env.step("click[buy now]").valid
-    assert env.step("search[lamp]").valid  # officially a search starts over
+    assert env.step("search[lamp]").valid  # as in the official code, a search starts over
 
 
 def test_a_wrong_purchase_does_not_win(env: WebShop) -> None:
@@ -81,7 +81,7 @@ def test_rich_pages_show_what_was_clicked(triple: Any) -> None:
     env.reset("0")
     env.step("search[odd linen shirt]")
     env.step("click[b000000003]")
-    page = env.step("click[both]").observation  # a value of two groups sets the last
+    page = env.step("click[both]").observation  # a value of two groups selects the last group
     assert env.state is not None and env.state.options == (("fit", "both"),)
     assert page.startswith("You have clicked both.\nYou have clicked both.\nInstruction:\n")
     assert "  [clicked button] both [clicked button_]\n" in page and "  [button] a [button_]\n" in page
@@ -124,7 +124,7 @@ def test_grammar(action: Any, parsed: Any) -> None:
 
 
 @pytest.mark.parametrize("action", ["", "buy", "click[search]", "click[nothing]", "click[", "search[]", "\n", None, 7])
-def test_what_is_not_understood_changes_nothing(env: WebShop, action: Any) -> None:
+def test_invalid_actions_change_nothing(env: WebShop, action: Any) -> None:
     page, state = env.step("search[shirt]").observation, env.state
     step = env.step(action)
     assert (step.observation, step.reward, step.done, step.valid, step.info) == (
@@ -146,7 +146,7 @@ WORDS = st.one_of(
 ACTIONS = st.one_of(
     st.text(max_size=40),
     st.builds("{}[{}]".format, st.sampled_from(["search", "click", "Click", ""]), WORDS),
-    st.integers(min_value=0, max_value=40),  # stands for one of the actions that are possible
+    st.integers(min_value=0, max_value=40),  # index of a valid action
 )
 
 
@@ -159,7 +159,7 @@ def act(env: WebShop, action: str | int) -> Any:
 
 @LIGHT
 @given(st.lists(ACTIONS, max_size=25), st.sampled_from(["text", "text_rich"]))
-def test_no_action_breaks_it(triple: Any, actions: list[str | int], mode: str) -> None:
+def test_no_action_raises(triple: Any, actions: list[str | int], mode: str) -> None:
     env = WebShop(data=triple, split=SPLIT, observation=mode)
     env.reset("2")
     seen = [act(env, action) for action in actions]
@@ -168,18 +168,18 @@ def test_no_action_breaks_it(triple: Any, actions: list[str | int], mode: str) -
     assert [act(env, action) for action in actions] == seen
 
 
-def test_thousands_of_actions_leave_nothing_behind(env: WebShop) -> None:
+def test_the_cache_is_bounded(env: WebShop) -> None:
     rng = random.Random(0)
     for _ in range(10_000):
         env.step(rng.choice(["search[", "click[", ""]) + "".join(rng.choices("[]< >abcrshirt\n", k=rng.randint(0, 12))))
         act(env, rng.randrange(40))
-    assert len(env.shop._found) <= 4096
+    assert len(env.shop._cached) <= 4096
     env.step("search[" + "[" * 200_000)
     assert env.step("search[" + "_" * 200_000 + "]").valid
 
 
-def utter(rng: random.Random, env: WebShop) -> str | int:
-    """A malformed action, a search (at times long, special or never seen before), or a possible click."""
+def random_action(rng: random.Random, env: WebShop) -> str | int:
+    """A malformed action, a search (some long, special or new), or the index of a valid click."""
     kind = rng.random()
     if kind < 0.2:
         return rng.choice(["search[", "click[", ""]) + "".join(rng.choices("[]< >abcr\n", k=rng.randint(0, 12)))
@@ -202,18 +202,18 @@ def test_a_hundred_thousand_actions_take_no_memory(triple: Any, tmp_path: Path, 
     for number in range(100_000):
         if number % 20 == 0:
             env.reset(str(rng.randrange(7)))
-        step = act(env, utter(rng, env))
+        step = act(env, random_action(rng, env))
         assert 0 <= step.reward <= 1
         if number % 10_000 == 9_999:
             gc.collect()
             sizes.append(process.memory_info().rss)
-    assert max(sizes[5:]) - sizes[4] < 2 * 2**20  # bytes: the caches are full by then
+    assert max(sizes[5:]) - sizes[4] < 2 * 2**20  # bytes; the caches are full by then
 
 
 def in_store(triple: Any, folder: Path) -> Path:
     for name, content in zip(("items_shuffle", "items_ins_v2", "items_human_ins"), triple, strict=True):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    return build(folder, folder / "store")
+    return build_store(folder, folder / "store")
 
 
 def test_forks_are_independent(triple: Any) -> None:
@@ -227,16 +227,16 @@ def test_ten_thousand_forks_are_independent(triple: Any, tmp_path: Path, stored:
 
 
 def forks(env: WebShop, count: int) -> None:
-    """Episodes played alone, then again by forks in turns: every page is the same."""
+    """Episodes played one by one and by interleaved forks give the same pages."""
     rng = random.Random(1)
-    lone: list[tuple[WebShop, list[int], str]] = []
+    alone: list[tuple[WebShop, list[int], str]] = []
     for number in range(count):
         moves = [rng.randrange(40) for _ in range(6)]
         env.reset(str(number % 7))
         page = ""
         for move in moves:
             page = act(env, move).observation
-        lone.append((env, moves, page))
+        alone.append((env, moves, page))
     twins = []
     for number in range(count):
         env.reset(str(number % 7))
@@ -244,12 +244,12 @@ def forks(env: WebShop, count: int) -> None:
     pages = [""] * count
     for place in range(6):
         for number in rng.sample(range(count), count):
-            pages[number] = act(twins[number], lone[number][1][place]).observation
-    assert pages == [page for _, _, page in lone]
+            pages[number] = act(twins[number], alone[number][1][place]).observation
+    assert pages == [page for _, _, page in alone]
     assert env.state is not None and env.state.kind == "search"
 
 
-def test_replay_restores_and_names_what_diverges(env: WebShop) -> None:
+def test_replay_restores_a_state_or_names_the_divergence(env: WebShop) -> None:
     actions = ["search[shirt]", "click[b000000001]", "click[red]"]
     pages = [env.reset("1"), *(env.step(action).observation for action in actions)]
     assert restore(env, "1", actions, pages) == pages[-1]
@@ -257,7 +257,7 @@ def test_replay_restores_and_names_what_diverges(env: WebShop) -> None:
         restore(env, "1", actions, [*pages[:2], "another", pages[3]])
 
 
-def test_make_env_shares_what_it_built(triple: Any) -> None:
+def test_environments_share_a_shop(triple: Any) -> None:
     one = make_env("webshop", data=triple, split=SPLIT)
     two = make_env("webshop", data=triple, split=SPLIT, observation="text_rich")
     assert isinstance(one, WebShop) and isinstance(two, WebShop) and one.shop is two.shop
@@ -269,7 +269,7 @@ def test_errors_are_clear(env: WebShop, triple: Any) -> None:
     for task in ("7", "-1", "x", "²", ""):
         with pytest.raises(ValueError, match="tasks are '0' to '6'"):
             env.reset(task)
-    with pytest.raises(ValueError, match="known are train, eval, test"):
+    with pytest.raises(ValueError, match="use train, eval or test"):
         env.tasks("dev")
     with pytest.raises(ValueError, match="no product 'B9'"):
         env.product("B9")
@@ -281,7 +281,7 @@ def test_errors_are_clear(env: WebShop, triple: Any) -> None:
         WebShop(data=triple, catalogue={"products": 10})
 
 
-def test_what_it_hands_out_is_a_copy(env: WebShop) -> None:
+def test_goals_and_products_are_copies(env: WebShop) -> None:
     env.goal()["attributes"].append("x")
     env.product("b000000001")["options"]["color"].append("x")
     assert "x" not in env.goal()["attributes"] and "x" not in env.product("B000000001")["options"]["color"]

@@ -1,4 +1,4 @@
-"""Rows of the official files, made by hand."""
+"""Hand-written rows of the official files."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Policies: the chat template as token ids, constrained decoding, the engines, and rollouts."""

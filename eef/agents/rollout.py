@@ -1,0 +1,201 @@
+"""Many episodes at once, from initial and from expert states (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from eef.agents import cached_engine  # noqa: F401  Policy.engine imports it by name; simulations depend on its code
+from eef.agents.constraints import Constraints
+from eef.agents.engine import PlayablePolicy
+from eef.agents.episode import Episode, Start, StartStates, outcome_of, streams
+from eef.agents.token_bytes import token_bytes_of
+from eef.envs import EnvError, Step, TextEnv
+from eef.trajectory import Trajectory
+
+OnProgress = Callable[[int, int, int], None]
+
+
+def simulate(
+    policy: PlayablePolicy,
+    env: TextEnv,
+    starts: Sequence[Start],
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    slots: int = 64,
+    max_steps: int | None = None,
+    source: str = "policy",
+    seeds: Sequence[Sequence[int]] | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Trajectory]:
+    """Simulate ``policy`` from each start. Returns whole trajectories, an expert's prefix included, in order of start.
+
+    ``slots`` episodes are played at once. ``max_steps`` counts all turns of an episode, the prefix included (default:
+    the environment's). Each start has its own random stream, so that ``slots``, order and memory change no result.
+    ``seeds`` are those of :func:`streams`; pass them if ``starts`` is part of a longer list. A replay that diverges, an
+    environment that fails and a context that overflows end one episode with an ``outcome`` of their own; the others
+    continue.
+
+    ``on_progress(episodes, wins, tokens)`` is called after each episode with what it adds: 1, 1 if it won else 0, and
+    the number of sampled tokens. ValueError for a state that an expert does not have, and for a tokenizer that does not
+    allow constrained decoding. ServerError if a policy's server (:mod:`eef.agents.vllm`) fails.
+    """
+    limit = env.max_steps if max_steps is None else max_steps
+    _check(policy, starts, slots, limit)
+    seeds = streams(starts, seed) if seeds is None else seeds
+    slots = min(slots, max(1, len(starts)))
+    states = StartStates(env, starts, slots, limit)
+    slots = min(len(states.workers) or slots, slots)
+    rollouts = _Rollouts(policy, starts, seeds, states, slots, limit, temperature, source, on_progress)
+    with ThreadPoolExecutor(max(1, len(states.workers))) as threads:  # a worker is a process: its thread waits for it
+        rollouts.map_workers = threads.map if states.workers else map
+        while rollouts.queue or rollouts.live:
+            rollouts.fill_free_slots()
+            playing = rollouts.load_conversations()
+            constraints = rollouts.constraints(playing)
+            rollouts.take_turns(playing, constraints)
+    return [trajectory for trajectory in rollouts.results if trajectory is not None]
+
+
+def _check(policy: PlayablePolicy, starts: Sequence[Start], slots: int, max_steps: int) -> None:
+    for start in starts:
+        if start.expert is not None and not 0 <= start.index < max(len(start.expert), 1):
+            raise ValueError(
+                f"state {start.index} of an expert trajectory of {len(start.expert)} turns (task {start.task})"
+            )
+    if policy.constrained_decoding:
+        token_bytes_of(policy.chat.tokenizer)  # ValueError before anything is played
+    if slots < 1 or max_steps < 1:
+        raise ValueError(f"slots={slots} and max_steps={max_steps} must be positive")
+
+
+class _Rollouts:
+    """The episodes of one call of :func:`simulate`.
+
+    ``queue`` holds the numbers of the starts that have no slot yet, the next one last; ``live`` the episode of each
+    slot; ``waiting`` the ids of the live conversations that the engine does not hold.
+    """
+
+    def __init__(
+        self,
+        policy: PlayablePolicy,
+        starts: Sequence[Start],
+        seeds: Sequence[Sequence[int]],
+        states: StartStates,
+        slots: int,
+        max_steps: int,
+        temperature: float,
+        source: str,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.policy, self.starts, self.seeds, self.states = policy, starts, seeds, states
+        self.max_steps, self.temperature, self.source = max_steps, temperature, source
+        self.on_progress = on_progress
+        self.engine = policy.engine(slots)
+        self.map_workers: Callable[..., Iterable[Any]] = map
+        self.results: list[Trajectory | None] = [None] * len(starts)
+        self.queue = list(range(len(starts)))[::-1]
+        self.free_slots = list(range(slots))[::-1]
+        self.live: dict[int, Episode] = {}
+        self.waiting: dict[int, list[int]] = {}
+
+    def fill_free_slots(self) -> None:
+        """Begin episodes in the free slots, unless live conversations wait for room."""
+        if self.waiting:
+            return
+        while self.queue and self.free_slots:
+            count = min(len(self.queue), len(self.free_slots))
+            pairs = [(self.free_slots.pop(), self.queue.pop()) for _ in range(count)]
+            for (slot, _), (episode, ids, outcome) in zip(
+                pairs, list(self.map_workers(self._begin, pairs)), strict=True
+            ):
+                if not outcome and len(ids) + self.policy.max_new_tokens > self.policy.context:
+                    outcome = "context_overflow"
+                if not outcome and len(episode.turns) >= self.max_steps:
+                    outcome = "max_steps"
+                self.live[slot], self.waiting[slot] = episode, ids
+                if outcome:
+                    self._end(slot, outcome)
+
+    def _begin(self, slot_and_number: tuple[int, int]) -> tuple[Episode, list[int], str]:
+        """An episode at its start, the ids of its conversation, and the outcome if the start cannot be reached."""
+        slot, number = slot_and_number
+        start = self.starts[number]
+        prompt = start.expert.prompt if start.expert else ""
+        env, step, outcome = self.states.env, Step(prompt, 0.0, False), ""
+        if start.expert and start.index >= self.max_steps:
+            outcome = "max_steps"
+        else:
+            try:
+                env, prompt, step = self.states.reach(start, slot)
+            except EnvError as error:
+                outcome = outcome_of(error)
+        episode, ids = Episode.begin(number, start, self.policy.chat, self.seeds[number], env, prompt, step)
+        return episode, ids, outcome
+
+    def load_conversations(self) -> list[int]:
+        """The slots that play the next turn: those whose conversations the engine can hold together."""
+        lengths = {slot: len(self.waiting.get(slot, ())) or self.engine.length(slot) for slot in self.live}
+        playing = self.engine.fitting(lengths)
+        for slot in self.live:
+            if slot not in playing and slot not in self.waiting:
+                self.waiting[slot] = self.engine.park(slot)
+        if prompts := {slot: self.waiting.pop(slot) for slot in playing if slot in self.waiting}:
+            self.engine.start(prompts)
+        return playing
+
+    def constraints(self, playing: list[int]) -> dict[int, Constraints] | None:
+        """The constraints of each slot's next answer; None for free decoding. Ends episodes that have none."""
+        if not self.policy.constrained_decoding:
+            return None
+        constraints = {}
+        for slot in playing:
+            episode = self.live[slot]
+            try:
+                available = episode.env.available_actions()
+                allowed = Constraints.of(episode.dialogue, available, episode.prompt, self.policy.max_new_tokens)
+            except EnvError as error:
+                self._end(slot, outcome_of(error))
+                continue
+            if self.engine.length(slot) + allowed.max_tokens > self.policy.context:
+                self._end(slot, "context_overflow")
+                continue
+            constraints[slot] = allowed
+        return constraints
+
+    def take_turns(self, playing: list[int], constraints: dict[int, Constraints] | None) -> None:
+        """One turn of each playing episode: the policy answers, the environment steps, the policy reads."""
+        episodes = {slot: self.live[slot] for slot in playing if slot in self.live}
+        if not episodes:
+            return
+        draws = {slot: episode.draw for slot, episode in episodes.items()}
+        answers = self.engine.generate(list(episodes), draws, self.temperature, constraints)
+
+        actions = {slot: constraints[slot].action(answers[slot]) for slot in episodes} if constraints else {}
+        cut_length = self.policy.max_new_tokens + len(self.policy.chat.end)  # a cut answer has the end appended
+
+        def step(slot: int) -> str:
+            ids = answers[slot]
+            is_cut = constraints is None and len(ids) >= cut_length
+            return episodes[slot].take_turn(ids, actions.get(slot), is_cut, self.max_steps)
+
+        for slot, outcome in zip(episodes, list(self.map_workers(step, episodes)), strict=True):
+            if not outcome:
+                ids = episodes[slot].dialogue.encode_observation(episodes[slot].turns[-1].observation)
+                if self.engine.length(slot) + len(ids) + self.policy.max_new_tokens > self.policy.context:
+                    outcome = "context_overflow"
+                else:
+                    self.engine.append(slot, ids)
+            if outcome:
+                self._end(slot, outcome)
+
+    def _end(self, slot: int, outcome: str) -> None:
+        """Record an episode's trajectory and free its slot."""
+        episode = self.live.pop(slot)
+        self.waiting.pop(slot, None)
+        self.free_slots.append(slot)
+        self.results[episode.number] = episode.trajectory(self.source, outcome)
+        if self.on_progress:
+            self.on_progress(1, int(episode.won), episode.tokens)

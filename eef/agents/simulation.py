@@ -1,0 +1,165 @@
+"""Simulations as a stage, played in this process, in several processes, or by a vLLM server."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eef.agents.chat import Chat
+from eef.agents.episode import Start, streams
+from eef.agents.policy import Policy, load_arguments
+from eef.agents.rollout import OnProgress, simulate
+from eef.agents.vllm import served
+from eef.envs import TextEnv, make_env
+from eef.files import write_json
+from eef.processes import check_gpu_count, end_with_parent
+from eef.settings import ActingSettings, ModelSettings
+from eef.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The inputs of a stage of simulations.
+
+    ``acting`` is resolved. ``adapter`` is the folder of a training stage. ``temperature`` 0 is greedy. ``processes``
+    share the work, one for each GPU; no result depends on their number.
+    """
+
+    env: TextEnv
+    model: ModelSettings
+    chat: Chat = field(metadata={"key": lambda chat: chat.key})
+    acting: ActingSettings
+    adapter: Path
+    starts: Sequence[Start]
+    temperature: float
+    seed: int
+    processes: int = field(default=1, metadata={"key": None})
+
+
+def run_simulations(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
+    """The trajectories of ``inputs.starts``, in their order.
+
+    If a server played, its description goes into ``engine.json`` in ``folder``.
+    """
+    model, acting = inputs.model, inputs.acting
+    options: dict[str, Any] = {
+        "seed": inputs.seed,
+        "temperature": inputs.temperature,
+        "slots": acting.slots,
+        "on_progress": on_progress,
+    }
+    if acting.engine:
+        with served(
+            acting.engine, model.model, inputs.adapter, constrained_decoding=acting.constrained_decoding,
+            chat=inputs.chat, context=model.context, max_new_tokens=acting.max_new_tokens,
+        ) as policy:  # fmt: skip
+            write_json(folder / "engine.json", policy.about)
+            return simulate(policy, inputs.env, inputs.starts, **options)
+    load = {
+        **load_arguments(model, inputs.chat, inputs.adapter),
+        "constrained_decoding": acting.constrained_decoding,
+        "max_new_tokens": acting.max_new_tokens,
+    }
+    if inputs.processes > 1:
+        return simulate_together(load, inputs.env, inputs.starts, inputs.processes, **options)
+    return simulate(Policy.load(**load), inputs.env, inputs.starts, **options)
+
+
+def simulate_together(
+    policy: dict[str, Any],
+    env: TextEnv,
+    starts: Sequence[Start],
+    processes: int,
+    *,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> list[Trajectory]:
+    """As :func:`eef.agents.rollout.simulate`, with the starts divided among ``processes`` workers.
+
+    The trajectories and their order are the same. Each worker loads the policy (``policy``: arguments of
+    :meth:`eef.agents.policy.Policy.load`) on its own GPU and has its own environment: a new one if ``env`` was made by
+    :func:`eef.envs.make_env`, else a copy, and then it must be picklable. RuntimeError if a worker fails; ValueError
+    for more processes than GPUs.
+    """
+    check_gpu_count(processes)
+    ends = [len(starts) * number // processes for number in range(processes + 1)]
+    seeds = streams(starts, options.get("seed", 0))
+    parts = [(list(starts[a:b]), seeds[a:b]) for a, b in pairwise(ends) if a < b]
+    recipe = getattr(env, "make_env_arguments", None)
+    shared = (policy, recipe, None if recipe else env, env.state_key())
+    context = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA and threads
+    results: dict[int, list[Trajectory]] = {}
+    pipes: dict[Connection, int] = {}
+    workers = []
+    try:
+        for number, part in enumerate(parts):
+            our_end, worker_end = context.Pipe()
+            arguments = (worker_end, number, torch.get_num_threads(), *shared, *part, options)
+            worker = context.Process(target=_work, args=arguments, daemon=True)
+            try:
+                worker.start()
+            except (TypeError, AttributeError, multiprocessing.ProcessError) as error:
+                raise ValueError(
+                    f"processes={processes}: the environment cannot be sent to another process ({error}): create it "
+                    "with make_env, or set processes=1"
+                ) from None
+            worker_end.close()
+            workers.append(worker)
+            pipes[our_end] = number
+        while pipes:
+            for pipe in wait(list(pipes)):
+                assert isinstance(pipe, Connection)
+                try:
+                    message = pipe.recv()
+                except EOFError:
+                    workers[pipes[pipe]].join()
+                    message = f"it ended with exit code {workers[pipes[pipe]].exitcode}"
+                if isinstance(message, str):
+                    raise RuntimeError(f"rollout worker {pipes[pipe]} of {len(parts)}: {message}")
+                if isinstance(message, tuple):
+                    if on_progress:
+                        on_progress(*message)
+                else:
+                    results[pipes.pop(pipe)] = message
+    finally:
+        for worker in workers:
+            if pipes:  # a worker failed
+                worker.terminate()
+            worker.join()
+    return [trajectory for number in sorted(results) for trajectory in results[number]]
+
+
+def _work(
+    pipe: Connection,
+    number: int,
+    threads: int,
+    policy: dict[str, Any],
+    recipe: tuple[str, dict[str, Any]] | None,
+    env: TextEnv | None,
+    state_key: dict[str, Any],
+    starts: list[Start],
+    seeds: list[list[int]],
+    options: dict[str, Any],
+) -> None:
+    """What a worker does: sends progress as tuples, then the trajectories as a list; a failure as a string."""
+    end_with_parent()
+    try:
+        torch.set_num_threads(threads)
+        os.environ["LOCAL_RANK"] = str(number)  # its GPU
+        own_env = make_env(recipe[0], **recipe[1]) if recipe else env
+        assert own_env is not None
+        if own_env.state_key() != state_key:
+            raise ValueError(f"the worker's environment has the state key {own_env.state_key()}, not {state_key}")
+        loaded = Policy.load(**policy)
+        send_progress: OnProgress = lambda *counts: pipe.send(counts)  # noqa: E731
+        pipe.send(simulate(loaded, own_env, starts, seeds=seeds, on_progress=send_progress, **options))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")

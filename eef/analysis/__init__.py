@@ -1,0 +1,1 @@
+"""Statistics, tables, figures, the report and views."""

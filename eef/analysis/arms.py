@@ -1,0 +1,175 @@
+"""Runs as arms: what may be compared, what an arm is called, and the results of each.
+
+An arm is a method with its experts and its budget; its runs differ in the seed alone. The frames come from
+:func:`eef.tracking.runs.load_runs`. Nothing here trains or simulates: the run folders hold the results.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from eef.analysis.statistics import interval
+from eef.trajectory import Trajectory, load
+
+RUN_COLUMNS = ["method", "m", "n", "experts", "seed", "episodes", "env_steps", "tokens"]
+RUN_COLUMNS += ["win_rate", "win_low", "win_high", "win_rate_easy", "win_rate_medium", "win_rate_hard"]
+RUN_COLUMNS += ["mean_reward", "n_test", "errors", "run_id"]
+ARM_COLUMNS = ["method", "experts", "n", "m"]
+NAMES = {
+    "sft_pos": "BC (SFT-pos)",
+    "sft_all": "SFT-all",
+    "nat": "NAT",
+    "eto": "ETO",
+    "rft": "RFT × N",
+    "eef": "EEF, M states",
+    "ceiling": "ceiling: SFT on perfect demonstrations",
+}
+GRADES = ("easy", "medium", "hard")
+_MOST_GROUPS = 4  # that tables for reading have columns for
+_ORDER = ["sft_pos", "sft_all", "nat", "eto", "rft", "eef", "", "ceiling"]  # in lists; "" is any other
+
+
+class FigureError(ValueError):
+    """Runs that cannot be shown together; the message names them."""
+
+
+class Arm(NamedTuple):
+    """A method, its experts and its budget. An ablation is a method too: ``eef_recovery=False``."""
+
+    method: str
+    experts: str
+    n: int | None = None
+    m: int | None = None
+
+
+def comparable(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, if they share the environment and all hashes (such as data, split, chat); else :class:`FigureError`."""
+    if runs.empty:
+        raise FigureError("no finished runs; `eef runs` lists all runs")
+    facts = pd.DataFrame([{"env": row["env"], **row["hashes"]} for row in records(runs)], index=list(runs["run_id"]))
+    for name in facts.columns:
+        values = facts[name].fillna("none").astype(str)
+        if values.nunique() > 1:
+            by_value = values.groupby(values).groups.items()
+            groups = [f"{str(value)[:16]} in {_first_three(list(ids))}" for value, ids in by_value]
+            raise FigureError(f"these runs cannot be compared, their {name!r} differs: {'; '.join(groups)}")
+    return runs
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dicts."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _first_three(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def run_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, sorted, floats rounded to six digits: equal runs give equal bytes."""
+    frame = runs.reindex(columns=RUN_COLUMNS)
+    for name in RUN_COLUMNS:
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        if name not in ("method", "experts", "run_id"):
+            whole = (numbers.dropna() % 1 == 0).all() and not name.startswith(("win_", "mean_"))
+            frame[name] = numbers.astype("Int64") if whole else numbers.round(6)
+    return frame.sort_values([*ARM_COLUMNS, "seed", "run_id"], na_position="first", ignore_index=True)
+
+
+def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm: means over seeds, and the 95 % interval of the win rate.
+
+    With one seed the interval is the run's own, over test tasks. With several it is a bootstrap over seeds and tasks,
+    from the runs' ``eval/episodes.csv``.
+    """
+    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS])])
+    more = [name for name in group_columns(frame) if name not in RUN_COLUMNS]
+    rows = []
+    for key, group in frame.groupby(ARM_COLUMNS, dropna=False, sort=True):
+        low, high = _win_interval(group)
+        means = group[[c for c in [*RUN_COLUMNS[5:-1], *more] if not c.startswith("win_l") and c != "win_high"]]
+        means = means.apply(pd.to_numeric, errors="coerce").mean()
+        rows.append(
+            {
+                **dict(zip(ARM_COLUMNS, key, strict=True)),
+                "seeds": group["seed"].nunique(),
+                **means,
+                "win_low": low,
+                "win_high": high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def group_columns(table: pd.DataFrame) -> list[str]:
+    """The columns ``win_rate_GROUP`` that have a value: first easy, medium, hard. None if there are more than four."""
+    names = [str(name) for name in table if str(name).startswith("win_rate_") and table[name].notna().any()]
+    groups = {name.removeprefix("win_rate_"): name for name in names if name not in ("win_rate_low", "win_rate_high")}
+    order = sorted(groups, key=lambda group: (GRADES.index(group) if group in GRADES else len(GRADES), group))
+    return [groups[group] for group in order] if len(order) <= _MOST_GROUPS else []
+
+
+def _win_interval(group: pd.DataFrame) -> tuple[float, float]:
+    if len(group) == 1:
+        return float(group["win_low"].iloc[0]), float(group["win_high"].iloc[0])
+    _, low, high = interval(read_episodes(group))
+    return float(low), float(high)
+
+
+def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
+    """The test episodes of one arm's runs: the rows of each ``eval/episodes.csv``, with ``seed`` and ``error``.
+
+    :class:`FigureError` for several runs of one seed, and where a file is missing.
+    """
+    if len(group) != group["seed"].nunique():
+        raise FigureError(
+            f"several runs of one method and seed ({_first_three(list(group['run_id']))}): they differ in a parameter "
+            "that the figure does not show; draw one sweep with --sweep, or choose another --root"
+        )
+    tables = []
+    for row in records(group):
+        path = Path(row["folder"]) / "eval" / "episodes.csv"
+        if not path.is_file():
+            raise FigureError(f"{path} is missing: the figure needs the result of each test task; start the run again")
+        tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=row["seed"]))
+    episodes = pd.concat(tables, ignore_index=True)
+    return episodes.assign(error=episodes.get("error", pd.Series(False, index=episodes.index)).astype(bool))
+
+
+def read_stage(row: dict[str, Any], name: str) -> list[Trajectory]:
+    """The trajectories of a stage of the run ``row``. :class:`FigureError` where the run has no such stage."""
+    path = Path(row["folder"]) / name / "trajectories.jsonl"
+    if not path.is_file():
+        raise FigureError(f"{path} is missing: the figure needs this stage of the run; start the run again")
+    return load(path)
+
+
+def by_arm(runs: pd.DataFrame) -> dict[Arm, pd.DataFrame]:
+    """The runs of each arm, in display order: behaviour cloning, RFT by n, EEF by m, ablations, the ceiling."""
+    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS])])
+    groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(ARM_COLUMNS, dropna=False))
+    arms = {}
+    for key, group in groups:
+        method, experts, n, m = (None if value != value else value for value in key)  # NaN differs from itself
+        arms[Arm(str(method), str(experts or ""), *(number and int(number) for number in (n, m)))] = group
+    return {arm: arms[arm] for arm in sorted(arms, key=_place)}
+
+
+def _place(arm: Arm) -> tuple[Any, ...]:
+    return _ORDER.index(arm.method if arm.method in _ORDER else ""), arm.method, arm.experts, arm.n or 0, arm.m or 0
+
+
+def method_name(method: str) -> str:
+    """The display name of a method; the options of an ablation follow it."""
+    base = max((name for name in NAMES if f"{method}_".startswith(f"{name}_")), key=len, default=method)
+    return ", ".join(filter(None, (NAMES.get(base, base), method[len(base) + 1 :])))
+
+
+def arm_name(arm: Arm, experts: bool = False) -> str:
+    """The display name of an arm, ``RFT × 6`` or ``EEF, M = 5``; with its experts if ``experts`` is true."""
+    name = method_name(arm.method).split(":")[0]
+    name = name.replace("× N", f"× {arm.n}").replace("M states", f"M = {arm.m}")
+    return name + (f", experts: {arm.experts}" if experts and arm.method != "ceiling" else "")

@@ -1,0 +1,204 @@
+"""A map of where EEF gains most: its win rate minus RFT's at equal budget, over two parameters of a sweep.
+
+The frames come from :func:`eef.tracking.runs.load_runs`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eef.analysis.arms import FigureError, arm_name, by_arm, comparable, read_episodes, read_stage, records
+from eef.analysis.evaluate import results
+from eef.analysis.figures import picture
+from eef.analysis.statistics import paired
+from eef.analysis.tables import write_table
+from eef.envs.extras import extras_of
+
+_IN_HASHES = {"catalogue", "data", "env", "model"}  # parameters that may change a run's hashes
+
+
+def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
+    """Where EEF gains most: its win rate minus RFT's at EEF's budget, in each cell of two parameters of a sweep.
+
+    ``x`` and ``y`` are dotted paths into the runs' configuration, such as ``expert_noise.late``. A cell needs one EEF
+    arm, RFT arms of one or more n, and sft_pos, which is RFT at 0 episodes; other methods are ignored. RFT at EEF's
+    budget is interpolated per seed and task: ``won`` of the two neighbouring arms is weighted linearly in simulated
+    episodes. A cell uses the seeds that all its arms have; intervals are those of
+    :func:`eef.analysis.statistics.paired`, over seeds and tasks. Runs of one cell must be comparable; all runs must be
+    comparable if neither parameter is of the catalogue, data, environment or model.
+
+    Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``difference_map.csv`` has a row per
+    cell: x and y (values), seeds, n_test, episodes_eef (mean over seeds), win_eef, win_rft (interpolated), win_bc,
+    difference, low, high, expert_win_rate, expert_wins_SKILL (share of the expert's wins that use the environment's
+    first skill, if it has any), x_name, y_name, run_ids. Rates are fractions.
+
+    :class:`FigureError`, naming the cell, if arms or common seeds are missing, and if EEF's budget exceeds the largest
+    of RFT: nothing is extrapolated.
+    """
+    used = runs[runs["method"].isin(["sft_pos", "rft", "eef"])] if "method" in runs else runs
+    keys = [(_setting(row, x), _setting(row, y)) for row in records(used)]
+    if used.empty or not {x.split(".")[0], y.split(".")[0]} & _IN_HASHES:
+        comparable(used)
+    cells = []
+    for key in sorted(set(keys), key=lambda key: [_sortable(value) for value in key]):
+        cell = _cell(used[[other == key for other in keys]], f"the cell {x} = {key[0]}, {y} = {key[1]}")
+        ids = cell.pop("run_ids")
+        cells.append({"x": key[0], "y": key[1], **cell, "x_name": x, "y_name": y, "run_ids": ids})
+    table = pd.DataFrame(cells)
+    path = write_table(table, out, "difference_map")
+    seeds, tests = (_range(table[name]) for name in ("seeds", "n_test"))
+    names = " or ".join(dict.fromkeys(arm_name(arm) for arm in by_arm(used) if arm.method == "eef"))
+    about = (
+        f"{used['env'].iloc[0]} · {names}, minus RFT interpolated at its simulated episodes · "
+        f"{seeds} seed{'s' * (seeds != '1')} · {tests} test tasks\n"
+        "in points, with the 95 % interval over tasks and seeds; pale and hatched where it includes 0"
+    )
+    across, down = table["x"].nunique(), table["y"].nunique()
+    left = 0.45 + 0.078 * max(len(str(value)) for value in table["y"])
+    margins = (left, 0.85, 0.9, 0.65)
+    size = (max(7.5, left + 1.25 + 1.55 * across), 1.55 + 0.9 * down)
+    with picture(out, "difference_map", size, "Win rate of EEF minus RFT at equal budget", about, margins) as axes:
+        _draw_map(axes, table)
+    return path.with_suffix(".png")
+
+
+def _setting(row: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path into a run's configuration; lists and dicts as JSON, so that values can be keys."""
+    value = row["config"]
+    for name in path.split("."):
+        items = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+        by_name = {str(key): item for key, item in items.items()}
+        if name not in by_name:
+            raise FigureError(
+                f"the map's {path!r}: {name!r} is not in the configuration of {row['run_id']} (it has: "
+                f"{', '.join(sorted(by_name)) or 'nothing'}); choose a parameter that every run of the sweep sets, a "
+                "nested one with dots"
+            )
+        value = by_name[name]
+    return json.dumps(value) if isinstance(value, (list, dict)) or value is None else value
+
+
+def _sortable(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value
+
+
+def _cell(runs: pd.DataFrame, where: str) -> dict[str, Any]:
+    """One row of the map's table, without x and y."""
+    groups = by_arm(comparable(runs))
+    eef, rft, bc = ([arm for arm in groups if arm.method == name] for name in ("eef", "rft", "sft_pos"))
+    if (len(eef), len(bc)) != (1, 1) or len({arm.experts for arm in rft}) != 1:
+        raise FigureError(
+            f"{where} needs the runs of one EEF arm, of sft_pos and of RFT with one or more n; it has "
+            f"{'; '.join(arm_name(arm, True) for arm in groups)}"
+        )
+    tables = {arm: read_episodes(group) for arm, group in groups.items()}
+    spent = {arm: dict(zip(group["seed"], group["episodes"], strict=True)) for arm, group in groups.items()}
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in spent.values())))
+    if not seeds:
+        raise FigureError(f"{where}: its arms have no seed in common: run all with the same seeds")
+    table = tables[eef[0]][tables[eef[0]]["seed"].isin(seeds)]
+    parts = []
+    for seed in seeds:
+        budget, most, largest = spent[eef[0]][seed], spent[rft[-1]][seed], rft[-1].n or 1
+        if budget > most:
+            raise FigureError(
+                f"{where}, seed {seed}: EEF spent {budget:.0f} simulated episodes, RFT with n = {largest} only "
+                f"{most:.0f}, and nothing is extrapolated: add RFT with n = {math.ceil(budget * largest / most)}"
+            )
+        points = [(spent[arm][seed], tables[arm][tables[arm]["seed"] == seed]) for arm in (*bc, *rft)]
+        parts.append(_at_budget(points, budget).assign(seed=seed))
+    try:
+        difference = paired(table, pd.concat(parts), n_perm=1)  # its p-value is not shown
+    except ValueError as error:
+        raise FigureError(f"{where}: {error}") from None
+    both = table.merge(pd.concat(parts), on=["seed", "task"], suffixes=("", "_rft"))
+    both = both[~(both["error"] | both["error_rft"])]
+    cloned = tables[bc[0]][tables[bc[0]]["seed"].isin(seeds)]
+    rows = [row for row in records(groups[eef[0]]) if row["seed"] in seeds]
+    skills = extras_of(rows[0]["env"]).skills
+    expert = results((t for row in rows for t in read_stage(row, "experts")), skills)
+    expert = expert[~expert["error"]]
+    wins = expert[expert["won"]]
+    return {
+        "seeds": len(seeds),
+        "n_test": table["task"].nunique(),
+        "episodes_eef": sum(spent[eef[0]][seed] for seed in seeds) / len(seeds),
+        "win_eef": both["won"].astype(float).mean(),
+        "win_rft": both["won_rft"].mean(),
+        "win_bc": cloned.loc[~cloned["error"], "won"].astype(float).mean(),
+        **{name: getattr(difference, name) for name in ("difference", "low", "high")},
+        "expert_win_rate": expert["won"].mean(),
+        **{f"expert_wins_{name}": wins[name].mean() for name in list(skills)[:1]},
+        "run_ids": " ".join(sorted(run for group in groups.values() for run in group["run_id"])),
+    }
+
+
+def _at_budget(points: list[tuple[float, pd.DataFrame]], budget: float) -> pd.DataFrame:
+    """``task``, ``won``, ``error`` at a budget: interpolated between its neighbours in ``points``.
+
+    A point is (episodes, table of one seed).
+    """
+    points = sorted(points, key=lambda point: point[0])
+    upper = max(1, next(place for place, (episodes, _) in enumerate(points) if episodes >= budget))
+    (fewer, before), (more, after) = points[upper - 1 : upper + 1]
+    weight = (budget - fewer) / (more - fewer)
+    columns = ["task", "won", "error"]
+    both = before[columns].merge(after[columns], on="task", suffixes=("_1", "_2"), validate="one_to_one")
+    both["won"] = (1 - weight) * both["won_1"].astype(float) + weight * both["won_2"].astype(float)
+    both["error"] = both["error_1"] | both["error_2"]
+    return both[["task", "won", "error"]]
+
+
+def _range(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.0f}" for value in (values.min(), values.max())))
+
+
+def _draw_map(axes: Any, table: pd.DataFrame) -> None:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    levels = {name: sorted(set(table[name]), key=_sortable) for name in ("x", "y")}
+    most = max(1.0, 100 * float(table["difference"].abs().max()))
+    scale = ScalarMappable(
+        Normalize(-most, most), colormaps["RdBu_r"]
+    )  # from RFT's hue to EEF's, distinct for colour-blind readers
+    for row in records(table):
+        x, y = (levels[name].index(row[name]) for name in ("x", "y"))
+        points, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+        includes_zero = low <= 0 <= high
+        colour = scale.to_rgba(points)
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
+        dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.55
+        ink = "white" if dark else "#222222"
+        if includes_zero:
+            edge = "#ffffff" if dark else "#999999"
+            at = (x - 0.49, y - 0.48)
+            axes.add_patch(Rectangle(at, 0.98, 0.96, fill=False, hatch="//", edgecolor=edge, alpha=0.25, linewidth=0))
+            ink = "#e6e6e6" if dark else "#666666"
+        texts: list[tuple[float, str, dict[str, Any]]] = [
+            (-0.2, f"{points:+.1f}", {"fontsize": 13, "weight": "normal" if includes_zero else "bold"}),
+            (0.08, f"[{low:+.1f}, {high:+.1f}]", {"fontsize": 9}),
+            (0.31, f"EEF {100 * row['win_eef']:.0f} %, RFT {100 * row['win_rft']:.0f} %", {"fontsize": 7.5}),
+        ]
+        for shift, text, style in texts:
+            axes.text(x, y + shift, text.replace("-", "−"), ha="center", va="center", color=ink, **style)
+    axes.set_xlim(-0.5, len(levels["x"]) - 0.5)
+    axes.set_ylim(len(levels["y"]) - 0.5, -0.5)
+    axes.set_xticks(range(len(levels["x"])), levels["x"])
+    axes.set_yticks(range(len(levels["y"])), levels["y"])
+    axes.set_xlabel(table["x_name"].iloc[0])
+    axes.set_ylabel(table["y_name"].iloc[0])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = axes.figure.colorbar(scale, ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label("EEF minus RFT, points", fontsize=9)
+    bar.outline.set_visible(False)

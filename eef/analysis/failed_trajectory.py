@@ -1,0 +1,219 @@
+"""The paper's Figure 1: a failed expert trajectory, and how simulations from its states ended.
+
+The frames come from :func:`eef.tracking.runs.load_runs`; stages are read from the run folders.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eef.analysis.arms import FigureError, read_stage, records
+from eef.analysis.evaluate import uses
+from eef.analysis.figures import picture
+from eef.analysis.tables import write_table
+from eef.envs.extras import Extras, extras_of
+from eef.selection import Outcomes, Segment, cut_points, important_states, segments
+from eef.trajectory import Trajectory
+
+KINDS = {  # colour, hatch and label of a segment; the colours are distinct for colour-blind readers
+    "beneficial": ("#009E73", "", "beneficial: from a losing state to a winning one"),
+    "harmful": ("#D55E00", "////", "harmful: from a winning state to a losing one"),
+    "neutral": ("#B0B0B0", "", "neutral"),
+}
+MARKS = {  # marker, colour and sign of a state whose simulation won or lost
+    "won": ("o", "#009E73", "✓"),
+    "lost": ("s", "#D55E00", "✗"),
+}
+
+
+def outcomes_of(expert: Trajectory, simulations: Iterable[Trajectory]) -> dict[int, Trajectory | None]:
+    """How simulations from the states of ``expert`` ended, for :mod:`eef.selection`: index -> win, or None (lost).
+
+    A simulation is from s_i if its prefix is the expert's first i turns. Other simulations, and those that ended in an
+    infrastructure error, are ignored. If several start from one state, a win counts.
+    """
+    outcomes: dict[int, Trajectory | None] = {}
+    for simulation in simulations:
+        index = simulation.prefix
+        if index >= len(expert) or not _is_from(simulation, expert, index):
+            continue
+        if simulation.won:
+            outcomes[index] = outcomes.get(index) or simulation
+        elif simulation.failed:
+            outcomes.setdefault(index, None)
+    return outcomes
+
+
+def failed_trajectory(runs: pd.DataFrame, out: str | Path) -> Path:
+    """The paper's Figure 1: a failed expert trajectory, its segments, and how simulations from its states ended.
+
+    The run is the finished EEF run (no ablation) with the largest m, then the smallest seed, then the first by experts
+    and run id; its first iteration is drawn. The trajectory is the expert failure that has both beneficial and harmful
+    segments and has most of them, then the shortest, then the first by task and source.
+
+    Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``failed_trajectory.csv`` has a row
+    per turn i: run_id, task, source, turn, action, segment (its kind), simulated (``won`` or ``lost`` from s_i; empty
+    if there was no simulation or it ended in an error), needs_recovery (of s_i). :class:`FigureError` if there is no
+    such run or trajectory.
+    """
+    frame = runs[(runs["method"] == "eef") & runs["m"].notna()] if "method" in runs else runs
+    if frame.empty:
+        raise FigureError("no finished EEF run: Figure 1 draws simulations from an expert's states")
+    row = min(records(frame), key=lambda row: (-row["m"], row["seed"], str(row["experts"]), row["run_id"]))
+    candidates = []
+    for expert, outcomes in _explored(row):
+        parts = segments(expert, outcomes)
+        kinds = [part.kind for part in parts if part.kind != "neutral"]
+        if len(set(kinds)) == 2:
+            candidates.append((-len(kinds), len(expert), expert.task, expert.source, expert, outcomes, parts))
+    if not candidates:
+        raise FigureError(
+            f"in {row['run_id']} no failed expert trajectory has both a beneficial and a harmful segment: "
+            "add EEF runs with more states (m) or more training subtasks"
+        )
+    expert, outcomes, parts = min(candidates, key=lambda item: item[:4])[4:]
+    recover = set(important_states(expert, outcomes)) - {0}
+    table = pd.DataFrame(
+        {
+            "run_id": row["run_id"],
+            "task": expert.task,
+            "source": expert.source,
+            "turn": index,
+            "action": turn.action,
+            "segment": next((part.kind for part in parts if part.start <= index < part.stop), ""),
+            "simulated": ("won" if outcomes[index] else "lost") if index in outcomes else "",
+            "needs_recovery": index in recover,
+        }
+        for index, turn in enumerate(expert.turns)
+    )
+    path = write_table(table, out, "failed_trajectory")
+    extras = extras_of(row["env"])
+    goal = textwrap.shorten(extras.goal(expert.prompt), 440, placeholder=" …")
+    heading = textwrap.wrap(f"“{goal}”", 112)[:4]
+    about = f"{row['env']} · expert {expert.source or row['experts']} · M = {int(row['m'])} · seed {row['seed']}"
+    size = (8, 0.75 + 0.17 * len(heading) + 0.25 * (len(expert) + len(outcomes) + 1) + 0.75)
+    margins = (0.15, 0.1, 0.7 + 0.17 * len(heading), 0.75)
+    subtitle = "\n".join([about, *heading])
+    with picture(out, "failed_trajectory", size, "A failed expert trajectory", subtitle, margins) as axes:
+        _draw_trajectory(axes, expert, outcomes, parts, recover, extras)
+    return path.with_suffix(".png")
+
+
+def _explored(row: dict[str, Any]) -> list[tuple[Trajectory, Outcomes]]:
+    """The expert's failures in a run, each with how the first iteration's simulations from its states ended."""
+    failures = [expert for expert in read_stage(row, "experts") if expert.failed]
+    from_s0, from_states = read_stage(row, "s0-0-0"), read_stage(row, "states-0")
+    explored: list[tuple[Trajectory, Outcomes]] = []
+    at = 0  # the stage has them in order: two experts may share a subtask and its first turns
+    for expert in failures:
+        own = []
+        for index in cut_points(len(expert), int(row["m"])):
+            if at < len(from_states) and _is_from(from_states[at], expert, index):  # else it could not be restored
+                own.append(from_states[at])
+                at += 1
+        explored.append((expert, outcomes_of(expert, [*from_s0, *own])))
+    if at < len(from_states):
+        raise FigureError(
+            f"{row['folder']}/states-0 has {len(from_states)} simulations, but number {at} starts from none of the "
+            f"states that M = {row['m']:.0f} selects in the failures of stage 'experts': another version of the code "
+            "wrote it; start the run again"
+        )
+    return explored
+
+
+def _is_from(simulation: Trajectory, expert: Trajectory, index: int) -> bool:
+    same_start = (simulation.task, simulation.prefix) == (expert.task, index)
+    return same_start and simulation.turns[:index] == expert.turns[:index]
+
+
+def expert_state_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
+    """How often simulations win from the states of failed expert trajectories: where an expert's failures help.
+
+    A row per EEF arm and number of times that the expert had used the environment's first skill before the state
+    (``uses``; -1 for s0), over the first iterations of all seeds: method, experts, m, skill, uses, simulations, won
+    (share). Simulations that ended in an error are excluded. Written to ``out/expert_states.csv``. :class:`FigureError`
+    if there is no such simulation, and for an environment without skills.
+    """
+    rows = []
+    for row in records(runs[(runs["method"] == "eef") & runs["m"].notna()]):
+        skills = extras_of(row["env"]).skills
+        if not skills:
+            raise FigureError(f"{row['env']} has no navigation skills, which expert states are grouped by")
+        name, skill = next(iter(skills.items()))
+        arm = {"method": row["method"], "experts": row["experts"], "m": int(row["m"]), "skill": name}
+        for stage in ("s0-0-0", "states-0"):
+            for simulation in read_stage(row, stage):
+                used = sum(uses(action, skill) for action in simulation.actions[: simulation.prefix])
+                if simulation.won or simulation.failed:
+                    rows.append({**arm, "uses": used if simulation.prefix else -1, "won": simulation.won})
+    if not rows:
+        raise FigureError("no finished EEF run, so no simulations from an expert's states to count")
+    groups = pd.DataFrame(rows).groupby(["method", "experts", "m", "skill", "uses"], as_index=False)
+    table = groups.agg(simulations=("won", "size"), won=("won", "mean"))
+    write_table(table, out, "expert_states")
+    return table
+
+
+def _draw_trajectory(
+    axes: Any, expert: Trajectory, outcomes: Outcomes, parts: list[Segment], recover: set[int], extras: Extras
+) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch, Rectangle
+
+    places: dict[tuple[str, int], float] = {}
+    for index in range(len(expert)):
+        for kind in ["state"] * (index in outcomes) + ["turn"]:
+            places[kind, index] = len(places) + 0.5
+    end = len(places) + 0.5
+    for part in parts:
+        top, bottom = places["state", part.start], places.get(("state", part.stop), end)
+        colour, hatch, _ = KINDS[part.kind]
+        high = bottom - top
+        axes.add_patch(Rectangle((0.06, top), 0.16, high, facecolor=colour, hatch=hatch, edgecolor="white"))
+        axes.add_patch(Rectangle((0.22, top), 7.53, high, facecolor=colour, alpha=0.09, linewidth=0))
+    for (kind, index), y in places.items():
+        if kind == "turn":
+            action = expert.turns[index].action
+            note = extras.note(action, expert.state(index))
+            axes.text(0.62, y, f"a{index}", fontsize=8, color="#777777", ha="right", va="center")
+            words = textwrap.shorten(action, 84, placeholder=" …]" if action.endswith("]") else " …")
+            written = axes.text(0.72, y, words, fontsize=9, family="DejaVu Sans Mono", va="center")
+            room = 92 - len(words)
+            if note and room > 10:
+                axes.annotate(
+                    textwrap.shorten(note, room, placeholder=" …"), (1, 0.5), xycoords=written, xytext=(7, 0),
+                    textcoords="offset points", fontsize=8.5, color="#555555", va="center",
+                )  # fmt: skip
+            continue
+        ended = "won" if outcomes[index] else "lost"
+        marker, colour, sign = MARKS[ended]
+        axes.plot([0.14], [y], marker, color=colour, markersize=12, markeredgecolor="white", zorder=4)
+        axes.text(0.14, y, sign, color="white", fontsize=9, weight="bold", ha="center", va="center_baseline", zorder=5)
+        note = f"$s_{{{index}}}$: the simulation from here {'won' if outcomes[index] else 'lost'}"
+        written = axes.text(0.32, y, note, fontsize=9, va="center", color="#222222", parse_math=True)
+        if index in recover:
+            axes.annotate(
+                "▲ needs recovery", (1, 0.5), xycoords=written, xytext=(10, 0), textcoords="offset points",
+                fontsize=8.5, weight="bold", color="#8a3d00", va="center",
+            )  # fmt: skip
+    over = "episode ended" if expert.outcome == "done" else "out of steps"
+    axes.plot([0.14], [end], "s", color="#222222", markersize=9, markeredgecolor="white", zorder=4)
+    axes.text(0.32, end, f"end: {over}, reward {expert.reward:.2f}, failed", fontsize=9, weight="bold", va="center")
+    handles: list[Any] = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label) for colour, hatch, label in KINDS.values()
+    ]
+    for ended, (marker, colour, sign) in MARKS.items():
+        label = f"state whose simulation {ended} ({sign})"
+        handles.append(Line2D([], [], marker=marker, color=colour, linestyle="", markersize=8, label=label))
+    handles.append(
+        Line2D([], [], marker="^", color="#8a3d00", linestyle="", markersize=6, label="state that needs recovery")
+    )
+    axes.set_xlim(0, 7.75)
+    axes.set_ylim(end + 0.6, 0)
+    axes.axis("off")
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.005, 0), ncols=2, frameon=False, fontsize=8.5)

@@ -1,0 +1,266 @@
+"""Tables from finished runs: the comparison of all arms, paired differences, and the paper's tables.
+
+Each number comes with its interval and its cost. The paper's tables are written as CSV (numbers, run ids) and as
+Markdown (for reading). Intervals and differences are those of :mod:`eef.analysis.statistics`: bootstraps over seeds and
+test subtasks, paired on equal ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eef.analysis.arms import (
+    Arm,
+    FigureError,
+    arm_name,
+    arm_table,
+    by_arm,
+    comparable,
+    group_columns,
+    read_episodes,
+    records,
+)
+from eef.analysis.statistics import interval, paired
+from eef.files import disk_errors, read_json
+
+_COST = ("episodes", "env_steps", "tokens")
+
+
+def results_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The comparison of all arms for reading: win rates in % with their intervals, and the cost. A row per arm."""
+    arms = arm_table(comparable(runs)).sort_values(["episodes", "method"], ignore_index=True)
+    shown = pd.DataFrame({"method": arms["method"], "N": arms["n"], "M": arms["m"], "experts": arms["experts"]})
+    shown["seeds"] = arms["seeds"]
+    for name in _COST:
+        shown[name] = arms[name]
+    shown["win %"] = [f"{100 * rate:.1f}" for rate in arms["win_rate"]]
+    shown["95 % interval"] = [
+        f"{100 * a:.1f} to {100 * b:.1f}" for a, b in zip(arms["win_low"], arms["win_high"], strict=True)
+    ]
+    for name in group_columns(arms):
+        rates = [f"{100 * rate:.1f}" if pd.notna(rate) else "" for rate in arms[name]]
+        shown[name.removeprefix("win_rate_")] = rates
+    shown["reward"] = [f"{reward:.3f}" if pd.notna(reward) else "" for reward in arms["mean_reward"]]
+    shown["tasks"], shown["errors"] = arms["n_test"], arms["errors"]
+    for name in ("N", "M", *_COST, "tasks", "errors"):
+        shown[name] = ["" if pd.isna(value) else f"{float(value):.0f}" for value in shown[name]]
+    return shown.fillna("")
+
+
+def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None = None) -> pd.DataFrame:
+    """Differences of win rates on the same (seed, task) pairs, one row per pair of arms, by
+    :func:`eef.analysis.statistics.paired`.
+
+    ``against`` is a list of pairs of arms (first minus second), or one reference arm for all others; an arm is
+    (method, experts, n, m), trailing None omitted. Default: EEF minus RFT, all minus behaviour cloning, each ablation
+    of EEF minus EEF with the same m and experts. Arms with different seeds are compared on their common seeds.
+    Columns: both arms (the second as ``against_...``), ``seeds``, ``pairs``, ``errors`` (excluded pairs),
+    ``difference`` with ``low`` and ``high`` (fractions, 95 %), ``p`` (of one comparison, not adjusted for many),
+    simulated ``episodes`` of both (means over the seeds), and ``hard_...``: the same on the test subtasks of the group
+    ``hard``, NaN where there is none. Written to ``out/paired.csv`` if ``out`` is given.
+
+    :class:`FigureError` for runs that are not comparable, an unknown arm, and arms without a common seed.
+    """
+    groups = by_arm(comparable(runs))
+    pairs = _pairs(list(groups), against)
+    unknown = [arm for pair in pairs for arm in pair if arm not in groups]
+    if unknown:
+        raise FigureError(f"no runs of {tuple(unknown[0])}; there are {'; '.join(str(tuple(arm)) for arm in groups)}")
+    if not pairs:
+        raise FigureError(f"nothing to compare with these arms alone: {', '.join(map(arm_name, groups))}")
+    episodes = {arm: read_episodes(groups[arm]) for arm in groups if any(arm in pair for pair in pairs)}
+    table = pd.DataFrame([_difference(a, b, groups, episodes) for a, b in pairs])
+    for name in ("n", "m", "against_n", "against_m", "hard_pairs"):
+        table[name] = pd.to_numeric(table[name]).astype("Int64")
+    if out is not None:
+        write_table(table, out, "paired")
+    return table
+
+
+def _pairs(arms: list[Arm], against: Any) -> list[tuple[Arm, Arm]]:
+    if not against:
+        pairs = [(a, b) for a in arms for b in arms if a.method == "eef" and b.method == "rft"]
+        pairs += [(a, b) for a in arms for b in arms if a.method != "sft_pos" and b.method == "sft_pos"]
+        ablations = [arm for arm in arms if arm.method.startswith("eef_")]
+        return pairs + [(a, b) for a in ablations for b in arms if b == a._replace(method="eef")]
+    if isinstance(against[0], str):
+        return [(arm, Arm(*against)) for arm in arms if arm != Arm(*against)]
+    return [(Arm(*a), Arm(*b)) for a, b in against]
+
+
+def _difference(a: Arm, b: Arm, groups: dict[Arm, pd.DataFrame], episodes: dict[Arm, pd.DataFrame]) -> dict[str, Any]:
+    names = f"{arm_name(a, True)} and {arm_name(b, True)}"
+    seeds = set(groups[a]["seed"]) & set(groups[b]["seed"])
+    if not seeds:
+        raise FigureError(f"{names} have no seed in common: run both with the same seeds")
+    first, second = (episodes[arm][episodes[arm]["seed"].isin(seeds)] for arm in (a, b))
+    row: dict[str, Any] = {**a._asdict(), **{f"against_{name}": value for name, value in b._asdict().items()}}
+    row["seeds"] = len(seeds)
+    for start, table_a, table_b in (("", first, second), ("hard_", _hard(first), _hard(second))):
+        difference: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p", "pairs"))
+        if not table_a.empty or not start:
+            try:
+                difference = paired(table_a, table_b)._asdict()
+            except ValueError as error:
+                raise FigureError(f"{names}: {error}") from None
+        row |= {start + name: value for name, value in difference.items() if not start or name != "errors"}
+    for start, arm in (("", a), ("against_", b)):
+        spent = groups[arm].loc[groups[arm]["seed"].isin(seeds), "episodes"]
+        row[f"{start}episodes"] = float(pd.to_numeric(spent).mean())
+    return row
+
+
+def _hard(episodes: pd.DataFrame) -> pd.DataFrame:
+    return episodes[episodes["group"] == "hard"] if "group" in episodes else episodes.iloc[:0]
+
+
+def main_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
+    """All methods against RFT with the largest n (paper, Table 1), written as ``main_table``; EEF with the largest m.
+
+    A row per method: win rate and mean reward (fractions) with 95 % intervals, the mean of ``max_score`` where episodes
+    have one, win rates by group, simulated episodes, environment steps, sampled tokens and seconds (means over seeds;
+    the seconds of all stages, shared ones included), and its win rate minus RFT's with interval and p-value (of one
+    comparison, not adjusted for many). :class:`FigureError` where there is no RFT or no EEF run, and for runs that are
+    not comparable.
+    """
+    groups = by_arm(comparable(runs))
+    best = _largest_eef(groups)
+    reference = _largest_rft(groups, best.experts)
+    if reference is None:
+        raise FigureError("no finished RFT run: the main table compares with it")
+    arms = [arm for arm in groups if not arm.method.startswith("eef_") and _in_main_table(arm.experts, best.experts)]
+    return _write(_compared(groups, [arm for arm in arms if arm.m in (None, best.m)], reference), out, "main_table")
+
+
+def ablation_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
+    """EEF with the largest m against EEF without one of its parts, with fewer states, and on other experts.
+
+    Columns as in :func:`main_table`, differences from the complete EEF; written as ``ablation_table``.
+    """
+    groups = by_arm(comparable(runs))
+    best = _largest_eef(groups)
+    arms = [arm for arm in groups if arm.method.startswith("eef")]
+    arms += [arm for arm in groups if arm.method == "sft_pos" and arm.experts in {row.experts for row in arms}]
+    return _write(_compared(groups, arms, best), out, "ablation_table")
+
+
+def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
+    """The methods for each number of training subtasks and each base policy, against RFT with the largest n there.
+
+    Columns as in :func:`main_table`, with ``train`` and ``policy`` before them; written as ``regime_table``. Runs are
+    compared only within a regime.
+    """
+    configs = pd.DataFrame([row["config"] for row in records(runs)], index=runs.index)
+    tables = []
+    for train, policy in sorted({(int(row["train"]), str(row["model"])) for row in records(configs)}):
+        groups = by_arm(comparable(runs[(configs["train"] == train) & (configs["model"] == policy)]))
+        table = _compared(groups, list(groups), _largest_rft(groups, _most_common_experts(groups)))
+        table.insert(0, "policy", Path(policy).name)
+        table.insert(0, "train", train)
+        tables.append(table)
+    if not tables:
+        raise FigureError("no finished runs: the regime table has no rows")
+    return _write(pd.concat(tables, ignore_index=True), out, "regime_table")
+
+
+def _largest_eef(groups: dict[Arm, pd.DataFrame]) -> Arm:
+    """The complete EEF with the largest m, on the most common experts."""
+    complete = [arm for arm in groups if arm.method == "eef"]
+    if not complete:
+        raise FigureError("no finished EEF run: the table compares it")
+    usual = _most_common_experts(groups)
+    return max(complete, key=lambda arm: (arm.m or 0, arm.experts == usual))
+
+
+def _largest_rft(groups: dict[Arm, pd.DataFrame], experts: str) -> Arm | None:
+    """RFT with the largest n, on ``experts`` if there are several; None if there is no RFT."""
+    arms = [arm for arm in groups if arm.method == "rft"]
+    return max(arms, key=lambda arm: (arm.n or 0, arm.experts == experts), default=None)
+
+
+def _most_common_experts(groups: dict[Arm, pd.DataFrame]) -> str:
+    return str(pd.concat(groups.values())["experts"].mode()[0])
+
+
+def _in_main_table(experts: str, usual: str) -> bool:
+    """Whether the main table has rows of these experts: the usual ones, alone or with others, and perfect ones."""
+    return experts == "perfect" or usual in experts.split("+")
+
+
+def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | None) -> pd.DataFrame:
+    """A row per arm, with its difference from ``against`` on their common seeds."""
+    reference = read_episodes(groups[against]) if against else pd.DataFrame()
+    rows = []
+    for arm in arms:
+        group, episodes = groups[arm], read_episodes(groups[arm])
+        row: dict[str, Any] = {**arm._asdict(), "seeds": group["seed"].nunique()}
+        for name, value in (("win_rate", "won"), ("reward", "reward")):
+            mean, low, high = interval(episodes, value=value)
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        if "max_score" in episodes:
+            row["max_score"] = float(episodes.loc[~episodes["error"], "max_score"].mean())
+        if "group" in episodes:
+            row |= {f"win_rate_{name}": part["won"].mean() for name, part in episodes.groupby("group")}
+        row |= {name: float(pd.to_numeric(group[name]).mean()) for name in _COST}
+        seconds = [read_json(Path(folder) / "timing.json")["seconds"] for folder in group["folder"]]
+        row |= {"seconds": sum(seconds) / len(group), "errors": int(pd.to_numeric(group["errors"]).sum())}
+        row |= dict.fromkeys(("difference", "low", "high", "p"))
+        if against and arm != against:
+            seeds = set(episodes["seed"]) & set(reference["seed"])
+            first, second = (table[table["seed"].isin(seeds)] for table in (episodes, reference))
+            row |= {k: v for k, v in paired(first, second)._asdict().items() if k in ("difference", "low", "high", "p")}
+        rows.append({**row, "run_ids": " ".join(sorted(group["run_id"]))})
+    table = pd.DataFrame(rows)
+    for name in ("n", "m"):
+        table[name] = pd.to_numeric(table[name]).astype("Int64")
+    return table
+
+
+def _write(table: pd.DataFrame, out: str | Path, stem: str) -> pd.DataFrame:
+    write_table(table, out, stem)
+    path = Path(out) / f"{stem}.md"
+    with disk_errors(path):
+        path.write_text(markdown(readable(table)) + "\n", encoding="utf-8")
+    return table
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """One of the paper's tables for reading: percentages, points and intervals as text."""
+    shown = []
+    for row in records(table):
+        arm = Arm(row["method"], row["experts"], *(None if pd.isna(row[x]) else int(row[x]) for x in ("n", "m")))
+        line: dict[str, Any] = {name: row[name] for name in ("train", "policy") if name in row}
+        line |= {"method": arm_name(arm), "experts": arm.experts}
+        win, low, high = (100 * row[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
+        line["win %"] = f"{win:.1f} ({low:.1f} to {high:.1f})"
+        line |= {name.removeprefix("win_rate_"): f"{100 * row[name]:.1f}" for name in group_columns(table)}
+        line["reward"] = f"{row['reward']:.3f} ({row['reward_low']:.3f} to {row['reward_high']:.3f})"
+        line |= {"max score": f"{row['max_score']:.3f}"} if "max_score" in row else {}
+        line |= {name: f"{row[name]:,.0f}" for name in (*_COST, "seconds")}
+        line |= {"difference": "", "p": ""}
+        if pd.notna(row["difference"]):
+            difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+            line["difference"] = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+            line["p"] = f"{row['p']:.4f}"
+        shown.append(line)
+    return pd.DataFrame(shown)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table with aligned columns."""
+    rows = [[str(name) for name in frame], *[[str(value) for value in row] for row in frame.to_numpy()]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def write_table(frame: pd.DataFrame, out: str | Path, stem: str) -> Path:
+    """Write ``out/stem.csv``, floats rounded to six digits: equal runs give equal bytes."""
+    path = Path(out) / f"{stem}.csv"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.round(6).to_csv(path, index=False, lineterminator="\n")
+    return path

@@ -1,0 +1,76 @@
+"""Which variations of ScienceWorld's tasks form train, eval and test, and how many steps an episode has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_INDEX_FILES = {"train": "train", "eval": "dev", "test": "test"}
+
+
+def read_index_files(folder: Path, names: Sequence[str], task_name: Callable[[str], str]) -> dict[str, list[str]]:
+    """The split in ETO's index files (``sciworld_train_indices.json``, ...), limited to the tasks ``names``.
+
+    ``task_name`` turns a name of ETO into the simulator's. ValueError for a missing folder or an unusable file.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"split {str(folder)!r} is neither 'simulator' nor a folder with ETO's index files")
+    split: dict[str, list[str]] = {}
+    for part, word in _INDEX_FILES.items():
+        path = folder / f"sciworld_{word}_indices.json"
+        try:
+            pairs = [(task_name(name), int(variation)) for name, variation in json.loads(path.read_text("utf-8"))]
+        except OSError as error:
+            raise ValueError(f"cannot read the index file {path} ({error.strerror})") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"index file {path}: {error}; it must contain [task name, variation] pairs") from None
+        split[part] = list(dict.fromkeys(f"{name}/{variation}" for name, variation in pairs if name in names))
+    return split
+
+
+def step_limits(
+    max_steps: int | dict[str, int] | None, split: str | Path, names: Sequence[str], task_name: Callable[[str], str]
+) -> dict[str, int]:
+    """The steps per episode of each task in ``names``; ``max_steps`` and ``split`` are options of ScienceWorld.
+
+    ValueError for a limit below 1.
+    """
+    limits: dict[str, int] = {}
+    path = Path(split) / "sciworld_max_steps.json"
+    if isinstance(max_steps, dict):
+        limits = max_steps
+    elif max_steps is None and split != "simulator" and path.is_file():
+        limits = json.loads(path.read_text("utf-8"))
+    limits = {task_name(name): steps for name, steps in limits.items()}
+    default = max_steps if isinstance(max_steps, int) else 30
+    limits = {name: limits.get(name, default) for name in names}
+    for name, steps in limits.items():
+        if isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"max_steps must be at least 1, not {steps} ({name})")
+    return limits
+
+
+def limit_variations(split: dict[str, list[str]], limits: dict[str, int]) -> dict[str, list[str]]:
+    """At most ``limits[part]`` variations of each task, evenly spaced, with the tasks in alternation.
+
+    ValueError for an unknown part or a limit that is not a positive integer.
+    """
+    for part, count in limits.items():
+        if part not in split or isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(
+                f"variations: {part!r}: {count!r}; the key must be train, eval or test, the value an integer of at "
+                "least 1"
+            )
+    limited = dict(split)
+    for part, count in limits.items():
+        by_name: dict[str, list[str]] = {}
+        for task in split[part]:
+            by_name.setdefault(task.rpartition("/")[0], []).append(task)
+        chosen = [_evenly_spaced(tasks, min(count, len(tasks))) for tasks in by_name.values()]
+        limited[part] = [tasks[i] for i in range(count) for tasks in chosen if i < len(tasks)]
+    return limited
+
+
+def _evenly_spaced(tasks: list[str], count: int) -> list[str]:
+    return [tasks[i * len(tasks) // count] for i in range(count)]

@@ -1,0 +1,118 @@
+"""One run: train by a method, test, record."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eef.agents.actions import problem_counts
+from eef.agents.vllm import Server
+from eef.analysis import evaluate
+from eef.envs import TextEnv
+from eef.files import digest, joined_names, names_file
+from eef.lab import Lab, make_chat, resolved
+from eef.methods import METHODS
+from eef.settings import Settings
+from eef.tracking.runs import Run, stamp
+from eef.tracking.stages import key_of
+from eef.training.trainer import check_optimizer
+from eef.trajectory import Trajectory
+
+
+def experiment(
+    method: str,
+    env: TextEnv,
+    settings: Settings,
+    seed: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    train_tasks: int | None = None,
+    test_tasks: int | None = None,
+    root: str | Path | None = None,
+    wandb: str = "offline",
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train by ``method`` (a name in ``METHODS``, with its ``options``), test, and record; returns the result's row.
+
+    ``train_tasks`` and ``test_tasks`` limit each split to its first subtasks. ``config`` is recorded with the run.
+    ``wandb`` shows the run on W&B (:meth:`eef.tracking.runs.Run.open`). ValueError for an unknown method, TypeError for
+    an option that the method does not have and for an environment without ``state_key()``.
+    """
+    options = dict(options or {})
+    _check(method, options, env, settings, train_tasks, test_tasks)
+    torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
+    tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
+    chat = make_chat(settings, env, tasks)
+
+    # What the run depends on, and its name
+    model_and_settings, environment = key_of(resolved(settings)), key_of(env)
+    engine = {"engine": "vllm"} if settings.engine else {}  # not its address: a run can resume with another server
+    hashes = {**env.stamp(), "test": digest(test), "policy": model_and_settings["model"], **engine}
+    about = {**asdict(settings), **engine, "artefact": settings.artefact, **(config or {}), "method": method, **options}
+    about |= {"train": len(tasks), "test": len(test), "environment": environment}
+    identity = [model_and_settings, environment, chat.hash, hashes, method, options, digest(tasks)]
+    variant = method + "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
+
+    label = _label(variant, options, settings.experts)
+    record = stamp(hashes, chat.hash)
+    run = Run.open(root, env.name, label, seed, about, record, identity=identity, wandb=wandb)
+    with run:  # an exception marks the W&B run as failed
+        lab = Lab(run, env, settings, seed, tasks, test, chat)
+        adapter = METHODS[method](lab, **options)
+        result = {
+            "method": variant,
+            "m": options.get("m"),
+            "n": options.get("n"),
+            "experts": "perfect" if method == "ceiling" else settings.experts,
+            "seed": seed,
+            **lab.evaluate(adapter),
+            **_budget(lab.simulations),
+        }
+        run.finish(result)
+    return {"run_id": run.run_id, "seconds": run.seconds(), **result}
+
+
+def _check(
+    method: str, options: Mapping[str, Any], env: TextEnv, settings: Settings, train_tasks: Any, test_tasks: Any
+) -> None:
+    """Refuse invalid arguments before anything is trained."""
+    if not hasattr(env, "state_key"):
+        raise TypeError(
+            f"the environment {env.name!r} has no state_key(): return a dictionary of all that changes an observation, "
+            "a reward or an available action (see TextEnv in eef/envs/__init__.py); stages are reused by it"
+        )
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if settings.engine:
+        Server(settings.engine)  # raises for an invalid address
+    check_optimizer(settings.optimizer)
+    inspect.signature(METHODS[method]).bind(None, **options)
+    counts = {name: options[name] for name in ("n", "m") if name in options}
+    limits = {"train_tasks": train_tasks, "test_tasks": test_tasks, "max_steps": env.max_steps}
+    for name, count in [*counts.items(), *((name, limit) for name, limit in limits.items() if limit is not None)]:
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{name}={count!r} must be a positive integer")
+
+
+def _label(variant: str, options: Mapping[str, Any], experts: str) -> str:
+    """The part of the run's name that says the method, its numbers and other experts than the default."""
+    label = "-".join([variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
+    names = "+".join(Path(name).stem if names_file(name) else name for name in joined_names(experts))
+    return label if names == Settings.experts else f"{label}-{names}"
+
+
+def _budget(simulations: Sequence[Trajectory]) -> dict[str, Any]:
+    """The columns of the result that count what the method simulated."""
+    cost = evaluate.cost(simulations)
+    problems = problem_counts(t.info for t in simulations)
+    return {
+        **{name: value for name, value in cost.items() if name != "errors"},
+        "simulation_errors": cost["errors"],
+        **{f"simulation_{name}": value for name, value in problems.items()},
+    }

@@ -1,0 +1,1 @@
+"""The small base models, and how they were pretrained."""

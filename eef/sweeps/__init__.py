@@ -1,0 +1,1 @@
+"""Sweep files, where their points run, and progress."""

@@ -1,0 +1,191 @@
+"""The points of a sweep: their parameters, labels and marks. A mark is a file that says that a point is finished."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from eef.files import digest, read_json
+from eef.sweeps import inputs
+from eef.sweeps.executors import Job, declared
+from eef.sweeps.spec import NO_LITERAL, Spec, SweepError, check, default_of
+from eef.tracking.keys import LIBRARIES, library_version
+from eef.tracking.records import repo_root
+from eef.tracking.runs import shorten
+
+
+@dataclass
+class Point:
+    """One execution of the notebook. Its output files are named ``base`` plus a suffix.
+
+    ``state`` is ``waits``, ``queued``, ``runs``, ``done``, ``failed``, or ``finished`` (by an earlier sweep).
+    """
+
+    label: str
+    parameters: dict[str, Any]
+    mark: Path
+    base: str
+    state: str = "waits"
+    start: float = 0.0
+    seconds: float = 0.0
+    work: subprocess.Popen[bytes] | Job | None = None
+
+
+def expand(spec: Spec, overrides: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The parameters of each point. Seeds vary fastest, so that points which share a stage do not all start together.
+
+    ``overrides`` change fixed parameters; ``seed`` or ``seeds`` among them change the seeds.
+    """
+    fixed = dict(overrides or {})
+    seeds = fixed.pop("seeds", fixed.pop("seed", spec.seeds))
+    seeds = seeds if isinstance(seeds, list) else [seeds]
+    if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise SweepError(f"{spec.file}: seeds must be integers from 0 to {2**32 - 1}, at least one, not {seeds!r}")
+    for key in fixed:
+        if key in spec.varying:
+            raise SweepError(f"{key!r} is set by the points of {spec.file}: pick points with --only, or edit the file")
+    products = list(itertools.product(*spec.grid.values()))
+    expanded = [
+        {**spec.parameters, **fixed, **point, **dict(zip(spec.grid, values, strict=True)), "seed": seed}
+        for point in spec.points
+        for values in products
+        for seed in seeds
+    ]
+    if not expanded:
+        raise SweepError(f"{spec.file}: an empty list in 'grid' leaves no points")
+    if len({digest(point) for point in expanded}) < len(expanded):
+        raise SweepError(f"{spec.file}: a point is duplicated (in 'points', 'grid' or 'seeds')")
+    return expanded
+
+
+def label(spec: Spec, parameters: Mapping[str, Any]) -> str:
+    """A short readable name, such as ``rft-n4-s0``: at most 100 bytes, since files are named after it."""
+    parts = [
+        str(parameters[key]) if key == "method" else f"{key}{parameters[key]}"
+        for key in spec.varying
+        if key in parameters
+    ]
+    return shorten(re.sub(r"[^\w.=-]+", "_", "-".join([*parts, f"s{parameters['seed']}"])), 100)
+
+
+def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
+    """The sweep's name. With overrides, a short hash of them is added, so that results do not replace each other."""
+    return f"{spec.name}-{digest(overrides, 4)}" if overrides else spec.name
+
+
+def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Point]:
+    """Check the points of a sweep and find out which are finished. Raises :class:`SweepError`.
+
+    A mark covers the notebook, its parameters, the code that it imports, and the contents of the files that parameters
+    name. The paths of these files do not matter: the same sweep in another folder has the same marks. It makes no
+    difference whether a default is written out.
+    """
+    points = expand(spec, overrides)
+    check(spec, points, overrides)
+    try:
+        resolved = _resolve_files(spec, points, overrides or {})
+        hashes = _hashes(spec, resolved)
+    except (ValueError, FileNotFoundError) as error:
+        raise SweepError(str(error)) from None
+    labels = [label(spec, shown) for _, _, shown in resolved]
+    planned = []
+    for number, ((parameters, _, _), hashed, name) in enumerate(zip(resolved, hashes, labels, strict=True)):
+        if (first := hashes.index(hashed)) < number:
+            defaults = _defaults(spec)
+            equal = _complete(parameters, defaults) == _complete(resolved[first][0], defaults)
+            why = "their parameters are equal" if equal else "the files that they name have the same contents"
+            raise SweepError(f"{spec.file}: the points {labels[first]} and {name} are the same: {why}; remove one")
+        if labels.count(name) > 1:
+            name = f"{name}-{hashed[:4]}"
+        base = f"{root}/notebooks/{spec.name}__{name}__{hashed[:8]}"
+        point = Point(name, parameters, root / "sweeps" / spec.name / f"{hashed}.json", base)
+        if point.mark.is_file() and all((root / run / "result.json").is_file() for run in run_ids(point)):
+            point.state = "finished"
+        planned.append(point)
+    return planned
+
+
+def current_hash(spec: Spec, point: Point) -> str:
+    """The hash that the mark of a point would be named after if it were planned now."""
+    return _hashes(spec, _resolve_files(spec, [point.parameters], {}))[0]
+
+
+def _hashes(spec: Spec, resolved: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """The hashes that the marks of points are named after. ``resolved`` comes from :func:`_resolve_files`."""
+    code, defaults = inputs.code_of(spec.notebook), _defaults(spec)
+    return [digest({"parameters": _complete(contents, defaults), **code}) for _, contents, _ in resolved]
+
+
+def _defaults(spec: Spec) -> dict[str, Any]:
+    """The notebook's parameters and their defaults, as far as these are literals."""
+    defaults = {key: default_of(known) for key, known in declared(spec.notebook).items()}
+    return {key: value for key, value in defaults.items() if value is not NO_LITERAL}
+
+
+def _complete(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` and the defaults of all others. Numbers whose default is a float become floats."""
+    return {**defaults, **{key: _asdefault_of(value, defaults.get(key)) for key, value in parameters.items()}}
+
+
+def _asdefault_of(value: Any, default: Any) -> Any:
+    if isinstance(value, dict) and isinstance(default, dict):
+        return {key: _asdefault_of(item, default.get(key)) for key, item in value.items()}
+    return float(value) if isinstance(default, float) and type(value) is int else value
+
+
+def _resolve_files(
+    spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
+) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """The parameters of each point in three versions: with absolute paths, with hashes of contents, and with stems.
+
+    The first is passed to the notebook, the second enters the mark, and the third enters the label.
+    """
+    known, defaults = declared(spec.notebook), _defaults(spec)
+    declarations = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
+    uses: list[Callable[[Path], str]] = [str, cache(inputs.content), lambda path: path.stem]
+    resolved = []
+    for parameters in points:
+        versions = [dict(parameters) for _ in uses]
+        for key, files in declarations.items():
+            folders, where = [spec.file.resolve().parent, repo_root(), Path.cwd()], f"{spec.file}: {key}"
+            if key in overrides:  # as the shell completes paths
+                folders, where = [folders[-1], *folders[:-1]], f"-p {key}"
+            value = parameters.get(key, defaults.get(key))
+            for version, use in zip(versions, uses, strict=True):
+                changed = inputs.on_files(files, value, where, folders, use)
+                if key in parameters or changed != value:  # a default may name a file too
+                    version[key] = changed
+        resolved.append((versions[0], versions[1], versions[2]))
+    return resolved
+
+
+def run_ids(point: Point) -> list[str]:
+    return list(read_json(point.mark)["run_ids"]) if point.mark.is_file() else []
+
+
+def other_releases(finished: list[Point], root: Path) -> str | None:
+    """A warning about finished points that were made with other releases than the installed ones, or None."""
+    seen: dict[tuple[str, str], list[Point]] = {}
+    for point in finished:
+        for run in run_ids(point):
+            stamp = root / run / "stamp.json"
+            versions = (read_json(stamp).get("versions") or {}) if stamp.is_file() else {}
+            for name in LIBRARIES:
+                release = str(versions.get(name, "unknown")).partition("+")[0]
+                if release not in ("unknown", library_version(name)):
+                    seen.setdefault((name, release), []).append(point)
+    if not seen:
+        return None
+    marks = sorted({str(point.mark.name) for points in seen.values() for point in points})
+    which = f"{len(marks)} of {len(finished)} finished points"
+    libraries = ", ".join(f"{name} {release} (installed: {library_version(name)})" for name, release in sorted(seen))
+    folder = finished[0].mark.parent
+    files = f"{folder}/{marks[0]}" if len(marks) == 1 else f"in {folder} {', '.join(marks)}"
+    files = f"the folder {folder}" if len(marks) == len(list(folder.glob("*.json"))) else files
+    return f"warning: {which} were made with {libraries}; to run them again, delete {files}, or use another --root"

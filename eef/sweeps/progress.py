@@ -1,0 +1,120 @@
+"""The progress of a sweep: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from eef.sweeps.executors import last_line
+
+_COLOURS = {"failed": "bold red", "runs": "bold cyan", "done": "green", "waits": "dim", "queued": "yellow"}
+
+
+class ShownPoint(Protocol):
+    """The attributes of a point that are shown."""
+
+    label: str
+    state: str  # finished, waits, queued, runs, done, failed
+    base: str
+    start: float
+    seconds: float
+
+
+class Screen:
+    """Shows the state of ``points``: :meth:`log` prints a permanent line, :meth:`update` redraws the table.
+
+    If ``console`` is not a terminal there is no table, and the running points are printed every ``every`` seconds.
+    """
+
+    def __init__(self, points: Sequence[ShownPoint], console: Console | None = None, every: float = 30.0) -> None:
+        self.points = points
+        self.console = console or Console()
+        self.every = every
+        self.start = self.last_update = time.monotonic()
+        # without a refresh thread, since this process forks
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+
+    def __enter__(self) -> Screen:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.live.update("", refresh=True)  # the sweep prints a final table
+            self.live.stop()
+
+    def log(self, text: str) -> None:
+        """Print lines above the table."""
+        if self.live:
+            self.console.print(Text(text), soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def update(self) -> None:
+        """Redraw the table, or print the running points; at most once per interval."""
+        now = time.monotonic()
+        if self.live:
+            if now - self.last_update > 0.5 or self.last_update == self.start:
+                self.last_update = now
+                self.live.update(self.render(), refresh=True)
+        elif now - self.last_update > self.every:
+            self.last_update = now
+            running = [point for point in self.points if point.state in ("runs", "queued")]
+            if running:
+                lines = [f"{point.label}: {last_line(point.base)}" for point in running[:4]]
+                more = [f"and {len(running) - 4} more"] * (len(running) > 4)
+                print(f"        {'; '.join(lines + more)}", flush=True)
+
+    def left(self) -> str:
+        """How many points have ended and an estimate of the time left, such as ``3 of 8, about 40 s left``."""
+        ended = sum(point.state in ("done", "failed") for point in self.points)
+        count = f"{ended} of {len(self.points)}"
+        if not 0 < ended < len(self.points):
+            return count
+        seconds = (time.monotonic() - self.start) / ended * (len(self.points) - ended)
+        return f"{count}, about {_clock(seconds)} left"
+
+    def render(self) -> Group:
+        """The table of failed, running, last done and next waiting points, limited to the terminal's height."""
+        by_state: dict[str, list[Any]] = {
+            state: [p for p in self.points if p.state == state] for state in ("failed", "runs", "queued", "done")
+        }
+        by_state["waits"] = [point for point in self.points if point.state == "waits"]
+        room = max(6, self.console.height - 5)
+        visible = {"runs": by_state["runs"][: room // 2], "failed": by_state["failed"][-(room // 4) :]}
+        rest = max(1, (room - sum(map(len, visible.values()))) // 3)
+        visible["queued"], visible["done"] = by_state["queued"][:rest], by_state["done"][-rest:]
+        visible["waits"] = by_state["waits"][:rest]
+        table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+        table.add_column("state", width=7)
+        table.add_column("point", no_wrap=True)
+        table.add_column("time", justify="right", width=8)
+        table.add_column("last line", no_wrap=True, ratio=1, overflow="ellipsis")
+        for state in ("done", "failed", "runs", "queued", "waits"):
+            if hidden := len(by_state[state]) - len(visible[state]):
+                table.add_row(Text(state, _COLOURS[state]), Text(f"… {hidden} more", "dim"), "", "")
+            for point in visible[state]:
+                seconds = time.monotonic() - point.start if state in ("runs", "queued") else point.seconds
+                status = last_line(point.base) if state == "runs" else ""
+                row = (Text(point.label), _clock(seconds) if seconds else "", Text(status, "dim"))
+                table.add_row(Text(state, _COLOURS[state]), *row)
+        counts = " · ".join(f"{len(points)} {state}" for state, points in by_state.items() if points)
+        return Group(table, Text(f"{counts}   [{self.left()}]", "bold"))
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return (
+        f"{whole // 60}:{whole % 60:02d}"
+        if whole < 3600
+        else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    )

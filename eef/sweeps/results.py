@@ -1,0 +1,152 @@
+"""The results of a sweep for its reader: figures, an HTML page, and copies on W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eef.analysis.figures import win_rate_vs_budget
+from eef.analysis.report import markdown_summary, page
+from eef.analysis.tables import markdown, results_table
+from eef.files import is_writable, read_json
+from eef.sweeps.executors import declared, failure, start_notebook, stop
+from eef.sweeps.spec import find_notebook
+from eef.tracking import mirror
+from eef.tracking.records import load_runs, repo_root
+
+
+def read_index(root: Path, name: str | None) -> dict[str, Any]:
+    """The index of a finished or interrupted sweep: ``run_ids``, ``missing``, ``command``; empty without a name."""
+    if not name:
+        return {}
+    file = root / "sweeps" / f"{name}.json"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.json"))) or "none"
+        raise ValueError(f"no sweep {name!r} in {root}; known: {known}")
+    return read_json(file)
+
+
+def check_writable(out: Path, folder: Path | None = None) -> None:
+    """Raise ValueError unless ``out`` (or ``folder``, which will contain it) can be written."""
+    if not is_writable(folder or out):
+        raise ValueError(f"--out {out}: cannot write there; choose another folder")
+
+
+def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out: str | None) -> None:
+    """Draw the figures of a complete sweep, as the section ``figure`` of the sweep file ``file`` says.
+
+    ``figure`` has a ``notebook`` and its parameters, such as ``draw``. Nothing is drawn while points are missing.
+    """
+    index = read_index(root, name)
+    if missing := index.get("missing"):
+        _print_missing(name, missing)
+        print(f"no figure yet; `eef figures --sweep {name}` draws the finished points")
+        return
+    runs = load_runs(root, index.get("run_ids"))
+    if runs.empty:
+        print("no figure: the sweep's notebook recorded no runs")
+        return
+    folder = _figure_folder(root, name, out)
+    stems = figure.get("draw", ["win_rate_vs_budget"])
+    text = f"\n{markdown(results_table(runs))}\n" if "win_rate_vs_budget" in stems else ""
+    if "notebook" in figure:
+        parameters = {key: value for key, value in figure.items() if key != "notebook"}
+        parameters |= {"root": str(root), "sweep": name, "out": str(folder)}
+        _draw_with_notebook(find_notebook(file, figure["notebook"]), parameters, root)
+    else:
+        win_rate_vs_budget(runs, folder)
+    print(text)
+    _finish(root, name, index, _print_files(folder, stems))
+
+
+def draw_runs(root: Path, name: str | None, out: str | None) -> None:
+    """Draw win rate against budget for the finished runs of a sweep, or of the whole root without a name."""
+    index = read_index(root, name)
+    if name and (missing := index.get("missing")):
+        _print_missing(name, missing)
+    runs = load_runs(root, index.get("run_ids"))
+    folder = _figure_folder(root, name or "all", out)
+    text = markdown(results_table(runs))
+    win_rate_vs_budget(runs, folder)
+    print(f"\n{text}\n")
+    _finish(root, name, index, _print_files(folder, ["win_rate_vs_budget"]))
+
+
+def publish(root: Path, name: str, index: Mapping[str, Any], files: list[Path]) -> None:
+    """Write the HTML page of a sweep, and send its figures to W&B in the mode that its runs used."""
+    pictures = [path for path in files if path.suffix == ".png" and path.is_file()]
+    print(f"report: {_relative(page(root, name, root / 'reports' / f'{name}.html', pictures, index))}")
+    timings = [root / run / "timing.json" for run in index["run_ids"][:1]]
+    modes = [(read_json(path).get("wandb") or {}).get("used", "disabled") for path in timings if path.is_file()]
+    if problem := mirror.send_figure(root, name, files, modes[0] if modes else "disabled"):
+        print(f"warning: W&B: the figure was not sent: {problem}")
+
+
+def write_report(root: Path, name: str | None, out: str | None) -> None:
+    """Write the HTML page of a sweep (of all runs without a name), and a W&B report if there is an account."""
+    index = read_index(root, name)
+    if out:
+        check_writable(Path(out), Path(out).parent)
+    folders = [base / "figures" / (name or "all") for base in (repo_root(), root)]
+    newest = max((path.stat().st_mtime for path in [root / "sweeps" / f"{name}.json"] if name), default=0.0)
+    files = [path for folder in folders for path in sorted(folder.glob("*.png"))]
+    pictures = [path for path in files if path.stat().st_mtime >= newest]
+    file = Path(out).resolve() if out else root / "reports" / f"{name or 'all'}.html"
+    print(f"report: {_relative(page(root, name, file, pictures, index))}")
+    if name:
+        problem = mirror.account_problem()
+        address = (
+            f"none, {problem}"
+            if problem
+            else mirror.save_report(root, name, pictures, markdown_summary(root, name, index))
+        )
+        print(f"W&B report: {address}")
+
+
+def _print_missing(name: str, missing: list[str]) -> None:
+    print(f"{len(missing)} points of {name} are not finished: {', '.join(missing[:5])}")
+
+
+def _print_files(folder: Path, stems: list[str]) -> list[Path]:
+    """Print the files of each figure on one line. Returns the paths of all files."""
+    files = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg", ".md", ".csv")]
+    for stem in stems:
+        print(f"figure: {', '.join(str(_relative(file)) for file in files if file.stem == stem and file.is_file())}")
+    return files
+
+
+def _finish(root: Path, name: str | None, index: Mapping[str, Any], files: list[Path]) -> None:
+    if name:
+        publish(root, name, index, files)
+    print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
+
+
+def _figure_folder(root: Path, name: str, out: str | None) -> Path:
+    """The folder ``out``, or figures/NAME in the checkout, or in ``root`` if the checkout is read-only."""
+    if out:
+        check_writable(Path(out))
+        return Path(out).resolve()
+    folder = repo_root() / "figures" / name
+    if is_writable(folder):
+        return folder
+    print(f"{folder} cannot be written: the figure goes to {root / 'figures' / name} (--out chooses another folder)")
+    return root / "figures" / name
+
+
+def _draw_with_notebook(notebook: Path, parameters: Mapping[str, Any], root: Path) -> None:
+    known = declared(notebook)
+    base = f"{root}/notebooks/{parameters['sweep']}__{notebook.stem}"
+    process = start_notebook(notebook, base, {key: value for key, value in parameters.items() if key in known}, root)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        stop([process])
+        raise
+    if code:
+        raise RuntimeError(f"{notebook.name} failed: {failure(base, code)}\n        ({base}.ipynb)")
+
+
+def _relative(path: Path) -> Path:
+    """The path relative to the current folder, if it is inside it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

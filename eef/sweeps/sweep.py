@@ -1,0 +1,223 @@
+"""Run the points of a sweep. Each point is one papermill execution of the notebook, in a process of its own.
+
+Finished points are skipped, so the same command resumes an interrupted sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from eef.files import disk_errors, link, read_json, write_json
+from eef.sweeps.executors import Execution, Job, adopt, check_slurm, failure, stop, submit
+from eef.sweeps.points import Point, current_hash, other_releases, plan, run_ids, sweep_label
+from eef.sweeps.progress import Screen
+from eef.sweeps.spec import Spec, SweepError, read_spec, use_current_names
+from eef.sweeps.strict_yaml import load_yaml
+from eef.tracking.records import default_root
+
+
+def sweep(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    jobs: int | None = None,
+    dry_run: bool = False,
+    only: str | None = None,
+    root: str | Path | None = None,
+    executor: str = "local",
+) -> int:
+    """Run the points that are not finished. Returns 0 on success, 1 if points failed, 130 if interrupted.
+
+    ``executor`` is ``local`` (``jobs`` processes at a time, 2 by default) or ``slurm`` (an array of jobs, all at a time
+    by default). Jobs that an interrupted sweep left in Slurm's queue continue, and the next sweep waits for them.
+    """
+    spec = read_spec(path)
+    overrides, notices = use_current_names(spec, overrides)
+    for notice in (*spec.notices, *notices):
+        print(notice)
+    folder = Path(root).resolve() if root else default_root()
+    if jobs is not None and jobs < 1:
+        raise SweepError(f"--jobs must be at least 1, not {jobs}")
+    if executor not in ("local", "slurm"):
+        raise SweepError(f"unknown executor {executor!r}: use local or slurm")
+    points = plan(spec, overrides, folder)
+    chosen = [point for point in points if not only or only in point.label]
+    if not chosen:
+        raise SweepError(f"no point's name contains {only!r}; points: {', '.join(p.label for p in points)}")
+    todo = [point for point in chosen if point.state != "finished"]
+    if slurm := executor == "slurm":
+        check_slurm(spec.slurm)
+    jobs = jobs or (max(1, len(todo)) if slurm else 2)
+    name = sweep_label(spec, overrides)
+    print(f"sweep {name}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {folder}")
+    if warning := other_releases([point for point in chosen if point.state == "finished"], folder):
+        print(warning)
+    if dry_run:
+        for point in chosen:
+            print(f"  {point.state:9} {point.label}  {json.dumps(point.parameters)}")
+        return 0
+    with _locked(folder):
+        try:
+            _work(spec, name, todo, jobs, folder, slurm)
+            code = int(any(point.state == "failed" for point in chosen))
+        except KeyboardInterrupt:
+            state = f"jobs keep running (scancel --name=eef-{name} ends them)" if slurm else "all processes were ended"
+            print(f"interrupted: {state}; the same command resumes the sweep", flush=True)
+            code = 130
+        good = [point for point in points if point.state in ("finished", "done")]
+        missing = [point.label for point in points if point not in good]
+        runs = [run for point in good for run in run_ids(point)]
+        again = repeat_command(path, overrides, root, executor)
+        index = {"run_ids": runs, "missing": missing, "command": again}
+        write_json(folder / "sweeps" / f"{name}.json", index)
+    print("\n".join(_lines(chosen, folder)))
+    print(f"again: {again}", flush=True)
+    return code
+
+
+def repeat_command(
+    path: str | Path, overrides: Mapping[str, Any] | None, root: str | Path | None, executor: str = "local"
+) -> str:
+    """The command line that repeats a sweep."""
+    words = ["eef", "sweep", str(path)]
+    for key, value in (overrides or {}).items():
+        words += ["-p", f"{key}={value if _is_bare(value) else json.dumps(value, ensure_ascii=False)}"]
+    words += ["--executor", executor] * (executor != "local")
+    return shlex.join(words + (["--root", str(root)] if root else []))
+
+
+def _is_bare(value: Any) -> bool:
+    """Whether ``value`` is text that YAML reads as the same text without quotes (``1`` is not)."""
+    try:
+        return isinstance(value, str) and bool(load_yaml(value, "", command_line=True) == value)
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Lock the root against other sweeps, and treat SIGTERM as an interrupt, so that it also ends the processes."""
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".sweep.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise SweepError(f"another sweep is running in {root}: wait for it, or choose another --root") from None
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    try:
+        yield
+    finally:
+        lock.release()
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm: bool) -> None:
+    """Run the points. A failed one does not stop the others. Slurm gets all at once, and runs ``jobs`` at a time."""
+    waiting, running = list(todo), list[Point]()
+    with Screen(todo) as screen:
+        try:
+            if slurm:
+                running, waiting = _submit(spec, name, todo, jobs, root, screen), []
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    point = waiting.pop(0)
+                    execution = _execution(spec, name, point, root)
+                    point.work, point.state = execution.start(), "runs"
+                    running.append(point)
+                    screen.log(f"start   {point.label}  (log: {point.base}.log)")
+                screen.update()
+                time.sleep(0.2)
+                for point in list(running):
+                    code = point.work.poll() if point.work else 1
+                    if code is not None:
+                        running.remove(point)
+                        text = _end(spec, point, code, root)
+                        screen.log(f"{text}  [{screen.left()}]")
+                    elif point.state == "queued" and Path(f"{point.base}.log").is_file():
+                        point.state, point.start = "runs", time.monotonic()
+        finally:
+            stop([point.work for point in running if isinstance(point.work, subprocess.Popen)])
+
+
+def _execution(spec: Spec, name: str, point: Point, root: Path) -> Execution:
+    """The execution of a point. Files of an earlier attempt are removed."""
+    with disk_errors(root):
+        for suffix in (".runs", ".log"):
+            Path(f"{point.base}{suffix}").unlink(missing_ok=True)
+    point.start = time.monotonic()
+    env = {"EEF_SWEEP": name, "EEF_RUN_IDS": f"{point.base}.runs"}
+    return Execution(spec.notebook, point.base, point.parameters, root, env)
+
+
+def _submit(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, screen: Screen) -> list[Point]:
+    """Submit the points to Slurm, except those that an interrupted sweep has submitted."""
+    for point in todo:
+        point.work, point.start, point.state = adopt(point.base, root), time.monotonic(), "queued"
+    new = [point for point in todo if point.work is None]
+    if len(new) < len(todo):
+        screen.log(f"{len(todo) - len(new)} points were submitted to Slurm before")
+    if new:
+        executions = [_execution(spec, name, point, root) for point in new]
+        for point, job in zip(new, submit(executions, root, spec.slurm, f"eef-{name}", jobs), strict=True):
+            point.work = job
+        screen.log(f"submitted to Slurm: {len(new)} jobs, {new[0].work.id} to {new[-1].work.id}")  # type: ignore[union-attr]
+    return list(todo)
+
+
+def _changes(spec: Spec, point: Point) -> str | None:
+    """A message if the point's code or files changed since it was planned, or None."""
+    detail = ""
+    try:
+        if current_hash(spec, point) == point.mark.stem:
+            return None
+    except (ValueError, OSError, RuntimeError) as error:  # such as a missing file
+        detail = f" ({error})"
+    return f"its code or files changed while it ran{detail}: start the sweep again to repeat it"
+
+
+def _end(spec: Spec, point: Point, code: int, root: Path) -> str:
+    """Record the end of a point and return a message. Each of its runs gets a link to the executed notebook."""
+    runs = Path(f"{point.base}.runs")
+    ids = list(dict.fromkeys(runs.read_text().split())) if runs.exists() else []
+    unfinished = [run for run in ids if not (root / run / "result.json").is_file()]
+    point.seconds = round(time.monotonic() - point.start, 1)
+    for run in ids if Path(f"{point.base}.ipynb").is_file() else []:
+        link(root / run / "notebook.ipynb", Path("..") / "notebooks" / f"{Path(point.base).name}.ipynb")
+    changes = _changes(spec, point) if code == 0 and not unfinished else None
+    if code == 0 and not unfinished and not changes:
+        point.state = "done"
+        write_json(point.mark, {"label": point.label, "parameters": point.parameters, "run_ids": ids})
+        text = f"done    {point.label} in {point.seconds:.0f} s"
+    else:
+        point.state = "failed"
+        reason = changes or f"the notebook ended before it finished {', '.join(unfinished)}"
+        reason = failure(point.base, code) if code else reason
+        text = f"FAILED  {point.label}: {reason}\n        ({point.base}.ipynb)"
+    if isinstance(point.work, Job):
+        point.work.forget()
+    return text
+
+
+def _lines(points: list[Point], root: Path) -> Iterator[str]:
+    """The lines of the final table: point, state, seconds, win rate, run."""
+    wide = max(len(point.label) for point in points)
+    yield f"{'point':{wide}}  state     seconds  win rate  run"
+    for point in points:
+        runs = run_ids(point) if point.state in ("done", "finished") else []
+        rates = [read_json(root / run / "result.json").get("win_rate") for run in runs]
+        rate = f"{100 * rates[0]:6.1f} %" if rates and isinstance(rates[0], (int, float)) else "       -"
+        seconds = f"{point.seconds:7.0f}" if point.seconds else "      -"
+        yield f"{point.label:{wide}}  {point.state:8}  {seconds}  {rate}  {' '.join(runs)}"

@@ -1,0 +1,1 @@
+"""Run folders, cached stages and their keys, and Weights & Biases."""

@@ -1,0 +1,1 @@
+"""Training rows, SFT and DPO, in one process or several."""

@@ -1,0 +1,140 @@
+"""Figure 1 from run folders written here: which trajectory is drawn, and what its table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from eef.analysis.arms import FigureError
+from eef.analysis.failed_trajectory import expert_state_table, failed_trajectory, outcomes_of
+from eef.selection import segments
+from eef.trajectory import Trajectory, Turn, save
+
+PROMPT = "WebShop [SEP] Instruction: [SEP] a red mug, and price lower than $20 or $30 [SEP] Search"
+RESULTS = "Back to Search [SEP] Page 1 [SEP] Next > [SEP] B000000001 [SEP] A $5 Mug of Many Words [SEP] $5.00"
+
+
+def expert(task: str, length: int, won: bool = False, source: str = "strong", first: str = "search[mug]") -> Trajectory:
+    """Searches, turns pages, opens a product, buys."""
+    actions = [first, *["click[next >]"] * (length - 3), "click[b000000001]", "click[buy now]"]
+    turns = tuple(Turn(action, RESULTS) for action in actions)
+    return Trajectory(task, PROMPT, turns, 1.0 if won else 0.5, won, source)
+
+
+def played(start: Trajectory, index: int, sign: str) -> Trajectory:
+    """A simulation from s_index that won (+), lost (-) or broke (x)."""
+    won = sign == "+"
+    outcome = "env_error" if sign == "x" else "done"
+    turns = (*start.turns[:index], Turn("click[buy now]", "over"))
+    return Trajectory(start.task, PROMPT, turns, float(won), won, "policy", outcome, index)
+
+
+def run(folder: Path, method: str = "eef", seed: int = 0, **more: Any) -> dict[str, Any]:
+    """A row of `load_runs` for a run in ``folder``."""
+    row = {"run_id": f"webshop__{folder.name}__s{seed}", "env": "webshop", "method": method, "seed": seed, "n": None}
+    row |= {"m": 3 if method == "eef" else None, "experts": "strong", "n_test": 4, "hashes": {"catalogue": "c"}}
+    return {**row, "folder": str(folder), **more}
+
+
+def explored(folder: Path, plans: list[tuple[Trajectory, str]], **more: Any) -> dict[str, Any]:
+    """An EEF run; a plan is an expert trajectory and how the simulations from s0, s_l, s_2l, ... ended."""
+    save([start for start, _ in plans], folder / "experts" / "trajectories.jsonl")
+    lost = [plan for plan in plans if not plan[0].won]
+    save([played(start, 0, signs[0]) for start, signs in lost], folder / "s0-0-0" / "trajectories.jsonl")
+    states = [
+        played(start, j * max(1, len(start) // len(signs)), sign)
+        for start, signs in lost
+        for j, sign in enumerate(signs)
+        if j
+    ]
+    save(states, folder / "states-0" / "trajectories.jsonl")
+    return run(folder, m=len(lost[0][1]) - 1, **more)
+
+
+def test_outcomes_come_from_the_experts_own_states() -> None:
+    start, other = expert("t", 8), expert("t", 8, first="search[cup]")
+    signs = [played(start, i, sign) for i, sign in ((0, "-"), (2, "+"), (4, "x"), (6, "-"))]
+    strangers = [played(other, 3, "+"), played(expert("u", 8), 5, "+"), played(start, 8, "+")]
+    outcomes = outcomes_of(start, [*strangers, *signs])
+    assert outcomes == {0: None, 2: signs[1], 6: None}
+    assert [part.kind for part in segments(start, outcomes)] == ["beneficial", "harmful", "neutral"]
+    again = [played(start, 6, "+"), *signs]  # of two simulations of one state a win counts, in any order
+    assert outcomes_of(start, again)[6] == again[0] == outcomes_of(start, again[::-1])[6]
+
+
+def test_the_table_of_figure_1_is_the_papers_example(tmp_path: Path) -> None:
+    row = explored(tmp_path / "a", [(expert("t", 8), "-+-+")])
+    picture = failed_trajectory(pd.DataFrame([row]), tmp_path)
+    assert picture == tmp_path / "failed_trajectory.png" and picture.stat().st_size > 10_000
+    table = pd.read_csv(picture.with_suffix(".csv"), keep_default_na=False)
+    assert table["turn"].tolist() == list(range(8)) and set(table["run_id"]) == {"webshop__a__s0"}
+    assert table["segment"].tolist() == [kind for kind in ["beneficial", "harmful"] * 2 for _ in range(2)]
+    assert table["simulated"].tolist() == ["lost", "", "won", "", "lost", "", "won", ""]
+    assert table.loc[table["needs_recovery"], "turn"].tolist() == [4]
+    drawn = picture.with_suffix(".svg").read_bytes()
+    assert failed_trajectory(pd.DataFrame([row]), tmp_path / "again").with_suffix(".svg").read_bytes() == drawn
+
+
+def test_the_choice_of_the_trajectory(tmp_path: Path) -> None:
+    plans = [
+        (expert("few", 8), "-+++"),
+        (expert("long", 12), "-+-+"),
+        (expert("b", 8), "-+-+"),
+        (expert("won", 8, won=True), ""),
+        (expert("a", 8), "-+-+"),
+        (expert("none", 8), "----"),
+    ]
+    best = explored(tmp_path / "best", plans)
+    fewer = explored(tmp_path / "fewer", [(expert("m", 8), "-+-")])
+    later = explored(tmp_path / "later", [(expert("s", 8), "-+-+")], seed=1)
+    ablation = {**best, "method": "eef_recovery=False", "m": 9, "folder": str(tmp_path / "nowhere")}
+    for order in (1, -1):
+        path = failed_trajectory(pd.DataFrame([ablation, fewer, later, best][::order]), tmp_path)
+        assert set(pd.read_csv(path.with_suffix(".csv"))["task"]) == {"a"}
+
+
+def test_two_experts_on_one_subtask_keep_their_own_simulations(tmp_path: Path) -> None:
+    strong, weak = expert("t", 8), expert("t", 8, source="weak")  # the same turns
+    row = explored(tmp_path / "a", [(strong, "----"), (weak, "-+-+")])
+    table = pd.read_csv(failed_trajectory(pd.DataFrame([row]), tmp_path).with_suffix(".csv"))
+    assert set(table["source"]) == {"weak"}
+
+
+def test_figure_1_names_what_is_missing(tmp_path: Path) -> None:
+    row = explored(tmp_path / "a", [(expert("t", 8), "----")])
+    frame = pd.DataFrame([row])
+    for empty in (pd.DataFrame(), frame.assign(method="rft")):
+        with pytest.raises(FigureError, match="no finished EEF run"):
+            failed_trajectory(empty, tmp_path)
+    with pytest.raises(FigureError, match=r"webshop__a__s0 no failed .* both a beneficial and a harmful"):
+        failed_trajectory(frame, tmp_path)
+    with pytest.raises(FigureError, match=r"states-0 has 3 simulations, but number 2 starts from none of the states"):
+        failed_trajectory(frame.assign(m=5), tmp_path)
+    (tmp_path / "a" / "states-0" / "trajectories.jsonl").unlink()
+    with pytest.raises(FigureError, match=r"a/states-0/trajectories.jsonl is missing"):
+        failed_trajectory(frame, tmp_path)
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_titles_and_odd_texts_are_drawn(tmp_path: Path) -> None:
+    """Dollar signs are no formula, long texts are cut, a first simulation that broke leaves turns without a segment."""
+    long = expert("t", 8, first="search[" + "very long words " * 20 + "]")
+    row = explored(tmp_path / "a", [(long, "x-+-")])
+    path = failed_trajectory(pd.DataFrame([row]), tmp_path)
+    table = pd.read_csv(path.with_suffix(".csv"), keep_default_na=False)
+    assert table["segment"].tolist()[:2] == ["", ""] and table["action"][0] == long.turns[0].action
+    assert path.is_file()
+
+
+def test_success_from_expert_states_by_earlier_uses_of_the_skill(tmp_path: Path) -> None:
+    """Of 8 turns the states s2, s4, s6 lie behind 1, 3 and 5 turned pages."""
+    row = explored(tmp_path / "a", [(expert("t", 8), "-+-+"), (expert("u", 8), "-++x")])
+    table = expert_state_table(pd.DataFrame([row, run(tmp_path / "b", "rft")]), tmp_path)
+    assert table["uses"].tolist() == [-1, 1, 3, 5] and table["simulations"].tolist() == [2, 2, 2, 1]
+    assert table["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
+    assert pd.read_csv(tmp_path / "expert_states.csv")["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
+    with pytest.raises(FigureError, match="no finished EEF run"):
+        expert_state_table(pd.DataFrame([run(tmp_path / "b", "rft")]), tmp_path)

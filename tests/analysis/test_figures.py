@@ -1,0 +1,245 @@
+"""Figure 3, learning curves, and tables of all arms: which runs may be shown together, and stable files."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from eef.analysis.arms import RUN_COLUMNS, Arm, FigureError, arm_name, arm_table, by_arm, comparable, run_table
+from eef.analysis.figures import learning_curves, win_rate_vs_budget
+from eef.analysis.tables import markdown, paired_table, results_table
+from eef.tracking.runs import log_metrics
+
+
+def row(method: str, rate: float, seed: int = 0, folder: str = "", **more: Any) -> dict[str, Any]:
+    budget = 100 * (more.get("n") or more.get("m") or 0)
+    return {
+        "run_id": f"webshop__{method}-{more.get('n') or more.get('m') or 0}-{more.get('experts')}__s{seed}",
+        "env": "webshop", "method": method, "n": None, "m": None, "experts": "strong", "seed": seed,
+        "episodes": budget, "env_steps": 8 * budget, "tokens": 60 * budget, "win_rate": rate,
+        "win_low": rate - 0.1, "win_high": rate + 0.1, "win_rate_easy": rate, "mean_reward": rate + 0.123456789,
+        "n_test": 50, "errors": 0, "hashes": {"catalogue": "c1", "chat": "t1"}, "folder": folder, **more,
+    }  # fmt: skip
+
+
+def runs() -> pd.DataFrame:
+    rows = [row("sft_pos", 0.2), row("ceiling", 0.8), row("rft", 0.3, n=1), row("rft", 1 / 3, n=4)]
+    return pd.DataFrame(rows + [row("eef", 0.3 + m / 50, m=m, experts=e) for e in ("strong", "both") for m in (1, 5)])
+
+
+def seeded(folder: Path, seeds: int = 3) -> pd.DataFrame:
+    rows = []
+    for seed in range(seeds):
+        for method, rate in (("rft", 0.4), ("eef", 0.6)):
+            at = folder / f"{method}{seed}"
+            (at / "eval").mkdir(parents=True)
+            won = [(17 * task + seed) % 10 < 10 * rate for task in range(50)]
+            episodes = pd.DataFrame(
+                {"task": [f"t{i}" for i in range(50)], "won": won, "reward": [float(w) for w in won]}
+            )
+            episodes.to_csv(at / "eval" / "episodes.csv", index=False)
+            number = {"m": 5} if method == "eef" else {"n": 4}
+            rows.append(row(method, sum(won) / 50, seed, str(at), **number))
+    return pd.DataFrame(rows)
+
+
+def with_hashes(hashes: dict[str, str]) -> pd.DataFrame:
+    """The runs, with other hashes for the third."""
+    frame = runs()
+    frame["hashes"] = pd.Series([hashes if i == 2 else each for i, each in enumerate(frame["hashes"])], dtype=object)
+    return frame
+
+
+def test_files_size_and_the_same_bytes_twice(tmp_path: Path) -> None:
+    shuffled = runs().sample(frac=1, random_state=3)
+    one = win_rate_vs_budget(runs(), tmp_path / "one")
+    two = win_rate_vs_budget(shuffled, tmp_path / "two")
+    assert struct.unpack(">II", one.read_bytes()[16:24])[0] == 1600
+    for suffix in (".csv", ".svg", ".png"):
+        assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes()
+    assert "<dc:date>" not in one.with_suffix(".svg").read_text()
+
+
+def test_the_table_behind_the_figure(tmp_path: Path) -> None:
+    path = win_rate_vs_budget(runs(), tmp_path).with_suffix(".csv")
+    lines = path.read_text().splitlines()
+    assert lines[0].split(",") == RUN_COLUMNS and len(lines) == 9
+    assert "eef,1,,both,0,100,800,6000,0.32,0.22,0.42,0.32,,,0.443457,50,0," in lines[2]
+    assert "0.333333" in path.read_text()
+    assert run_table(runs())["run_id"].tolist() == run_table(runs().iloc[::-1])["run_id"].tolist()
+
+
+def test_runs_with_different_stamps_are_refused(tmp_path: Path) -> None:
+    mixed = with_hashes({"catalogue": "c2", "chat": "t1"})
+    with pytest.raises(FigureError, match=r"'catalogue' differs: c1 in .* and .* more; c2 in webshop__rft-1"):
+        win_rate_vs_budget(mixed, tmp_path)
+    mixed = with_hashes({"catalogue": "c1"})
+    with pytest.raises(FigureError, match=r"'chat' differs.*none in webshop__rft-1"):
+        results_table(mixed)
+    mixed = runs()
+    mixed.loc[0, "env"] = "scienceworld"
+    with pytest.raises(FigureError, match="'env' differs"):
+        comparable(mixed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_draw_and_doubled_runs(tmp_path: Path) -> None:
+    with pytest.raises(FigureError, match="no finished runs"):
+        win_rate_vs_budget(pd.DataFrame(), tmp_path)
+    doubled = pd.concat([runs(), runs().iloc[[2]].assign(run_id="another")], ignore_index=True)
+    with pytest.raises(FigureError, match=r"several runs of one method and seed .*another"):
+        win_rate_vs_budget(doubled, tmp_path)
+
+
+def test_one_seed_shows_the_runs_own_interval() -> None:
+    table = arm_table(runs()).set_index("method")
+    assert table.loc["sft_pos", "win_low"] == pytest.approx(0.1)
+    shown = results_table(runs())
+    assert shown.loc[shown["method"] == "ceiling", "95 % interval"].item() == "70.0 to 90.0"
+
+
+def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
+    frame = seeded(tmp_path)
+    table = arm_table(frame).set_index("method")
+    assert table.loc["rft", "seeds"] == 3
+    for name in ("rft", "eef"):
+        assert (table["win_low"] < table["win_rate"])[name] and (table["win_rate"] < table["win_high"])[name]
+    picture = win_rate_vs_budget(frame, tmp_path / "figure")
+    assert picture.is_file() and len(picture.with_suffix(".csv").read_text().splitlines()) == 7
+    (tmp_path / "rft1" / "eval" / "episodes.csv").unlink()
+    with pytest.raises(FigureError, match=r"rft1/eval/episodes.csv is missing"):
+        arm_table(frame)
+
+
+def test_markdown_lines_up() -> None:
+    lines = markdown(results_table(runs())).splitlines()
+    assert len(lines) == 10 and len({len(line) for line in lines}) == 1
+    assert markdown(pd.DataFrame({"a": [1], "long name": ["x"]})).splitlines()[2] == "| 1 | x         |"
+
+
+def test_lone_baselines_can_be_drawn(tmp_path: Path) -> None:
+    assert win_rate_vs_budget(runs().iloc[:2], tmp_path).is_file()
+
+
+def compared(folder: Path, seeds: dict[str, tuple[int, ...]] | None = None, graded: bool = True) -> pd.DataFrame:
+    """Five arms of 12 tasks, of which 4 are hard; the task's number decides which arm wins it."""
+    plans: dict[str, tuple[str, dict[str, Any], int]] = {
+        "bc": ("sft_pos", {}, 3), "rft": ("rft", {"n": 2}, 6), "eef": ("eef", {"m": 5}, 9),
+        "both": ("eef", {"m": 5, "experts": "strong+weak"}, 12), "cut": ("eef_recovery=False", {"m": 5}, 8),
+    }  # fmt: skip
+    rows = []
+    for name, (method, more, wins) in plans.items():
+        for seed in (seeds or {}).get(name, (0, 1)):
+            at = folder / f"{name}{seed}"
+            (at / "eval").mkdir(parents=True)
+            episodes = pd.DataFrame({"task": [f"t{i}" for i in range(12)], "won": [i < wins for i in range(12)]})
+            if graded:
+                episodes["group"] = ["hard" if i >= 8 else "easy" for i in range(12)]
+            episodes.to_csv(at / "eval" / "episodes.csv", index=False)
+            rows.append(row(method, wins / 12, seed, str(at), **more) | {"episodes": 100 * wins + seed})
+    return pd.DataFrame(rows)
+
+
+def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
+    groups = by_arm(compared(tmp_path).sample(frac=1, random_state=2))
+    names = ["BC (SFT-pos)", "RFT × 2", "EEF, M = 5", "EEF, M = 5", "EEF, M = 5, recovery=False"]
+    assert [arm_name(arm) for arm in groups] == names
+    assert arm_name(list(groups)[3], experts=True) == "EEF, M = 5, experts: strong+weak"
+    assert arm_name(Arm("ceiling", "perfect"), experts=True) == "ceiling" and arm_name(Arm("new", "x")) == "new"
+
+
+def test_paired_differences_of_the_default_pairs(tmp_path: Path) -> None:
+    table = paired_table(compared(tmp_path), out=tmp_path)
+    assert [tuple(pair) for pair in table[["method", "experts", "against_method"]].to_numpy()] == [
+        ("eef", "strong", "rft"), ("eef", "strong+weak", "rft"),
+        ("rft", "strong", "sft_pos"), ("eef", "strong", "sft_pos"), ("eef", "strong+weak", "sft_pos"),
+        ("eef_recovery=False", "strong", "sft_pos"), ("eef_recovery=False", "strong", "eef"),
+    ]  # fmt: skip
+    assert (12 * table["difference"]).round(6).tolist() == [3, 6, 3, 6, 9, 5, -1]
+    assert (4 * table["hard_difference"]).round(6).tolist() == [1, 4, 0, 1, 4, 0, -1]
+    assert table["pairs"].eq(24).all() and table["hard_pairs"].eq(8).all() and table["seeds"].eq(2).all()
+    assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+    assert table.loc[0, ["episodes", "against_episodes"]].tolist() == [900.5, 600.5]
+    written = pd.read_csv(tmp_path / "paired.csv")
+    assert list(written) == list(table) and written["n"].isna().sum() == 6
+    again = paired_table(compared(tmp_path / "again").iloc[::-1], out=tmp_path / "again")
+    assert (tmp_path / "paired.csv").read_bytes() == (tmp_path / "again" / "paired.csv").read_bytes() and len(again)
+
+
+def test_paired_differences_of_chosen_arms(tmp_path: Path) -> None:
+    frame = compared(tmp_path, graded=False)
+    one = paired_table(frame, [(("eef", "strong+weak", None, 5), ["eef", "strong", None, 5])])
+    assert one["difference"].tolist() == [0.25]
+    assert one[["hard_difference", "hard_pairs"]].isna().all(axis=None)
+    reference = paired_table(frame, ("rft", "strong", 2))
+    assert reference["against_method"].eq("rft").all() and len(reference) == 4
+    with pytest.raises(FigureError, match=r"no runs of \('rft', 'strong', 4, None\); there are \('sft_pos', "):
+        paired_table(frame, ("rft", "strong", 4))
+    with pytest.raises(FigureError, match="nothing to compare with these arms alone: EEF, M = 5"):
+        paired_table(frame[frame["method"] == "eef"])
+    with pytest.raises(FigureError, match="no finished runs"):
+        paired_table(pd.DataFrame())
+    with pytest.raises(FigureError, match="'chat' differs"):
+        paired_table(frame.assign(hashes=[{"chat": str(i)} for i in range(len(frame))]))
+
+
+def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    frame = compared(tmp_path, {"bc": (0, 1, 2), "rft": (1, 2), "eef": (1, 3), "both": (4,)})
+    pair = [(("eef", "strong", None, 5), ("rft", "strong", 2))]
+    table = paired_table(frame, pair)
+    assert table[["seeds", "pairs"]].to_numpy().tolist() == [[1, 12]]
+    assert table.loc[0, ["episodes", "against_episodes"]].tolist() == [901, 601]
+    with pytest.raises(FigureError, match=r"strong\+weak and RFT × 2, experts: strong have no seed in common"):
+        paired_table(frame)
+    at = tmp_path / "rft1" / "eval" / "episodes.csv"
+    pd.read_csv(at).iloc[:-1].to_csv(at, index=False)
+    with pytest.raises(FigureError, match=r"RFT × 2, experts: strong: .* not run on the same .* task t11"):
+        paired_table(frame, pair)
+
+
+def test_ablations_have_lines_and_names_of_their_own(tmp_path: Path) -> None:
+    frame = pd.DataFrame([row("rft", 0.2, n=5), row("eef", 0.4, m=5), row("eef_recovery=False", 0.3, m=5)])
+    drawn = win_rate_vs_budget(frame, tmp_path).with_suffix(".svg").read_text()
+    assert "EEF, M states, recovery=False" in drawn
+
+
+def test_more_arms_than_colours_leave_ablations_to_their_table(tmp_path: Path) -> None:
+    parts = [row(f"eef_part{i}=False", 0.3, m=5) for i in range(4)]
+    many = pd.DataFrame([row("rft", 0.2, n=5), row("eto", 0.2, n=1), row("eef", 0.4, m=5), *parts])
+    path = win_rate_vs_budget(many, tmp_path)
+    drawn = path.with_suffix(".svg").read_text()
+    assert "EEF, M states" in drawn and "part0" not in drawn
+    assert set(pd.read_csv(path.with_suffix(".csv"))["method"]) == set(many["method"])
+
+
+def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
+    (tmp_path / "stages" / "bc").mkdir(parents=True)
+    rows = []
+    for method, n in (("sft_pos", None), ("rft", 1)):
+        folder = tmp_path / method
+        folder.mkdir()
+        (folder / "bc").symlink_to(tmp_path / "stages" / "bc")
+        stages = ["bc"] if n is None else ["bc", "sft-0"]
+        losses = [{"stage": s, "step": i, "epoch": i / 3, "loss": 2.0 / i} for s in stages for i in (1, 2, 3)]
+        log_metrics(folder, [*losses, {"stage": "s0-0-0", "episodes": 5}])
+        about = {
+            "run_id": method,
+            "env": "webshop",
+            "method": method,
+            "seed": 0,
+            "experts": "strong",
+            "n": n,
+            "m": None,
+        }
+        rows.append({**about, "folder": str(folder)})
+    path = learning_curves(pd.DataFrame(rows), tmp_path / "out")
+    assert path.name == "learning_curves.png" and path.stat().st_size > 10_000
+    table = pd.read_csv(path.with_suffix(".csv"))
+    assert list(table["arm"]) == ["BC, shared"] * 3 + ["RFT × 1"] * 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FigureError, match="logged a training loss"):
+        learning_curves(pd.DataFrame([{**rows[0], "folder": str(tmp_path / "empty")}]), tmp_path / "out")

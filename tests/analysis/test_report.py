@@ -1,0 +1,177 @@
+"""The page of a sweep: self-contained, escaped, and explicit about what is missing; read by a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eef.analysis.arms import FigureError
+from eef.analysis.report import page
+from eef.cli import main
+from eef.files import write_json
+from eef.tracking.runs import Run, log_metrics
+from eef.trajectory import Trajectory, Turn, save
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "img", "polyline", "br"}
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def add(root: Path, method: str, seed: int, rate: float, dirty: bool = False, **config: Any) -> Run:
+    stamp = {"commit": "0123456789abcdef", "dirty": dirty, "hashes": {"catalogue": "c"}}
+    run = Run.open(root, "webshop", method, seed, {"lr": 0.1, "method": method, **config}, stamp, group="demo")
+    wins = [i < 40 * rate for i in range(40)]
+    rows = [f"t{i},{won},{float(won)},3,done,False,{'hard' if i % 2 else 'easy'}" for i, won in enumerate(wins)]
+
+    def test(at: Path) -> None:
+        turns = (Turn("click[<b>buy</b>]", "a page with <script>alert(1)</script>"),)
+        save(
+            [Trajectory(f"t{i}", "find a mug", turns, float(won), won) for i, won in enumerate(wins)],
+            at / "trajectories.jsonl",
+        )
+
+    def score(at: Path) -> None:
+        (at / "episodes.csv").write_text("\n".join(["task,won,reward,steps,outcome,error,group", *rows]) + "\n")
+
+    def sft(at: Path) -> None:
+        log_metrics(at, [{"step": i, "loss": 1 / (i + 1)} for i in range(9)])
+
+    run.stage("sft-0", {"method": method, "seed": seed}, sft)
+    run.stage("test", {"method": method, "seed": seed, **config}, test)
+    run.stage("eval", {"method": method, "seed": seed, **config}, score)
+    method, *options = method.split("-")
+    result = {
+        "method": method,
+        "n": None,
+        "m": None,
+        "experts": "strong",
+        "seed": seed,
+        "episodes": 100,
+        "env_steps": 9,
+    }
+    result |= {option[0]: int(option[1:]) for option in options}
+    run.finish({**result, "tokens": 9, "win_rate": rate, "win_low": rate - 0.1, "win_high": rate + 0.1,
+                "mean_reward": rate, "n_test": 40, "errors": 0})  # fmt: skip
+    return run
+
+
+def sweep_of(root: Path) -> dict[str, Any]:
+    runs = [
+        add(root, m, s, r + s / 20) for m, r in (("sft_pos", 0.3), ("rft-n2", 0.4), ("eef-m5", 0.6)) for s in (0, 1)
+    ]
+    index = {"run_ids": [run.run_id for run in runs], "missing": [], "command": "eef sweep demo.yaml -p 'a=<b>'"}
+    write_json(root / "sweeps" / "demo.json", index)
+    return index
+
+
+class Balanced(HTMLParser):
+    """Every element that opens closes; collects tags and outside references."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        named = dict(attrs)
+        self.outside += [v for k in ("src", "href") if (v := named.get(k)) and re.match(r"(https?:)?//", v)]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def cells(text: str) -> list[list[str]]:
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", text, re.DOTALL)
+    return [
+        [html.unescape(re.sub("<[^>]+>", "", c)) for c in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)]
+        for row in rows
+    ]
+
+
+def test_the_page_has_the_comparison_and_needs_nothing_else(tmp_path: Path) -> None:
+    index = sweep_of(tmp_path)
+    path = page(tmp_path, "demo", tmp_path / "reports" / "demo.html", index=index)
+    text = path.read_text()
+    reader = Balanced()
+    reader.feed(text)
+    assert not reader.open and not reader.outside and "script" not in reader.tags and "link" not in reader.tags
+    assert text.count('src="data:image/png;base64,') == 1
+    rows = cells(text)
+    assert ["EEF, M = 5, experts: strong", "webshop", "60.0", "65.0", "62.5"] in rows
+    (difference,) = [row for row in rows if row[:2] == ["eef, M = 5 (strong)", "rft × 2 (strong)"]]
+    assert difference[2] == "+20.0" and difference[5:7] == ["2", "80"]
+    for run_id in index["run_ids"]:
+        assert f'href="../{run_id}"' in text and (path.parent / ".." / run_id).resolve().is_dir()
+    assert "<polyline" in text and "0.111" in text
+    assert "&lt;script&gt;alert(1)" in text and "eef sweep demo.yaml -p &#39;a=&lt;b&gt;&#39;" in text
+    assert page(tmp_path, "demo", tmp_path / "reports" / "b.html", index=index).read_text() == text
+
+
+def test_unreadable_answers_are_counted_where_they_are_known(tmp_path: Path) -> None:
+    runs = [add(tmp_path, "rft-n2", seed, 0.5) for seed in (0, 1)]
+    path = runs[0].folder / "result.json"
+    write_json(path, {**json.loads(path.read_text()), "no_action": 2, "ambiguous": 0, "cut": 1})
+    rows = cells(page(tmp_path, None, tmp_path / "all.html").read_text())
+    head = next(row for row in rows if "unreadable" in row)
+    shown = {row[0]: row[head.index("unreadable")] for row in rows if len(row) == len(head)}
+    assert [shown[run.run_id] for run in runs] == ["3", ""]
+
+
+def test_the_page_reports_problems(tmp_path: Path) -> None:
+    add(tmp_path, "rft-n2", 0, 0.4, dirty=True, expert_noise=1)
+    add(tmp_path, "rft-n2", 0, 0.5, expert_noise=2)
+    index = {"missing": ["eef-m5-s0"], "command": "again"}
+    text = page(tmp_path, None, tmp_path / "all.html", index=index).read_text()
+    assert (
+        "1 points are not finished: eef-m5-s0" in text and "1 of 2 runs came from a checkout with uncommitted" in text
+    )
+    assert "left out: the figure, the table of methods" in text and "several runs of one method and seed" in text
+    assert ["RFT × 2, experts: strong", "webshop", "2", "50.0", "50.0"] in cells(text)
+    bare = Run.open(tmp_path / "bare", "webshop", "mine", 0, {}, {})
+    bare.finish({"method": "mine", "score": 1})
+    assert "left out: the figure" in page(tmp_path / "bare", None, tmp_path / "bare.html").read_text()
+    with pytest.raises(FigureError, match="no finished runs"):
+        page(tmp_path / "none", None, tmp_path / "none.html")
+
+
+def test_the_command_writes_the_page_and_says_why_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep_of(tmp_path)
+    assert main(["report", "--sweep", "demo", "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "reports" / "demo.html").is_file() and "demo.html" in printed
+    assert "W&B report: none, WANDB_MODE is disabled" in printed
+    assert main(["report", "--sweep", "other", "--root", str(tmp_path)]) == 2
+    assert "no sweep 'other'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here (Debian: apt install chromium)")
+def test_a_browser_shows_it(tmp_path: Path) -> None:
+    path = page(tmp_path, "demo", tmp_path / "demo.html", index=sweep_of(tmp_path))
+    script = (
+        "<script>document.title = JSON.stringify([...document.images].map(i => [i.complete, i.naturalWidth]))</script>"
+    )
+    path.write_text(path.read_text() + script)
+    words = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    words += ["--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
+    title = re.search(r"<title>(.*?)</title>", shown)
+    assert title, shown[:500]
+    ((complete, wide),) = json.loads(html.unescape(title.group(1)))
+    assert complete and wide == 1600 and shown.count("<tr") > 15

@@ -1,0 +1,152 @@
+"""The optional parts of environments, and how an environment gets a name."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import eef.envs
+from eef import cli
+from eef.envs import ENVIRONMENTS, EnvError, make_env
+from eef.envs.extras import Extras, Skill, extras_of, next_step
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.generate import CatalogueSpec, generate
+from eef.envs.webshop.shopper import play_expert
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_instructions_end_with_an_action_and_noise_makes_experts_err(name: str) -> None:
+    extras = extras_of(name)
+    assert not extras.instructions or extras.instructions.splitlines()[-1].startswith("Action: ")
+    if extras.experts is None:
+        return
+    assert all(type(noise) is type(extras.experts.perfect) for noise in extras.experts.noise.values())
+    assert all(noise != extras.experts.perfect for noise in extras.experts.noise.values())
+
+
+def test_an_attribute_takes_precedence_and_nothing_is_required() -> None:
+    own = Extras(skills={"jump": Skill("jump", "Jump", "moving")})
+    assert extras_of(SimpleNamespace(name="webshop", extras=own)) is own  # type: ignore[arg-type]
+    nothing = extras_of(SimpleNamespace(name="chess"))  # type: ignore[arg-type]
+    assert nothing == extras_of("chess") == Extras()
+    assert nothing.groups(None, ["0"]) is None and nothing.parts("a b") == ["a b"]
+    assert nothing.thought("jump") == "The next step towards what the task asks for is to jump."
+
+
+def test_skills_match_actions_of_webshop() -> None:
+    matches = {
+        name: [a for a in ("click[next >]", "click[< prev]", "click[back to search]") if re.fullmatch(skill.pattern, a)]
+        for name, skill in extras_of("webshop").skills.items()
+    }
+    assert matches == {"next": ["click[next >]"], "prev": ["click[< prev]"], "back": ["click[back to search]"]}
+
+
+@pytest.mark.parametrize(
+    ("action", "sentence"),
+    [
+        ("search[red mug]", "I look for what the instruction names."),
+        ("click[buy now]", "This is the product, and all that was asked for is chosen, so I buy it."),
+        ("click[b01]", "The instruction leads to b01 here, so I click it."),
+        ("wait", next_step("wait")),
+    ],
+)
+def test_thoughts_of_the_shopper(action: str, sentence: str) -> None:
+    assert extras_of("webshop").thought(action) == sentence
+
+
+def test_only_a_generated_catalogue_is_graded(shop: WebShop) -> None:
+    grades = extras_of(shop).groups(shop, shop.tasks("test"))
+    assert grades is not None and list(grades) == shop.tasks("test")
+    assert sorted(grades.values()) == ["easy"] * 10 + ["hard"] * 4 + ["medium"] * 6
+    official = WebShop(data=generate(CatalogueSpec(products=60)), split={"train": [0], "eval": [], "test": []})
+    assert extras_of(official).groups(official, ["0"]) is None
+
+
+def test_a_task_that_cannot_be_played_is_ungraded(shop: WebShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = shop.tasks("test")[:3]
+    grades = extras_of(shop).groups(shop, tasks)
+    assert grades is not None
+
+    def fails(env: WebShop, task: str, *arguments: Any) -> Any:
+        if task == tasks[1]:
+            raise EnvError("broken")
+        return play_expert(env, task, *arguments)
+
+    monkeypatch.setattr("eef.envs.webshop.extras.play_expert", fails)
+    assert extras_of(shop).groups(shop, tasks) == {**grades, tasks[1]: "ungraded"}
+
+
+def test_scienceworld_groups_tasks_by_name() -> None:
+    groups = extras_of("scienceworld").groups(None, ["find-plant/3", "find-animal/0"])
+    assert groups == {"find-plant/3": "find-plant", "find-animal/0": "find-animal"}
+
+
+def test_the_expert_does_not_change_the_state_of_the_environment(shop: WebShop) -> None:
+    first, second = shop.tasks("test")[:2]
+    shop.reset(first)
+    state = shop.step("search[lamp]") and shop.state
+    play_expert(shop, second)
+    assert shop.state == state
+
+
+KIOSK = {
+    "__init__.py": "class Kiosk:\n    name = 'kiosk'\n    def __init__(self, size=3):\n        self.size = size\n",
+    "extras.py": "from eef.envs.extras import Extras, Skill\n"
+    "EXTRAS = Extras(skills={'next': Skill('next', 'Next', 'paging')})\n",
+    "cli.py": '"""Clean the kiosk."""\n'
+    "COLLECT_OPTIONS = {'--size': {'type': int, 'help': 'number of screens'}}\n"
+    "def collect_defaults(arguments):\n    return {'size': arguments.concurrency}\n"
+    "def add_commands(parser):\n    parser.set_defaults(command=lambda arguments: print('clean') or 0)\n",
+}
+
+
+@pytest.fixture
+def kiosk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An environment with a name: a folder and a line."""
+    folder = tmp_path / "envs" / "kiosk"
+    folder.mkdir(parents=True)
+    for name, text in KIOSK.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr(eef.envs, "__path__", [*eef.envs.__path__, str(tmp_path / "envs")])
+    monkeypatch.setattr(cli, "PACKAGE", tmp_path)
+    monkeypatch.setitem(ENVIRONMENTS, "kiosk", "Kiosk")
+    yield folder
+    for name in ("eef.envs.kiosk", "eef.envs.kiosk.extras"):
+        sys.modules.pop(name, None)
+
+
+def test_a_folder_and_a_line_give_an_environment_a_name(
+    kiosk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env: Any = make_env("kiosk", size=4)
+    assert env.size == 4 and env.make_env_arguments == ("kiosk", {"size": 4})
+    assert extras_of(env).skills == extras_of("kiosk").skills == {"next": Skill("next", "Next", "paging")}
+    assert cli.main(["kiosk"]) == 0 and capsys.readouterr().out == "clean\n"
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "clean the kiosk" in capsys.readouterr().out
+    created: list[Any] = []
+    monkeypatch.setattr("eef.experts.collection.collect", lambda file, env, *arguments: created.append(env) or 0)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    words = ["collect", "out.jsonl", "--model", "m", "--base-url", "http://localhost:1/v1", "--env", "kiosk"]
+    for more in ([], ["--size", "7"], ["-p", "size=5"]):
+        assert cli.main([*words, *more]) == 0
+    assert [made.size for made in created] == [4, 7, 5]
+    (kiosk / "extras.py").unlink()
+    (kiosk / "cli.py").unlink()
+    assert cli._environment_modules() == {}
+
+
+def test_an_option_of_another_environment_is_refused(
+    kiosk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["collect", "out.jsonl", "--model", "m", "--base-url", "http://localhost:1/v1", "--env", "kiosk"]
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    assert cli.main([*words, "-p", "data=x"]) == 2
+    assert "unexpected keyword argument 'data'" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""The progress of a sweep: a table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from eef.sweeps.progress import Screen
+
+
+@dataclass
+class Point:
+    label: str
+    state: str
+    base: str = ""
+    start: float = 0.0
+    seconds: float = 0.0
+
+
+def points(folder: Path) -> list[Point]:
+    (folder / "runs.log").write_text("[sft] starts\r[sft] 3 of 9\n")
+    at_work = Point("eef-m5-s0", "runs", str(folder / "runs"), time.monotonic() - 75)
+    states = [Point("bc-s0", "done", seconds=61.0), Point("rft-s0", "failed", seconds=4000.0), at_work]
+    return [*states, *(Point(f"rft-n{n}", "waits") for n in range(40))]
+
+
+def test_the_table_has_every_state_and_fits_the_terminal(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=20)
+    with Screen(points(tmp_path), console) as screen:
+        console.print(screen.render())
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in ("bc-s0", "1:01", "rft-s0", "1:06:40", "eef-m5-s0", "1:15", "[sft] 3 of 9", "rft-n0"):
+        assert part in output, part
+    assert "1 failed · 1 runs · 1 done · 40 waits" in output and "2 of 43" in output
+    assert output.count("\n") <= 20 and "more" in output
+
+
+def test_a_live_table_is_drawn_below_log_lines_and_then_removed(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=20)
+    with Screen(points(tmp_path), console) as screen:
+        screen.update()
+        screen.log("FAILED  rft-s0: [no markup]")
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "eef-m5-s0" in output and "FAILED  rft-s0: [no markup]" in output and "\x1b[1A" in output
+
+
+def test_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = points(tmp_path)
+    some += [Point(f"more{n}", "runs", str(tmp_path / "none"), time.monotonic()) for n in range(5)]
+    with Screen(some, Console(file=io.StringIO(), force_terminal=False), every=0.0) as screen:
+        screen.update()
+        screen.log("done    bc-s0")
+    output = capsys.readouterr().out
+    assert "eef-m5-s0: [sft] 3 of 9" in output and "and 2 more" in output and output.endswith("done    bc-s0\n")
+    assert "\x1b" not in output
