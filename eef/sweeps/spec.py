@@ -22,6 +22,7 @@ from typing import Any
 
 from eef.envs import ENVIRONMENTS
 from eef.files import plain
+from eef.settings import PARAMETERS, Settings
 from eef.sweeps import renamed
 from eef.sweeps.executors import declared
 from eef.sweeps.inputs import read_notebook
@@ -170,6 +171,7 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
 
     The notebook's ``parameters`` cell must declare each parameter with a default of the same type. A comment
     ``# one of: a, b`` beside a parameter limits its values, ``# name of an environment`` to those of ``ENVIRONMENTS``.
+    Parameters that :mod:`eef.settings` generated are also checked by ``Settings``.
     """
     known = declared(spec.notebook)
     if not known:
@@ -181,6 +183,8 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
             hint = _did_you_mean(key, list(known))
             raise SweepError(f"{where}: unknown parameter {key!r}{hint}; {spec.notebook.name} declares {names}")
         _check_value(where, key, json.loads(value), known[key])
+    if any(PARAMETERS in cell.source for cell in read_notebook(spec.notebook).cells):
+        _check_settings(spec, points, known)
     if "notebook" in spec.figure:
         drawing = find_notebook(spec.file, spec.figure["notebook"])
         known = {"notebook": {}, **declared(drawing)}
@@ -192,6 +196,16 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
         raise SweepError(
             f"{spec.file}: figure: {unknown[0]!r} needs a notebook that declares it: add 'notebook: ...'{hint}"
         )
+
+
+def _check_settings(spec: Spec, points: list[dict[str, Any]], known: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse values that :class:`eef.settings.Settings` refuses, before a kernel starts."""
+    defaults = {key: default_of(parameter) for key, parameter in known.items()}
+    for point in points:
+        try:
+            Settings.from_parameters({**defaults, **point})
+        except ValueError as error:
+            raise SweepError(f"{spec.file}: {error}") from None
 
 
 def _check_value(where: str, key: str, value: Any, known: Mapping[str, str]) -> None:

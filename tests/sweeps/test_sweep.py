@@ -35,6 +35,7 @@ from eef.sweeps.points import Point, expand, label, plan, sweep_label
 from eef.sweeps.spec import Spec, SweepError, check, read_spec, use_current_names
 from eef.sweeps.sweep import repeat_command, sweep
 from eef.tracking import keys
+from eef.tracking.records import repo_root
 
 PARAMETERS = """\
 method = "rft"  # one of: rft, eef, bad
@@ -253,6 +254,23 @@ def test_parameters_are_checked_against_the_notebook(tmp_path: Path, parameters:
     check(spec, [{"method": "eef", "n": 2, "lr": 1, "data": "anything", "slow": 0, "seed": 1}, {"data": None}])
     with pytest.raises(SweepError, match=message):
         check(spec, [parameters])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"warmup_ratio": 5.0}, "warmup_ratio=5.0 must be at most 1"),
+        ({"lr": 0}, "lr=0.0 must be positive"),
+        ({"batch_size": 8, "micro_batch_size": 3}, "batch_size=8 must be a multiple"),
+        ({"tune": "full", "quantize": "nf4"}, "quantised weights need tune='lora'"),
+    ],
+)
+def test_settings_are_checked_before_a_kernel_starts(tmp_path: Path, parameters: dict, message: str) -> None:
+    notebook = repo_root() / "notebooks" / "experiment.ipynb"
+    spec = read_spec(write(tmp_path, notebook=str(notebook)))
+    check(spec, [{"method": "eef", "lr": 1}])
+    with pytest.raises(SweepError, match=f"demo.yaml: .*{message}"):
+        check(spec, [{"method": "eef"}, {"method": "eef", **parameters}])
 
 
 def test_parameters_of_the_figure_are_checked_too(tmp_path: Path) -> None:

@@ -396,6 +396,8 @@ SOURCES = {
     "agents/policy.py": POLICY,
     "agents/chat.py": POLICY,
     "agents/rollout.py": PLAY | SCORED,
+    "agents/episode.py": PLAY | SCORED,
+    "agents/cached_engine.py": PLAY | SCORED,
     "agents/actions.py": PLAY | SCORED,
     "agents/simulation.py": PLAY | SCORED,
     "agents/react.py": set(),  # it only affects the chat, whose hash is in the key
@@ -422,7 +424,7 @@ SOURCES = {
     "sweeps/sweep.py": set(),
     "tracking/mirror.py": set(),
     "tracking/runs.py": set(),
-    "settings.py": POLICY,  # it names the arguments of the Trainer
+    "settings.py": set(),  # values and names of arguments are in the keys
 }
 
 
