@@ -1,0 +1,80 @@
+"""README.md is a front page: short, with links that exist and Python that runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROSE = FENCED.sub("", README)
+TABLES = re.findall(r"(?:^\|.*\n)+", PROSE, re.MULTILINE)
+
+
+def rows(table: str) -> list[list[str]]:
+    """The cells of a table, without the line below its head."""
+    lines = [line for line in table.splitlines() if not re.fullmatch(r"[|:\- ]+", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def python_block() -> str:
+    (code,) = [code for language, code in FENCED.findall(README) if language == "python"]
+    return code
+
+
+def test_the_page_has_at_most_900_words_outside_code() -> None:
+    assert len(PROSE.split()) <= 900
+
+
+def test_there_are_two_tables_of_five_columns_with_short_cells() -> None:
+    assert len(TABLES) == 2
+    for table in TABLES:
+        assert all(len(row) == len(rows(table)[0]) <= 5 for row in rows(table))
+        assert max(len(cell) for row in rows(table) for cell in row) <= 60
+
+
+@pytest.mark.parametrize(
+    "target", sorted({link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PROSE)} - {""})
+)
+def test_each_relative_link_exists(target: str) -> None:
+    assert target.startswith("https://") or (ROOT / target).exists()
+
+
+def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr("eef.tracking.runs.default_root", lambda: tmp_path)
+    code = python_block()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    small = code.replace("_tasks=60", "_tasks=12").replace("Settings()", "Settings(epochs=1.0)")
+    assert small.count("_tasks=12") == 2 and "epochs=1.0" in small  # the reduced version is reduced
+    exec(compile(small, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    for method in ("sft_pos", "rft", "eef"):
+        assert re.search(rf"^{method}: \d+\.\d% after \d+ simulated episodes$", printed, re.MULTILINE)
+    assert list(tmp_path.glob("webshop__eef-m1__s0__*"))
+
+
+def test_the_numbers_of_the_result_table_are_those_of_the_committed_tables() -> None:
+    import sys
+
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        import recompute_claims as claims
+    finally:
+        sys.path.pop(0)
+
+    arms = [claims.BC, claims.RFT, ("eef", 1.0, "strong"), claims.EEF, claims.CEILING]
+    head, *body = rows(TABLES[0])
+    assert head[1:] == ["simulated episodes", "win %", "95 % interval", "minus RFT × 6"] and len(body) == len(arms)
+    for row, arm in zip(body, arms, strict=True):
+        values = claims.rates("figure3", arm)
+        mean, low, high = claims.interval(values)
+        assert row[1] == f"{claims.rates('figure3', arm, 'episodes').mean() / 100:,.0f}"
+        assert row[2:4] == [f"{mean:.1f}", f"{low:.1f} to {high:.1f}"]
+        difference = "{:+.1f} ({:+.1f} to {:+.1f})".format(
+            *claims.interval(values - claims.rates("figure3", claims.RFT))
+        )
+        assert row[4] == ("" if arm == claims.RFT else difference.replace("-", "−"))
