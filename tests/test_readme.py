@@ -1,10 +1,14 @@
-"""README.md is a front page: short, with links that exist and Python that runs."""
+"""README.md is a front page: short, with links that exist, Python that runs, and numbers of the committed tables."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +52,8 @@ def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("eef.tracking.runs.default_root", lambda: tmp_path)
     code = python_block()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    small = code.replace("_tasks=60", "_tasks=12").replace("Settings()", "Settings(epochs=1.0)")
-    assert small.count("_tasks=12") == 2 and "epochs=1.0" in small  # the reduced version is reduced
+    small = code.replace(": 60", ": 12").replace("Settings()", "Settings(epochs=1.0)")
+    assert small.count(": 12") == 2 and "epochs=1.0" in small  # the reduced version is reduced
     exec(compile(small, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     for method in ("sft_pos", "rft", "eef"):
@@ -57,24 +61,40 @@ def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.glob("webshop__eef-m1__s0__*"))
 
 
-def test_the_numbers_of_the_result_table_are_those_of_the_committed_tables() -> None:
-    import sys
+def claims() -> ModuleType:
+    """The script that computes intervals from the committed tables."""
+    spec = spec_from_file_location("recompute_claims", ROOT / "experiments" / "recompute_claims.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        import recompute_claims as claims
-    finally:
-        sys.path.pop(0)
 
-    arms = [claims.BC, claims.RFT, ("eef", 1.0, "strong"), claims.EEF, claims.CEILING]
+def signed(values: Iterable[float]) -> str:
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*values).replace("-", "−")
+
+
+def test_the_result_table_is_computed_from_the_committed_tables() -> None:
+    script = claims()
+    table, differences = script.arms("figure3"), script.differences("figure3", "win_rate")
     head, *body = rows(TABLES[0])
-    assert head[1:] == ["simulated episodes", "win %", "95 % interval", "minus RFT × 6"] and len(body) == len(arms)
+    assert head[1:] == ["simulated episodes", "win %", "95 % interval", "minus RFT × 6"]
+    arms = [script.BC, script.RFT, script.EEF_1, script.EEF, script.CEILING]
     for row, arm in zip(body, arms, strict=True):
-        values = claims.rates("figure3", arm)
-        mean, low, high = claims.interval(values)
-        assert row[1] == f"{claims.rates('figure3', arm, 'episodes').mean() / 100:,.0f}"
-        assert row[2:4] == [f"{mean:.1f}", f"{low:.1f} to {high:.1f}"]
-        difference = "{:+.1f} ({:+.1f} to {:+.1f})".format(
-            *claims.interval(values - claims.rates("figure3", claims.RFT))
-        )
-        assert row[4] == ("" if arm == claims.RFT else difference.replace("-", "−"))
+        mean, low, high = script.interval(100 * table[arm]["win_rate"])
+        assert row[1:4] == [f"{table[arm]['episodes'].mean():,.0f}", f"{mean:.1f}", f"{low:.1f} to {high:.1f}"]
+        assert row[4] == ("" if arm == script.RFT else signed(script.interval(differences[arm, script.RFT])))
+
+
+def test_each_interval_of_a_difference_is_computed_from_the_committed_tables() -> None:
+    script = claims()
+    computed = []
+    for sweep in ("figure3", "paper_webshop", "scienceworld"):
+        for column in ("win_rate", "win_rate_hard"):
+            computed += [values for values in script.differences(sweep, column).values() if not values.isna().any()]
+    pair = (script.EEF, script.RFT)
+    computed.append(pd.concat([script.differences(sweep, "win_rate")[pair] for sweep in ("figure3", "paper_webshop")]))
+    known = {signed(script.interval(sign * values)) for values in computed for sign in (1, -1)}
+    for page in ["README.md", *(f"figures/{name}README.md" for name in ("", "figure3/", "scienceworld/"))]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        claimed = re.findall(r"[+−]\d+\.\d \([+−]\d+\.\d to [+−]\d+\.\d\)", text)
+        assert len(claimed) >= 4 and set(claimed) <= known, page
