@@ -17,12 +17,13 @@ FIGURES = Path(__file__).parents[1] / "figures"
 T = {3: 4.3027, 5: 2.7764, 8: 2.3646, 13: 2.1788}  # Student t, two-sided 5 %, by number of seeds
 Arm = tuple[str, float, str]  # method, M or N (0: neither), experts
 BC, RFT, EEF, CEILING = ("sft_pos", 0, "strong"), ("rft", 6, "strong"), ("eef", 5, "strong"), ("ceiling", 0, "perfect")
-RFT_1, EEF_1, EEF_2 = ("rft", 1, "strong"), ("eef", 1, "strong"), ("eef", 2, "strong")
+RFT_1, RFT_2 = ("rft", 1, "strong"), ("rft", 2, "strong")
+EEF_1, EEF_2 = ("eef", 1, "strong"), ("eef", 2, "strong")
 RFT_BOTH, EEF_BOTH, EEF_WEAK = ("rft", 6, "strong+weak"), ("eef", 5, "strong+weak"), ("eef", 5, "weak")
 PARTS = [(f"eef_{part}=False", 5, "strong") for part in ("mask_harmful", "recovery", "one_per_state")]
 OTHERS = [("sft_all", 0, "strong"), ("nat", 0, "strong"), ("eto", 1, "strong")]
 PAIRS = [
-    *[(arm, RFT) for arm in (EEF, EEF_1, EEF_2, EEF_BOTH, EEF_WEAK, BC, RFT_1, CEILING, *OTHERS)],
+    *[(arm, RFT) for arm in (EEF, EEF_1, EEF_2, EEF_BOTH, EEF_WEAK, BC, RFT_1, RFT_2, CEILING, *OTHERS)],
     *[(arm, BC) for arm in (EEF, RFT_1, RFT, OTHERS[-1], CEILING)],
     *[(arm, EEF) for arm in (EEF_1, EEF_2, EEF_BOTH, EEF_WEAK, *PARTS)],
     (EEF_BOTH, RFT_BOTH),
