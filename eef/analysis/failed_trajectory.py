@@ -109,7 +109,7 @@ def draw_failure(
             "segment": next((part.kind for part in parts if part.start <= index < part.stop), ""),
             "simulated": ("won" if outcomes[index] else "lost") if index in outcomes else "",
             "needs_recovery": index in recover,
-            **({"wins": counts[index][0], "simulations": counts[index][1]} if counts else {}),
+            **(dict(zip(("wins", "simulations"), counts.get(index, ("", "")), strict=True)) if counts else {}),
         }
         for index, turn in enumerate(expert.turns)
     )
