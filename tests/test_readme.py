@@ -52,8 +52,8 @@ def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("eef.tracking.runs.default_root", lambda: tmp_path)
     code = python_block()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    small = code.replace(": 60", ": 12").replace("Settings()", "Settings(epochs=1.0)")
-    assert small.count(": 12") == 2 and "epochs=1.0" in small  # the reduced version is reduced
+    small = code.replace(": 60", ": 6").replace("Settings()", "Settings(epochs=1.0)")
+    assert small.count(": 6") == 2 and "epochs=1.0" in small  # the reduced version is reduced
     exec(compile(small, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     for method in ("sft_pos", "rft", "eef"):
