@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from eef.analysis.arms import FigureError
-from eef.analysis.failed_trajectory import expert_state_table, failed_trajectory, outcomes_of
+from eef.analysis.failed_trajectory import draw_failure, expert_state_table, failed_trajectory, outcomes_of
+from eef.envs.extras import Extras
 from eef.selection import segments
 from eef.trajectory import Trajectory, Turn, save
 
@@ -117,6 +119,22 @@ def test_figure_1_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FigureError, match=r"a/states-0/trajectories.jsonl is missing"):
         failed_trajectory(frame, tmp_path)
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_counts_and_notes_of_a_failure_that_was_simulated_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture says how many of the simulations won, and the table has both numbers."""
+    monkeypatch.setitem(plt.rcParams, "svg.fonttype", "none")  # text stays text
+    start = expert("t", 4)
+    outcomes = {0: None, 2: played(start, 2, "+")}
+    path = draw_failure(
+        start, outcomes, tmp_path, "about", Extras(), counts={0: (1, 20), 2: (12, 20)}, notes={1: "good"}
+    )
+    table = pd.read_csv(path.with_suffix(".csv"), keep_default_na=False)
+    assert table.columns[0] == "task" and table["segment"].tolist() == ["beneficial"] * 2 + ["harmful"] * 2
+    drawn = path.with_suffix(".svg").read_text(encoding="utf-8")
+    assert "12 of 20 simulations from here won" in drawn and ">good<" in drawn and "mostly won" in drawn
 
 
 def test_titles_and_odd_texts_are_drawn(tmp_path: Path) -> None:
