@@ -26,7 +26,7 @@ lint: setup
 docs: setup  # the site, in build/site: links are those of the repository, so it is built from a copy of the files that git knows
 	rm -rf build/docs && mkdir -p build/docs
 	git ls-files -coz --exclude-standard -- ':!*.safetensors' ':!requirements.lock' | tar --null -T - -cf - | tar -xf - -C build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock:  # after a change of constraints.txt or of what pyproject.toml requires; needs uv (pip install uv)
 	(sed '/^[^#]/,$$d' requirements.lock; uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \

@@ -117,7 +117,7 @@ def test_every_page_is_in_the_index_and_in_the_site() -> None:
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
     """The commands ``eef ...`` of all pages, in blocks, and in code between backticks that names a command."""
-    lines = [(page, line) for page, block in blocks("", PAGES) for line in block.splitlines()]
+    lines = [(page, line) for page, block in blocks("", PAGES) for line in block.replace("\\\n", "").splitlines()]
     lines += [(page, token.content) for page in PAGES for token in inline(page, "code_inline")]
     found = []
     for page, line in lines:
