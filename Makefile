@@ -23,7 +23,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy eef
 
-docs: setup  # the site, in build/site: links are those of the repository, so it is built from a copy of the files that git knows
+docs: .venv/ready  # the site, in build/site: links are those of the repository, so it is built from a copy of the files that git knows
 	rm -rf build/docs && mkdir -p build/docs
 	git ls-files -coz --exclude-standard -- ':!*.safetensors' ':!requirements.lock' | tar --null -T - -cf - | tar -xf - -C build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

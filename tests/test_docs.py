@@ -29,7 +29,7 @@ from eef.trajectory import load
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, *sorted(ROOT.glob("*.md")), *sorted((ROOT / "figures").rglob("*.md"))]
-PENDING = {("webshop", "tasks"), ("experts", "check"), ("view",), "experiments/recompute_claims.py"}  # other branches
+PENDING = {("webshop", "tasks"), ("experts", "check"), ("view",), "experiments/recompute_claims.py"}  # not here yet
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
