@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint lock setup clean
+.PHONY: demo test lint docs lock setup clean
 
 setup: .venv/ready
 
@@ -23,10 +23,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy eef
 
+docs: .venv/ready  # the site, in build/site: links are those of the repository, so it is built from a copy of the files that git knows
+	rm -rf build/docs && mkdir -p build/docs
+	git ls-files -coz --exclude-standard -- ':!*.safetensors' ':!requirements.lock' | tar --null -T - -cf - | tar -xf - -C build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock:  # after a change of constraints.txt or of what pyproject.toml requires; needs uv (pip install uv)
 	(sed '/^[^#]/,$$d' requirements.lock; uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \
 	  --python-version 3.11.5 --python-platform x86_64-unknown-linux-gnu -c constraints.txt --extra dev pyproject.toml) > requirements.new
 	mv requirements.new requirements.lock
 
 clean:
-	rm -rf .venv experiments/runs
+	rm -rf .venv build experiments/runs
