@@ -115,7 +115,7 @@ def test_the_page_has_the_comparison_and_needs_nothing_else(tmp_path: Path) -> N
     assert text.count('src="data:image/png;base64,') == 1
     rows = cells(text)
     assert ["EEF, M = 5, experts: strong", "webshop", "60.0", "65.0", "62.5"] in rows
-    (difference,) = [row for row in rows if row[:2] == ["eef, M = 5 (strong)", "rft × 2 (strong)"]]
+    (difference,) = [row for row in rows if row[:2] == ["EEF, M = 5, experts: strong", "RFT × 2, experts: strong"]]
     assert difference[2] == "+20.0" and difference[5:7] == ["2", "80"]
     for run_id in index["run_ids"]:
         assert f'href="../{run_id}"' in text and (path.parent / ".." / run_id).resolve().is_dir()
