@@ -198,7 +198,7 @@ def _varying(runs: pd.DataFrame) -> list[str]:
 
 def _varying_note(runs: pd.DataFrame) -> str:
     keys = _varying(runs)
-    return f"The columns after the name are the parameters in which they differ: {', '.join(keys)}." if keys else ""
+    return f"They differ in these parameters: {', '.join(keys)}." if keys else ""
 
 
 def _short(value: Any) -> str:
@@ -207,7 +207,8 @@ def _short(value: Any) -> str:
 
 
 def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
-    keys, rows = _varying(runs), []
+    keys, rows = [key for key in _varying(runs) if key not in ("method", "n", "m", "experts")], []
+    names = {row["run_id"]: arm_name(arm, True) for arm, group in by_arm(runs).items() for row in records(group)}
     for row in records(runs):
         folder = Path(row["folder"])
         stamp, clock = read_json(folder / "stamp.json"), read_json(folder / "timing.json")
@@ -215,7 +216,7 @@ def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
             {
                 "id": row["run_id"],
                 "link": Path(os.path.relpath(folder, folder_of_page.resolve())).as_posix(),
-                "cells": [_short(row["config"].get(key)) for key in keys],
+                "cells": [names[row["run_id"]], *(_short(row["config"].get(key)) for key in keys)],
                 "win": _number(row.get("win_rate"), 1, 100),
                 "reward": _number(row.get("mean_reward"), 3),
                 "episodes": _number(row.get("episodes"), 0),
@@ -226,7 +227,7 @@ def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
                 "commit": str(stamp.get("commit", "unknown"))[:10] + ("+" if stamp.get("dirty") else ""),
             }
         )
-    return {"names": keys, "rows": rows}
+    return {"names": ["method", *keys], "rows": rows}
 
 
 def _spark(metrics: list[dict[str, Any]]) -> Any:
