@@ -29,7 +29,8 @@ _KINDS = {  # of stages, by the beginning of their names, in the order of the pa
     "test": "test episodes",
     "sft": "examples of the SFT",
     "states": "simulations from expert states",
-    "s0": "simulations from s0",
+    "s0": "simulations",
+    "bc": "examples of behaviour cloning",
     "experts": "expert trajectories",
     "demonstrations": "perfect demonstrations",
 }
@@ -63,15 +64,21 @@ class Entry:
 
 def stages_of(run: Path) -> list[str]:
     """The stages of a run that hold trajectories or examples: test first, then examples, simulations, experts."""
-    names = {path.parent.name for kind in ("trajectories", "examples") for path in Path(run).glob(f"*/{kind}.jsonl")}
+    files = [path for kind in ("trajectories", "examples") for path in Path(run).glob(f"*/{kind}.jsonl")]
     order = list(_KINDS)
-    kinds = {name: next((kind for kind in order if name.split("-")[0] == kind), "sft") for name in names}
-    return sorted(names, key=lambda name: (order.index(kinds[name]), name.split("-")[0] != kinds[name], name))
+    return sorted({path.parent.name for path in files}, key=lambda stage: (order.index(_kind(run, stage)), stage))
 
 
-def label_of(stage: str) -> str:
+def _kind(run: Path, stage: str) -> str:
+    start = stage.split("-")[0]
+    if (run / stage / "examples.jsonl").is_file():
+        return start if start == "bc" else "sft"
+    return start if start in _KINDS else "s0"
+
+
+def label_of(run: Path, stage: str) -> str:
     """What a stage holds, in words."""
-    return f"{_KINDS.get(stage.split('-')[0], _KINDS['sft'])} ({stage})"
+    return f"{_KINDS[_kind(run, stage)]} ({stage})"
 
 
 def read_stage(run: Path, stage: str) -> list[Entry]:
@@ -123,7 +130,7 @@ def folded(entries: Sequence[Entry]) -> Markup:
 def write_views(run: Path) -> Path:
     """Write some trajectories of a run to ``trajectories.html`` in its folder, which W&B shows. Returns the path."""
     body = Markup("").join(
-        Markup("<h2>{}</h2>{}").format(label_of(stage), folded(entries))
+        Markup("<h2>{}</h2>{}").format(label_of(run, stage), folded(entries))
         for stage, entries in some(run, _ROWS, _ROWS).items()
     )
     return write_text(run / VIEWS, views.page(f"{run.name}: trajectories", body))
@@ -149,7 +156,7 @@ def write_browser(run: Path, out: Path | None = None) -> Path:
     )
     text = template.render(
         name=run.name, style=views.style(), rows=_script(rows_of(entries)), packed=packed,
-        labels={stage: label_of(stage) for stage in stages_of(run)},
+        labels={stage: label_of(run, stage) for stage in stages_of(run)},
     )  # fmt: skip
     return write_text(Path(out) if out else run / "browser.html", text + "\n")
 
