@@ -14,7 +14,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 BADGE, CODE = "colab-badge", "colab-install"  # ids of the two cells
-INSTALL = '''\
+INSTALL = """\
 # On Google Colab this cell installs eef and changes to its folder. Anywhere else it does nothing.
 import os
 import subprocess
@@ -24,7 +24,7 @@ from importlib.util import find_spec
 if "google.colab" in sys.modules and find_spec("eef") is None:
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{address}", "/content/eef"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "/content/eef"], check=True)
-    os.chdir("/content/eef")'''
+    os.chdir("/content/eef")"""
 
 
 def address() -> str:

@@ -21,9 +21,9 @@ from eef.analysis.failed_trajectory import outcomes_of
 from eef.envs.extras import extras_of
 from eef.files import PACKAGE, read_json, write_text
 from eef.selection import Example, Outcomes
+from eef.tracking.mirror import VIEWS
 from eef.trajectory import Trajectory, load
 
-VIEWS = "trajectories.html"  # in a run's folder; W&B shows it
 _ROWS = 40  # of each stage in VIEWS; at most half of them won
 _KINDS = {  # of stages, by the beginning of their names, in the order of the page
     "test": "test episodes",
