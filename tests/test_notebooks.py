@@ -164,7 +164,7 @@ EXPECTED = {
     "quickstart": ["thrown away by RFT", "carry loss", "one simulation", "eef-table"],
     "experts": ["win_rate", "option wrong or missing", "image/png"],
     "own_environment": ["with a screen turned", "win_rate", "eef-table"],
-    "own_model": ["<|im_end|>", "tokens carry loss", "learnt_tokens", "policy", "/4 [", "actions were invalid"],
+    "own_model": ["<|im_end|>", "tokens carry loss", "learnt_tokens", "policy", "SFT: ", "actions were invalid"],
 }
 
 

@@ -160,8 +160,7 @@ def test_two_thousand_trajectories_load(tmp_path: Path) -> None:
     began = time.monotonic()
     path = write_browser(run)
     assert time.monotonic() - began < 60 and path.stat().st_size < 4_000_000
-    script = """const began = performance.now(), at = id => document.getElementById(id);
+    script = """const at = id => document.getElementById(id);
 at("text").value = "B000000003"; at("text").dispatchEvent(new Event("input"));
-return [at("list").children.length, performance.now() - began];"""
-    count, milliseconds = in_browser(path, script)
-    assert count == 2000 and milliseconds < 10_000
+return [at("list").children.length, at("count").textContent];"""
+    assert in_browser(path, script) == [2000, "2000 of 2006"]
