@@ -152,9 +152,10 @@ def test_the_clearest_failure_turns_a_page_to_the_good_and_then_spoils_it() -> N
     longer = simulated(expert("1", 6), "---++-")
     both = simulated(expert("2", 4), "--++")  # its harmful segment ends the trajectory: no state needs recovery
     no_skill = simulated(expert("3", 5), "-+--+")  # the beneficial segment is the search
+    spoilt_first = simulated(expert("6", 5), "+-+++")  # s1 needs recovery, but no state after the page does
     none = simulated(expert("0", 4), "----")
-    shown = clearest_first([none, no_skill, both, longer, story, same], skills)
-    assert [one.task for one, _ in shown] == ["4", "5", "1", "2", "3", "0"]
+    shown = clearest_first([none, no_skill, both, longer, spoilt_first, story, same], skills)
+    assert [one.task for one, _ in shown] == ["4", "5", "1", "2", "6", "3", "0"]
     assert clearest_first(reversed(shown), skills) == shown
     without_skills = clearest_first(shown, {})
     assert without_skills[0][0].task == "2"  # the shortest of those with a beneficial and a harmful segment
