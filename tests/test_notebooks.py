@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,35 @@ def test_notebooks_are_stripped_and_thin(path: Path) -> None:
     for line in parameters[0].body:
         assert isinstance(line, ast.Assign)
         ast.literal_eval(line.value)  # literals only
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_open_in_colab(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python notebooks/colab.py` would change nothing; the address is that of CITATION.cff, and only there."""
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    import colab
+
+    notebook = nbformat.read(path, as_version=4)
+    assert colab.with_cells(notebook, path.name) == notebook
+    assert notebook.cells[0].id == colab.BADGE and f"main/notebooks/{path.name})" in notebook.cells[0].source
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[0].id == colab.CODE and "parameters" in code[1].metadata.tags
+    assert colab.address() in code[0].source and colab.address().startswith("https://github.com/")
+
+
+def test_the_first_cell_installs_on_colab_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
+    source = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    commands: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    monkeypatch.setattr("os.chdir", lambda folder: commands.append(["cd", folder]))
+    exec(source, {})
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    exec(source, {})  # eef is installed here
+    assert not commands
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(source, {})
+    assert [command[:2] for command in commands] == [["git", "clone"], [sys.executable, "-m"], ["cd", "/content/eef"]]
 
 
 def small_demo(folder: Path) -> list[str]:
@@ -111,7 +141,7 @@ def test_the_base_model_notebook_writes_a_model_that_loads(tmp_path: Path) -> No
 
 
 SHORT = {
-    "quickstart": {"train_tasks": 24, "simulated_failures": 6, "epochs": 1.0},
+    "quickstart": {"train_tasks": 24, "simulated_failures": 6, "epochs": 1.0, "repeats": 1},
     "experts": {"tasks": 40},
     "own_environment": {"train_tasks": 40, "test_tasks": 10, "methods": ["sft_pos", "eef"], "epochs": 2.0},
     "own_model": {"examples": 2},
@@ -131,10 +161,10 @@ def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: p
 
 
 EXPECTED = {
-    "quickstart": ["thrown away by RFT", "carry loss", "eef-table"],
+    "quickstart": ["thrown away by RFT", "carry loss", "one simulation", "eef-table"],
     "experts": ["win_rate", "option wrong or missing", "image/png"],
     "own_environment": ["with a screen turned", "win_rate", "eef-table"],
-    "own_model": ["<|im_end|>", "tokens carry loss", "learnt_tokens", "policy"],
+    "own_model": ["<|im_end|>", "tokens carry loss", "learnt_tokens", "policy", "SFT: ", "actions were invalid"],
 }
 
 
@@ -151,6 +181,11 @@ def test_a_notebook_runs_on_its_own_parameters(name: str, tmp_path: Path, monkey
     assert not [words for words in EXPECTED[name] if words not in shown]
     if name == "quickstart":
         assert "harmful: from" in shown and "on the way from" in shown  # the first picture shows both
+        marks = re.findall(r"<b>(click|search)\[([^<]*)\]</b></code>.*?</span>([^<]*)<", shown)
+        assert ("click", "next &gt;", "on the way from s0, which lost, to s2, which won") in marks
+        assert ("click", "wide", "harmful: from s3, which won, to s4, which lost") in marks
+        shares = re.findall(r"s(\d) +([✓✗]) +20 +(\d+)", shown)
+        assert len(shares) == 6 and all((int(won) >= 10) == (mark == "✓") for _, mark, won in shares)
 
 
 def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from eef.analysis.arms import FigureError, read_stage, records
 from eef.analysis.evaluate import uses
 from eef.analysis.figures import picture
 from eef.analysis.tables import write_table
-from eef.envs.extras import Extras, extras_of
+from eef.envs.extras import Extras, Skill, extras_of
 from eef.selection import Outcomes, Segment, cut_points, important_states, segments
 from eef.trajectory import Trajectory
 
@@ -123,6 +123,34 @@ def draw_failure(
     with picture(out, "failed_trajectory", size, "A failed expert trajectory", subtitle, margins) as axes:
         _draw_trajectory(axes, expert, outcomes, parts, recover, shown, counts or {})
     return path.with_suffix(".png")
+
+
+def clearest_first(
+    explored: Iterable[tuple[Trajectory, Outcomes]], skills: Mapping[str, Skill]
+) -> list[tuple[Trajectory, Outcomes]]:
+    """Failures with the outcomes of their simulations, in the order of how well they explain the method.
+
+    First come those in which a beneficial segment uses one of the environment's navigation ``skills``, and a later
+    harmful segment ends in a state that needs recovery. Then those with a beneficial and a harmful segment, then the
+    others. Among equals: the fewest turns, then the fewest segments with an effect, then by task and source.
+    """
+
+    def place(pair: tuple[Trajectory, Outcomes]) -> tuple[Any, ...]:
+        expert, outcomes = pair
+        parts = [part for part in segments(expert, outcomes) if part.kind != "neutral"]
+        recover = [state for state in important_states(expert, outcomes) if state]
+        story = any(
+            part.kind == "beneficial"
+            and any(
+                uses(action, skill) for action in expert.actions[part.start : part.stop] for skill in skills.values()
+            )
+            and any(state > part.stop for state in recover)
+            for part in parts
+        )
+        kinds = len({part.kind for part in parts})
+        return not story, -kinds, len(expert), len(parts), expert.task, expert.source
+
+    return sorted(explored, key=place)
 
 
 def _explored(row: dict[str, Any]) -> list[tuple[Trajectory, Outcomes]]:

@@ -201,6 +201,8 @@ class Companion:
         for name, rows in mirror.trajectory_tables(self.folder).items():
             columns = list(mirror.TRAJECTORY)
             self.run.log({f"trajectories/{name}": wandb.Table(columns=columns, data=list(rows))})
+        if (views := self.folder / mirror.VIEWS).is_file():
+            self.run.log({"trajectories/views": wandb.Html(views.read_text(encoding="utf-8"), inject=False)})
         if (method := result.get("method")) and method not in self.run.tags:
             self.run.tags += (str(method)[:64],)
         self.run.summary.update({"stage": "finished", **result})

@@ -23,6 +23,7 @@ from eef.tracking.live import wandb_environment, wandb_mode
 from eef.trajectory import Trajectory, load
 
 LOCK = ".lock"  # in the folder wandb of a run; held by the companion process
+VIEWS = "trajectories.html"  # in a run's folder: trajectories for reading (eef/analysis/browser.py)
 TABLE_ROWS = 40  # trajectories in a table; half of them are failures
 BUDGET = ("episodes", "env_steps", "tokens")
 TEST = ("win_rate", "win_low", "win_high", "mean_reward")
@@ -274,7 +275,9 @@ def report(name: str, pictures: Iterable[Path], about: str, save: bool = True) -
         wr.H2("Method × environment × seed"),
         wr.PanelGrid(runsets=[seeds], panels=[wr.BarPlot(title="win rate", metrics=tests), losses]),
         wr.H2("Trajectories"),
-        wr.PanelGrid(runsets=[runs], panels=tables),
+        wr.PanelGrid(
+            runsets=[runs], panels=[*tables, wr.MediaBrowser(media_keys=["trajectories/views"], num_columns=1)]
+        ),
     ]
     result = wr.Report(entity=entity, project=project(), title=f"eef: {name}", blocks=blocks)
     if not save:

@@ -10,8 +10,14 @@ import pandas as pd
 import pytest
 
 from eef.analysis.arms import FigureError
-from eef.analysis.failed_trajectory import draw_failure, expert_state_table, failed_trajectory, outcomes_of
-from eef.envs.extras import Extras
+from eef.analysis.failed_trajectory import (
+    clearest_first,
+    draw_failure,
+    expert_state_table,
+    failed_trajectory,
+    outcomes_of,
+)
+from eef.envs.extras import Extras, extras_of
 from eef.selection import segments
 from eef.trajectory import Trajectory, Turn, save
 
@@ -156,3 +162,23 @@ def test_success_from_expert_states_by_earlier_uses_of_the_skill(tmp_path: Path)
     assert pd.read_csv(tmp_path / "expert_states.csv")["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
     with pytest.raises(FigureError, match="no finished EEF run"):
         expert_state_table(pd.DataFrame([run(tmp_path / "b", "rft")]), tmp_path)
+
+
+def test_the_clearest_failure_turns_a_page_to_the_good_and_then_spoils_it() -> None:
+    skills = extras_of("webshop").skills
+
+    def simulated(start: Trajectory, signs: str) -> tuple[Trajectory, dict[int, Trajectory | None]]:
+        return start, {i: played(start, i, "+") if sign == "+" else None for i, sign in enumerate(signs)}
+
+    story = simulated(expert("5", 5), "--++-")  # turns a page (a1) to the good; a3 is harmful, s4 needs recovery
+    same = simulated(expert("4", 5), "--++-")
+    longer = simulated(expert("1", 6), "---++-")
+    both = simulated(expert("2", 4), "--++")  # its harmful segment ends the trajectory: no state needs recovery
+    no_skill = simulated(expert("3", 5), "-+--+")  # the beneficial segment is the search
+    spoilt_first = simulated(expert("6", 5), "+-+++")  # s1 needs recovery, but no state after the page does
+    none = simulated(expert("0", 4), "----")
+    shown = clearest_first([none, no_skill, both, longer, spoilt_first, story, same], skills)
+    assert [one.task for one, _ in shown] == ["4", "5", "1", "2", "6", "3", "0"]
+    assert clearest_first(reversed(shown), skills) == shown
+    without_skills = clearest_first(shown, {})
+    assert without_skills[0][0].task == "2"  # the shortest of those with a beneficial and a harmful segment

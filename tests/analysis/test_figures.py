@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from eef.analysis.arms import RUN_COLUMNS, Arm, FigureError, arm_name, arm_table, by_arm, comparable, run_table
-from eef.analysis.figures import learning_curves, win_rate_vs_budget
+from eef.analysis.figures import _free, learning_curves, win_rate_vs_budget
 from eef.analysis.tables import markdown, paired_table, results_table
 from eef.tracking.runs import log_metrics
 
@@ -243,3 +243,12 @@ def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FigureError, match="logged a training loss"):
         learning_curves(pd.DataFrame([{**rows[0], "folder": str(tmp_path / "empty")}]), tmp_path / "out")
+
+
+def test_a_label_keeps_clear_of_other_labels_and_of_horizontal_lines() -> None:
+    ends = [100.0, 140.0]
+    assert _free(50, ends, False, []) == (1, 4)  # above the interval; its middle is at 149
+    assert _free(50, ends, False, [(50, 149)]) == (0, -4)
+    assert _free(50, ends, False, [], levels=[150]) == (0, -4)
+    assert _free(50, ends, False, [], levels=[150, 90]) == (1, 15)
+    assert _free(50, ends, False, [], levels=[150, 90, 160, 80]) == (1, 4)  # no place is free: on a line

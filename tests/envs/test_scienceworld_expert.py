@@ -134,5 +134,7 @@ def test_error_rates_are_parameters(env: ScienceWorld, subtasks: list[str]) -> N
             env, "weak", subtasks, 0, expert_noise={"fail": 0.0, "detour": 0.0, "mend": 0.0}
         )
     )
-    with pytest.raises(ValueError, match="unknown error rate 'base', expected one of fail, early, late_tasks, detour, mend"):
+    with pytest.raises(
+        ValueError, match="unknown error rate 'base', expected one of fail, early, late_tasks, detour, mend"
+    ):
         expert_trajectories(env, "weak", subtasks, 0, expert_noise={"base": 0.1})
