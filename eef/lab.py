@@ -197,6 +197,12 @@ def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     ValueError where prompt, example and decoding do not fit together.
     """
     chat = load_chat(settings.model)
+    if not settings.prompt and not chat.instructions and "aliases" not in options_of(settings.model):
+        show(
+            f"warning: the model {settings.model!r} has no instructions, so it sees the pages of {env.name} without a "
+            "word on what to answer. Set prompt='react', or write a file chat.json into the model's folder, such as "
+            '{"instructions": "Answer with one action.", "constrained_decoding": true}'
+        )
     if not settings.prompt:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': only that prompt has an example")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from eef.agents.policy import Policy, load_chat
 from eef.experiment import experiment
 from eef.files import read_json
-from eef.lab import Lab
+from eef.lab import Lab, make_chat
 from eef.methods import wins
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
@@ -167,3 +168,18 @@ def test_a_run_by_two_processes_equals_a_run_by_one(base: str, shop, tmp_path) -
     assert rows[0]["win_rate"] == rows[1]["win_rate"] and rows[0]["mean_reward"] == rows[1]["mean_reward"]
     assert not (tmp_path / rows[1]["run_id"] / "bc" / "job.json").exists()
     assert world_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "warns"),
+    [({}, "", True), ({"instructions": "Answer with one action."}, "", False), ({"aliases": ""}, "", False),
+     ({}, "react", False)],
+)  # fmt: skip
+def test_a_model_without_instructions_is_reported_when_the_chat_is_made(
+    options: dict, prompt: str, warns: bool, base: str, shop, tmp_path, capsys
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "model")
+    (folder / "chat.json").write_text(json.dumps(options))
+    make_chat(Settings(model=str(folder), prompt=prompt, constrained_decoding=False), shop, [])
+    printed = capsys.readouterr().out
+    assert ("has no instructions" in printed and "Set prompt='react', or write a file chat.json" in printed) == warns

@@ -15,6 +15,7 @@ import torch
 
 from eef.agents.chat import Chat
 from eef.agents.episode import Start, streams
+from eef.agents.invalid_actions import OnWarning, print_warning
 from eef.agents.policy import Policy, load_arguments
 from eef.agents.rollout import OnProgress, simulate
 from eef.agents.vllm import served
@@ -80,6 +81,7 @@ def simulate_together(
     processes: int,
     *,
     on_progress: OnProgress | None = None,
+    on_warning: OnWarning = print_warning,
     **options: Any,
 ) -> list[Trajectory]:
     """As :func:`eef.agents.rollout.simulate`, with the starts divided among ``processes`` workers.
@@ -99,6 +101,7 @@ def simulate_together(
     results: dict[int, list[Trajectory]] = {}
     pipes: dict[Connection, int] = {}
     workers = []
+    has_warned = False
     try:
         for number, part in enumerate(parts):
             our_end, worker_end = context.Pipe()
@@ -127,6 +130,10 @@ def simulate_together(
                 if isinstance(message, tuple):
                     if on_progress:
                         on_progress(*message)
+                elif isinstance(message, _Warning):
+                    if not has_warned:
+                        on_warning(message.text)
+                    has_warned = True
                 else:
                     results[pipes.pop(pipe)] = message
     finally:
@@ -135,6 +142,13 @@ def simulate_together(
                 worker.terminate()
             worker.join()
     return [trajectory for number in sorted(results) for trajectory in results[number]]
+
+
+@dataclass(frozen=True)
+class _Warning:
+    """A warning that a worker sends."""
+
+    text: str
 
 
 def _work(
@@ -149,7 +163,7 @@ def _work(
     seeds: list[list[int]],
     options: dict[str, Any],
 ) -> None:
-    """What a worker does: sends progress as tuples, then the trajectories as a list; a failure as a string."""
+    """What a worker does: sends progress as tuples and warnings, then the trajectories; a failure as a string."""
     end_with_parent()
     try:
         torch.set_num_threads(threads)
@@ -160,6 +174,7 @@ def _work(
             raise ValueError(f"the worker's environment has the state key {own_env.state_key()}, not {state_key}")
         loaded = Policy.load(**policy)
         send_progress: OnProgress = lambda *counts: pipe.send(counts)  # noqa: E731
-        pipe.send(simulate(loaded, own_env, starts, seeds=seeds, on_progress=send_progress, **options))
+        callbacks: dict[str, Any] = {"on_progress": send_progress, "on_warning": lambda text: pipe.send(_Warning(text))}
+        pipe.send(simulate(loaded, own_env, starts, seeds=seeds, **callbacks, **options))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")

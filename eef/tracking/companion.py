@@ -61,8 +61,8 @@ class State:
 class Companion:
     """Sends one run to W&B. The W&B run is opened when there is something to send.
 
-    ``labels`` and ``complete`` map a stage to its folder, ``sizes`` a chart to its complete stages with their numbers of
-    steps or episodes.
+    ``labels`` and ``complete`` map a stage to its folder, ``sizes`` a chart to its complete stages with their numbers
+    of steps or episodes.
     """
 
     folder: Path

@@ -88,12 +88,12 @@ class Meter:
     ) -> None:
         self.name, self.report = stage_name(stage), report
         self.total = total
-        self.totals = {"episodes": 0, "wins": 0, "tokens": 0}
+        self.totals: dict[str, int] = {"episodes": 0, "wins": 0, "tokens": 0}
         self.row: dict[str, Any] = {}
         self.start = self.printed = time.monotonic()
         self.reported = float("-inf")
         # disable=None: no bar where the output is neither a terminal nor a notebook
-        self.bar = tqdm(total=total or 1, bar_format=self._format(""), miniters=1, mininterval=0.5, disable=None)
+        self.bar: Any = tqdm(total=total or 1, bar_format=self._format(""), miniters=1, mininterval=0.5, disable=None)
         if hasattr(self.bar, "container"):
             for part, width in zip(self.bar.container.children, _WIDTHS, strict=True):
                 part.layout.width = width
@@ -113,7 +113,7 @@ class Meter:
 
     def on_step(self, step: int, steps: int, row: Mapping[str, float]) -> None:
         """Show a training step. ``row`` is what training logged at it, with its speed; the last loss stays shown."""
-        last_loss = {name: self.row[name] for name in ("loss",) if name in self.row}
+        last_loss: dict[str, Any] = {"loss": self.row["loss"]} if "loss" in self.row else {}
         self.row = {**last_loss, **row, "step": step, "steps": steps}
         self._report(logged="loss" in row)
         self._show()

@@ -58,9 +58,9 @@ def run_trainer(
     arguments and an equal number of threads give equal weights on a CPU.
 
     ``work`` is a folder for checkpoints: a call with equal arguments resumes from the last complete one, to equal
-    weights on a CPU. :func:`save_trained` removes them. ``on_step(step, steps, row)`` is called after each step. ``row``
-    is the row logged at that step, if any, with ``tokens_per_second`` and ``seconds_left`` of this process. After a
-    restart it first gets the rows logged before the checkpoint, in order, without these two.
+    weights on a CPU. :func:`save_trained` removes them. ``on_step(step, steps, row)`` is called after each step:
+    ``row`` is the row logged at that step, if any, with ``tokens_per_second`` and ``seconds_left``. After a restart it
+    first gets the rows logged before the checkpoint, in order, without these two.
     ``trainer`` makes the Trainer (default: :class:`GroupedTrainer`).
 
     Weights that train and are in half precision are held in float32 while training, under autocast, because half
@@ -253,7 +253,7 @@ class StepMonitor(TrainerCallback):
         self._report(state.global_step, state, {**_logged(state)[-1], **self._speed(state)})
 
     def _speed(self, state: Any) -> dict[str, float]:
-        """The tokens per second of all processes, which take equal shares, and the seconds that the other steps need."""
+        """The tokens per second of all processes, which take equal shares, and the seconds until the last step."""
         seconds, steps = time.perf_counter() - self.start, state.global_step - self.first
         left = seconds / steps * (state.max_steps - state.global_step)
         return {"tokens_per_second": self.batches.tokens * world_size() / seconds, "seconds_left": left}

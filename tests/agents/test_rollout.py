@@ -484,3 +484,21 @@ def test_simulations_depend_on_the_code_of_the_engine_and_training_does_not() ->
     engine = {"eef.agents.cached_engine", "eef.agents.kv_cache", "eef.agents.constraints"}
     assert engine <= keys.source_files(["eef.agents.simulation"]).keys()
     assert not engine & keys.source_files(["eef.training.stages"]).keys()
+
+
+@pytest.mark.parametrize(("invalid", "warnings"), [(7, 1), (5, 0)])
+def test_a_policy_whose_actions_are_mostly_invalid_is_reported_once_while_it_plays(
+    invalid: int, warnings: int, shop, thinker: Policy, monkeypatch
+) -> None:
+    """``invalid`` of every 10 actions are invalid; the first 50 turns are the first 10 of five episodes."""
+    replies = ("Action: search[mug]",) * (10 - invalid) + ("Action: o0 i2",) * invalid
+    monkeypatch.setattr(Scripted, "replies", replies * 2)
+    events: list[str] = []
+    starts = [Start(task) for task in shop.tasks("train")[:5]]
+    simulate(thinker, shop, starts, on_warning=events.append, on_progress=lambda *_: events.append("end of an episode"))
+    texts = [event for event in events if event != "end of an episode"]
+    assert len(texts) == warnings and len(events) == warnings + 5
+    if warnings:
+        assert events[0] == texts[0], "while the episodes are played"
+        assert texts[0].startswith("35 of 50 actions are invalid so far, such as 'o0 i2', where 'click[")
+        assert "set constrained_decoding=True or prompt='react', use a model that knows" in texts[0]

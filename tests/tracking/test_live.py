@@ -70,7 +70,7 @@ def folder_of(root: Path) -> Path:
 
 
 def history(folder: Path, key: str, stage: str = "") -> list[Any]:
-    """The values of ``key`` in the only offline folder of a run, in the order of logging; of one stage if it is given."""
+    """The values of ``key`` in the only offline folder of a run, in the order of logging; of one stage if given."""
     items = [record.history.item for record in read_back(folder) if record.HasField("history")]
     rows = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row} for row in items]
     return [row[key] for row in rows if key in row and (not stage or row[f"{key.split('/')[0]}/stage"] == stage)]
