@@ -477,10 +477,12 @@ class Server:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.exits: dict[str, list[int]] = {}
         self.reachable = True
+        self.about: dict[str, Any] = {}
 
     def open(self, folder: Path, run_id: str, mode: str, **about: Any) -> Any:
         if mode == "online" and not self.reachable:
             raise ConnectionError("no answer")
+        self.about = about
         name = run_id if mode == "online" else f"{run_id} offline"
         rows, exits = self.rows.setdefault(name, []), self.exits.setdefault(name, [])
         run = SimpleNamespace(tags=(), summary={}, define_metric=lambda *_, **__: None, log=rows.append)
@@ -534,9 +536,12 @@ def folder(tmp_path: Path) -> Path:
 FINISH = {"event": "finish", "content": "c"}
 
 
-@pytest.mark.parametrize(("value", "disabled"), [(None, True), ("true", True), ("false", False)])
-def test_system_metrics_are_of_the_run_and_only_on_request(
-    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, value: str | None, disabled: bool
+@pytest.mark.parametrize(
+    ("mode", "value", "disabled"),
+    [("online", None, False), ("online", "true", True), ("offline", None, True), ("offline", "false", False)],
+)
+def test_system_metrics_are_of_the_run_and_online_unless_requested_otherwise(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, mode: str, value: str | None, disabled: bool
 ) -> None:
     import wandb
 
@@ -544,8 +549,49 @@ def test_system_metrics_are_of_the_run_and_only_on_request(
     if value is not None:
         monkeypatch.setenv("WANDB_X_DISABLE_STATS", value)
     monkeypatch.setattr(wandb, "init", lambda **options: options["settings"])
-    settings = mirror.open_run(tmp_path, "run", "offline", pid=123)
+    settings = mirror.open_run(tmp_path, "run", mode, pid=123)
     assert (settings.x_disable_stats, settings.x_stats_pid) == (disabled, 123)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_charts_are_shared_by_arms_and_their_axes_grow_over_the_whole_run(
+    folder: Path, server: Server, mode: str, killed: bool
+) -> None:
+    for label, row in (("experts-1", {"episodes": 20, "wins": 5}), ("test-1", {"episodes": 4, "wins": 1})):
+        (folder.parent / "stages" / label).mkdir()
+        log_metrics(folder.parent / "stages" / label, row)
+    made = [stage("experts-1", "made"), stage("sft-1", "made"), stage("bc-1", "reused")]
+    progress = [
+        {"event": "progress", "stage": "sft", "row": {**step(2)["row"], "tokens_per_second": 7.0, "seconds_left": 1}}
+    ]
+    rollout = {"step": 2, "steps": 4, "episodes": 2, "wins": 2, "seconds_left": 1.0}
+    progress += [{"event": "progress", "stage": "test", "row": rollout}]
+    if killed:
+        send(folder, *made, stage("sft-2", "started"), progress[0], mode=mode)
+        server.rows.pop("run offline", None)
+    send(folder, *made, stage("sft-2", "started"), progress[0], stage("sft-2", "made"), stage("test-1", "started"),
+         progress[1], stage("test-1", "made"), FINISH, mode=mode)  # fmt: skip
+    (rows,) = server.rows.values()
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["train/global_step"] for row in training] == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+    assert training[5]["train/tokens_per_second"] == 7.0 and "train/seconds_left" not in training[5]
+    rollouts = [row for row in rows if "rollout/episodes" in row]
+    assert [row["rollout/total_episodes"] for row in rollouts] == [9, 11, 13]
+    assert [(row["rollout/stage"], row["rollout/win_rate"]) for row in rollouts] == [
+        ("bc", 4 / 9), ("test", 1.0), ("test", 0.25),
+    ]  # fmt: skip
+    assert [row["experts/win_rate"] for row in rows if "experts/episodes" in row] == [0.25]
+    assert not any("rollout/step" in row for row in rows) and sum("test/win_rate" in row for row in rows) == 1
+
+
+def test_runs_outside_a_sweep_have_a_group_of_what_may_be_compared(folder: Path, server: Server) -> None:
+    groups = []
+    for hashes in ({"data": "a"}, {"data": "a"}, {"data": "b"}):
+        write_json(folder / "stamp.json", {"hashes": hashes})
+        send(folder, stage("bc-1", "reused"), mode="offline")
+        groups.append(server.about["group"])
+    assert groups[0] == groups[1] != groups[2] and groups[0].startswith("webshop-")
 
 
 def test_online_a_restart_continues_the_same_history(folder: Path, server: Server) -> None:
