@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -561,7 +562,8 @@ def test_charts_are_shared_by_arms_and_their_axes_grow_over_the_whole_run(
     for label, row in (("experts-1", {"episodes": 20, "wins": 5}), ("test-1", {"episodes": 4, "wins": 1})):
         (folder.parent / "stages" / label).mkdir()
         log_metrics(folder.parent / "stages" / label, row)
-    made = [stage("experts-1", "made"), stage("sft-1", "made"), stage("bc-1", "reused")]
+    shutil.copytree(folder.parent / "stages" / "sft-1", folder.parent / "stages" / "dpo-1")
+    made = [stage("experts-1", "made"), stage("dpo-1", "made"), stage("bc-1", "reused")]
     progress = [
         {"event": "progress", "stage": "sft", "row": {**step(2)["row"], "tokens_per_second": 7.0, "seconds_left": 1}}
     ]
