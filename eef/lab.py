@@ -136,8 +136,10 @@ class Lab:
         """The trajectories that ``body(inputs, folder, on_progress)`` returns, as a stage."""
 
         def write(folder: Path) -> None:
-            with Meter(name, total, partial(self.run.progress, name)) as meter:
-                trajectories = body(inputs, folder, meter.on_episodes)
+            turns = self.env.max_steps if body is run_simulations else 0
+            with Meter(name, total, partial(self.run.progress, name), turns) as meter:
+                on_turn = {"on_turn": meter.on_turn} if body is run_simulations else {}
+                trajectories = body(inputs, folder, meter.on_episodes, **on_turn)
             self._check_code(body, inputs)
             trajectory.save(trajectories, folder / "trajectories.jsonl")
             cost, problems = evaluate.cost(trajectories), problem_counts(t.info for t in trajectories)

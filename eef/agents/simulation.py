@@ -17,7 +17,7 @@ from eef.agents.chat import Chat
 from eef.agents.episode import Start, streams
 from eef.agents.invalid_actions import OnWarning, print_warning
 from eef.agents.policy import Policy, load_arguments
-from eef.agents.rollout import OnProgress, simulate
+from eef.agents.rollout import OnProgress, OnTurn, simulate
 from eef.agents.vllm import served
 from eef.envs import TextEnv, make_env
 from eef.files import write_json
@@ -45,7 +45,9 @@ class Simulation:
     processes: int = field(default=1, metadata={"key": None})
 
 
-def run_simulations(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
+def run_simulations(
+    inputs: Simulation, folder: Path, on_progress: OnProgress, on_turn: OnTurn | None = None
+) -> list[Trajectory]:
     """The trajectories of ``inputs.starts``, in their order.
 
     If a server played, its description goes into ``engine.json`` in ``folder``.
@@ -56,6 +58,7 @@ def run_simulations(inputs: Simulation, folder: Path, on_progress: OnProgress) -
         "temperature": inputs.temperature,
         "slots": acting.slots,
         "on_progress": on_progress,
+        "on_turn": on_turn,
     }
     if acting.engine:
         with served(
@@ -81,6 +84,7 @@ def simulate_together(
     processes: int,
     *,
     on_progress: OnProgress | None = None,
+    on_turn: OnTurn | None = None,
     on_warning: OnWarning = print_warning,
     **options: Any,
 ) -> list[Trajectory]:
@@ -128,7 +132,9 @@ def simulate_together(
                 if isinstance(message, str):
                     raise RuntimeError(f"rollout worker {pipes[pipe]} of {len(parts)}: {message}")
                 if isinstance(message, tuple):
-                    if on_progress:
+                    if len(message) == 2 and on_turn:
+                        on_turn(*message)
+                    elif len(message) == 3 and on_progress:
                         on_progress(*message)
                 elif isinstance(message, _Warning):
                     if not has_warned:
@@ -174,7 +180,9 @@ def _work(
             raise ValueError(f"the worker's environment has the state key {own_env.state_key()}, not {state_key}")
         loaded = Policy.load(**policy)
         send_progress: OnProgress = lambda *counts: pipe.send(counts)  # noqa: E731
-        callbacks: dict[str, Any] = {"on_progress": send_progress, "on_warning": lambda text: pipe.send(_Warning(text))}
+        send_turn: OnTurn = lambda *counts: pipe.send(counts)  # noqa: E731
+        callbacks: dict[str, Any] = {"on_progress": send_progress, "on_turn": send_turn}
+        callbacks["on_warning"] = lambda text: pipe.send(_Warning(text))
         pipe.send(simulate(loaded, own_env, starts, seeds=seeds, **callbacks, **options))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")

@@ -57,6 +57,8 @@ def clock(seconds: float) -> str:
 def describe(row: Mapping[str, Any]) -> str:
     """A row of progress in words: ``120 of 300 steps, loss 0.412, 5,200 tokens/s, 40 s left``."""
     parts = [f"{row['step']} of {row['steps']} {'episodes' if 'episodes' in row else 'steps'}"]
+    if "turns" in row:
+        parts[0] += f" ({row['turns']} turns)"
     if row.get("loss") is not None:
         parts.append(f"loss {row['loss']:.3f}")
     if "wins" in row:
@@ -78,17 +80,23 @@ class Meter:
     """Shows the progress of one stage and passes it on; a context manager.
 
     In a notebook and on a terminal it draws a bar, elsewhere it prints a line every ``LINE_SECONDS``. :meth:`on_step`
-    is for training, :meth:`on_episodes` for rollouts of ``total`` episodes. ``report(row, logged)`` receives each
+    is for training; :meth:`on_turn` and :meth:`on_episodes` are for rollouts of ``total`` episodes of at most
+    ``turns_per_episode`` turns. ``report(row, logged)`` receives each
     training step, and the totals of a rollout at most once per ``REPORT_SECONDS`` and at the end. ``logged`` is False
     for a training step that carries the loss of an earlier one. No result depends on what is shown.
     """
 
     def __init__(
-        self, stage: str, total: int | None = None, report: Callable[[Mapping[str, Any], bool], None] | None = None
+        self,
+        stage: str,
+        total: int | None = None,
+        report: Callable[[Mapping[str, Any], bool], None] | None = None,
+        turns_per_episode: int = 0,
     ) -> None:
         self.name, self.report = stage_name(stage), report
-        self.total = total
+        self.total, self.turns_per_episode = total, turns_per_episode
         self.totals: dict[str, int] = {"episodes": 0, "wins": 0, "tokens": 0}
+        self.turns = self.sampled = 0  # of all episodes, those in play included
         self.row: dict[str, Any] = {}
         self.start = self.printed = time.monotonic()
         self.reported = float("-inf")
@@ -114,9 +122,16 @@ class Meter:
     def on_step(self, step: int, steps: int, row: Mapping[str, float]) -> None:
         """Show a training step. ``row`` is what training logged at it, with its speed; the last loss stays shown."""
         last_loss: dict[str, Any] = {"loss": self.row["loss"]} if "loss" in self.row else {}
-        self.row = {**last_loss, **row, "step": step, "steps": steps}
+        rounded = {name: round(row[name], 1) for name in ("tokens_per_second", "seconds_left") if name in row}
+        self.row = {"step": step, "steps": steps, **last_loss, **row, **rounded}
         self._report(logged="loss" in row)
         self._show()
+
+    def on_turn(self, turns: int, tokens: int) -> None:
+        """Show turns of episodes in play, and the tokens sampled for them, since the last call."""
+        self.turns += turns
+        self.sampled += tokens
+        self.on_episodes(0, 0, 0)
 
     def on_episodes(self, episodes: int, wins: int, tokens: int) -> None:
         """Show the progress of a rollout. The arguments are what was added since the last call."""
@@ -124,10 +139,18 @@ class Meter:
             self.totals[name] += count
         now, ended = time.monotonic(), self.totals["episodes"]
         seconds, total = now - self.start, max(self.total or 0, ended)
-        self.row = {"step": ended, "steps": total, **self.totals, "win_rate": self.totals["wins"] / max(1, ended)}
-        if self.totals["tokens"] and seconds:
-            self.row["tokens_per_second"] = self.totals["tokens"] / seconds
-        self.row["seconds_left"] = seconds / max(1, ended) * (total - ended)
+        self.row = {"step": ended, "steps": total, **self.totals}
+        if ended:
+            self.row["win_rate"] = self.totals["wins"] / ended
+        if self.turns:
+            self.row["turns"] = self.turns
+        if (tokens := max(self.sampled, self.totals["tokens"])) and seconds:
+            self.row["tokens_per_second"] = round(tokens / seconds, 1)
+        done = ended / max(1, total)
+        if self.turns_per_episode and total:  # episodes that play at once end late, and then together
+            done = max(done, min(0.99, self.turns / (total * self.turns_per_episode)))
+        if done:
+            self.row["seconds_left"] = round(seconds / done - seconds, 1)
         if now - self.reported >= REPORT_SECONDS:
             self._report(logged=True)
         self._show()

@@ -152,7 +152,7 @@ class Run:
                     if self.live is not None:
                         self.live.stage(name, label, "started")
                     self._make(name, key, final, make)
-        if not is_new:
+        if not is_new and self.stages.get(name) != final:  # not a stage that this run has made or reused before
             show(f"Reusing {stage_name(name)} from an earlier run.")
             if self._out is not None:
                 self._write(_rows(name, final))

@@ -263,7 +263,12 @@ def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> No
 def test_progress_counts_every_episode(shop, policy: Policy) -> None:
     counts: list[tuple[int, int, int]] = []
     starts = [Start(task) for task in shop.tasks("train")]
-    played = simulate(policy, shop, starts, seed=0, on_progress=lambda *more: counts.append(more))
+    turns: list[tuple[int, int]] = []
+    played = simulate(
+        policy, shop, starts, seed=0, on_progress=lambda *more: counts.append(more), on_turn=lambda *t: turns.append(t)
+    )
+    assert sum(count for count, _ in turns) == sum(map(len, played)), "and every turn"
+    assert sum(tokens for _, tokens in turns) == sum(t.info["tokens"] for t in played)
     assert sorted(counts) == sorted((1, int(t.won), t.info["tokens"]) for t in played)
     assert min(tokens for _, _, tokens in counts) > 0
 

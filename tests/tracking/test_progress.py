@@ -68,6 +68,16 @@ def test_a_rollout_is_reported_once_per_second_and_at_its_end(monkeypatch: pytes
     assert rows[1]["wins"] == 2 and rows[1]["win_rate"] == 0.5 and rows[1]["seconds_left"] == pytest.approx(1.6)
 
 
+def test_a_rollout_is_seen_before_its_first_episode_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Meter("test", 10, turns_per_episode=15) as meter:
+        now += 6.0
+        meter.on_turn(10, 60)
+        meter.on_turn(10, 60)
+        assert describe(meter.row) == "0 of 10 episodes (20 turns), 0 won, 20 tokens/s, 39 s left"
+
+
 def drawn(monkeypatch: pytest.MonkeyPatch, stage: str, total: int | None, steps: int) -> list[str]:
     """The bars that a terminal gets."""
     output = io.StringIO()

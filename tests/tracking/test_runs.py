@@ -342,7 +342,7 @@ def test_wandb_offline_folder_is_written_once(
     run.stage("bc", {}, make)
     run.finish({"win_rate": 0.5})
     (record,) = (run.folder / "wandb").glob("offline-run-*/*.wandb")
-    assert run.run_id.encode() in record.read_bytes() and b"bc/loss" in record.read_bytes()
+    assert run.run_id.encode() in record.read_bytes() and b"train/loss" in record.read_bytes()
     state = json.loads((run.folder / "timing.json").read_text())["wandb"]
     assert state["used"] == "offline" and state["error"] is None
     run.finish({"win_rate": 0.5})
