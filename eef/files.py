@@ -142,6 +142,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_last_row(path: Path) -> dict[str, Any]:
+    """The last complete row of JSON Lines that may be growing; an empty dictionary if there is none."""
+    with open(path, "rb") as rows:
+        rows.seek(max(0, path.stat().st_size - 4000))
+        lines = rows.read().split(b"\n")[:-1]
+    try:
+        row = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
 def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -> list[str]:
     """Split names joined by ``+``, such as ``strong+my.jsonl``. An existing path that contains a ``+`` is not split.
 

@@ -7,6 +7,7 @@ test subtasks, paired on equal ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,27 @@ def results_table(runs: pd.DataFrame) -> pd.DataFrame:
     for name in ("N", "M", *_COST, "tasks", "errors"):
         shown[name] = ["" if pd.isna(value) else f"{float(value):.0f}" for value in shown[name]]
     return shown.fillna("")
+
+
+def result_table(result: Mapping[str, Any]) -> pd.DataFrame:
+    """The result of one experiment (:func:`eef.experiment.experiment`) for reading, in one row."""
+    win_rate, low, high = (
+        "-" if result[name] is None else f"{100 * result[name]:.1f}" for name in ("win_rate", "win_low", "win_high")
+    )
+    reward = result["mean_reward"]
+    row = {
+        "method": arm_name(Arm(result["method"], result["experts"], result["n"], result["m"]), False),
+        "win rate": f"{win_rate} %",
+        "95 % interval": f"{low} to {high} %",
+        "mean reward": "-" if reward is None else f"{reward:.3f}",
+        "test subtasks": result["n_test"],
+        "simulated episodes": result["episodes"],
+        "seconds": f"{result['seconds']:.0f}",
+        "run": result["run_id"],
+    }
+    if errors := result.get("errors", 0) + result.get("simulation_errors", 0):
+        row["errors"] = errors
+    return pd.DataFrame([row]).set_index("run")  # pandas cuts long texts in columns, but not in the index
 
 
 def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None = None) -> pd.DataFrame:

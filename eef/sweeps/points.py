@@ -24,7 +24,8 @@ from eef.tracking.runs import shorten
 class Point:
     """One execution of the notebook. Its output files are named ``base`` plus a suffix.
 
-    ``state`` is ``waits``, ``queued``, ``runs``, ``done``, ``failed``, or ``finished`` (by an earlier sweep).
+    ``state`` is ``waits``, ``queued``, ``runs``, ``done``, ``failed``, ``stopped`` (interrupted), or ``finished`` (by
+    an earlier sweep).
     """
 
     label: str

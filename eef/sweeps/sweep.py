@@ -127,7 +127,7 @@ def _locked(root: Path) -> Iterator[None]:
 def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm: bool) -> None:
     """Run the points. A failed one does not stop the others. Slurm gets all at once, and runs ``jobs`` at a time."""
     waiting, running = list(todo), list[Point]()
-    with Screen(todo) as screen:
+    with Screen(todo, root) as screen:
         try:
             if slurm:
                 running, waiting = _submit(spec, name, todo, jobs, root, screen), []
@@ -149,7 +149,10 @@ def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm
                     elif point.state == "queued" and Path(f"{point.base}.log").is_file():
                         point.state, point.start = "runs", time.monotonic()
         finally:
-            stop([point.work for point in running if isinstance(point.work, subprocess.Popen)])
+            local = [point for point in running if isinstance(point.work, subprocess.Popen)]
+            stop([point.work for point in local])  # type: ignore[misc]
+            for point in local:
+                point.state, point.seconds = "stopped", round(time.monotonic() - point.start, 1)
 
 
 def _execution(spec: Spec, name: str, point: Point, root: Path) -> Execution:

@@ -11,7 +11,7 @@ import pytest
 
 from eef.analysis.arms import RUN_COLUMNS, Arm, FigureError, arm_name, arm_table, by_arm, comparable, run_table
 from eef.analysis.figures import _free, learning_curves, win_rate_vs_budget
-from eef.analysis.tables import markdown, paired_table, results_table
+from eef.analysis.tables import markdown, paired_table, result_table, results_table
 from eef.tracking.runs import log_metrics
 
 
@@ -100,6 +100,17 @@ def test_one_seed_shows_the_runs_own_interval() -> None:
     assert table.loc["sft_pos", "win_low"] == pytest.approx(0.1)
     shown = results_table(runs())
     assert shown.loc[shown["method"] == "ceiling", "95 % interval"].item() == "70.0 to 90.0"
+
+
+def test_one_result_is_a_small_table_for_reading() -> None:
+    result = {"method": "eef", "experts": "strong", "n": None, "m": 5}
+    result |= {"win_rate": 0.51234, "win_low": 0.4, "win_high": 0.6}
+    result |= {"mean_reward": 0.712345, "n_test": 60, "episodes": 84, "seconds": 41.2345, "run_id": "shop__eef__s0" * 9}
+    table = result_table(result)
+    assert table.iloc[0].tolist() == ["EEF, M = 5", "51.2 %", "40.0 to 60.0 %", "0.712", 60, 84, "41"]
+    assert result["run_id"] in table.to_html() and "errors" not in table, "the run's name is not cut"
+    without = {**result, "win_rate": None, "win_low": None, "win_high": None, "mean_reward": None, "errors": 60}
+    assert result_table(without).iloc[0].tolist()[1:] == ["- %", "- to - %", "-", 60, 84, "41", 60]
 
 
 def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:

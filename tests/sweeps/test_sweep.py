@@ -899,5 +899,7 @@ def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130 and "the same command resumes the sweep" in output
+    table = output[output.index("the same command resumes the sweep") :]
+    assert " stopped " in table and " runs " not in table
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)

@@ -102,11 +102,14 @@ def test_the_offline_record_has_what_a_comparison_needs(tmp_path: Path, offline:
         for record in records
         if record.HasField("history")
     ]
-    assert [row["sft-0/loss"] for row in rows if "sft-0/loss" in row] == [2.0, 1.0]
+    assert [(row["train/stage"], row["train/loss"]) for row in rows if "train/loss" in row] == [
+        ("sft-0", 2.0),
+        ("sft-0", 1.0),
+    ]
     (axes,) = [row for row in rows if "test/win_rate" in row]
     assert (axes["budget/episodes"], axes["test/win_rate"], axes["test/win_low"]) == (900, 0.5, 0.4)
     steps = {(r.metric.name or r.metric.glob_name): r.metric.step_metric for r in records if r.HasField("metric")}
-    assert steps["test/*"] == "budget/episodes" and steps["sft-0/*"] == "sft-0/step"
+    assert steps["test/*"] == "budget/episodes" and steps["train/*"] == "train/global_step"
     kinds = {key: value for row in rows for key, value in row.items() if key.endswith("/_type")}
     tables = {f"trajectories/{name}/_type": "table-file" for name in ("test", "selected")}
     assert kinds == {**tables, "trajectories/views/_type": "html-file"}
