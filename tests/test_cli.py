@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_from_sweep_file_to_figure_and_again(
     assert (
         "2 points of tiny.ipynb, 1 to do" in output
         and "| rft" in output
-        and f"again:  eef sweep {arguments[1]}" in output
+        and f"to repeat: eef {shlex.join(arguments)}" in output
     )
     table = (out / "win_rate_vs_budget.csv").read_bytes()
     assert table.count(b"\n") == 3 and (out / "win_rate_vs_budget.png").is_file()

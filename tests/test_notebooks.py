@@ -58,7 +58,7 @@ def test_the_main_job_from_sweep_to_figure(
     words = small_demo(tmp_path)
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "again:" in printed and "win_rate_vs_budget.png" in printed
+    assert "to repeat:" in printed and "win_rate_vs_budget.png" in printed
     table = tmp_path / "figure" / "win_rate_vs_budget.csv"
     first = table.read_bytes()
     frame = pd.read_csv(table)
