@@ -35,7 +35,7 @@ def _runs(
     rates = [f"{100 * rate:.1f} %" if rate == rate else "-" for rate in rows.pop("win_rate")]
     rows.insert(len(rows.columns) - 1, "win rate", rates)
     if len(rows):
-        print(rows.drop(columns="env").fillna("-").to_string(index=False))
+        print(rows.drop(columns="env").astype(object).fillna("-").to_string(index=False))
     print(f"{len(rows)} runs in {folder}")
 
 
