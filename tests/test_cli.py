@@ -108,7 +108,11 @@ def test_an_interrupt_and_a_closed_pipe_end_quietly(
 
     monkeypatch.setattr("eef.sweeps.results.draw_runs", stop)
     assert main(["figures"]) == 130 and capsys.readouterr().err == "interrupted\n"
-    command = f"{sys.executable} -m eef webshop tasks | head -1"
+    code = (
+        "import eef.cli, eef.envs.tasks; eef.cli.environment = lambda *arguments: None; "
+        "eef.envs.tasks.print_tasks = lambda *arguments: print('x\\n' * 100_000); eef.cli.main(['tasks'])"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.count("\n") == 1 and done.stderr == ""
 
@@ -191,7 +195,8 @@ def test_runs_are_filtered_and_written_as_csv(tmp_path: Path, capsys: pytest.Cap
     assert listed("--sweep", "map") == listed("--sweep", "both") == ["rft-n1"]
     assert listed("--state", "unfinished") == ["eef-m1"] and listed("--method", "eto") == []
     assert main(["runs", "--root", str(tmp_path), "--csv", str(tmp_path / "runs.csv")]) == 0
-    (row,) = [row for row in csv.DictReader(open(tmp_path / "runs.csv")) if row["method"] == "eef-m5"]
+    rows = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
+    (row,) = [row for row in rows if row["method"] == "eef-m5"]
     today = time.strftime("%Y-%m-%d")
     assert row["date"].startswith(today) and (row["train"], row["test"], row["sweep"]) == ("250", "299", "demo")
     assert float(row["win_rate"]) == 2 / 3 and row["state"] == "finished"
@@ -218,9 +223,8 @@ def test_view_and_check_call_what_does_the_work(
 
     browser, check = ModuleType("browser"), ModuleType("check")
     vars(browser)["write_browser"] = lambda run, out: calls.append((run, out)) or Path("page.html")
-    vars(check)["check_file"] = lambda path, env, split: (
-        calls.append((path, env.name, env.max_steps, split)) or Report()
-    )
+    vars(check)["check_file"] = lambda path, env, split: calls.append((path, env, split)) or Report()
+    monkeypatch.setattr("eef.commands.experts.environment", lambda name, options: (name, options))
     monkeypatch.setitem(sys.modules, "eef.analysis.browser", browser)
     monkeypatch.setitem(sys.modules, "eef.experts.check", check)
     run = Run.open(tmp_path, "webshop", "eef-m1", 0, {}, {})
@@ -229,7 +233,11 @@ def test_view_and_check_call_what_does_the_work(
     words = ["experts", "check", "mine.jsonl", "--env", "webshop", "-p", "max_steps=7", "-p", "seed=1"]
     capsys.readouterr()
     assert main([*words, "--split", "train"]) == 1 and capsys.readouterr().out == "turn 3 differs\n"
-    assert calls == [(run.folder, None), (run.folder, Path("x.html")), ("mine.jsonl", "webshop", 7, "train")]
+    assert calls == [
+        (run.folder, None),
+        (run.folder, Path("x.html")),
+        ("mine.jsonl", ("webshop", {"max_steps": 7, "seed": 1}), "train"),
+    ]
 
 
 def test_tasks_lists_ids_splits_and_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
