@@ -1,24 +1,27 @@
-# Two commands: `make demo` and `make test`. Both set up .venv first; PYTHON names the interpreter (3.11 or newer).
+# `make demo`, `make smoke` (two minutes) and `make test` set up .venv first; PYTHON names the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint lock setup clean
+.PHONY: demo smoke test lint lock setup clean
 
 setup: .venv/ready
+	@echo "ready: 'source .venv/bin/activate' puts the command eef on the path; then 'eef' lists its commands"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "eef needs Python 3.11 or newer: make PYTHON=python3.11"'
+	@echo "1 of 2: a virtual environment in .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@echo "2 of 2: the libraries of constraints.txt, one to three minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
 
-demo: setup
+demo: .venv/ready
 	$(BIN)/eef sweep experiments/demo.yaml
 
-test: setup
+test: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: setup
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy eef
