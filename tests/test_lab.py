@@ -56,9 +56,9 @@ def test_iterations_samples_and_seeds_use_different_random_streams(
 
 
 def test_a_full_model_is_trained_simulated_and_tested_like_an_adapter(base: str, shop, tmp_path) -> None:
-    settings = Settings(model=base, epochs=2, tune="full", lr=1e-3, iterations=2, restart="last", micro_batch_size=1)
+    settings = Settings(model=base, epochs=1, tune="full", lr=1e-3, iterations=2, restart="last", micro_batch_size=1)
     row = experiment(
-        "rft", shop, settings, 0, options={"n": 1}, train_tasks=20, test_tasks=4, root=tmp_path, wandb="disabled"
+        "rft", shop, settings, 0, options={"n": 1}, train_tasks=20, test_tasks=2, root=tmp_path, wandb="disabled"
     )
     folder = tmp_path / row["run_id"]
     config = read_json(folder / "config.json")["config"]
@@ -86,7 +86,7 @@ def test_training_simulation_and_test_load_the_model_in_the_same_form(base: str,
 
     monkeypatch.setattr(Policy, "load", recorded)
     settings = Settings(model=base, epochs=1, lora_r=4, lora_alpha=8)
-    row = experiment("rft", shop, settings, 0, test_tasks=2, root=tmp_path, wandb="disabled")
+    row = experiment("rft", shop, settings, 0, options={"n": 1}, test_tasks=2, root=tmp_path, wandb="disabled")
     assert len(loads) == 4 and all(each == loads[0] for each in loads)
     assert read_json(tmp_path / row["run_id"] / "config.json")["config"]["artefact"] == "adapter on the auto base model"
 

@@ -17,6 +17,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import yaml
 
 from eef.agents.model_files import folder_of
 from eef.cli import main
@@ -42,6 +43,9 @@ def test_notebooks_are_stripped_and_thin(path: Path) -> None:
     for line in parameters[0].body:
         assert isinstance(line, ast.Assign)
         ast.literal_eval(line.value)  # literals only
+
+
+DEMO = ROOT / "experiments" / "demo.yaml"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -73,28 +77,39 @@ def test_the_first_cell_installs_on_colab_only(monkeypatch: pytest.MonkeyPatch, 
     assert [command[:2] for command in commands] == [["git", "clone"], [sys.executable, "-m"], ["cd", "/content/eef"]]
 
 
-def small_demo(folder: Path) -> list[str]:
-    """Arguments of `eef` that run the demo's seven arms on a small shop, all under ``folder``."""
-    words = ["sweep", str(ROOT / "experiments" / "demo.yaml"), "--root", str(folder / "runs")]
+def small_demo(folder: Path, points: list[dict[str, Any]] | None = None) -> list[str]:
+    """Arguments of `eef` that run the demo's arms (or these ``points``) on a small shop, all under ``folder``."""
+    file = DEMO
+    if points is not None:
+        file = folder / DEMO.name
+        file.write_text(yaml.safe_dump({**yaml.safe_load(DEMO.read_text()), "points": points}))
+    words = ["sweep", str(file), "--root", str(folder / "runs")]
     for change in (f"catalogue={SMALL}", "epochs=2", "wandb=disabled", "train_tasks=0", "test_tasks=0"):
         words += ["-p", change]
     return [*words, "--out", str(folder / "figure")]
 
 
+POINTS = yaml.safe_load(DEMO.read_text())["points"]
+TWO = [{"method": "rft", "n": 1}, {"method": "eef", "m": 1}]
+
+
+@pytest.mark.parametrize("points", [TWO, pytest.param(POINTS, marks=pytest.mark.slow)], ids=["two arms", "all arms"])
 def test_the_main_job_from_sweep_to_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    points: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`eef sweep experiments/demo.yaml`, small: every arm, the figure, and the same table from a second start."""
-    words = small_demo(tmp_path)
+    """`eef sweep experiments/demo.yaml`, small: arms, the figure, and the same table from a second start."""
+    assert all(point in POINTS for point in points)
+    words = small_demo(tmp_path, points if points != POINTS else None)
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "again:" in printed and "win_rate_vs_budget.png" in printed
+    assert "to repeat:" in printed and "win_rate_vs_budget.png" in printed
     table = tmp_path / "figure" / "win_rate_vs_budget.csv"
     first = table.read_bytes()
     frame = pd.read_csv(table)
-    assert set(frame["method"]) == {"sft_pos", "ceiling", "rft", "eef"}
+    assert set(frame["method"]) == {point["method"] for point in points}
     assert frame.loc[frame["method"].isin(["sft_pos", "ceiling"]), "episodes"].eq(0).all()
-    assert frame.set_index("n").loc[6, "episodes"] == 120
+    for n in [point["n"] for point in points if "n" in point]:
+        assert frame.set_index("n").loc[n, "episodes"] == 20 * n
     assert frame["win_rate"].between(0, 1).all() and frame["errors"].eq(0).all()
     for kind in ("png", "svg"):
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
@@ -104,7 +119,7 @@ def test_the_main_job_from_sweep_to_figure(
     parameters["draw"] = ["learning_curves", "selection"]
     shown = executed("figures", tmp_path, parameters, monkeypatch)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
-    assert shown.count('class="eef eef-table"') == 2  # two runs of EEF
+    assert shown.count('class="eef eef-table"') == sum(point["method"] == "eef" for point in points)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -18,6 +19,12 @@ LIGHT = """
 import sys, eef
 print([name for name in ("torch", "transformers", "numpy", "eef.rollout") if name in sys.modules])
 """
+SHADOWED = """
+import eef, importlib, pkgutil
+for module in pkgutil.iter_modules(eef.__path__):
+    importlib.import_module(f"eef.{module.name}")
+print([name for name in eef.__all__ if not callable(getattr(eef, name))])
+"""
 
 
 def test_the_package_exports_what_users_need() -> None:
@@ -30,6 +37,10 @@ def test_the_package_exports_what_users_need() -> None:
         _ = eef.nothing
 
 
-def test_importing_the_package_imports_no_library() -> None:
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True, timeout=300)
+@pytest.mark.parametrize("code", [LIGHT, SHADOWED], ids=["imports no library", "no module shadows a name"])
+def test_importing_the_package_in_a_new_process(code: str) -> None:
+    quiet = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}  # wandb prints its mode
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300, env=quiet
+    )
     assert done.stdout == "[]\n"

@@ -7,10 +7,10 @@ An environment with a name is a folder ``eef/envs/NAME/`` and a line in :data:`E
 * ``instructions.txt`` (optional): what the environment asks of a ReAct agent; ``extras.py`` reads it.
 * ``cli.py`` (optional), which may define
 
-  - ``add_commands(parser)``: adds the commands of ``eef NAME``; the module's docstring begins with their summary;
-  - ``COLLECT_OPTIONS``: options of ``eef collect`` and their arguments for ``add_argument``, such as
-    ``{"--data": {"metavar": "FOLDER"}}``; their values are keywords of the class;
-  - ``collect_defaults(arguments)``: default keywords of the class for ``eef collect``.
+  - ``app``: a ``typer.Typer`` with the commands of ``eef NAME``; the module's docstring begins with their summary;
+  - ``COLLECT_OPTIONS``: options of ``eef collect`` by the keyword of the class that they set, such as
+    ``{"data": Annotated[str | None, typer.Option(metavar="FOLDER")]}``;
+  - ``collect_defaults(concurrency)``: default keywords of the class for ``eef collect``.
 
   ``eef --help`` loads this file alone, so it imports other modules inside its functions.
 """

@@ -35,11 +35,13 @@ def sweep(
     only: str | None = None,
     root: str | Path | None = None,
     executor: str = "local",
+    out: str | Path | None = None,
 ) -> int:
     """Run the points that are not finished. Returns 0 on success, 1 if points failed, 130 if interrupted.
 
     ``executor`` is ``local`` (``jobs`` processes at a time, 2 by default) or ``slurm`` (an array of jobs, all at a time
     by default). Jobs that an interrupted sweep left in Slurm's queue continue, and the next sweep waits for them.
+    ``out`` is the folder of the figures, which the command that repeats the sweep names.
     """
     spec = read_spec(path)
     overrides, notices = use_current_names(spec, overrides)
@@ -57,7 +59,7 @@ def sweep(
     todo = [point for point in chosen if point.state != "finished"]
     if slurm := executor == "slurm":
         check_slurm(spec.slurm)
-    jobs = jobs or (max(1, len(todo)) if slurm else 2)
+    jobs_option, jobs = jobs, jobs or (max(1, len(todo)) if slurm else 2)
     name = sweep_label(spec, overrides)
     print(f"sweep {name}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {folder}")
     if warning := other_releases([point for point in chosen if point.state == "finished"], folder):
@@ -77,23 +79,31 @@ def sweep(
         good = [point for point in points if point.state in ("finished", "done")]
         missing = [point.label for point in points if point not in good]
         runs = [run for point in good for run in run_ids(point)]
-        again = repeat_command(path, overrides, root, executor)
-        index = {"run_ids": runs, "missing": missing, "command": again}
+        whole = repeat_command(path, overrides, root, executor, out=out)  # the index covers all points
+        index = {"run_ids": runs, "missing": missing, "command": whole}
         write_json(folder / "sweeps" / f"{name}.json", index)
     print("\n".join(_lines(chosen, folder)))
-    print(f"again: {again}", flush=True)
+    print(f"to repeat: {repeat_command(path, overrides, root, executor, only, jobs_option, out)}", flush=True)
     return code
 
 
 def repeat_command(
-    path: str | Path, overrides: Mapping[str, Any] | None, root: str | Path | None, executor: str = "local"
+    path: str | Path,
+    overrides: Mapping[str, Any] | None,
+    root: str | Path | None,
+    executor: str = "local",
+    only: str | None = None,
+    jobs: int | None = None,
+    out: str | Path | None = None,
 ) -> str:
-    """The command line that repeats a sweep."""
+    """The command line that repeats a sweep, with the options that it was started with."""
     words = ["eef", "sweep", str(path)]
     for key, value in (overrides or {}).items():
         words += ["-p", f"{key}={value if _is_bare(value) else json.dumps(value, ensure_ascii=False)}"]
-    words += ["--executor", executor] * (executor != "local")
-    return shlex.join(words + (["--root", str(root)] if root else []))
+    options = {"--only": only, "--jobs": jobs, "--executor": executor if executor != "local" else None}
+    for option, value in {**options, "--root": root, "--out": out}.items():
+        words += [option, str(value)] if value else []
+    return shlex.join(words)
 
 
 def _is_bare(value: Any) -> bool:
