@@ -200,6 +200,18 @@ def run_ids(point: Point) -> list[str]:
     return list(read_json(point.mark)["run_ids"]) if point.mark.is_file() else []
 
 
+def remarks(result: Mapping[str, Any]) -> str:
+    """What the line of a finished point says about errors in its run; empty if there were none."""
+    dropped = (result.get("expert_divergences") or 0) + (result.get("expert_errors") or 0)
+    counts = {
+        "test errors": result.get("errors") or 0,
+        "simulation errors": result.get("simulation_errors") or 0,
+        "experts dropped": dropped,
+        "experts not replayed": result.get("experts_not_replayed") or 0,
+    }
+    return ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+
+
 def other_releases(finished: list[Point], root: Path) -> str | None:
     """A warning about finished points that were made with other releases than the installed ones, or None."""
     seen: dict[tuple[str, str], list[Point]] = {}

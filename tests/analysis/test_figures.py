@@ -102,6 +102,21 @@ def test_one_seed_shows_the_runs_own_interval() -> None:
     assert shown.loc[shown["method"] == "ceiling", "95 % interval"].item() == "70.0 to 90.0"
 
 
+def test_tables_count_errors_of_simulations_and_dropped_experts(tmp_path: Path) -> None:
+    plain = results_table(runs())
+    assert list(plain.columns[-3:]) == ["errors", "simulation errors", "experts dropped"]
+    assert set(run_table(runs())) == set(RUN_COLUMNS)
+    frame = runs().assign(simulation_errors=0, expert_divergences=0, expert_errors=0)
+    assert set(run_table(frame)) == set(RUN_COLUMNS), "committed tables keep their columns"
+    frame.loc[frame["method"] == "eef", ["simulation_errors", "expert_divergences", "expert_errors"]] = [4, 2, 1]
+    shown = results_table(frame)
+    eef = shown["method"] == "eef"
+    assert set(shown.loc[eef, "simulation errors"]) == {"4"} and set(shown.loc[eef, "experts dropped"]) == {"3"}
+    assert set(shown.loc[~eef, "simulation errors"]) == {"0"} and set(shown.loc[~eef, "experts dropped"]) == {"0"}
+    path = win_rate_vs_budget(frame, tmp_path).with_suffix(".csv")
+    assert "errors,simulation_errors,expert_divergences,expert_errors,run_id" in path.read_text()
+
+
 def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
     frame = seeded(tmp_path)
     table = arm_table(frame).set_index("method")
