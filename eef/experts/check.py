@@ -99,7 +99,7 @@ class Report:
 
 
 _ADVICE = (
-    "record the file again, or use the data, options and seed of its recording; divergent_experts='drop' leaves such "
+    "Record the file again, or use the data, options and seed of its recording. divergent_experts='drop' leaves such "
     "trajectories out and counts them"
 )
 
@@ -205,4 +205,4 @@ def refuse_divergent(trajectories: Sequence[Trajectory]) -> None:
     if divergent:
         first = divergent[0].info["divergence"]
         counts = f"{len(divergent)} of {len(trajectories)} expert trajectories diverge from the environment"
-        raise TrajectoryError(f"{counts}; the first: {first}: {_ADVICE}")
+        raise TrajectoryError(f"{counts}; the first: {first}. {_ADVICE}")
