@@ -105,6 +105,8 @@ def from_dict(row: dict[str, Any]) -> Trajectory:
     A field ``version`` may say which version of the format a line has; there is only 1. Raises
     :class:`TrajectoryError` for a missing, unknown or invalid field.
     """
+    if not isinstance(row, dict):
+        raise TrajectoryError(f"a JSON object was expected, not {type(row).__name__}")
     if row.get("version", VERSION) != VERSION:
         raise TrajectoryError(f"'version' must be {VERSION}, not {row['version']!r}: update eef, or convert the file")
     row = {name: value for name, value in row.items() if name != "version"}
@@ -214,9 +216,8 @@ def load_lines(path: str | Path) -> list[tuple[str, Trajectory]]:
         raise FileNotFoundError(f"no trajectory file at {path}: check the parameter that names it")
     for where, row in _rows(path):
         try:
-            if not isinstance(row, dict):
-                raise TrajectoryError(f"a JSON object was expected, not {type(row).__name__}")
-            trajectories.append((where, from_sharegpt(row) if "conversations" in row else from_dict(row)))
+            ours = not isinstance(row, dict) or "conversations" not in row
+            trajectories.append((where, from_dict(row) if ours else from_sharegpt(row)))
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}, {where}: {error}") from None
     return trajectories
