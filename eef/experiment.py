@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from eef.analysis import evaluate
 from eef.envs import TextEnv
 from eef.files import digest, joined_names, names_file
 from eef.lab import Lab, make_chat, resolved
-from eef.methods import METHODS
+from eef.methods import BUDGET, METHODS, REQUIRED, method_options, option_problem
 from eef.settings import Settings
 from eef.tracking.runs import Run, stamp
 from eef.tracking.stages import key_of
@@ -41,11 +40,14 @@ def experiment(
     """Train by ``method`` (a name in ``METHODS``, with its ``options``), test, and record; returns the result's row.
 
     ``train_tasks`` and ``test_tasks`` limit each split to its first subtasks. ``config`` is recorded with the run.
-    ``wandb`` shows the run on W&B (:meth:`eef.tracking.runs.Run.open`). ValueError for an unknown method, TypeError for
-    an option that the method does not have and for an environment without ``state_key()``.
+    ``wandb`` shows the run on W&B (:meth:`eef.tracking.runs.Run.open`). An option that equals its default does not
+    enter the run's name, except the budget ``n`` and ``m``. ValueError for an unknown method, TypeError for an option
+    that the method does not have and for an environment without ``state_key()``.
     """
     options = dict(options or {})
     _check(method, options, env, settings, train_tasks, test_tasks)
+    defaults = method_options(method)
+    options = {name: value for name, value in options.items() if name in BUDGET or value != defaults[name]}
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = make_chat(settings, env, tasks)
@@ -57,7 +59,7 @@ def experiment(
     about = {**asdict(settings), **engine, "artefact": settings.artefact, **(config or {}), "method": method, **options}
     about |= {"train": len(tasks), "test": len(test), "environment": environment}
     identity = [model_and_settings, environment, chat.hash, hashes, method, options, digest(tasks)]
-    variant = method + "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
+    variant = method + "".join(f"_{name}={value}" for name, value in options.items() if name not in BUDGET)
 
     label = _label(variant, options, settings.experts)
     record = stamp(hashes, chat.hash)
@@ -73,6 +75,7 @@ def experiment(
             "seed": seed,
             **lab.evaluate(adapter),
             **_budget(lab.simulations),
+            **lab.expert_counts,
         }
         run.finish(result)
     return {"run_id": run.run_id, "seconds": run.seconds(), **result}
@@ -87,13 +90,16 @@ def _check(
             f"the environment {env.name!r} has no state_key(): return a dictionary of all that changes an observation, "
             "a reward or an available action (see TextEnv in eef/envs/__init__.py); stages are reused by it"
         )
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    for name in options:
+        if problem := option_problem(method, name):
+            raise TypeError(problem)
+    for name, default in method_options(method).items():
+        if default is REQUIRED and name not in options:
+            raise TypeError(f"the method {method!r} needs a value of its option {name!r}")
     if settings.engine:
         Server(settings.engine)  # raises for an invalid address
     check_optimizer(settings.optimizer)
-    inspect.signature(METHODS[method]).bind(None, **options)
-    counts = {name: options[name] for name in ("n", "m") if name in options}
+    counts = {name: options[name] for name in BUDGET if name in options}
     limits = {"train_tasks": train_tasks, "test_tasks": test_tasks, "max_steps": env.max_steps}
     for name, count in [*counts.items(), *((name, limit) for name, limit in limits.items() if limit is not None)]:
         if type(count) is not int or count < 1:
@@ -102,7 +108,7 @@ def _check(
 
 def _label(variant: str, options: Mapping[str, Any], experts: str) -> str:
     """The part of the run's name that says the method, its numbers and other experts than the default."""
-    label = "-".join([variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
+    label = "-".join([variant, *(f"{name}{options[name]}" for name in BUDGET if name in options)])
     names = "+".join(Path(name).stem if names_file(name) else name for name in joined_names(experts))
     return label if names == Settings.experts else f"{label}-{names}"
 

@@ -21,6 +21,7 @@ from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
 from eef.envs.extras import extras_of
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, one_shot_example
+from eef.experts.check import expert_counts, refuse_divergent
 from eef.files import read_json, write_json
 from eef.selection import Example
 from eef.settings import (
@@ -45,7 +46,7 @@ class Lab:
 
     A dataclass holds the inputs of each stage, and the key is computed from it (:func:`eef.tracking.stages.stage_key`).
     ``tasks`` are the training subtasks, ``test`` the test subtasks. ``simulations`` are all episodes that the method
-    has simulated.
+    has simulated. ``expert_counts`` say which expert trajectories were left out or could not be checked.
     """
 
     run: Run
@@ -56,15 +57,23 @@ class Lab:
     test: list[str]
     chat: Chat
     simulations: list[Trajectory] = field(default_factory=list)
+    expert_counts: dict[str, int] = field(default_factory=lambda: expert_counts([]))
 
     @cached_property
     def _resolved(self) -> Settings:
         return resolved(self.settings)
 
     def experts(self) -> list[Trajectory]:
-        """The experts' trajectories on the training subtasks."""
+        """The experts' trajectories on the training subtasks.
+
+        TrajectoryError where one of a file differs from its replay, unless ``divergent_experts`` is ``drop``.
+        """
         inputs = Expertise(self.env, self._resolved.group(ExpertSettings), self.tasks, self.seed)
-        return self._trajectories("experts", collect_experts, inputs, len(self.tasks))
+        trajectories = self._trajectories("experts", collect_experts, inputs, len(self.tasks))
+        if self.settings.divergent_experts == "refuse":
+            refuse_divergent(trajectories)
+        self.expert_counts = expert_counts(trajectories)
+        return trajectories
 
     def demonstrations(self) -> list[Trajectory]:
         """Trajectories of perfect play on the training subtasks."""

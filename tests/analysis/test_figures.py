@@ -113,6 +113,21 @@ def test_one_result_is_a_small_table_for_reading() -> None:
     assert result_table(without).iloc[0].tolist()[1:] == ["- %", "- to - %", "-", 60, 84, "41", 60]
 
 
+def test_tables_count_errors_of_simulations_and_dropped_experts(tmp_path: Path) -> None:
+    plain = results_table(runs())
+    assert list(plain.columns[-3:]) == ["errors", "simulation errors", "experts dropped"]
+    assert set(run_table(runs())) == set(RUN_COLUMNS)
+    frame = runs().assign(simulation_errors=0, expert_divergences=0, expert_errors=0)
+    assert set(run_table(frame)) == set(RUN_COLUMNS), "committed tables keep their columns"
+    frame.loc[frame["method"] == "eef", ["simulation_errors", "expert_divergences", "expert_errors"]] = [4, 2, 1]
+    shown = results_table(frame)
+    eef = shown["method"] == "eef"
+    assert set(shown.loc[eef, "simulation errors"]) == {"4"} and set(shown.loc[eef, "experts dropped"]) == {"3"}
+    assert set(shown.loc[~eef, "simulation errors"]) == {"0"} and set(shown.loc[~eef, "experts dropped"]) == {"0"}
+    path = win_rate_vs_budget(frame, tmp_path).with_suffix(".csv")
+    assert "errors,simulation_errors,expert_divergences,expert_errors,run_id" in path.read_text()
+
+
 def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
     frame = seeded(tmp_path)
     table = arm_table(frame).set_index("method")

@@ -134,6 +134,7 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "slots": [({"slots": 8}, set())],
     "experts": [({"experts": "weak"}, {"experts"})],  # the prepared expert trajectories stay
     "expert_noise": [({"expert_noise": {"base": 0.5}}, {"experts"})],
+    "divergent_experts": [({"divergent_experts": "drop"}, set())],  # a run that is not refused has the same experts
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
     "lr": [({"lr": 1e-3}, POLICY)],
