@@ -13,11 +13,13 @@ import torch
 from eef.agents.actions import problem_counts
 from eef.agents.vllm import Server
 from eef.analysis import evaluate
+from eef.analysis.browser import write_views
 from eef.envs import TextEnv
 from eef.files import digest, joined_names, names_file
 from eef.lab import Lab, make_chat, resolved
 from eef.methods import BUDGET, METHODS, REQUIRED, method_options, option_problem
-from eef.settings import Settings
+from eef.settings import EMBEDDED_MODELS, Settings
+from eef.tracking.progress import show
 from eef.tracking.runs import Run, stamp
 from eef.tracking.stages import key_of
 from eef.training.trainer import check_optimizer
@@ -51,6 +53,11 @@ def experiment(
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = make_chat(settings, env, tasks)
+    if settings.model not in EMBEDDED_MODELS and settings.lr == Settings.lr:
+        show(
+            f"warning: lr={settings.lr:g} is the default, chosen for the embedded models. With a language model, LoRA "
+            "usually needs 1e-4 to 1e-3 and one to three epochs: set lr and epochs"
+        )
 
     # What the run depends on, and its name
     model_and_settings, environment = key_of(resolved(settings)), key_of(env)
@@ -77,6 +84,7 @@ def experiment(
             **_budget(lab.simulations),
             **lab.expert_counts,
         }
+        write_views(run.folder)  # trajectories for reading, which W&B shows
         run.finish(result)
     return {"run_id": run.run_id, "seconds": run.seconds(), **result}
 

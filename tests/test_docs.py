@@ -29,7 +29,6 @@ from eef.trajectory import load
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, *sorted(ROOT.glob("*.md")), *sorted((ROOT / "figures").rglob("*.md"))]
-PENDING = {("webshop", "tasks"), ("experts", "check"), ("view",), "experiments/recompute_claims.py"}  # not here yet
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
@@ -96,9 +95,7 @@ def test_files_named_in_code_exist(page: Path) -> None:
     code += [line for token in tokens(page) if token.type == "fence" for line in token.content.splitlines()]
     paths = [path for text in code for path in named.findall(text)]
     made = ("experiments/runs", "experiments/base_", "figures/NAME", "eef/envs/NAME")  # by commands and readers
-    assert [
-        path for path in paths if not path.startswith(made) and not list(ROOT.glob(path)) and path not in PENDING
-    ] == []
+    assert [path for path in paths if not path.startswith(made) and not list(ROOT.glob(path))] == []
 
 
 def test_every_page_is_in_the_index_and_in_the_site() -> None:
@@ -151,8 +148,6 @@ def test_commands_have_the_options_that_pages_use(monkeypatch: pytest.MonkeyPatc
     wrong = []
     for page, words in shown:
         size = 2 if words[0] in GROUPS and words[1:] and words[1][0] != "-" else 1
-        if words[:size] in PENDING:
-            continue
         text = help_of(words[:size])
         options = [word.partition("=")[0] for word in words[size:] if re.fullmatch(r"--?[a-z][\w-]*(=.*)?", word)]
         if text is None or [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", text)]:

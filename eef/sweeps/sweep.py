@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from eef.files import disk_errors, link, read_json, write_json
 from eef.sweeps.executors import Execution, Job, adopt, check_slurm, failure, stop, submit
-from eef.sweeps.points import Point, current_hash, other_releases, plan, run_ids, sweep_label
+from eef.sweeps.points import Point, current_hash, other_releases, plan, remarks, run_ids, sweep_label
 from eef.sweeps.progress import Screen
 from eef.sweeps.spec import Spec, SweepError, read_spec, use_current_names
 from eef.sweeps.strict_yaml import load_yaml
@@ -230,7 +230,9 @@ def _lines(points: list[Point], root: Path) -> Iterator[str]:
     yield f"{'point':{wide}}  state     seconds  win rate  run"
     for point in points:
         runs = run_ids(point) if point.state in ("done", "finished") else []
-        rates = [read_json(root / run / "result.json").get("win_rate") for run in runs]
+        results = [read_json(root / run / "result.json") for run in runs]
+        rates = [result.get("win_rate") for result in results]
+        notes = "; ".join(filter(None, map(remarks, results)))
         rate = f"{100 * rates[0]:6.1f} %" if rates and isinstance(rates[0], (int, float)) else "       -"
         seconds = f"{point.seconds:7.0f}" if point.seconds else "      -"
-        yield f"{point.label:{wide}}  {point.state:8}  {seconds}  {rate}  {' '.join(runs)}"
+        yield f"{point.label:{wide}}  {point.state:8}  {seconds}  {rate}  {' '.join(runs)}{notes and f'  ({notes})'}"
