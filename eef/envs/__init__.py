@@ -156,6 +156,8 @@ def make_env(name: str, **options: Any) -> TextEnv:
         raise ValueError(f"unknown environment {name!r}: use {' or '.join(map(repr, ENVIRONMENTS))}")
     # not an import statement: a stage depends only on the code of the environment that it receives
     env: TextEnv = getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])(**options)
+    if type(env.max_steps) is not int or env.max_steps < 1:
+        raise ValueError(f"max_steps={env.max_steps!r} must be a positive integer")
     vars(env)["make_env_arguments"] = (name, options)
     return env
 
