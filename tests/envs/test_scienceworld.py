@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,10 +30,11 @@ TASKS = ("find-animal", "lifespan-longest-lived")
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of gold paths for these tests alone."""
+    """A cache of gold paths for these tests alone. Their simulators play little, so Java compiles little."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EEF_CACHE", str(folder))
+        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
         yield folder
 
 
@@ -41,6 +43,14 @@ def env() -> Iterator[ScienceWorld]:
     world = ScienceWorld(TASKS)
     yield world
     world.close()
+
+
+def on_the_simulators_of(env: ScienceWorld, **options: Any) -> ScienceWorld:
+    """An environment with other options. It plays on the simulator of ``env``, which need not start again."""
+    other = ScienceWorld(TASKS, **options)
+    assert other._simulator is None
+    other._simulator = env._ready()
+    return other
 
 
 def play(env: ScienceWorld, task: str, actions: list[str]) -> tuple[list[str], dict[str, float]]:
@@ -95,12 +105,11 @@ def test_a_wrong_focus_ends_the_episode_as_lost(env: ScienceWorld) -> None:
         env.step("look around")
 
 
-def test_the_number_of_steps_is_limited_by_task() -> None:
-    env = ScienceWorld(TASKS, max_steps={"find-animal": 2})
+def test_the_number_of_steps_is_limited_by_task(env: ScienceWorld) -> None:
+    env = on_the_simulators_of(env, max_steps={"find-animal": 2})
     assert env.max_steps == 30
     env.reset("find-animal/0")
     assert [env.step("look around").done for _ in range(2)] == [False, True]
-    env.close()
 
 
 def test_no_simulation_starts_where_the_simulator_waits_for_a_number(env: ScienceWorld) -> None:
@@ -112,8 +121,8 @@ def test_no_simulation_starts_where_the_simulator_waits_for_a_number(env: Scienc
     assert step.done and step.info["score"] == -1 and env.can_start_here(step.observation)
 
 
-def test_valid_actions_are_the_same_in_a_replay() -> None:
-    env = ScienceWorld(TASKS, valid_actions=True)
+def test_valid_actions_are_the_same_in_a_replay(env: ScienceWorld) -> None:
+    env = on_the_simulators_of(env, valid_actions=True)
     gold = env.gold("find-animal/3")[:3]
     seen = []
     for _ in range(2):
@@ -122,7 +131,6 @@ def test_valid_actions_are_the_same_in_a_replay() -> None:
             env.step(action)
         seen.append(env.available_actions()["actions"])
     assert seen[0] == seen[1] and "look around" in seen[0]
-    env.close()
 
 
 def test_valid_actions_are_computed_only_on_request(env: ScienceWorld) -> None:
@@ -152,6 +160,18 @@ def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_continues(bl
     env.close()
 
 
+def test_a_second_environment_asks_no_simulator_for_its_tasks(env: ScienceWorld, tmp_path: Path) -> None:
+    """The split and the sizes are those that the first one read, whatever its options."""
+    other = ScienceWorld(TASKS, simplification="", java=tmp_path / "none")
+    assert [other.tasks(part) for part in ("train", "test")] == [env.tasks(part) for part in ("train", "test")]
+    alone = (
+        "from eef.envs.scienceworld import ScienceWorld\n"
+        f"env = ScienceWorld({TASKS[1:]!r}, simplification='')\nprint(env._split)\nenv.close()"
+    )
+    process = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == str(ScienceWorld(TASKS[1:])._split)
+
+
 def test_a_second_failure_is_an_env_error(tmp_path: Path) -> None:
     env = ScienceWorld(TASKS)
     env.reset("find-animal/3")
@@ -163,7 +183,7 @@ def test_a_second_failure_is_an_env_error(tmp_path: Path) -> None:
     env.close()
 
 
-def test_close_ends_the_process(env: ScienceWorld) -> None:
+def test_close_ends_the_process() -> None:
     simulator = Simulator()
     process = psutil.Process(simulator.process.pid)
     assert simulator.alive
@@ -298,10 +318,7 @@ def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld,
 
 
 def test_an_environment_error_is_counted_and_is_not_a_loss(policy: Policy, tmp_path: Path) -> None:
-    env = ScienceWorld(TASKS, processes=1)
-    assert env._simulator is not None
-    env._simulator.process.kill()
-    env._options["java"] = tmp_path / "none"
+    env = ScienceWorld(TASKS, processes=1, java=tmp_path / "none")
     (played,) = simulate(replace(policy, constrained_decoding=False), env, [Start("find-animal/0")], max_steps=3)
     assert played.outcome == "env_error" and not played.failed and not played.won
     assert isinstance(SimulatorError(""), EnvError)

