@@ -101,8 +101,8 @@ def test_a_failing_process_says_why(base: str, tmp_path) -> None:
 
 
 def starts_of(shop: TextEnv) -> list[Start]:
-    experts = [t for t in expert_trajectories(shop, "strong", shop.tasks("train"), 0) if t.failed and len(t) > 2][:3]
-    tasks = shop.tasks("test")[:6]
+    experts = [t for t in expert_trajectories(shop, "strong", shop.tasks("train"), 0) if t.failed and len(t) > 2][:2]
+    tasks = shop.tasks("test")[:3]
     return [
         *(Start(task, sample=s) for task in tasks for s in (0, 1)),
         *(Start(e.task, e, i) for e in experts for i in (1, 2)),

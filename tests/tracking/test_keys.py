@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from eef.lab import Lab, make_chat
 from eef.methods import ceiling, eef, eto
 from eef.settings import GROUPS, ExpertSettings, Settings
 from eef.tracking import keys
+from eef.tracking import stages as key_module
 from eef.tracking.keys import code_key, file_key, imports_of, model_key, path_key
 from eef.tracking.stages import key_of, stage_key
 from eef.trajectory import save
@@ -66,7 +68,9 @@ class CannedRun:
 
     def stage(self, name: str, key: Any, make: Callable[[Path], None]) -> Path:
         self.keys[name] = digest(key)
-        at = self.folder / f"{name}-{self.keys[name]}"
+        self.stages[name] = at = self.folder / f"{name}-{self.keys[name]}"
+        if (at / "stage.json").exists():
+            return at
         at.mkdir(exist_ok=True)
         states = [STATES[index] for index in (1, 2, 3)]
         simulated = {"s0": [EASY, *[LOST_EASY] * (self.tasks - 1)], "states": states}
@@ -74,7 +78,6 @@ class CannedRun:
         save(canned.get(name.split("-")[0], []), at / "trajectories.jsonl")
         for file in ("summary.json", "stage.json"):
             (at / file).write_text("{}")
-        self.stages[name] = at
         return at
 
 
@@ -98,6 +101,12 @@ def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture
+def same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash the code of each list of modules once, since the test does not change it."""
+    monkeypatch.setattr(key_module, "_code_key", cache(key_module._code_key))
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +170,7 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
 }
 
 
+@pytest.mark.usefixtures("same_code")
 def test_each_setting_makes_exactly_the_stages_anew_that_depend_on_it(stages, model: Path, world, tmp_path) -> None:
     assert set(SETTINGS) == {each.name for each in fields(Settings)}, "a setting without an entry in the table"
     assert set(SETTINGS) == {each.name for group in GROUPS for each in fields(group)}
@@ -178,6 +188,7 @@ def test_each_setting_makes_exactly_the_stages_anew_that_depend_on_it(stages, mo
     assert changed(*(keys_of(stages, world, settings) for settings in one_shot)) == POLICY
 
 
+@pytest.mark.usefixtures("same_code")
 def test_the_seed_is_part_of_all_that_is_drawn(stages, model: Path, world) -> None:
     settings = Settings(model=str(model))
     base, other = (keys_of(stages, world, settings, seed=seed) for seed in (0, 1))
@@ -234,6 +245,7 @@ WEBSHOP: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
 }
 
 
+@pytest.mark.usefixtures("same_code")
 def test_each_option_of_webshop_makes_exactly_the_stages_anew_that_depend_on_it(stages, model: Path, tmp_path) -> None:
     assert set(WEBSHOP) == set(inspect.signature(WebShop.__init__).parameters) - {"self"}
     settings = Settings(model=str(model))
@@ -280,6 +292,7 @@ SCIENCE: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
 }
 
 
+@pytest.mark.usefixtures("same_code")
 def test_each_option_of_scienceworld_makes_exactly_the_stages_anew_that_depend_on_it(
     stages, model: Path, tmp_path, monkeypatch
 ) -> None:
@@ -356,6 +369,7 @@ def test_a_model_is_keyed_by_every_file_that_can_change_an_answer(name: str, tmp
     assert (len({before, added, rewritten}) == 1) != MODEL_FILES[name]
 
 
+@pytest.mark.usefixtures("same_code")
 def test_files_that_the_model_is_made_of_reach_every_stage_that_uses_it(stages, model: Path, world, tmp_path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
@@ -368,6 +382,7 @@ def test_files_that_the_model_is_made_of_reach_every_stage_that_uses_it(stages, 
         base = other
 
 
+@pytest.mark.usefixtures("same_code")
 def test_an_expert_file_is_keyed_by_its_content_and_not_by_its_path(stages, model: Path, world, tmp_path) -> None:
     one, copy, plus = tmp_path / "one.jsonl", tmp_path / "copy" / "one.jsonl", tmp_path / "a+b" / "one.jsonl"
     for path in (one, copy, plus):
@@ -444,17 +459,19 @@ def test_code_counts_where_it_is_imported_and_nowhere_else(stages, model: Path, 
     settings = Settings(model=str(model))
     chat = make_chat(settings, world, [])
     base = keys_of(stages, world, settings, chat)
+    texts = {name: (package / name).read_text() if (package / name).exists() else "" for name in SOURCES}
     for name, expected in SOURCES.items():
-        path = package / name
-        path.parent.mkdir(exist_ok=True)
-        text = path.read_text() if path.exists() else ""
-        path.write_text(text + "\nADDED = 1\n")
-        assert changed(base, keys_of(stages, world, settings, chat)) == expected, name
-        path.write_text('"""Another docstring."""\n' + text.partition('"""\n')[2] + "\n# a comment\n")
-        if text.startswith('"""') and expected:
-            assert changed(base, keys_of(stages, world, settings, chat)) == set(), f"a docstring of {name}"
-        path.write_text(text)
-    assert keys_of(stages, world, settings, chat) == base
+        if expected:
+            (package / name).write_text(texts[name] + "\nADDED = 1\n")
+            assert changed(base, keys_of(stages, world, settings, chat)) == expected, name
+            rest = texts[name].partition('"""\n')[2] if texts[name].startswith('"""') else texts[name]
+            (package / name).write_text('"""Another docstring."""\n' + rest + "\n# a comment\n")
+    assert changed(base, keys_of(stages, world, settings, chat)) == set(), "docstrings and comments"
+    for name, expected in SOURCES.items():
+        if not expected:
+            (package / name).parent.mkdir(exist_ok=True)
+            (package / name).write_text(texts[name] + "\nADDED = 1\n")
+    assert changed(base, keys_of(stages, world, settings, chat)) == set(), "code that no stage imports"
 
 
 def test_the_code_of_aliases_counts_for_a_policy_that_uses_them(stages, model: Path, world, package: Path) -> None:
