@@ -28,7 +28,7 @@ smoke: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(SMOKE:%=tests/%.py)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -17,8 +17,23 @@ from eef.models.pretrain import make_model, word_tokenizer
 settings.register_profile("eef", deadline=None)  # shared machines are noisy
 settings.load_profile("eef")
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 os.environ.pop("WANDB_MODE", None)  # it would replace the mode that a test asks for: three CPU seconds a run
 os.fsync = lambda fd: None  # what tests write need not survive a power failure
+
+# The files that take longest, in this order: they start first, so that no worker is left alone with one at the end.
+SLOWEST = (
+    "test_notebooks", "test_simulation", "test_scienceworld_expert", "test_sweep", "test_methods", "test_faults",
+    "test_vllm", "test_scienceworld", "test_live", "test_keys", "test_cli", "test_training_kinds", "test_fuzz",
+    "test_mirror", "test_rollout", "test_divergence", "test_lab", "test_from_scratch", "test_walks", "test_package",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files; pytest-xdist hands them out in this order with ``--no-loadscope-reorder``."""
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}
 

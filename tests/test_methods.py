@@ -248,8 +248,8 @@ def test_sft_all_and_nat_learn_from_failures_too(run, root: Path) -> None:
 
 
 def test_eto_learns_from_pairs_of_a_win_and_its_own_loss(run, shop, root: Path) -> None:
-    row = run("eto", options={"n": 2}, iterations=2, dpo_epochs=1.0)
-    assert row["episodes"] == 4 * len(shop.tasks("train"))
+    row = run("eto", options={"n": 1}, iterations=2, dpo_epochs=1.0)
+    assert row["episodes"] == 2 * len(shop.tasks("train"))
     for iteration in (0, 1):
         folder = root / row["run_id"] / f"dpo-{iteration}"
         sides = trajectory.load(folder / "pairs.jsonl")

@@ -26,7 +26,7 @@ from eef.envs.extras import extras_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SMALL = "{products: 1200, train: 20, eval: 0, test: 20, grades: [0.5, 0.3, 0.2]}"
+SMALL = "{products: 700, train: 20, eval: 0, test: 20, grades: [0.5, 0.3, 0.2]}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -78,11 +78,13 @@ def test_the_first_cell_installs_on_colab_only(monkeypatch: pytest.MonkeyPatch, 
 
 
 def small_demo(folder: Path, points: list[dict[str, Any]] | None = None) -> list[str]:
-    """Arguments of `eef` that run the demo's arms (or these ``points``) on a small shop, all under ``folder``."""
+    """Arguments of `eef` that run the demo on a small shop under ``folder``; ``points``: other arms, more figures."""
     file = DEMO
     if points is not None:
+        spec = yaml.safe_load(DEMO.read_text())
+        spec["figure"]["draw"] = ["win_rate_vs_budget", "learning_curves", "selection"]
         file = folder / DEMO.name
-        file.write_text(yaml.safe_dump({**yaml.safe_load(DEMO.read_text()), "points": points}))
+        file.write_text(yaml.safe_dump({**spec, "points": points}))
     words = ["sweep", str(file), "--root", str(folder / "runs")]
     for change in (f"catalogue={SMALL}", "epochs=2", "wandb=disabled", "train_tasks=0", "test_tasks=0"):
         words += ["-p", change]
@@ -95,11 +97,11 @@ TWO = [{"method": "rft", "n": 1}, {"method": "eef", "m": 1}]
 
 @pytest.mark.parametrize("points", [TWO, pytest.param(POINTS, marks=pytest.mark.slow)], ids=["two arms", "all arms"])
 def test_the_main_job_from_sweep_to_figure(
-    points: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    points: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`eef sweep experiments/demo.yaml`, small: arms, the figure, and the same table from a second start."""
     assert all(point in POINTS for point in points)
-    words = small_demo(tmp_path, points if points != POINTS else None)
+    words = small_demo(tmp_path, points)
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "to repeat:" in printed and "win_rate_vs_budget.png" in printed
@@ -117,9 +119,8 @@ def test_the_main_job_from_sweep_to_figure(
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
     assert main(words) == 0  # nothing is left to run: only the figure is drawn again
     assert table.read_bytes() == first
-    parameters: dict[str, Any] = {"sweep": "", "root": str(tmp_path / "runs"), "out": str(tmp_path / "figure")}
-    parameters["draw"] = ["learning_curves", "selection"]
-    shown = executed("figures", tmp_path, parameters, monkeypatch)
+    (book,) = (tmp_path / "runs" / "notebooks").glob("demo-*__figures.ipynb")
+    shown = outputs_of(book)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
     assert shown.count('class="eef eef-view eef-table"') == sum(point["method"] == "eef" for point in points)
 
@@ -159,9 +160,9 @@ def test_the_base_model_notebook_writes_a_model_that_loads(tmp_path: Path) -> No
 
 
 SHORT = {
-    "quickstart": {"train_tasks": 24, "simulated_failures": 6, "epochs": 1.0, "repeats": 1},
+    "quickstart": {"train_tasks": 16, "simulated_failures": 3, "epochs": 1.0, "repeats": 1},
     "experts": {"tasks": 40},
-    "own_environment": {"train_tasks": 40, "test_tasks": 10, "methods": ["sft_pos", "eef"], "epochs": 2.0},
+    "own_environment": {"train_tasks": 20, "test_tasks": 5, "methods": ["eef"], "m": 1, "epochs": 1.0},
     "own_model": {"examples": 2},
 }
 
@@ -173,7 +174,12 @@ def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: p
     papermill.execute_notebook(
         str(ROOT / "notebooks" / f"{name}.ipynb"), str(out), parameters, kernel_name="python3", progress_bar=False
     )
-    outputs = [o for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
+    return outputs_of(out)
+
+
+def outputs_of(notebook: Path) -> str:
+    """All outputs of an executed notebook, as text. None of them may be a warning."""
+    outputs = [o for cell in nbformat.read(notebook, as_version=4).cells for o in cell.get("outputs", [])]
     assert not any("Warning" in o.get("text", "") for o in outputs if o.get("name") == "stderr")
     return "\n".join(o.get("text") or str(o.get("data")) for o in outputs)
 

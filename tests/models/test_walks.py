@@ -15,9 +15,11 @@ from eef.trajectory import Trajectory
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[ScienceWorld]:
-    world = ScienceWorld("lifespan-longest-lived", valid_actions=True, max_steps=40)
-    yield world
-    world.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")  # faster for short plays
+        world = ScienceWorld("lifespan-longest-lived", valid_actions=True, max_steps=40)
+        yield world
+        world.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,9 @@ def test_the_tokenizer_is_lossless(env: ScienceWorld, walks: list[Trajectory]) -
 
 def test_a_model_learns_from_walks(walks: list[Trajectory]) -> None:
     tokenizer = pretrain.bpe_tokenizer(texts(walks), 400)
-    rows = pretrain.walk_rows(Chat.of(tokenizer), walks, 256)
-    assert all(len(row.ids) <= 256 and all(row.mask) for row in rows)
-    model = pretrain.make_model(tokenizer, 32, 1, 2, 256)
+    rows = pretrain.walk_rows(Chat.of(tokenizer), walks, 192)
+    assert all(len(row.ids) <= 192 and all(row.mask) for row in rows)
+    model = pretrain.make_model(tokenizer, 32, 1, 2, 192)
     before = pretrain.mean_loss(model, rows)
     pretrain.train(model, rows, tokenizer.pad_token_id, epochs=6, batch_size=2)
     assert pretrain.mean_loss(model, rows) < before - 0.5

@@ -341,68 +341,43 @@ def test_an_environment_of_ones_own_in_a_sweep(tmp_path: Path, monkeypatch: pyte
     assert result(tmp_path / "runs")["n_test"] == 10
 
 
-def test_braces_in_paths(tmp_path: Path) -> None:
-    folder = tmp_path / "{n} {0}"
+def test_braces_and_separators_in_paths_and_settings_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is this interpreter, and modules beside the notebook are imported.
+
+    JUPYTER_PATH and the user's folder have another kernel named ``python3``, and the user's startup file ends Python.
+    """
+    folder, tmp = tmp_path / f"a{os.pathsep}b {{n}} {{0}}", tmp_path / "tmp"
     folder.mkdir()
-    path = write(folder, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
-    root = folder / "runs {x}"
-    assert sweep(path, root=root) == 0
-    assert result(root)["win_rate"] == 0.5 and len(list((root / "notebooks").glob("demo__*.ipynb"))) == 1
-
-
-def test_the_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds even if JUPYTER_PATH or the user's folder has another kernel named ``python3``."""
+    tmp.mkdir()
+    (folder / "beside.py").write_text("N = 3\n")
     for name in ("path", "user"):
         kernel = tmp_path / name / "kernels" / "python3"
         kernel.mkdir(parents=True)
         spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Other", "language": "python"}
         (kernel / "kernel.json").write_text(json.dumps(spec))
+    (tmp_path / "startup.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "path"))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
-    path = write(tmp_path, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
-    assert sweep(path, root=tmp_path / "runs") == 0
-    assert result(tmp_path / "runs")["python"] == sys.executable
-    (book,) = (tmp_path / "runs" / "notebooks").glob("*.ipynb")
-    assert json.loads(book.read_text())["metadata"]["kernelspec"]["name"] == "python3"
-
-
-def test_a_separator_of_paths_in_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel is still this interpreter, and modules beside the notebook are imported."""
-    folder, tmp = tmp_path / f"a{os.pathsep}b", tmp_path / "tmp"
-    folder.mkdir()
-    tmp.mkdir()
-    (folder / "beside.py").write_text("N = 3\n")
-    kernel = tmp_path / "path" / "kernels" / "python3"
-    kernel.mkdir(parents=True)
-    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Other", "language": "python"}
-    (kernel / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp))
     path = write(folder, body=f"import beside\n{PRINTS}", parameters={}, seeds=[0], points=[{"n": 1}])
-    assert sweep(path, root=folder / "runs") == 0
-    assert result(folder / "runs")["python"] == sys.executable
+    root = folder / "runs {x}"
+    assert sweep(path, root=root) == 0
+    assert result(root)["win_rate"] == 0.5 and result(root)["python"] == sys.executable
+    (book,) = (root / "notebooks").glob("demo__*.ipynb")
+    assert json.loads(book.read_text())["metadata"]["kernelspec"]["name"] == "python3"
     (folder,) = tmp.glob(f"eef-{os.getuid()}-*")
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_kernel_does_not_execute_the_users_startup_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "startup.py").write_text("import os\nos._exit(3)\n")
-    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
-    path = write(tmp_path, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
-    assert sweep(path, root=tmp_path / "runs") == 0
-
-
-def test_a_notebook_whose_metadata_name_no_kernel_runs(tmp_path: Path) -> None:
-    path = write(tmp_path, body=PRINTS, parameters={}, seeds=[0], points=[{"n": 1}])
-    book = json.loads((tmp_path / "tiny.ipynb").read_text())
-    (tmp_path / "tiny.ipynb").write_text(json.dumps(book | {"metadata": {}}))
-    assert sweep(path, root=tmp_path / "runs") == 0
-    assert result(tmp_path / "runs")["python"] == sys.executable
-
-
-def test_long_values_are_no_long_file_names(tmp_path: Path) -> None:
+def test_a_notebook_whose_metadata_name_no_kernel_and_long_values(tmp_path: Path) -> None:
+    """The notebook runs, and the names of its files are short."""
     cell = 'method = "rft"\nn = 1\nnote = ""\nseed = 0\n'
     body = PRINTS.replace('f"{method}-n{n}"', 'f"{method}-{note}"')
     path = write(tmp_path, cell=cell, body=body, parameters={}, seeds=[0], points=[{"note": "long " * 100}])
+    book = json.loads((tmp_path / "tiny.ipynb").read_text())
+    (tmp_path / "tiny.ipynb").write_text(json.dumps(book | {"metadata": {}}))
     assert sweep(path, root=tmp_path / "runs") == 0
-    assert result(tmp_path / "runs")["win_rate"] == 0.5
+    assert result(tmp_path / "runs")["win_rate"] == 0.5 and result(tmp_path / "runs")["python"] == sys.executable
