@@ -80,7 +80,7 @@ def test_logits_of_learnt_tokens_alone_give_the_same_loss_and_gradients(
     assert shapes == [(learnt,) if keeps else tuple(batch["input_ids"].shape)]
     assert torch.isclose(loss, expected, atol=1e-9)
     ours = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    assert len(ours) == len(gradients) > 20
+    assert len(ours) == len(gradients) > 10
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(ours, gradients, strict=True))
 
 
