@@ -1,107 +1,135 @@
-"""The command line: ``eef sweep``, ``figures``, ``report``, ``runs``, ``wandb``, ``collect``, and the environments'.
+"""The command line. ``eef`` lists the commands; the environments add commands of their own (see :mod:`eef.envs`).
 
 Heavy libraries are imported by the commands that need them, so that ``eef --help`` is fast.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import typer
+from typer import Argument, Option
+from typer.core import TyperGroup
+
+from eef.commands import (
+    FIRST_ENV,
+    Csv,
+    Env,
+    Figures,
+    OneSplit,
+    Overrides,
+    Root,
+    Sweep,
+    environment,
+    experts,
+    parse_overrides,
+    runs,
+    runs_folder,
+)
 from eef.envs import ENVIRONMENTS
 from eef.files import PACKAGE
+
+_EXAMPLES = """Examples:
+  eef sweep demo             every method on the embedded shop
+  eef runs --method eef      what has run, and its win rates
+  eef view RUN               all trajectories of a run, in the browser"""
+_RUN, _LOOK, _DATA = "Run", "Look at results", "Experts and environments"  # panels of the list of commands
+
+
+class _Commands(TyperGroup):
+    """A group whose commands end with code 130 if interrupted, and quietly if nobody reads their output."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # `eef runs | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+app = typer.Typer()
+wandb_app = typer.Typer(help="Send offline runs to Weights & Biases.")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 if points failed, 2 after an error message, 130 if interrupted."""
-    arguments = _parser().parse_args(argv)
+    command = typer.main.get_command(_application())
     try:
-        return int(arguments.command(arguments))
-    except KeyboardInterrupt:
+        return int(command.main(args=argv, prog_name="eef", standalone_mode=False) or 0)
+    except typer.TyperException as error:  # a mistake on the command line
+        path = getattr(getattr(error, "ctx", None), "command_path", "eef")
+        if text := error.format_message():  # empty after a group without a command, whose help was shown
+            print(f"eef: {text}\n({path} --help shows how to use it)", file=sys.stderr)
+        return 2
+    except typer.Abort:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `eef runs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("EEF_DEBUG") == "1":
             raise
-        text = str(error) or type(error).__name__
-        print(f"eef: {text}\n(set EEF_DEBUG=1 for the traceback)", file=sys.stderr)
+        hint = "" if _is_own_message(error) else "\n(set EEF_DEBUG=1 for the traceback)"
+        print(f"eef: {str(error) or type(error).__name__}{hint}", file=sys.stderr)
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="eef", description="Tune LLM agents on the failures of their experts.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _is_own_message(error: BaseException) -> bool:
+    """Whether this package raised the error, so that its message says what to do."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and str(at.tb_frame.f_globals.get("__name__")).startswith("eef.")
 
-    sweep = commands.add_parser("sweep", help="run the unfinished points of a sweep file, then draw the results")
-    sweep.add_argument("file", metavar="FILE", help="a sweep file (YAML), such as experiments/demo.yaml")
-    sweep.add_argument(
-        "-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="set a parameter of all points"
+
+def _application() -> typer.Typer:
+    """All commands: those of this module, ``collect`` with the environments' options, and those of environments."""
+    whole = typer.Typer(
+        cls=_Commands,
+        pretty_exceptions_enable=False,
+        epilog=_EXAMPLES,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
-    sweep.add_argument("--jobs", type=int, help="number of points to run at a time (default 2; with Slurm, all)")
-    sweep.add_argument("--executor", default="local", choices=("local", "slurm"), help="where to run (default local)")
-    sweep.add_argument("--dry-run", action="store_true", help="list the points and stop")
-    sweep.add_argument("--only", metavar="TEXT", help="run only points whose name contains TEXT")
-    sweep.set_defaults(command=_sweep)
-
-    figures = commands.add_parser("figures", help="draw win rate against budget for finished runs")
-    figures.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all runs)")
-    figures.set_defaults(command=_figures)
-
-    runs = commands.add_parser("runs", help="list, show, compare or prune runs")
-    runs.set_defaults(command=_runs_list)
-    _add_runs_commands(runs)
-
-    report = commands.add_parser("report", help="write an HTML page of a sweep, and a report on W&B with an account")
-    report.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all runs)")
-    report.add_argument("--out", metavar="FILE", help="the page (default ROOT/reports/NAME.html)")
-    report.set_defaults(command=_report)
-
-    wandb = commands.add_parser("wandb", help="send offline runs to Weights & Biases")
-    wandb.add_argument("action", choices=("sync",), help="sync: send all offline runs that were not sent")
-    wandb.set_defaults(command=_wandb_sync)
-
-    modules = _environment_modules()
+    whole.callback(invoke_without_command=True)(_start)
+    whole.add_typer(app)
+    groups = [("runs", runs.app, _LOOK), ("wandb", wandb_app, _LOOK), ("experts", experts.app, _DATA)]
+    for name, group, panel in groups:
+        whole.add_typer(group, name=name, no_args_is_help=group is not runs.app, rich_help_panel=panel)
+    modules, last = _environment_modules(), typer.Typer()
+    last.command("collect", rich_help_panel=_DATA)(experts.collect_command(modules))
+    whole.add_typer(last)
     for name, module in modules.items():
-        if hasattr(module, "add_commands"):
+        if hasattr(module, "app"):
             summary = (module.__doc__ or "").partition("\n")[0]
-            module.add_commands(commands.add_parser(name, help=summary[:1].lower() + summary[1:].rstrip(".")))
-    collect = commands.add_parser("collect", help="collect expert trajectories from an OpenAI-compatible endpoint")
-    _add_collect_options(collect, modules)
-
-    for command in (sweep, figures, runs, report, wandb):
-        command.add_argument("--root", metavar="DIR", help="folder of all runs (default experiments/runs)")
-    for command in (sweep, figures):
-        command.add_argument("--out", metavar="DIR", help="folder for the figures (default figures/NAME)")
-    return parser
+            whole.add_typer(module.app, name=name, help=summary, no_args_is_help=True, rich_help_panel=_DATA)
+    return whole
 
 
-def _add_runs_commands(parser: argparse.ArgumentParser) -> None:
-    root = argparse.ArgumentParser(add_help=False)
-    root.add_argument("--root", metavar="DIR", default=argparse.SUPPRESS, help="folder of all runs")
-    commands = parser.add_subparsers(metavar="ACTION")
-    commands.add_parser("list", parents=[root], help="id, win rate and state of each run (the default)").set_defaults(
-        command=_runs_list
-    )
-    show = commands.add_parser("show", parents=[root], help="print everything that is recorded about a run")
-    show.add_argument("run", metavar="RUN", help="its id, or a unique part of it")
-    show.set_defaults(command=_runs_show)
-    compare = commands.add_parser("compare", parents=[root], help="differences of two runs, and of their win rates")
-    compare.add_argument("run", metavar="A")
-    compare.add_argument("other", metavar="B")
-    compare.set_defaults(command=_runs_compare)
-    prune = commands.add_parser("prune", parents=[root], help="list files that no run needs; --yes removes them")
-    prune.add_argument("runs", metavar="RUN", nargs="*", help="also these runs, and stages that only they use")
-    prune.add_argument("--unfinished", action="store_true", help="also runs without a result")
-    prune.add_argument("--yes", action="store_true", help="remove the files")
-    prune.set_defaults(command=_runs_prune)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"eef {version('eef')}")
+        raise typer.Exit
+
+
+def _start(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Tune LLM agents on the failures of their experts."""
+    if context.invoked_subcommand is None:
+        context.get_help()  # prints it
 
 
 def _environment_modules() -> dict[str, ModuleType]:
@@ -117,183 +145,102 @@ def _environment_modules() -> dict[str, ModuleType]:
     return modules
 
 
-def _add_collect_options(parser: argparse.ArgumentParser, modules: dict[str, ModuleType]) -> None:
-    add = parser.add_argument
-    add("file", metavar="FILE", help="JSON Lines to append to; use it with `-p experts=FILE`")
-    add("--model", required=True, metavar="NAME", help="name of the model at the endpoint")
-    add("--base-url", required=True, metavar="URL", help="address of the endpoint, such as http://localhost:8000/v1")
-    add(
-        "--key-variable",
-        default="OPENAI_API_KEY",
-        metavar="NAME",
-        help="variable with the key (default OPENAI_API_KEY)",
-    )
-    first = next(iter(ENVIRONMENTS))
-    add("--env", default=first, choices=tuple(ENVIRONMENTS), help=f"(default {first})")
-    keywords = [
-        add(option, **settings).dest
-        for module in modules.values()
-        for option, settings in getattr(module, "COLLECT_OPTIONS", {}).items()
-    ]
-    add("-p", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="an option of the environment")
-    add("--split", default="train", choices=("train", "eval", "test"), help="(default train)")
-    add("--tasks", type=int, metavar="N", help="use the first N subtasks of the split (default all)")
-    add("--max-steps", type=int, metavar="N", help="steps per episode (default: as in the environment)")
-    add("--one-shot", action="store_true", help="add an example: a scripted episode of another subtask")
-    add("--temperature", type=float, default=0.0, metavar="T", help="(default 0)")
-    add("--body", default="{}", metavar="JSON", help='more fields of the request; null removes a field: {"stop": null}')
-    add("--concurrency", type=int, default=4, metavar="N", help="episodes at a time (default 4)")
-    add("--rpm", type=float, metavar="N", help="largest number of requests per minute, including retries")
-    add("--retries", type=int, default=8, metavar="N", help="retries after 429, 5xx and timeouts (default 8)")
-    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="per request (default 120)")
-    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="prices per million tokens, for an estimate")
-    add("--yes", action="store_true", help="do not ask for confirmation")
-    parser.set_defaults(command=_collect, environment_keywords=keywords)
+def _find_sweep(word: str) -> str:
+    """A sweep file by its path, or by its path or name in the checkout that contains the package."""
+    from eef.tracking.records import repo_root
+
+    folder = repo_root() / "experiments"
+    files = [Path(word), repo_root() / word, folder / word, folder / f"{word}.yaml"]
+    if (found := next((file for file in files if file.is_file()), None)) is not None:
+        return str(found)
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    raise ValueError(f"no sweep file at {word}" + (f"; in {folder}: {known}" if known else ""))
 
 
-def _collect(arguments: argparse.Namespace) -> int:
-    from eef.envs import make_env
-    from eef.experts.collection import collect
-    from eef.experts.endpoint import Expert, read_body, read_key
-
-    names = ("model", "base_url", "temperature", "concurrency", "rpm", "retries", "timeout")
-    settings = {name: getattr(arguments, name) for name in names}
-    expert = Expert(key=read_key(arguments.key_variable), body=read_body(arguments.body), **settings)
-    module: Any = _environment_modules().get(arguments.env)
-    options = module.collect_defaults(arguments) if hasattr(module, "collect_defaults") else {}
-    options |= parse_overrides(arguments.overrides)
-    for keyword in ("max_steps", *arguments.environment_keywords):
-        if getattr(arguments, keyword):
-            options[keyword] = getattr(arguments, keyword)
-    try:
-        env = make_env(arguments.env, **options)
-    except TypeError as error:  # an unknown option
-        raise ValueError(f"{arguments.env}: {str(error).partition('() ')[2]}") from None
-    try:
-        return collect(
-            arguments.file,
-            env,
-            arguments.split,
-            arguments.tasks,
-            expert,
-            arguments.one_shot,
-            arguments.price,
-            arguments.yes,
-        )
-    finally:
-        getattr(env, "close", lambda: None)()  # ends the processes of an environment that has some
-
-
-def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """Parse ``key=value`` words. Values are as in a sweep file, but ``1e-4`` is a number."""
-    from eef.sweeps.strict_yaml import load_yaml
-
-    overrides: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"-p {word!r}: write key=value")
-        overrides[key] = load_yaml(text, f"-p {word!r}", command_line=True)
-    return overrides
-
-
-def _root(arguments: argparse.Namespace) -> Path:
-    from eef.tracking.records import default_root
-
-    return Path(arguments.root).resolve() if arguments.root else default_root()
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
+@app.command("sweep", rich_help_panel=_RUN)
+def _sweep(
+    file: Annotated[str, Argument(metavar="FILE", help="A sweep file, or the name of one in experiments/.")],
+    overrides: Overrides = None,
+    jobs: Annotated[int | None, Option(help="Points to run at a time.", show_default="2; with Slurm, all")] = None,
+    executor: Annotated[Literal["local", "slurm"], Option(help="Where to run.")] = "local",
+    dry_run: Annotated[bool, Option("--dry-run", help="List the points and stop.")] = False,
+    only: Annotated[str | None, Option(metavar="TEXT", help="Only points whose name contains TEXT.")] = None,
+    root: Root = None,
+    out: Figures = None,
+) -> int:
+    """Run the unfinished points of a sweep file, then draw the results."""
     from eef.sweeps.points import sweep_label
     from eef.sweeps.results import check_writable, draw_sweep, publish, read_index
     from eef.sweeps.spec import read_spec, use_current_names
     from eef.sweeps.sweep import sweep
 
-    overrides = parse_overrides(arguments.overrides)
-    if arguments.out:
-        check_writable(Path(arguments.out))
-    code = sweep(
-        arguments.file, overrides, arguments.jobs, arguments.dry_run, arguments.only, arguments.root, arguments.executor
-    )
-    if arguments.dry_run or code not in (0, 1):
+    values, file = parse_overrides(overrides), _find_sweep(file)
+    if type(seed := values.get("seeds")) is int:
+        print(f"-p seeds={seed}: one seed, number {seed} (-p 'seeds=[0, 1, 2]' runs three)")
+    if out:
+        check_writable(Path(out))
+    code = sweep(file, values, jobs, dry_run, only, root, executor, out)
+    if dry_run or code not in (0, 1):
         return code
-    root, spec = _root(arguments), read_spec(arguments.file)
-    overrides, _ = use_current_names(spec, overrides)
-    name = sweep_label(spec, overrides)
+    folder, spec = runs_folder(root), read_spec(file)
+    values, _ = use_current_names(spec, values)
+    name = sweep_label(spec, values)
     if code == 0:
-        draw_sweep(root, name, spec.figure, spec.file, arguments.out)
-    elif (index := read_index(root, name)).get("run_ids"):  # show the points that did not fail
-        publish(root, name, index, [])
+        draw_sweep(folder, name, spec.figure, spec.file, out)
+    elif (index := read_index(folder, name)).get("run_ids"):  # show the points that did not fail
+        publish(folder, name, index, [])
     return code
 
 
-def _figures(arguments: argparse.Namespace) -> int:
+@app.command("figures", rich_help_panel=_LOOK)
+def _figures(sweep: Sweep = None, root: Root = None, out: Figures = None) -> None:
+    """Draw win rate against budget for finished runs."""
     from eef.sweeps.results import draw_runs
 
-    draw_runs(_root(arguments), arguments.sweep, arguments.out)
-    return 0
+    draw_runs(runs_folder(root), sweep, out)
 
 
-def _report(arguments: argparse.Namespace) -> int:
+@app.command("report", rich_help_panel=_LOOK)
+def _report(
+    sweep: Sweep = None,
+    root: Root = None,
+    out: Annotated[str | None, Option(metavar="FILE", help="The page.", show_default="ROOT/reports/NAME.html")] = None,
+) -> None:
+    """Write an HTML page of a sweep, and a report on W&B with an account."""
     from eef.sweeps.results import write_report
 
-    write_report(_root(arguments), arguments.sweep, arguments.out)
-    return 0
+    write_report(runs_folder(root), sweep, out)
 
 
-def _wandb_sync(arguments: argparse.Namespace) -> int:
+@app.command("view", rich_help_panel=_LOOK)
+def _view(
+    run: Annotated[str, Argument(metavar="RUN", help="Its id, or a unique part of it.")],
+    out: Annotated[str | None, Option(metavar="FILE", help="The page.", show_default="in the run's folder")] = None,
+    root: Root = None,
+) -> None:
+    """Write all trajectories of a run to one HTML file."""
+    from eef.analysis.browser import write_browser
+    from eef.analysis.compare import find
+
+    print(f"open in a browser: {write_browser(find(runs_folder(root), run), Path(out) if out else None)}")
+
+
+@wandb_app.command("sync")
+def _wandb_sync(root: Root = None) -> int:
+    """Send all offline runs that were not sent."""
     from eef.tracking.mirror import sync
 
-    sent, unsent = sync(_root(arguments))
+    sent, unsent = sync(runs_folder(root))
     print(f"{sent} offline runs were sent to W&B" + (f", {len(unsent)} were not: {unsent[0]}" if unsent else ""))
     return int(bool(unsent))
 
 
-def _runs_list(arguments: argparse.Namespace) -> int:
-    from eef.tracking.records import load_runs
+@app.command("tasks", rich_help_panel=_DATA)
+def _tasks(env: Env = FIRST_ENV, overrides: Overrides = None, split: OneSplit = None, csv: Csv = None) -> None:
+    """List the subtasks of an environment: id, split, goal."""
+    from eef.envs.tasks import print_tasks
 
-    root = _root(arguments)
-    runs = load_runs(root)
-    states = [(row["run_id"], row.get("win_rate"), "finished") for row in runs.to_dict("records")]
-    states += [(name, None, "unfinished") for name in runs.attrs["unfinished"]]
-    width = max((len(name) for name, _, _ in states), default=3)
-    print(f"{'run':{width}}  win rate  state")
-    for name, rate, state in sorted(states):
-        percent = f"{100 * rate:6.1f} %" if isinstance(rate, float) and rate == rate else f"{'-':>8}"
-        print(f"{name:{width}}  {percent}  {state}")
-    print(f"{len(states)} runs in {root}")
-    return 0
-
-
-def _runs_show(arguments: argparse.Namespace) -> int:
-    from eef.analysis.compare import find, show
-
-    print("\n".join(show(find(_root(arguments), arguments.run))))
-    return 0
-
-
-def _runs_compare(arguments: argparse.Namespace) -> int:
-    from eef.analysis.compare import compare, find
-
-    for line in compare(*(find(_root(arguments), word) for word in (arguments.run, arguments.other))):
-        print(line)
-    return 0
-
-
-def _runs_prune(arguments: argparse.Namespace) -> int:
-    from eef.analysis.compare import find, in_units, prunable, prune, size
-
-    root = _root(arguments)
-    runs = [find(root, word) for word in arguments.runs]
-    if arguments.yes:
-        sizes = prune(root, runs, arguments.unfinished)
-    else:
-        sizes = [(path, size(path)) for path in prunable(root, runs, arguments.unfinished)]
-    for path, count in sizes:
-        print(f"{in_units(count):>8}  {path.relative_to(root)}")
-    state = "removed" if arguments.yes else "would be removed (--yes removes them)"
-    print(f"{len(sizes)} files and folders, {in_units(sum(count for _, count in sizes))}, {state}")
-    return 0
+    print_tasks(environment(env, parse_overrides(overrides)), split, csv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,11 +13,13 @@ import torch
 from eef.agents.actions import problem_counts
 from eef.agents.vllm import Server
 from eef.analysis import evaluate
+from eef.analysis.browser import write_views
 from eef.envs import TextEnv
 from eef.files import digest, joined_names, names_file
 from eef.lab import Lab, make_chat, resolved
-from eef.methods import METHODS
-from eef.settings import Settings
+from eef.methods import BUDGET, METHODS, REQUIRED, method_options, option_problem
+from eef.settings import EMBEDDED_MODELS, Settings
+from eef.tracking.progress import show
 from eef.tracking.runs import Run, stamp
 from eef.tracking.stages import key_of
 from eef.training.trainer import check_optimizer
@@ -41,14 +42,22 @@ def experiment(
     """Train by ``method`` (a name in ``METHODS``, with its ``options``), test, and record; returns the result's row.
 
     ``train_tasks`` and ``test_tasks`` limit each split to its first subtasks. ``config`` is recorded with the run.
-    ``wandb`` shows the run on W&B (:meth:`eef.tracking.runs.Run.open`). ValueError for an unknown method, TypeError for
-    an option that the method does not have and for an environment without ``state_key()``.
+    ``wandb`` shows the run on W&B (:meth:`eef.tracking.runs.Run.open`). An option that equals its default does not
+    enter the run's name, except the budget ``n`` and ``m``. ValueError for an unknown method, TypeError for an option
+    that the method does not have and for an environment without ``state_key()``.
     """
     options = dict(options or {})
     _check(method, options, env, settings, train_tasks, test_tasks)
+    defaults = method_options(method)
+    options = {name: value for name, value in options.items() if name in BUDGET or value != defaults[name]}
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = make_chat(settings, env, tasks)
+    if settings.model not in EMBEDDED_MODELS and settings.lr == Settings.lr:
+        show(
+            f"warning: lr={settings.lr:g} is the default, chosen for the embedded models. With a language model, LoRA "
+            "usually needs 1e-4 to 1e-3 and one to three epochs: set lr and epochs"
+        )
 
     # What the run depends on, and its name
     model_and_settings, environment = key_of(resolved(settings)), key_of(env)
@@ -57,7 +66,7 @@ def experiment(
     about = {**asdict(settings), **engine, "artefact": settings.artefact, **(config or {}), "method": method, **options}
     about |= {"train": len(tasks), "test": len(test), "environment": environment}
     identity = [model_and_settings, environment, chat.hash, hashes, method, options, digest(tasks)]
-    variant = method + "".join(f"_{name}={value}" for name, value in options.items() if name not in ("n", "m"))
+    variant = method + "".join(f"_{name}={value}" for name, value in options.items() if name not in BUDGET)
 
     label = _label(variant, options, settings.experts)
     record = stamp(hashes, chat.hash)
@@ -73,7 +82,9 @@ def experiment(
             "seed": seed,
             **lab.evaluate(adapter),
             **_budget(lab.simulations),
+            **lab.expert_counts,
         }
+        write_views(run.folder)  # trajectories for reading, which W&B shows
         run.finish(result)
     return {"run_id": run.run_id, "seconds": run.seconds(), **result}
 
@@ -87,13 +98,16 @@ def _check(
             f"the environment {env.name!r} has no state_key(): return a dictionary of all that changes an observation, "
             "a reward or an available action (see TextEnv in eef/envs/__init__.py); stages are reused by it"
         )
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    for name in options:
+        if problem := option_problem(method, name):
+            raise TypeError(problem)
+    for name, default in method_options(method).items():
+        if default is REQUIRED and name not in options:
+            raise TypeError(f"the method {method!r} needs a value of its option {name!r}")
     if settings.engine:
         Server(settings.engine)  # raises for an invalid address
     check_optimizer(settings.optimizer)
-    inspect.signature(METHODS[method]).bind(None, **options)
-    counts = {name: options[name] for name in ("n", "m") if name in options}
+    counts = {name: options[name] for name in BUDGET if name in options}
     limits = {"train_tasks": train_tasks, "test_tasks": test_tasks, "max_steps": env.max_steps}
     for name, count in [*counts.items(), *((name, limit) for name, limit in limits.items() if limit is not None)]:
         if type(count) is not int or count < 1:
@@ -102,7 +116,7 @@ def _check(
 
 def _label(variant: str, options: Mapping[str, Any], experts: str) -> str:
     """The part of the run's name that says the method, its numbers and other experts than the default."""
-    label = "-".join([variant, *(f"{name}{options[name]}" for name in ("n", "m") if name in options)])
+    label = "-".join([variant, *(f"{name}{options[name]}" for name in BUDGET if name in options)])
     names = "+".join(Path(name).stem if names_file(name) else name for name in joined_names(experts))
     return label if names == Settings.experts else f"{label}-{names}"
 

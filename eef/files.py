@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import json
@@ -9,7 +10,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise RunError(f"{path}, line {number}: truncated or invalid JSON; delete the line") from None
     return rows
+
+
+def read_last_row(path: Path) -> dict[str, Any]:
+    """The last complete row of JSON Lines that may be growing; an empty dictionary if there is none."""
+    with open(path, "rb") as rows:
+        rows.seek(max(0, path.stat().st_size - 4000))
+        lines = rows.read().split(b"\n")[:-1]
+    try:
+        row = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: `` (did you mean 'rft'?)``; empty if no known one is similar."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -> list[str]:

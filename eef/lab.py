@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from eef import trajectory
 from eef.agents import react
@@ -16,13 +14,14 @@ from eef.agents.actions import describe_problems, problem_counts
 from eef.agents.chat import Chat
 from eef.agents.model_files import check_playable, context_of, options_of
 from eef.agents.policy import load_chat
-from eef.agents.rollout import OnProgress, Start
+from eef.agents.rollout import Start
 from eef.agents.simulation import Simulation, run_simulations
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
 from eef.envs.extras import extras_of
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, one_shot_example
+from eef.experts.check import expert_counts, refuse_divergent
 from eef.files import read_json, write_json
 from eef.selection import Example
 from eef.settings import (
@@ -33,10 +32,10 @@ from eef.settings import (
     Settings,
     TrainingSettings,
 )
+from eef.tracking.progress import Meter, show, stage_name
 from eef.tracking.runs import Run, log_metrics, work_folder
 from eef.tracking.stages import stage_key
 from eef.training.stages import FineTuning, PreferenceTuning, fine_tune, preference_tune
-from eef.training.trainer import OnStep
 from eef.trajectory import Trajectory
 
 
@@ -47,7 +46,7 @@ class Lab:
 
     A dataclass holds the inputs of each stage, and the key is computed from it (:func:`eef.tracking.stages.stage_key`).
     ``tasks`` are the training subtasks, ``test`` the test subtasks. ``simulations`` are all episodes that the method
-    has simulated.
+    has simulated. ``expert_counts`` say which expert trajectories were left out or could not be checked.
     """
 
     run: Run
@@ -58,15 +57,23 @@ class Lab:
     test: list[str]
     chat: Chat
     simulations: list[Trajectory] = field(default_factory=list)
+    expert_counts: dict[str, int] = field(default_factory=lambda: expert_counts([]))
 
     @cached_property
     def _resolved(self) -> Settings:
         return resolved(self.settings)
 
     def experts(self) -> list[Trajectory]:
-        """The experts' trajectories on the training subtasks."""
+        """The experts' trajectories on the training subtasks.
+
+        TrajectoryError where one of a file differs from its replay, unless ``divergent_experts`` is ``drop``.
+        """
         inputs = Expertise(self.env, self._resolved.group(ExpertSettings), self.tasks, self.seed)
-        return self._trajectories("experts", collect_experts, inputs, len(self.tasks))
+        trajectories = self._trajectories("experts", collect_experts, inputs, len(self.tasks))
+        if self.settings.divergent_experts == "refuse":
+            refuse_divergent(trajectories)
+        self.expert_counts = expert_counts(trajectories)
+        return trajectories
 
     def demonstrations(self) -> list[Trajectory]:
         """Trajectories of perfect play on the training subtasks."""
@@ -138,15 +145,17 @@ class Lab:
         """The trajectories that ``body(inputs, folder, on_progress)`` returns, as a stage."""
 
         def write(folder: Path) -> None:
-            with tqdm(desc=name, total=total, unit="episode") as bar:
-                trajectories = body(inputs, folder, _episodes(bar, self.run, name))
+            turns = self.env.max_steps if body is run_simulations else 0
+            with Meter(name, total, partial(self.run.progress, name), turns) as meter:
+                on_turn = {"on_turn": meter.on_turn} if body is run_simulations else {}
+                trajectories = body(inputs, folder, meter.on_episodes, **on_turn)
             self._check_code(body, inputs)
             trajectory.save(trajectories, folder / "trajectories.jsonl")
             cost, problems = evaluate.cost(trajectories), problem_counts(t.info for t in trajectories)
             log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in trajectories)})
             if line := describe_problems(problems, cost["env_steps"]):
                 advice = "; max_new_tokens sets the limit" if problems["cut"] and body is run_simulations else ""
-                print(f"[{name}] {line}{advice}", flush=True)
+                show(f"{stage_name(name)}: {line}{advice}")
 
         folder = self.run.stage(name, stage_key(body, inputs), write)
         try:
@@ -163,15 +172,14 @@ class Lab:
         """The adapter that ``body(inputs, folder, work, on_step)`` trains, as a stage with its report and losses."""
 
         def write(folder: Path) -> None:
-            with tqdm(desc=name, unit="step") as bar:
-                report = body(inputs, folder, work_folder(folder), _steps(bar, self.run, name))
+            with Meter(name, report=partial(self.run.progress, name)) as meter:
+                report = body(inputs, folder, work_folder(folder), meter.on_step)
             self._check_code(body, inputs)
             losses = report.pop("losses")
             if losses and losses[-1]["loss"] > 2 * losses[0]["loss"]:
-                print(
-                    f"warning: [{name}] the loss rose from {losses[0]['loss']:.3g} to {losses[-1]['loss']:.3g}: "
-                    "lower the learning rate",
-                    flush=True,
+                show(
+                    f"warning: {stage_name(name)}: the loss rose from {losses[0]['loss']:.3g} to "
+                    f"{losses[-1]['loss']:.3g}: lower the learning rate"
                 )
             log_metrics(folder, losses)
             write_json(folder / f"{kind}.json", {**report, "artefact": self.settings.artefact})
@@ -200,6 +208,12 @@ def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     ValueError where prompt, example and decoding do not fit together.
     """
     chat = load_chat(settings.model)
+    if not settings.prompt and not chat.instructions and "aliases" not in options_of(settings.model):
+        show(
+            f"warning: the model {settings.model!r} has no instructions, so it sees the pages of {env.name} without a "
+            "word on what to answer. Set prompt='react', or write a file chat.json into the model's folder, such as "
+            '{"instructions": "Answer with one action.", "constrained_decoding": true}'
+        )
     if not settings.prompt:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': only that prompt has an example")
@@ -210,29 +224,3 @@ def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
             "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"
         )
     return with_opening
-
-
-def _episodes(bar: Any, run: Run, stage: str) -> OnProgress:
-    """Shows finished episodes in the progress bar and their totals so far on W&B."""
-    totals = {"episodes": 0, "wins": 0, "tokens": 0}
-
-    def on_progress(episodes: int, wins: int, tokens: int) -> None:
-        for name, count in (("episodes", episodes), ("wins", wins), ("tokens", tokens)):
-            totals[name] += count
-        bar.update(episodes)
-        run.progress(stage, totals)
-
-    return on_progress
-
-
-def _steps(bar: Any, run: Run, stage: str) -> OnStep:
-    """Shows training steps in the progress bar and their losses on W&B."""
-
-    def on_step(step: int, steps: int, row: dict[str, float]) -> None:
-        bar.total = steps
-        if row:
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-            run.progress(stage, row)
-        bar.update(step - bar.n)
-
-    return on_step

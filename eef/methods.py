@@ -2,16 +2,22 @@
 
 Every recipe takes a :class:`~eef.lab.Lab` (environment, base model, experts, settings, run folder) and returns the
 adapter that it trained. The lab counts the simulations. All SFT trains for the same number of epochs.
+
+A new method is a function and its line in :data:`METHODS`. Its parameters after the lab are its options: they come from
+``experiment(options=...)``, from the variables with their names in ``notebooks/experiment.ipynb``, and from sweep files
+(:mod:`eef.sweeps.options`). An option that a method lacks is an error.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eef.agents.rollout import Start
+from eef.files import did_you_mean
 from eef.lab import Lab
 from eef.selection import Example, cut_points, select
 from eef.trajectory import Trajectory
@@ -125,6 +131,27 @@ METHODS: dict[str, Callable[..., Path]] = {
     "eef": eef,
     "ceiling": ceiling,
 }
+
+
+BUDGET = ("n", "m")  # options that count simulations: results have a column for each
+REQUIRED = inspect.Parameter.empty  # in place of the default of an option without one
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """The options of a method, from its signature: name -> default, or ``REQUIRED``. ValueError if it is unknown."""
+    if name not in METHODS:
+        hint = did_you_mean(str(name), METHODS)
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}{hint}")
+    _, *options = inspect.signature(METHODS[name]).parameters.values()  # the first is the lab
+    return {each.name: each.default for each in options}
+
+
+def option_problem(method: str, option: str) -> str:
+    """A message about an option that a method lacks; empty if it has it."""
+    known = method_options(method)
+    names = f"its options are {', '.join(known)}" if known else "it has no options"
+    hint = did_you_mean(option, known)
+    return "" if option in known else f"the method {method!r} has no option {option!r}{hint}; {names}"
 
 
 def wins(trajectories: Iterable[Trajectory]) -> list[Example]:

@@ -120,6 +120,12 @@ class ExpertSettings:
         "strong", "names or files, joined by +: strong, weak; files are JSON Lines or ETO's", key=_experts_key
     )
     expert_noise: Mapping[str, float] = setting(dict, "overrides error rates of the environment's scripted experts")
+    divergent_experts: str = setting(
+        "refuse",
+        "trajectories of files that differ from their replay; drop: learn from the others and count these",
+        choices=("refuse", "drop"),
+        key=None,  # a run that is not refused has the same experts either way
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +254,12 @@ def _invalid(each: Any, value: Any) -> str:
     if kind == "int" or (kind == "int | None" and value is not None):
         return "" if type(value) is int and value >= 1 else "must be a positive integer"
     if kind == "float":
-        if not (type(value) is float and math.isfinite(value) and value >= 0):
-            return "must be a finite number of at least 0"
-        if options.get("positive") and value == 0:
+        if not (type(value) is float and math.isfinite(value)):
+            return "must be a finite number"
+        if options.get("positive") and value <= 0:
             return "must be positive"
+        if value < 0:
+            return "must be at least 0"
         if value > options.get("maximum", math.inf):
             return f"must be at most {options['maximum']:g}"
     return ""

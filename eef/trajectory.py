@@ -11,14 +11,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from eef.files import PACKAGE
+from eef.files import PACKAGE, did_you_mean
+
+VERSION = 1  # of the format of a line
 
 
 class TrajectoryError(ValueError):
@@ -56,6 +58,7 @@ class Trajectory:
     ``outcome`` is ``done`` (the environment ended the episode), ``max_steps``, or an infrastructure error
     (``replay_divergence``, ``context_overflow``, ``env_error``), which counts neither as a win nor as a loss.
     ``prefix`` is the number of leading turns that were replayed from an expert and not played by ``source``.
+    ``info["no_replay"]`` is the reason why an expert's trajectory cannot be replayed; it is then only learnt from.
     """
 
     task: str
@@ -97,16 +100,45 @@ def to_dict(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def from_dict(row: dict[str, Any]) -> Trajectory:
-    """The inverse of :func:`to_dict`. Raises :class:`TrajectoryError` for a missing or unknown field."""
-    try:
-        turns = tuple(Turn(**{**turn, "ids": tuple(turn.get("ids", ()))}) for turn in row["turns"])
-        trajectory = Trajectory(**{**row, "turns": turns})
-    except KeyError as error:
-        raise TrajectoryError(f"field {error} is missing") from None
-    except TypeError as error:
-        raise TrajectoryError(re.sub(r"^\w+\.__init__\(\) ", "", str(error))) from None
+    """The inverse of :func:`to_dict`. ``won`` may be left out only where ``reward`` is 0 or left out.
+
+    A field ``version`` may say which version of the format a line has; there is only 1. Raises
+    :class:`TrajectoryError` for a missing, unknown or invalid field.
+    """
+    if not isinstance(row, dict):
+        raise TrajectoryError(f"a JSON object was expected, not {type(row).__name__}")
+    if row.get("version", VERSION) != VERSION:
+        raise TrajectoryError(f"'version' must be {VERSION}, not {row['version']!r}: update eef, or convert the file")
+    row = {name: value for name, value in row.items() if name != "version"}
+    _check_fields(row, Trajectory, "")
+    if not isinstance(row["turns"], (list, tuple)):
+        raise TrajectoryError(f"'turns' must be a list, not {row['turns']!r}")
+    turns = []
+    for index, turn in enumerate(row["turns"]):
+        if not isinstance(turn, dict):
+            raise TrajectoryError(f"turn {index} must be an object with 'action' and 'observation', not {turn!r}")
+        _check_fields(turn, Turn, f"turn {index}: ")
+        if not isinstance(turn.get("ids", ()), (list, tuple)):
+            raise TrajectoryError(f"turn {index}: 'ids' must be a list of integers")
+        turns.append(Turn(**{**turn, "ids": tuple(turn.get("ids", ()))}))
+    trajectory = Trajectory(**{**row, "turns": tuple(turns)})
     check(trajectory)
+    if "won" not in row and trajectory.reward > 0:
+        why = f"field 'won' is missing, with 'reward' {trajectory.reward:g}"
+        raise TrajectoryError(f'{why}: write "won": true if the environment counts it as solved, else "won": false')
     return trajectory
+
+
+def _check_fields(row: dict[str, Any], kind: type, where: str) -> None:
+    """Raise :class:`TrajectoryError` for a field of a dataclass that is missing, or that the dataclass lacks."""
+    names = [each.name for each in fields(kind)]
+    for name in row:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise TrajectoryError(f"{where}unknown field {name!r}{hint}; the fields are {', '.join(names)}")
+    for each in fields(kind):
+        if each.default is MISSING and each.default_factory is MISSING and each.name not in row:
+            raise TrajectoryError(f"{where}field {each.name!r} is missing")
 
 
 def check(trajectory: Trajectory) -> None:
@@ -174,15 +206,18 @@ def load(path: str | Path) -> list[Trajectory]:
     Raises :class:`TrajectoryError`, with file and line, for truncated or invalid JSON and for invalid trajectories,
     and :class:`FileNotFoundError`.
     """
-    path = Path(path)
+    return [trajectory for _, trajectory in load_lines(path)]
+
+
+def load_lines(path: str | Path) -> list[tuple[str, Trajectory]]:
+    """As :func:`load`, each trajectory with its place in the file: ``line 3``, or ``item 2`` of a JSON list."""
+    path, trajectories = Path(path), []
     if not path.is_file():
         raise FileNotFoundError(f"no trajectory file at {path}: check the parameter that names it")
-    trajectories = []
     for where, row in _rows(path):
         try:
-            if not isinstance(row, dict):
-                raise TrajectoryError(f"a JSON object was expected, not {type(row).__name__}")
-            trajectories.append(from_sharegpt(row) if "conversations" in row else from_dict(row))
+            ours = not isinstance(row, dict) or "conversations" not in row
+            trajectories.append((where, from_dict(row) if ours else from_sharegpt(row)))
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}, {where}: {error}") from None
     return trajectories
@@ -236,7 +271,8 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
 
     ``won`` requires reward 1; ETO's ``success`` only says that something was bought. Conversations whose id has the
     form ``TASK_VARIATION`` and that have no reward are solutions: they get reward 1, as in ETO's code, and
-    ``info["reward"]`` says so. Their first page lacks the first look around, so they cannot be replayed.
+    ``info["reward"]`` says so. Ids of that form belong to conversations whose first page lacks the first look around,
+    so they cannot be replayed: ``info["no_replay"]`` says so.
     """
     try:
         messages = [(message["from"], message["value"], message.get("loss")) for message in row["conversations"]]
@@ -274,7 +310,7 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
         )
     name = str(row.get("id", row.get("task", "")))
     task, numbered = _eto_task(name)
-    info = {"id": str(row.get("id", ""))}
+    info = {"id": str(row.get("id", ""))} | ({"no_replay": "the first page lacks the look around"} if numbered else {})
     if numbered and "reward" not in row:
         row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file; ETO counts it as a solution"}
     if "reward" not in row:
@@ -295,22 +331,12 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
 
 def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
     """One row per turn: task, source, won, reward, turn, action, observation, learn, in_prefix."""
-    rows = [
-        {
-            "task": trajectory.task,
-            "source": trajectory.source,
-            "won": trajectory.won,
-            "reward": trajectory.reward,
-            "turn": index,
-            "action": turn.action,
-            "observation": turn.observation,
-            "learn": turn.learn,
-            "in_prefix": index < trajectory.prefix,
-        }
-        for trajectory in trajectories
-        for index, turn in enumerate(trajectory.turns)
-    ]
     columns = ["task", "source", "won", "reward", "turn", "action", "observation", "learn", "in_prefix"]
+    rows = [
+        (t.task, t.source, t.won, t.reward, i, turn.action, turn.observation, turn.learn, i < t.prefix)
+        for t in trajectories
+        for i, turn in enumerate(t.turns)
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 

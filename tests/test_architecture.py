@@ -31,7 +31,8 @@ ORDER = [
     ("eef.methods",),
     ("eef.experiment",),
     ("eef.sweeps",),
-    ("eef.cli",),
+    ("eef.commands",),
+    ("eef.cli", "eef.__main__"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONG = 350  # lines; a longer module needs a reason here

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
+import runpy
+import shlex
 import subprocess
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import nbformat
 import pytest
 import yaml
 
 from eef.cli import main, parse_overrides
+from eef.envs.webshop import WebShop
 from eef.tracking.runs import Run
 
 BODY = """\
@@ -44,6 +54,67 @@ def write(folder: Path) -> Path:
 def test_help_is_fast_to_import() -> None:
     code = "import sys, eef.cli; sys.exit(bool({'torch', 'wandb', 'matplotlib', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_bare_eef_lists_the_commands_with_examples(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for name in ("sweep", "figures", "report", "view", "runs", "wandb", "experts", "collect", "tasks", "webshop"):
+        assert f"│ {name} " in text, name
+    assert text.count("eef sweep demo") == text.count("eef runs --method eef") == text.count("eef view RUN") == 1
+    assert main(["--help"]) == 0 and "--install-completion" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["eef", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("eef", run_name="__main__")
+    assert end.value.code == 0 and capsys.readouterr().out == f"eef {version('eef')}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["swep"], "No such command 'swep'. Did you mean 'sweep'?\n(eef --help"),
+        (["sweep"], "Missing argument 'FILE'.\n(eef sweep --help"),
+        (["sweep", "demo", "--drt-run"], "No such option: --drt-run"),
+        (["sweep", "demo", "--executor", "cloud"], "'local', 'slurm'"),
+        (["runs", "--state", "lost"], "'finished', 'unfinished'"),
+        (["tasks", "--env", "webshp"], "unknown environment 'webshp': use 'webshop' or 'scienceworld'\n"),
+        (["tasks", "-p", "size=3"], "webshop: got an unexpected keyword argument 'size'\n"),
+    ],
+)
+def test_a_typo_is_one_message_without_a_hint_at_tracebacks(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("eef: ") and message in output.err and output.out == ""
+    assert "EEF_DEBUG" not in output.err and "Traceback" not in output.err
+
+
+def test_an_unexpected_error_says_how_to_see_where_it_comes_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eef.sweeps.results.draw_runs", lambda *arguments: json.loads("{"))
+    assert main(["figures"]) == 2
+    assert "(set EEF_DEBUG=1 for the traceback)" in capsys.readouterr().err
+
+
+def test_an_interrupt_and_a_closed_pipe_end_quietly(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eef.sweeps.results.draw_runs", stop)
+    assert main(["figures"]) == 130 and capsys.readouterr().err == "interrupted\n"
+    code = (
+        "import eef.cli, eef.envs.tasks; eef.cli.environment = lambda *arguments: None; "
+        "eef.envs.tasks.print_tasks = lambda *arguments: print('x\\n' * 100_000); eef.cli.main(['tasks'])"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
 def test_override_values_are_yaml() -> None:
@@ -104,20 +175,123 @@ def test_runs_lists_finished_unfinished_and_invalid(tmp_path: Path, capsys: pyte
     assert "result.json: truncated or invalid JSON" in capsys.readouterr().err
 
 
+def test_runs_are_filtered_and_written_as_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"train": 250, "test": 300}
+    for env, label, group, rate in (("webshop", "eef-m5", "demo", 2 / 3), ("kiosk", "rft-n1", "map", 0.5)):
+        run = Run.open(tmp_path, env, label, 0, {**sizes, "method": label[:3]}, {}, group=group)
+        run.finish({"win_rate": rate, "n_test": 299})
+    Run.open(tmp_path, "webshop", "eef-m1", 0, {**sizes, "method": "eef"}, {}, group="demo")
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "both.json").write_text(json.dumps({"run_ids": [run.run_id]}))
+
+    def listed(*words: str) -> list[str]:
+        assert main(["runs", *words, "--root", str(tmp_path), "--csv", "-"]) == 0
+        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        return sorted(row["method"] for row in rows)
+
+    assert listed() == listed("list") == ["eef-m1", "eef-m5", "rft-n1"]
+    assert listed("--sweep", "demo") == listed("--method", "eef") == listed("--env", "webshop") == ["eef-m1", "eef-m5"]
+    assert listed("--method", "eef-m5") == listed("--method", "eef", "--state", "finished") == ["eef-m5"]
+    assert listed("--sweep", "map") == listed("--sweep", "both") == ["rft-n1"]
+    assert listed("--state", "unfinished") == ["eef-m1"] and listed("--method", "eto") == []
+    assert main(["runs", "--root", str(tmp_path), "--csv", str(tmp_path / "runs.csv")]) == 0
+    rows = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
+    (row,) = [row for row in rows if row["method"] == "eef-m5"]
+    today = time.strftime("%Y-%m-%d")
+    assert row["date"].startswith(today) and (row["train"], row["test"], row["sweep"]) == ("250", "299", "demo")
+    assert float(row["win_rate"]) == 2 / 3 and row["state"] == "finished"
+    assert main(["runs", "--root", str(tmp_path)]) == 0
+    head, *lines, count = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "date", "sweep", "method", "train", "test", "win", "rate", "state"]
+    assert count == f"3 runs in {tmp_path}" and any("map, both" in line for line in lines)
+    assert any(line.split()[-7:] == ["demo", "eef-m5", "250", "299", "66.7", "%", "finished"] for line in lines)
+    assert main(["runs", "show", "eef-m5", "--root", str(tmp_path)]) == 0
+    assert "0.6667\n" in capsys.readouterr().out
+    assert main(["runs", "--root", str(tmp_path), "show", "rft"]) == 0
+
+
+def test_view_and_check_call_what_does_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Report:
+        failed = True
+
+        def __str__(self) -> str:
+            return "turn 3 differs"
+
+    browser, check = ModuleType("browser"), ModuleType("check")
+    vars(browser)["write_browser"] = lambda run, out: calls.append((run, out)) or Path("page.html")
+    vars(check)["check_file"] = lambda path, env, split: calls.append((path, env, split)) or Report()
+    monkeypatch.setattr("eef.commands.experts.environment", lambda name, options: (name, options))
+    monkeypatch.setitem(sys.modules, "eef.analysis.browser", browser)
+    monkeypatch.setitem(sys.modules, "eef.experts.check", check)
+    run = Run.open(tmp_path, "webshop", "eef-m1", 0, {}, {})
+    assert main(["view", "eef-m1", "--root", str(tmp_path)]) == 0 and "page.html" in capsys.readouterr().out
+    assert main(["view", "eef-m1", "--root", str(tmp_path), "--out", "x.html"]) == 0
+    words = ["experts", "check", "mine.jsonl", "--env", "webshop", "-p", "max_steps=7", "-p", "seed=1"]
+    capsys.readouterr()
+    assert main([*words, "--split", "train"]) == 1 and capsys.readouterr().out == "turn 3 differs\n"
+    assert calls == [
+        (run.folder, None),
+        (run.folder, Path("x.html")),
+        ("mine.jsonl", ("webshop", {"max_steps": 7, "seed": 1}), "train"),
+    ]
+
+
+def test_tasks_lists_ids_splits_and_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["webshop", "tasks", "--split", "test", "--csv", str(tmp_path / "tasks.csv")]) == 0
+    with open(tmp_path / "tasks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    env = WebShop()
+    assert [row["id"] for row in rows] == env.tasks("test") and {row["split"] for row in rows} == {"test"}
+    assert rows[0]["goal"] == env.shop.goals[int(rows[0]["id"])].instruction_text
+    assert main(["tasks", "--env", "webshop"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [task, split] for split in ("train", "eval", "test") for task in env.tasks(split)
+    ]
+
+
+def test_a_sweep_is_found_from_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()  # a folder of that name is no sweep file
+    monkeypatch.chdir(tmp_path)
+    for word in ("demo", "demo.yaml", "experiments/demo.yaml"):
+        assert main(["sweep", word, "--dry-run", "--root", "runs"]) == 0
+        assert "sweep demo: 7 points of experiment.ipynb" in capsys.readouterr().out
+    assert main(["sweep", "dem"]) == 2
+    assert "no sweep file at dem; in" in (error := capsys.readouterr().err) and "demo, figure3" in error
+
+
+def test_one_seed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", str(write(tmp_path)), "--dry-run", "--root", str(tmp_path / "runs"), "-p"]
+    assert main([*words, "seeds=1"]) == 0
+    output = capsys.readouterr().out
+    assert "-p seeds=1: one seed, number 1 (-p 'seeds=[0, 1, 2]' runs three)" in output
+    assert output.count('"seed": 1}') == 2 and "2 points" in output
+    assert main([*words, "seeds=[0, 1]"]) == 0 and "one seed" not in capsys.readouterr().out
+
+
 def test_from_sweep_file_to_figure_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eef.sweeps.inputs.code_of", lambda notebook: {})  # edits while tests run must not count
     root, out = tmp_path / "runs", tmp_path / "figure"
     arguments = ["sweep", str(write(tmp_path)), "--root", str(root), "--out", str(out)]
-    assert main([*arguments, "--only", "n1"]) == 0
-    assert "1 points of demo are not finished: n4-s0" in capsys.readouterr().out and not out.exists()
+    part = [*arguments[:2], "--only", "n1", "--jobs", "1", *arguments[2:]]
+    assert main(part) == 0
+    output = capsys.readouterr().out
+    assert "1 points of demo are not finished: n4-s0" in output and not out.exists()
+    assert f"to repeat: eef {shlex.join(part)}\n" in output and output.count("to repeat") == 1
     assert main(arguments) == 0
     output = capsys.readouterr().out
     assert (
         "2 points of tiny.ipynb, 1 to do" in output
         and "| rft" in output
-        and f"again:  eef sweep {arguments[1]}" in output
+        and f"to repeat: eef {shlex.join(arguments)}" in output
     )
     table = (out / "win_rate_vs_budget.csv").read_bytes()
     assert table.count(b"\n") == 3 and (out / "win_rate_vs_budget.png").is_file()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from eef import lab as lab_module
 from eef.agents.policy import Policy, load_chat
 from eef.experiment import experiment
 from eef.files import read_json
-from eef.lab import Lab
+from eef.lab import Lab, make_chat
 from eef.methods import wins
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
+from eef.tracking.progress import Meter
 from eef.tracking.runs import Run
 from eef.training.ranks import world_size
 
@@ -55,9 +56,9 @@ def test_iterations_samples_and_seeds_use_different_random_streams(
 
 
 def test_a_full_model_is_trained_simulated_and_tested_like_an_adapter(base: str, shop, tmp_path) -> None:
-    settings = Settings(model=base, epochs=2, tune="full", lr=1e-3, iterations=2, restart="last", micro_batch_size=1)
+    settings = Settings(model=base, epochs=1, tune="full", lr=1e-3, iterations=2, restart="last", micro_batch_size=1)
     row = experiment(
-        "rft", shop, settings, 0, options={"n": 1}, train_tasks=20, test_tasks=4, root=tmp_path, wandb="disabled"
+        "rft", shop, settings, 0, options={"n": 1}, train_tasks=20, test_tasks=2, root=tmp_path, wandb="disabled"
     )
     folder = tmp_path / row["run_id"]
     config = read_json(folder / "config.json")["config"]
@@ -85,7 +86,7 @@ def test_training_simulation_and_test_load_the_model_in_the_same_form(base: str,
 
     monkeypatch.setattr(Policy, "load", recorded)
     settings = Settings(model=base, epochs=1, lora_r=4, lora_alpha=8)
-    row = experiment("rft", shop, settings, 0, test_tasks=2, root=tmp_path, wandb="disabled")
+    row = experiment("rft", shop, settings, 0, options={"n": 1}, test_tasks=2, root=tmp_path, wandb="disabled")
     assert len(loads) == 4 and all(each == loads[0] for each in loads)
     assert read_json(tmp_path / row["run_id"] / "config.json")["config"]["artefact"] == "adapter on the auto base model"
 
@@ -93,7 +94,7 @@ def test_training_simulation_and_test_load_the_model_in_the_same_form(base: str,
 def test_a_loss_that_rises_is_a_visible_warning(base: str, shop, tmp_path, capsys) -> None:
     lab = make(base, shop, tmp_path, tune="full", lr=100.0, batch_size=2)
     lab.sft("bc", wins(lab.demonstrations())[:6])
-    assert "warning: [bc] the loss rose from" in capsys.readouterr().out
+    assert "warning: behaviour cloning: the loss rose from" in capsys.readouterr().out
 
 
 def test_answers_without_a_readable_action_are_shown(base: str, shop, tmp_path, capsys) -> None:
@@ -105,7 +106,7 @@ def test_answers_without_a_readable_action_are_shown(base: str, shop, tmp_path, 
     counts = {name: row[name] for name in ("no_action", "ambiguous", "cut")}
     assert counts["cut"] > 0 and {name: scores[name] for name in counts} == counts
     assert scores["invalid"] >= sum(counts.values())
-    line = f"[test] {sum(counts.values())} of {row['env_steps']} answers had no readable action: "
+    line = f"test: {sum(counts.values())} of {row['env_steps']} answers had no readable action: "
     printed = capsys.readouterr().out
     assert line in printed
     assert f"{counts['cut']} cut at the token limit; max_new_tokens sets the limit" in printed
@@ -128,15 +129,12 @@ def test_a_stage_that_was_killed_in_training_resumes(base: str, shop, tmp_path, 
         pass
 
     def killed_at(limit: int):
-        def steps_of(*_):
-            def on_step(step: int, *_) -> None:
-                steps.append(step)
-                if step == limit:
-                    raise Killed
+        def on_step(meter: Meter, step: int, *_) -> None:
+            steps.append(step)
+            if step == limit:
+                raise Killed
 
-            return on_step
-
-        return steps_of
+        return on_step
 
     def run(root: Path) -> Path:
         lab = make(base, shop, root, checkpoint_minutes=0.0, batch_size=2)
@@ -144,13 +142,13 @@ def test_a_stage_that_was_killed_in_training_resumes(base: str, shop, tmp_path, 
 
     train_on = wins(make(base, shop, tmp_path / "whole").demonstrations())[:9]
     stages["whole"] = run(tmp_path / "whole")
-    monkeypatch.setattr(lab_module, "_steps", killed_at(4))
+    monkeypatch.setattr(Meter, "on_step", killed_at(4))
     with pytest.raises(Killed):
         run(tmp_path / "killed")
     remaining = [path.name for path in (tmp_path / "killed" / "stages").glob(".bc-*") if path.is_dir()]
     assert remaining == [f".{stages['whole'].name}.work"]
     steps.clear()
-    monkeypatch.setattr(lab_module, "_steps", killed_at(-1))
+    monkeypatch.setattr(Meter, "on_step", killed_at(-1))
     stages["killed"] = run(tmp_path / "killed")
     assert steps == [1, 2, 3, 4, 5], "first the rows of the checkpoint, then the steps after it"
     for name in ("adapter_model.safetensors", "metrics.jsonl", "sft.json", "examples.jsonl", "learn_from.json"):
@@ -170,3 +168,18 @@ def test_a_run_by_two_processes_equals_a_run_by_one(base: str, shop, tmp_path) -
     assert rows[0]["win_rate"] == rows[1]["win_rate"] and rows[0]["mean_reward"] == rows[1]["mean_reward"]
     assert not (tmp_path / rows[1]["run_id"] / "bc" / "job.json").exists()
     assert world_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "warns"),
+    [({}, "", True), ({"instructions": "Answer with one action."}, "", False), ({"aliases": ""}, "", False),
+     ({}, "react", False)],
+)  # fmt: skip
+def test_a_model_without_instructions_is_reported_when_the_chat_is_made(
+    options: dict, prompt: str, warns: bool, base: str, shop, tmp_path, capsys
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "model")
+    (folder / "chat.json").write_text(json.dumps(options))
+    make_chat(Settings(model=str(folder), prompt=prompt, constrained_decoding=False), shop, [])
+    printed = capsys.readouterr().out
+    assert ("has no instructions" in printed and "Set prompt='react', or write a file chat.json" in printed) == warns

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from eef import trajectory
 from eef.agents.rollout import Start
 from eef.experiment import experiment
-from eef.methods import FAILED, eef, eto, merge, wins
+from eef.methods import FAILED, METHODS, REQUIRED, eef, eto, merge, method_options, wins
 from eef.models.pretrain import make_model, save
 from eef.selection import Example, select
 from eef.settings import Settings
@@ -267,6 +268,31 @@ def test_a_trajectory_file_replaces_the_scripted_expert(run, shop, root: Path, t
     assert row["experts"] == str(path) and row["episodes"] > 20
 
 
+def test_a_file_that_differs_from_its_replay_stops_the_run_before_training(
+    run, shop, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = trajectory.load(root / run("sft_pos")["run_id"] / "experts" / "trajectories.jsonl")
+    lost = next(index for index, item in enumerate(experts) if item.failed)
+    turns = (replace(experts[lost].turns[0], observation="a page that does not exist"), *experts[lost].turns[1:])
+    wrong = [*experts[:lost], replace(experts[lost], turns=turns), *experts[lost + 1 :]]
+    path = str(trajectory.save(wrong, tmp_path / "mine.jsonl"))
+    message = rf"1 of {len(experts)} expert trajectories diverge .*mine.jsonl, line {lost + 1}, task .*a page that does"
+    with pytest.raises(trajectory.TrajectoryError, match=message):
+        run("sft_pos", experts=path, root=tmp_path / "runs")
+    assert [p.name.partition("-")[0] for p in (tmp_path / "runs" / "stages").glob("[!.]*")] == ["experts"]
+    steps: list[str] = []
+    step = type(shop).step
+    monkeypatch.setattr(type(shop), "step", lambda self, action: steps.append(action) or step(self, action))
+    with pytest.raises(trajectory.TrajectoryError, match="1 of"):  # from the cached stage
+        run("sft_pos", experts=path, root=tmp_path / "runs")
+    assert not steps
+    row = run("sft_pos", experts=path, root=tmp_path / "runs", divergent_experts="drop")
+    saved = json.loads((tmp_path / "runs" / row["run_id"] / "result.json").read_text())
+    for result in (row, saved):
+        assert (result["expert_divergences"], result["expert_errors"], result["experts_not_replayed"]) == (1, 0, 0)
+    assert run("sft_pos")["expert_divergences"] == 0
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -296,8 +322,31 @@ def test_an_environment_without_a_state_key_is_refused(shop, base: str, tmp_path
 
 
 def test_an_option_that_the_method_lacks_is_named(run) -> None:
-    with pytest.raises(TypeError, match="'n'"):
+    with pytest.raises(TypeError, match=r"the method 'eef' has no option 'n'.*; its options are m, mask_harmful, rec"):
         run("eef", options={"n": 2})
+    with pytest.raises(TypeError, match=r"the method 'eef' has no option 'recover' \(did you mean 'recovery'\?\)"):
+        run("eef", options={"recover": False})
+
+
+def test_options_come_from_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert method_options("eef") == {"m": 5, "mask_harmful": True, "recovery": True, "one_per_state": True}
+    assert method_options("rft") == {"n": 1} and method_options("sft_pos") == {}
+    with pytest.raises(ValueError, match=r"unknown method 'efe': choose one of .*\(did you mean 'eef'\?\)"):
+        method_options("efe")
+
+    def needs(lab, k):
+        raise AssertionError
+
+    monkeypatch.setitem(METHODS, "needs", needs)
+    assert method_options("needs") == {"k": REQUIRED}
+
+
+def test_a_required_option_is_named_and_a_default_does_not_enter_the_name(run, monkeypatch) -> None:
+    monkeypatch.setitem(METHODS, "needs", lambda lab, k: None)
+    with pytest.raises(TypeError, match="the method 'needs' needs a value of its option 'k'"):
+        run("needs")
+    first = run("eef", options={"m": 1})
+    assert run("eef", options={"m": 1, "mask_harmful": True, "recovery": True}) == {**first, "seconds": ANY}
 
 
 def test_experts_without_a_failure_or_without_a_win_are_named(run, shop, root: Path, tmp_path: Path) -> None:

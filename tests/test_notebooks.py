@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import yaml
 
 from eef.agents.model_files import folder_of
 from eef.cli import main
@@ -43,28 +45,71 @@ def test_notebooks_are_stripped_and_thin(path: Path) -> None:
         ast.literal_eval(line.value)  # literals only
 
 
-def small_demo(folder: Path) -> list[str]:
-    """Arguments of `eef` that run the demo's seven arms on a small shop, all under ``folder``."""
-    words = ["sweep", str(ROOT / "experiments" / "demo.yaml"), "--root", str(folder / "runs")]
+DEMO = ROOT / "experiments" / "demo.yaml"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_open_in_colab(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python notebooks/colab.py` would change nothing; the address is that of CITATION.cff, and only there."""
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    import colab
+
+    notebook = nbformat.read(path, as_version=4)
+    assert colab.with_cells(notebook, path.name) == notebook
+    assert notebook.cells[0].id == colab.BADGE and f"main/notebooks/{path.name})" in notebook.cells[0].source
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[0].id == colab.CODE and "parameters" in code[1].metadata.tags
+    assert colab.address() in code[0].source and colab.address().startswith("https://github.com/")
+
+
+def test_the_first_cell_installs_on_colab_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
+    source = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    commands: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    monkeypatch.setattr("os.chdir", lambda folder: commands.append(["cd", folder]))
+    exec(source, {})
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    exec(source, {})  # eef is installed here
+    assert not commands
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(source, {})
+    assert [command[:2] for command in commands] == [["git", "clone"], [sys.executable, "-m"], ["cd", "/content/eef"]]
+
+
+def small_demo(folder: Path, points: list[dict[str, Any]] | None = None) -> list[str]:
+    """Arguments of `eef` that run the demo's arms (or these ``points``) on a small shop, all under ``folder``."""
+    file = DEMO
+    if points is not None:
+        file = folder / DEMO.name
+        file.write_text(yaml.safe_dump({**yaml.safe_load(DEMO.read_text()), "points": points}))
+    words = ["sweep", str(file), "--root", str(folder / "runs")]
     for change in (f"catalogue={SMALL}", "epochs=2", "wandb=disabled", "train_tasks=0", "test_tasks=0"):
         words += ["-p", change]
     return [*words, "--out", str(folder / "figure")]
 
 
+POINTS = yaml.safe_load(DEMO.read_text())["points"]
+TWO = [{"method": "rft", "n": 1}, {"method": "eef", "m": 1}]
+
+
+@pytest.mark.parametrize("points", [TWO, pytest.param(POINTS, marks=pytest.mark.slow)], ids=["two arms", "all arms"])
 def test_the_main_job_from_sweep_to_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    points: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`eef sweep experiments/demo.yaml`, small: every arm, the figure, and the same table from a second start."""
-    words = small_demo(tmp_path)
+    """`eef sweep experiments/demo.yaml`, small: arms, the figure, and the same table from a second start."""
+    assert all(point in POINTS for point in points)
+    words = small_demo(tmp_path, points if points != POINTS else None)
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "again:" in printed and "win_rate_vs_budget.png" in printed
+    assert "to repeat:" in printed and "win_rate_vs_budget.png" in printed
     table = tmp_path / "figure" / "win_rate_vs_budget.csv"
     first = table.read_bytes()
     frame = pd.read_csv(table)
-    assert set(frame["method"]) == {"sft_pos", "ceiling", "rft", "eef"}
+    assert set(frame["method"]) == {point["method"] for point in points}
     assert frame.loc[frame["method"].isin(["sft_pos", "ceiling"]), "episodes"].eq(0).all()
-    assert frame.set_index("n").loc[6, "episodes"] == 120
+    for n in [point["n"] for point in points if "n" in point]:
+        assert frame.set_index("n").loc[n, "episodes"] == 20 * n
     assert frame["win_rate"].between(0, 1).all() and frame["errors"].eq(0).all()
     for kind in ("png", "svg"):
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
@@ -74,7 +119,7 @@ def test_the_main_job_from_sweep_to_figure(
     parameters["draw"] = ["learning_curves", "selection"]
     shown = executed("figures", tmp_path, parameters, monkeypatch)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
-    assert shown.count('class="eef eef-table"') == 2  # two runs of EEF
+    assert shown.count('class="eef eef-table"') == sum(point["method"] == "eef" for point in points)
 
 
 @pytest.mark.slow
@@ -111,7 +156,7 @@ def test_the_base_model_notebook_writes_a_model_that_loads(tmp_path: Path) -> No
 
 
 SHORT = {
-    "quickstart": {"train_tasks": 24, "simulated_failures": 6, "epochs": 1.0},
+    "quickstart": {"train_tasks": 24, "simulated_failures": 6, "epochs": 1.0, "repeats": 1},
     "experts": {"tasks": 40},
     "own_environment": {"train_tasks": 40, "test_tasks": 10, "methods": ["sft_pos", "eef"], "epochs": 2.0},
     "own_model": {"examples": 2},
@@ -131,10 +176,10 @@ def executed(name: str, folder: Path, parameters: dict[str, Any], monkeypatch: p
 
 
 EXPECTED = {
-    "quickstart": ["thrown away by RFT", "carry loss", "eef-table"],
+    "quickstart": ["thrown away by RFT", "carry loss", "one simulation", "eef-table"],
     "experts": ["win_rate", "option wrong or missing", "image/png"],
     "own_environment": ["with a screen turned", "win_rate", "eef-table"],
-    "own_model": ["<|im_end|>", "tokens carry loss", "learnt_tokens", "policy"],
+    "own_model": ["<|im_end|>", "tokens carry loss", "learnt_tokens", "policy", "SFT: ", "actions were invalid"],
 }
 
 
@@ -151,6 +196,11 @@ def test_a_notebook_runs_on_its_own_parameters(name: str, tmp_path: Path, monkey
     assert not [words for words in EXPECTED[name] if words not in shown]
     if name == "quickstart":
         assert "harmful: from" in shown and "on the way from" in shown  # the first picture shows both
+        marks = re.findall(r"<b>(click|search)\[([^<]*)\]</b></code>.*?</span>([^<]*)<", shown)
+        assert ("click", "next &gt;", "on the way from s0, which lost, to s2, which won") in marks
+        assert ("click", "wide", "harmful: from s3, which won, to s4, which lost") in marks
+        shares = re.findall(r"s(\d) +([✓✗]) +20 +(\d+)", shown)
+        assert len(shares) == 6 and all((int(won) >= 10) == (mark == "✓") for _, mark, won in shares)
 
 
 def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,3 +96,13 @@ def test_the_page_for_coding_assistants_is_short_and_names_what_exists() -> None
     named = re.findall(r"`((?:eef|tests|notebooks|experiments|docs)/[\w./-]+)`", text)
     assert len(named) > 10
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_make_smoke_touches_each_package() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    names = re.search(r"^SMOKE := ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    assert names is not None
+    files = names[1].replace("\\", " ").split()
+    assert all((ROOT / "tests" / f"{name}.py").is_file() for name in files)
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("**/test_*.py"))}
+    assert {name.partition("/")[0] for name in files if "/" in name} == folders

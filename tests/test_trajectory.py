@@ -21,6 +21,7 @@ from eef.trajectory import (
     from_dict,
     from_sharegpt,
     load,
+    load_lines,
     save,
     to_dict,
     without_loss,
@@ -107,15 +108,38 @@ def test_an_empty_file_holds_nothing(tmp_path: Path) -> None:
     assert load(save([], tmp_path / "t.jsonl")) == []
 
 
+def test_won_may_be_left_out_where_nothing_was_scored(tmp_path: Path) -> None:
+    line = {"version": 1, "task": "1", "prompt": "p", "turns": [{"action": "a", "observation": "o"}]}
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps({**line, **more}) for more in ({}, {"reward": 0}, {"reward": 1, "won": True})))
+    assert [t.won for t in load(path)] == [False, False, True]
+    assert [place for place, _ in load_lines(path)] == ["line 1", "line 2", "line 3"]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         (5, "a JSON object was expected, not int"),
-        ({}, "'turns' is missing"),
-        ({"task": "1", "turns": []}, "missing .* 'prompt'"),
-        ({"task": "1", "prompt": "p", "turns": [], "gold": 1}, "unexpected keyword argument 'gold'"),
+        ({}, "field 'task' is missing"),
+        ({"task": "1", "prompt": "p"}, "field 'turns' is missing"),
+        ({"task": "1", "turns": []}, "field 'prompt' is missing"),
+        ({"task": "1", "prompt": "p", "turns": [], "gold": 1}, "unknown field 'gold'; the fields are task, prompt"),
+        ({"task": "1", "prompt": "p", "turns": [], "rewards": 1}, r"unknown field 'rewards' .did you mean 'reward'"),
+        ({"task": "1", "prompt": "p", "turns": [], "reward": 1.0}, "field 'won' is missing, with 'reward' 1: write"),
+        ({"task": "1", "prompt": "p", "turns": [], "reward": 0.5}, "field 'won' is missing, with 'reward' 0.5: write"),
+        ({"task": "1", "prompt": "p", "turns": [], "version": 2}, "'version' must be 1, not 2: update eef"),
+        ({"task": "1", "prompt": "p", "turns": "abc"}, "'turns' must be a list, not 'abc'"),
+        ({"task": "1", "prompt": "p", "turns": ["a"]}, "turn 0 must be an object with 'action' and 'observation'"),
         ({"task": 1, "prompt": "p", "turns": []}, "must be strings"),
-        ({"task": "1", "prompt": "p", "turns": [{"action": "a"}]}, "missing .* 'observation'"),
+        ({"task": "1", "prompt": "p", "turns": [{"action": "a"}]}, "turn 0: field 'observation' is missing"),
+        (
+            {"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": "o", "answer": "b"}]},
+            "turn 0: unknown field 'answer'",
+        ),
+        (
+            {"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": "o", "ids": 3}]},
+            "turn 0: 'ids' must be a list",
+        ),
         ({"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": None}]}, "turn 0: .* must be strings"),
         ({"task": "1", "prompt": "p", "turns": [], "reward": "1"}, "'reward' must be a number"),
         ({"task": "1", "prompt": "p", "turns": [], "reward": 100}, "'reward' must lie in"),
@@ -245,6 +269,7 @@ def test_scienceworld_ids_name_our_subtasks_and_their_file_needs_no_reward() -> 
     row = {key: value for key, value in eto_row(id="11_7").items() if key != "reward"}
     got = from_sharegpt(row)
     assert (got.task, got.reward, got.won) == ("find-animal/7", 1.0, True) and "ETO" in got.info["reward"]
+    assert "look around" in got.info["no_replay"] and "no_replay" not in from_sharegpt(eto_row()).info
     assert from_sharegpt(eto_row(id="6_0", reward=0.5)).task == "use-thermometer/0"
     assert not from_sharegpt(eto_row(id="6_0", reward=0.5)).won
     for other in (eto_row(id="99_7"), eto_row(id=7)):

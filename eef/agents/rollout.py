@@ -10,11 +10,13 @@ from eef.agents import cached_engine  # noqa: F401  Policy.engine imports it by 
 from eef.agents.constraints import Constraints
 from eef.agents.engine import PlayablePolicy
 from eef.agents.episode import Episode, Start, StartStates, outcome_of, streams
+from eef.agents.invalid_actions import InvalidActions, OnWarning, print_warning
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError, Step, TextEnv
 from eef.trajectory import Trajectory
 
 OnProgress = Callable[[int, int, int], None]
+OnTurn = Callable[[int, int], None]
 
 
 def simulate(
@@ -29,6 +31,8 @@ def simulate(
     source: str = "policy",
     seeds: Sequence[Sequence[int]] | None = None,
     on_progress: OnProgress | None = None,
+    on_turn: OnTurn | None = None,
+    on_warning: OnWarning = print_warning,
 ) -> list[Trajectory]:
     """Simulate ``policy`` from each start. Returns whole trajectories, an expert's prefix included, in order of start.
 
@@ -39,8 +43,10 @@ def simulate(
     continue.
 
     ``on_progress(episodes, wins, tokens)`` is called after each episode with what it adds: 1, 1 if it won else 0, and
-    the number of sampled tokens. ValueError for a state that an expert does not have, and for a tokenizer that does not
-    allow constrained decoding. ServerError if a policy's server (:mod:`eef.agents.vllm`) fails.
+    the number of sampled tokens. ``on_turn(turns, tokens)`` is called after each turn of the episodes in play, with the
+    number of turns and of tokens sampled in it. ``on_warning(text)`` is called at most once, while the policy plays: if
+    most of its actions are invalid. ValueError for a state that an expert does not have, and for a tokenizer that does
+    not allow constrained decoding. ServerError if a policy's server (:mod:`eef.agents.vllm`) fails.
     """
     limit = env.max_steps if max_steps is None else max_steps
     _check(policy, starts, slots, limit)
@@ -48,7 +54,10 @@ def simulate(
     slots = min(slots, max(1, len(starts)))
     states = StartStates(env, starts, slots, limit)
     slots = min(len(states.workers) or slots, slots)
-    rollouts = _Rollouts(policy, starts, seeds, states, slots, limit, temperature, source, on_progress)
+    invalid = InvalidActions(policy.constrained_decoding, on_warning)
+    rollouts = _Rollouts(
+        policy, starts, seeds, states, slots, limit, temperature, source, on_progress, on_turn, invalid
+    )
     with ThreadPoolExecutor(max(1, len(states.workers))) as threads:  # a worker is a process: its thread waits for it
         rollouts.map_workers = threads.map if states.workers else map
         while rollouts.queue or rollouts.live:
@@ -89,10 +98,12 @@ class _Rollouts:
         temperature: float,
         source: str,
         on_progress: OnProgress | None,
+        on_turn: OnTurn | None,
+        invalid_actions: InvalidActions,
     ) -> None:
         self.policy, self.starts, self.seeds, self.states = policy, starts, seeds, states
         self.max_steps, self.temperature, self.source = max_steps, temperature, source
-        self.on_progress = on_progress
+        self.on_progress, self.on_turn, self.invalid_actions = on_progress, on_turn, invalid_actions
         self.engine = policy.engine(slots)
         self.map_workers: Callable[..., Iterable[Any]] = map
         self.results: list[Trajectory | None] = [None] * len(starts)
@@ -181,7 +192,13 @@ class _Rollouts:
             is_cut = constraints is None and len(ids) >= cut_length
             return episodes[slot].take_turn(ids, actions.get(slot), is_cut, self.max_steps)
 
-        for slot, outcome in zip(episodes, list(self.map_workers(step, episodes)), strict=True):
+        invalid_before = {slot: episode.invalid for slot, episode in episodes.items()}
+        outcomes = list(self.map_workers(step, episodes))
+        invalid = [episode for slot, episode in episodes.items() if episode.invalid > invalid_before[slot]]
+        self.invalid_actions.count(len(episodes), invalid)
+        if self.on_turn:
+            self.on_turn(len(episodes), sum(map(len, answers.values())))
+        for slot, outcome in zip(episodes, outcomes, strict=True):
             if not outcome:
                 ids = episodes[slot].dialogue.encode_observation(episodes[slot].turns[-1].observation)
                 if self.engine.length(slot) + len(ids) + self.policy.max_new_tokens > self.policy.context:

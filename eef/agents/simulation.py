@@ -15,8 +15,9 @@ import torch
 
 from eef.agents.chat import Chat
 from eef.agents.episode import Start, streams
+from eef.agents.invalid_actions import OnWarning, print_warning
 from eef.agents.policy import Policy, load_arguments
-from eef.agents.rollout import OnProgress, simulate
+from eef.agents.rollout import OnProgress, OnTurn, simulate
 from eef.agents.vllm import served
 from eef.envs import TextEnv, make_env
 from eef.files import write_json
@@ -44,7 +45,9 @@ class Simulation:
     processes: int = field(default=1, metadata={"key": None})
 
 
-def run_simulations(inputs: Simulation, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
+def run_simulations(
+    inputs: Simulation, folder: Path, on_progress: OnProgress, on_turn: OnTurn | None = None
+) -> list[Trajectory]:
     """The trajectories of ``inputs.starts``, in their order.
 
     If a server played, its description goes into ``engine.json`` in ``folder``.
@@ -55,6 +58,7 @@ def run_simulations(inputs: Simulation, folder: Path, on_progress: OnProgress) -
         "temperature": inputs.temperature,
         "slots": acting.slots,
         "on_progress": on_progress,
+        "on_turn": on_turn,
     }
     if acting.engine:
         with served(
@@ -80,6 +84,8 @@ def simulate_together(
     processes: int,
     *,
     on_progress: OnProgress | None = None,
+    on_turn: OnTurn | None = None,
+    on_warning: OnWarning = print_warning,
     **options: Any,
 ) -> list[Trajectory]:
     """As :func:`eef.agents.rollout.simulate`, with the starts divided among ``processes`` workers.
@@ -99,6 +105,7 @@ def simulate_together(
     results: dict[int, list[Trajectory]] = {}
     pipes: dict[Connection, int] = {}
     workers = []
+    has_warned = False
     try:
         for number, part in enumerate(parts):
             our_end, worker_end = context.Pipe()
@@ -125,8 +132,14 @@ def simulate_together(
                 if isinstance(message, str):
                     raise RuntimeError(f"rollout worker {pipes[pipe]} of {len(parts)}: {message}")
                 if isinstance(message, tuple):
-                    if on_progress:
+                    if len(message) == 2 and on_turn:
+                        on_turn(*message)
+                    elif len(message) == 3 and on_progress:
                         on_progress(*message)
+                elif isinstance(message, _Warning):
+                    if not has_warned:
+                        on_warning(message.text)
+                    has_warned = True
                 else:
                     results[pipes.pop(pipe)] = message
     finally:
@@ -135,6 +148,13 @@ def simulate_together(
                 worker.terminate()
             worker.join()
     return [trajectory for number in sorted(results) for trajectory in results[number]]
+
+
+@dataclass(frozen=True)
+class _Warning:
+    """A warning that a worker sends."""
+
+    text: str
 
 
 def _work(
@@ -149,7 +169,7 @@ def _work(
     seeds: list[list[int]],
     options: dict[str, Any],
 ) -> None:
-    """What a worker does: sends progress as tuples, then the trajectories as a list; a failure as a string."""
+    """What a worker does: sends progress as tuples and warnings, then the trajectories; a failure as a string."""
     end_with_parent()
     try:
         torch.set_num_threads(threads)
@@ -160,6 +180,9 @@ def _work(
             raise ValueError(f"the worker's environment has the state key {own_env.state_key()}, not {state_key}")
         loaded = Policy.load(**policy)
         send_progress: OnProgress = lambda *counts: pipe.send(counts)  # noqa: E731
-        pipe.send(simulate(loaded, own_env, starts, seeds=seeds, on_progress=send_progress, **options))
+        send_turn: OnTurn = lambda *counts: pipe.send(counts)  # noqa: E731
+        callbacks: dict[str, Any] = {"on_progress": send_progress, "on_turn": send_turn}
+        callbacks["on_warning"] = lambda text: pipe.send(_Warning(text))
+        pipe.send(simulate(loaded, own_env, starts, seeds=seeds, **callbacks, **options))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")

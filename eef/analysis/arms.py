@@ -17,6 +17,9 @@ from eef.trajectory import Trajectory, load
 RUN_COLUMNS = ["method", "m", "n", "experts", "seed", "episodes", "env_steps", "tokens"]
 RUN_COLUMNS += ["win_rate", "win_low", "win_high", "win_rate_easy", "win_rate_medium", "win_rate_hard"]
 RUN_COLUMNS += ["mean_reward", "n_test", "errors", "run_id"]
+# Simulations that ended in an error, and expert trajectories from which nothing was learnt. Tables written as CSV have
+# these columns only where one is not 0.
+PROBLEM_COLUMNS = ["simulation_errors", "expert_divergences", "expert_errors"]
 ARM_COLUMNS = ["method", "experts", "n", "m"]
 NAMES = {
     "sft_pos": "BC (SFT-pos)",
@@ -70,8 +73,9 @@ def _first_three(names: list[str]) -> str:
 
 def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per run, sorted, floats rounded to six digits: equal runs give equal bytes."""
-    frame = runs.reindex(columns=RUN_COLUMNS)
-    for name in RUN_COLUMNS:
+    columns = [*RUN_COLUMNS[:-1], *problem_columns(runs), RUN_COLUMNS[-1]]
+    frame = runs.reindex(columns=columns)
+    for name in columns:
         numbers = pd.to_numeric(frame[name], errors="coerce")
         if name not in ("method", "experts", "run_id"):
             whole = (numbers.dropna() % 1 == 0).all() and not name.startswith(("win_", "mean_"))
@@ -85,8 +89,8 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
     With one seed the interval is the run's own, over test tasks. With several it is a bootstrap over seeds and tasks,
     from the runs' ``eval/episodes.csv``.
     """
-    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS])])
-    more = [name for name in group_columns(frame) if name not in RUN_COLUMNS]
+    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, *PROBLEM_COLUMNS])])
+    more = [*PROBLEM_COLUMNS] + [name for name in group_columns(frame) if name not in RUN_COLUMNS]
     rows = []
     for key, group in frame.groupby(ARM_COLUMNS, dropna=False, sort=True):
         low, high = _win_interval(group)
@@ -102,6 +106,12 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def problem_columns(table: pd.DataFrame) -> list[str]:
+    """Those of ``PROBLEM_COLUMNS`` that have a value other than 0."""
+    known = [name for name in PROBLEM_COLUMNS if name in table]
+    return [name for name in known if pd.to_numeric(table[name]).fillna(0).ne(0).any()]
 
 
 def group_columns(table: pd.DataFrame) -> list[str]:

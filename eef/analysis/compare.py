@@ -44,7 +44,7 @@ def show(folder: Path) -> Iterator[str]:
             continue
         yield f"\n{name}:"
         for key, value in flat(read_json(path)).items():
-            yield f"  {key:32} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+            yield f"  {key:32} {_text(value)}"
     yield "\nfiles:"
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -56,6 +56,13 @@ def show(folder: Path) -> Iterator[str]:
             yield f"  {path.name + '/':32} {_size(path):>10}   {', '.join(names[:6])}{' …' * (len(names) > 6)}"
         else:
             yield f"  {path.name:32} {_size(path):>10}"
+
+
+def _text(value: Any) -> str:
+    """A value of a JSON file for a person: numbers have four digits (the file has all)."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def flat(value: Mapping[str, Any], start: str = "") -> dict[str, Any]:

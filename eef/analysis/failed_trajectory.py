@@ -6,7 +6,7 @@ The frames come from :func:`eef.tracking.runs.load_runs`; stages are read from t
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from eef.analysis.arms import FigureError, read_stage, records
 from eef.analysis.evaluate import uses
 from eef.analysis.figures import picture
 from eef.analysis.tables import write_table
-from eef.envs.extras import Extras, extras_of
+from eef.envs.extras import Extras, Skill, extras_of
 from eef.selection import Outcomes, Segment, cut_points, important_states, segments
 from eef.trajectory import Trajectory
 
@@ -70,17 +70,38 @@ def failed_trajectory(runs: pd.DataFrame, out: str | Path) -> Path:
         parts = segments(expert, outcomes)
         kinds = [part.kind for part in parts if part.kind != "neutral"]
         if len(set(kinds)) == 2:
-            candidates.append((-len(kinds), len(expert), expert.task, expert.source, expert, outcomes, parts))
+            candidates.append((-len(kinds), len(expert), expert.task, expert.source, expert, outcomes))
     if not candidates:
         raise FigureError(
             f"in {row['run_id']} no failed expert trajectory has both a beneficial and a harmful segment: "
             "add EEF runs with more states (m) or more training subtasks"
         )
-    expert, outcomes, parts = min(candidates, key=lambda item: item[:4])[4:]
+    expert, outcomes = min(candidates, key=lambda item: item[:4])[4:]
+    about = f"{row['env']} · expert {expert.source or row['experts']} · M = {int(row['m'])} · seed {row['seed']}"
+    return draw_failure(expert, outcomes, out, about, extras_of(row["env"]), {"run_id": row["run_id"]})
+
+
+def draw_failure(
+    expert: Trajectory,
+    outcomes: Outcomes,
+    out: str | Path,
+    about: str,
+    extras: Extras,
+    columns: Mapping[str, Any] | None = None,
+    counts: Mapping[int, tuple[int, int]] | None = None,
+    notes: Mapping[int, str] | None = None,
+) -> Path:
+    """Figure 1 of one failure: ``failed_trajectory.png``, ``.svg`` and ``.csv`` in ``out``; returns the PNG's path.
+
+    ``about`` is written above the goal, and ``columns`` are added to each row of the table. ``counts`` (wins and
+    simulations of a state) is for states that were simulated several times. ``notes`` (turn -> text) replaces the notes
+    of the environment beside the actions.
+    """
+    parts = segments(expert, outcomes)
     recover = set(important_states(expert, outcomes)) - {0}
     table = pd.DataFrame(
         {
-            "run_id": row["run_id"],
+            **(columns or {}),
             "task": expert.task,
             "source": expert.source,
             "turn": index,
@@ -88,20 +109,48 @@ def failed_trajectory(runs: pd.DataFrame, out: str | Path) -> Path:
             "segment": next((part.kind for part in parts if part.start <= index < part.stop), ""),
             "simulated": ("won" if outcomes[index] else "lost") if index in outcomes else "",
             "needs_recovery": index in recover,
+            **(dict(zip(("wins", "simulations"), counts.get(index, ("", "")), strict=True)) if counts else {}),
         }
         for index, turn in enumerate(expert.turns)
     )
     path = write_table(table, out, "failed_trajectory")
-    extras = extras_of(row["env"])
     goal = textwrap.shorten(extras.goal(expert.prompt), 440, placeholder=" …")
     heading = textwrap.wrap(f"“{goal}”", 112)[:4]
-    about = f"{row['env']} · expert {expert.source or row['experts']} · M = {int(row['m'])} · seed {row['seed']}"
     size = (8, 0.75 + 0.17 * len(heading) + 0.25 * (len(expert) + len(outcomes) + 1) + 0.75)
     margins = (0.15, 0.1, 0.7 + 0.17 * len(heading), 0.75)
     subtitle = "\n".join([about, *heading])
+    shown = {i: extras.note(turn.action, expert.state(i)) for i, turn in enumerate(expert.turns)} | dict(notes or {})
     with picture(out, "failed_trajectory", size, "A failed expert trajectory", subtitle, margins) as axes:
-        _draw_trajectory(axes, expert, outcomes, parts, recover, extras)
+        _draw_trajectory(axes, expert, outcomes, parts, recover, shown, counts or {})
     return path.with_suffix(".png")
+
+
+def clearest_first(
+    explored: Iterable[tuple[Trajectory, Outcomes]], skills: Mapping[str, Skill]
+) -> list[tuple[Trajectory, Outcomes]]:
+    """Failures with the outcomes of their simulations, in the order of how well they explain the method.
+
+    First come those in which a beneficial segment uses one of the environment's navigation ``skills``, and a later
+    harmful segment ends in a state that needs recovery. Then those with a beneficial and a harmful segment, then the
+    others. Among equals: the fewest turns, then the fewest segments with an effect, then by task and source.
+    """
+
+    def place(pair: tuple[Trajectory, Outcomes]) -> tuple[Any, ...]:
+        expert, outcomes = pair
+        parts = [part for part in segments(expert, outcomes) if part.kind != "neutral"]
+        recover = [state for state in important_states(expert, outcomes) if state]
+        story = any(
+            part.kind == "beneficial"
+            and any(
+                uses(action, skill) for action in expert.actions[part.start : part.stop] for skill in skills.values()
+            )
+            and any(state > part.stop for state in recover)
+            for part in parts
+        )
+        kinds = len({part.kind for part in parts})
+        return not story, -kinds, len(expert), len(parts), expert.task, expert.source
+
+    return sorted(explored, key=place)
 
 
 def _explored(row: dict[str, Any]) -> list[tuple[Trajectory, Outcomes]]:
@@ -160,7 +209,13 @@ def expert_state_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
 
 
 def _draw_trajectory(
-    axes: Any, expert: Trajectory, outcomes: Outcomes, parts: list[Segment], recover: set[int], extras: Extras
+    axes: Any,
+    expert: Trajectory,
+    outcomes: Outcomes,
+    parts: list[Segment],
+    recover: set[int],
+    notes: Mapping[int, str],
+    counts: Mapping[int, tuple[int, int]],
 ) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch, Rectangle
@@ -179,7 +234,7 @@ def _draw_trajectory(
     for (kind, index), y in places.items():
         if kind == "turn":
             action = expert.turns[index].action
-            note = extras.note(action, expert.state(index))
+            note = notes[index]
             axes.text(0.62, y, f"a{index}", fontsize=8, color="#777777", ha="right", va="center")
             words = textwrap.shorten(action, 84, placeholder=" …]" if action.endswith("]") else " …")
             written = axes.text(0.72, y, words, fontsize=9, family="DejaVu Sans Mono", va="center")
@@ -194,7 +249,10 @@ def _draw_trajectory(
         marker, colour, sign = MARKS[ended]
         axes.plot([0.14], [y], marker, color=colour, markersize=12, markeredgecolor="white", zorder=4)
         axes.text(0.14, y, sign, color="white", fontsize=9, weight="bold", ha="center", va="center_baseline", zorder=5)
-        note = f"$s_{{{index}}}$: the simulation from here {'won' if outcomes[index] else 'lost'}"
+        if index in counts:
+            note = "$s_{{{}}}$: {} of {} simulations from here won".format(index, *counts[index])
+        else:
+            note = f"$s_{{{index}}}$: the simulation from here {ended}"
         written = axes.text(0.32, y, note, fontsize=9, va="center", color="#222222", parse_math=True)
         if index in recover:
             axes.annotate(
@@ -208,7 +266,7 @@ def _draw_trajectory(
         Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label) for colour, hatch, label in KINDS.values()
     ]
     for ended, (marker, colour, sign) in MARKS.items():
-        label = f"state whose simulation {ended} ({sign})"
+        label = f"state whose simulation{'s mostly' if counts else ''} {ended} ({sign})"
         handles.append(Line2D([], [], marker=marker, color=colour, linestyle="", markersize=8, label=label))
     handles.append(
         Line2D([], [], marker="^", color="#8a3d00", linestyle="", markersize=6, label="state that needs recovery")

@@ -109,6 +109,7 @@ def _draw(axes: Any, arms: pd.DataFrame) -> None:
     right = max(1.0, float(arms.loc[simulated, "episodes"].max() if simulated.any() else 1))
     top = min(102.0, 1.08 * 100 * float(arms[["win_high", "win_rate"]].max().max()) + 1)
     taken: list[tuple[float, float]] = []  # middles of labels, in points
+    levels = [100 * rate / top * 235 for rate in arms.loc[~simulated, "win_rate"]]  # of horizontal lines
     for number, ((method, experts), line) in enumerate(lines):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         line = line.sort_values("episodes")
@@ -124,7 +125,7 @@ def _draw(axes: Any, arms: pd.DataFrame) -> None:
         below = len(lines) > 1 and (number == 0 or str(method).startswith("eef_"))
         for at, ends, value in zip(x, zip(low, high, strict=True), line[letter], strict=True):
             if pd.notna(value) and len(line) > 1:  # beyond the interval's end, with a white edge to stay legible
-                end, shift = _free(at / right * 470, [place / top * 235 for place in ends], below, taken)
+                end, shift = _free(at / right * 470, [place / top * 235 for place in ends], below, taken, levels)
                 axes.annotate(
                     f"{letter.upper()}={value:.0f}", (at, ends[end]), xytext=(0, shift), fontsize=8.5,
                     textcoords="offset points", ha="center", va="bottom" if end else "top", color=colour,
@@ -146,13 +147,20 @@ def _draw(axes: Any, arms: pd.DataFrame) -> None:
     axes.legend(handles=handles, ncols=2, frameon=False, fontsize=9, **place)
 
 
-def _free(x: float, ends: list[float], below: bool, taken: list[tuple[float, float]]) -> tuple[int, float]:
-    """The end of an interval (0: low, 1: high) and the distance from it where a label overlaps no other; in points."""
+def _free(
+    x: float, ends: list[float], below: bool, taken: list[tuple[float, float]], levels: Sequence[float] = ()
+) -> tuple[int, float]:
+    """The end of an interval (0: low, 1: high) and the distance from it where a label overlaps no other label and none
+    of the horizontal lines at ``levels``, if there is such a place; in points.
+    """
     sides = (0, 1) if below else (1, 0)
     tried = [(end, (4 + step) * (1 if end else -1)) for step in (0, 11) for end in sides]
     middles = [ends[end] + shift + (5 if end else -5) for end, shift in tried]
     free = [not any(abs(x - a) < 30 and abs(middle - b) < 11 for a, b in taken) for middle in middles]
-    place = free.index(True) if any(free) else 0
+    clear = [
+        ok and not any(abs(middle - level) < 7 for level in levels) for ok, middle in zip(free, middles, strict=True)
+    ]
+    place = next((choice.index(True) for choice in (clear, free) if any(choice)), 0)
     taken.append((x, middles[place]))
     return tried[place]
 

@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 
 from eef.agents.actions import problem_counts
-from eef.analysis.arms import FigureError, arm_name, by_arm, records
+from eef.analysis.arms import Arm, FigureError, arm_name, by_arm, records
+from eef.analysis.browser import folded, some
 from eef.analysis.figures import win_rate_vs_budget
 from eef.analysis.tables import markdown, paired_table, results_table
+from eef.analysis.views import style
 from eef.files import PACKAGE, digest, read_json, read_rows, write_text
-from eef.tracking.mirror import trajectory_tables
 from eef.tracking.runs import load_runs
 
 EPISODES = 6  # shown per arm
@@ -43,7 +44,7 @@ def page(
     shown = [_picture(path) for path in pictures]
     parts: dict[str, Any] = {}
     errors: dict[str, str] = {}
-    for key, make in {"picture": _figure, "arms": results_table, "paired": paired_table}.items():
+    for key, make in {"picture": _figure, "arms": _methods, "paired": paired_table}.items():
         if key == "picture" and pictures:
             continue
         try:
@@ -61,6 +62,7 @@ def page(
         (PACKAGE / "analysis" / "report.html").read_text(encoding="utf-8")
     )
     text = template.render(
+        style=style(),
         name=name or "all runs",
         summary=_summary(runs, index),
         command=index.get("command"),
@@ -159,13 +161,25 @@ def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _arm(row: Mapping[str, Any], start: str = "") -> Arm:
+    """The arm of a row of a table; ``start`` begins the names of its columns."""
+    n, m = (None if pd.isna(row[start + name]) else int(row[start + name]) for name in ("n", "m"))
+    return Arm(str(row[start + "method"]), str(row[start + "experts"]), n, m)
+
+
+def _methods(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table of methods, each under the name that it has on the whole page."""
+    arms = {tuple(map(str, (a.method, a.experts, a.n or "", a.m or ""))): arm_name(a, True) for a in by_arm(runs)}
+    table = results_table(runs)
+    keys = zip(*(table[name].astype(str) for name in ("method", "experts", "N", "M")), strict=True)
+    table["method"] = [arms[key] for key in keys]
+    return table.drop(columns=["N", "M", "experts"])
+
+
 def _paired(table: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for row in records(table):
-        sides = []
-        for start in ("", "against_"):
-            method, experts, n, m = (row[start + name] for name in ("method", "experts", "n", "m"))
-            sides.append(f"{method}{'' if pd.isna(n) else f' × {n}'}{'' if pd.isna(m) else f', M = {m}'} ({experts})")
+        sides = [arm_name(_arm(row, start), True) for start in ("", "against_")]
         ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
         line = {"method": sides[0], "minus": sides[1], "difference": f"{100 * row['difference']:+.1f}"}
         line |= {"95 % interval": ends, "p": f"{row['p']:.4f}", "seeds": row["seeds"], "pairs": row["pairs"]}
@@ -184,7 +198,7 @@ def _varying(runs: pd.DataFrame) -> list[str]:
 
 def _varying_note(runs: pd.DataFrame) -> str:
     keys = _varying(runs)
-    return f"The columns after the name are the parameters in which they differ: {', '.join(keys)}." if keys else ""
+    return f"They differ in these parameters: {', '.join(keys)}." if keys else ""
 
 
 def _short(value: Any) -> str:
@@ -193,7 +207,8 @@ def _short(value: Any) -> str:
 
 
 def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
-    keys, rows = _varying(runs), []
+    keys, rows = [key for key in _varying(runs) if key not in ("method", "n", "m", "experts")], []
+    names = {row["run_id"]: arm_name(arm, True) for arm, group in by_arm(runs).items() for row in records(group)}
     for row in records(runs):
         folder = Path(row["folder"])
         stamp, clock = read_json(folder / "stamp.json"), read_json(folder / "timing.json")
@@ -201,7 +216,7 @@ def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
             {
                 "id": row["run_id"],
                 "link": Path(os.path.relpath(folder, folder_of_page.resolve())).as_posix(),
-                "cells": [_short(row["config"].get(key)) for key in keys],
+                "cells": [names[row["run_id"]], *(_short(row["config"].get(key)) for key in keys)],
                 "win": _number(row.get("win_rate"), 1, 100),
                 "reward": _number(row.get("mean_reward"), 3),
                 "episodes": _number(row.get("episodes"), 0),
@@ -212,7 +227,7 @@ def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
                 "commit": str(stamp.get("commit", "unknown"))[:10] + ("+" if stamp.get("dirty") else ""),
             }
         )
-    return {"names": keys, "rows": rows}
+    return {"names": ["method", *keys], "rows": rows}
 
 
 def _spark(metrics: list[dict[str, Any]]) -> Any:
@@ -227,7 +242,7 @@ def _spark(metrics: list[dict[str, Any]]) -> Any:
     low, high = min(drawn), max(drawn)
     places = [(110 * i / (len(drawn) - 1), 2 + 16 * (high - y) / ((high - low) or 1)) for i, y in enumerate(drawn)]
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    line = f'<polyline fill="none" stroke="#0072b2" stroke-width="1.2" points="{points}"/>'
+    line = f'<polyline fill="none" stroke="currentColor" stroke-width="1.2" points="{points}"/>'
     return Markup(f'<svg class="spark" width="110" height="20">{line}</svg> {losses[-1]:.3f}')
 
 
@@ -243,19 +258,7 @@ def _episodes(runs: pd.DataFrame) -> list[dict[str, Any]]:
     arms = []
     for arm, group in by_arm(runs).items():
         row = records(group.sort_values("seed"))[0]
-        tables = trajectory_tables(Path(row["folder"]))
-        test, half = tables.get("test", []), EPISODES // 2
-        test_rows = [r for r in test if not r[1]][:half] + [r for r in test if r[1]][:half]
-        chosen = [r for r in tables.get("selected", []) if r[5]][:half]
-        rows = [
-            {
-                "won": won,
-                "title": f"{task} · reward {reward:.2f} · {turns} turns · {outcome}"
-                + (f" · selected: loss from turn {start + 1}" if start else ""),
-                "text": text,
-            }
-            for task, won, reward, turns, outcome, start, text in test_rows + chosen
-        ]
-        if rows:
-            arms.append({"name": arm_name(arm, True), "run": row["run_id"], "rows": rows})
+        entries = [entry for stage in some(Path(row["folder"]), EPISODES, EPISODES // 2).values() for entry in stage]
+        if entries:
+            arms.append({"name": arm_name(arm, True), "run": row["run_id"], "body": folded(entries)})
     return arms

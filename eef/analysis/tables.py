@@ -7,6 +7,7 @@ test subtasks, paired on equal ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from eef.analysis.arms import (
     by_arm,
     comparable,
     group_columns,
+    problem_columns,
     read_episodes,
     records,
 )
@@ -30,7 +32,11 @@ _COST = ("episodes", "env_steps", "tokens")
 
 
 def results_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The comparison of all arms for reading: win rates in % with their intervals, and the cost. A row per arm."""
+    """The comparison of all arms for reading: win rates in % with their intervals, and the cost. A row per arm.
+
+    ``errors`` are test episodes and ``simulation errors`` simulations that ended in an error. ``experts dropped`` are
+    expert trajectories from which nothing was learnt: they diverge from their replay, or the environment failed.
+    """
     arms = arm_table(comparable(runs)).sort_values(["episodes", "method"], ignore_index=True)
     shown = pd.DataFrame({"method": arms["method"], "N": arms["n"], "M": arms["m"], "experts": arms["experts"]})
     shown["seeds"] = arms["seeds"]
@@ -44,10 +50,34 @@ def results_table(runs: pd.DataFrame) -> pd.DataFrame:
         rates = [f"{100 * rate:.1f}" if pd.notna(rate) else "" for rate in arms[name]]
         shown[name.removeprefix("win_rate_")] = rates
     shown["reward"] = [f"{reward:.3f}" if pd.notna(reward) else "" for reward in arms["mean_reward"]]
-    shown["tasks"], shown["errors"] = arms["n_test"], arms["errors"]
-    for name in ("N", "M", *_COST, "tasks", "errors"):
+    counts = {"tasks": arms["n_test"], "errors": arms["errors"], "simulation errors": arms["simulation_errors"]}
+    counts["experts dropped"] = arms["expert_divergences"] + arms["expert_errors"]
+    for name, column in counts.items():
+        shown[name] = column
+    for name in ("N", "M", *_COST, *counts):
         shown[name] = ["" if pd.isna(value) else f"{float(value):.0f}" for value in shown[name]]
     return shown.fillna("")
+
+
+def result_table(result: Mapping[str, Any]) -> pd.DataFrame:
+    """The result of one experiment (:func:`eef.experiment.experiment`) for reading, in one row."""
+    win_rate, low, high = (
+        "-" if result[name] is None else f"{100 * result[name]:.1f}" for name in ("win_rate", "win_low", "win_high")
+    )
+    reward = result["mean_reward"]
+    row = {
+        "method": arm_name(Arm(result["method"], result["experts"], result["n"], result["m"]), False),
+        "win rate": f"{win_rate} %",
+        "95 % interval": f"{low} to {high} %",
+        "mean reward": "-" if reward is None else f"{reward:.3f}",
+        "test subtasks": result["n_test"],
+        "simulated episodes": result["episodes"],
+        "seconds": f"{result['seconds']:.0f}",
+        "run": result["run_id"],
+    }
+    if errors := result.get("errors", 0) + result.get("simulation_errors", 0):
+        row["errors"] = errors
+    return pd.DataFrame([row]).set_index("run")  # pandas cuts long texts in columns, but not in the index
 
 
 def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None = None) -> pd.DataFrame:
@@ -207,6 +237,7 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
         row |= {name: float(pd.to_numeric(group[name]).mean()) for name in _COST}
         seconds = [read_json(Path(folder) / "timing.json")["seconds"] for folder in group["folder"]]
         row |= {"seconds": sum(seconds) / len(group), "errors": int(pd.to_numeric(group["errors"]).sum())}
+        row |= {name: int(pd.to_numeric(group[name]).sum()) for name in problem_columns(pd.concat(groups.values()))}
         row |= dict.fromkeys(("difference", "low", "high", "p"))
         if against and arm != against:
             seeds = set(episodes["seed"]) & set(reference["seed"])
@@ -240,6 +271,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         line["reward"] = f"{row['reward']:.3f} ({row['reward_low']:.3f} to {row['reward_high']:.3f})"
         line |= {"max score": f"{row['max_score']:.3f}"} if "max_score" in row else {}
         line |= {name: f"{row[name]:,.0f}" for name in (*_COST, "seconds")}
+        line |= {name.replace("_", " "): f"{row[name]:.0f}" for name in problem_columns(table)}
         line |= {"difference": "", "p": ""}
         if pd.notna(row["difference"]):
             difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))

@@ -1,20 +1,22 @@
 """Views for notebooks: a trajectory, the selection of a run, a loss mask and any table, as HTML.
 
 The HTML is self-contained: no network, no server, no extension. JupyterLab displays what a function returns; ``.data``
-is the text, for a file. All contents of a trajectory are escaped. Colours are those of Figure 1
-(:mod:`eef.analysis.failed_trajectory`).
+is the text, for a file. All contents of a trajectory are escaped. Segments have the colours of Figure 1
+(:mod:`eef.analysis.failed_trajectory`); all else follows the theme of JupyterLab, VS Code or the browser.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
-from jinja2 import Environment
+from jinja2 import Environment, Template
+from markupsafe import Markup
 
 from eef.agents.actions import EXPLANATIONS
 from eef.agents.chat import Chat
@@ -27,16 +29,33 @@ from eef.selection import Example, Outcomes, Segment, important_states, segments
 from eef.trajectory import Trajectory, load
 
 
-def trajectory(one: Trajectory | Example, outcomes: Outcomes | None = None, env: TextEnv | str | None = None) -> HTML:
+def trajectory(
+    one: Trajectory | Example,
+    outcomes: Outcomes | None = None,
+    env: TextEnv | str | None = None,
+    loss: bool = True,
+) -> HTML:
     """A trajectory for reading: folded observations, actions, reward, and whether and why each turn carries loss.
 
     A turn without a readable action shows the reason instead (:mod:`eef.agents.actions`). ``env``, the environment or
-    its name, splits observations into parts (:class:`eef.envs.extras.Extras`); without it they are shown whole.
+    its name, splits observations into parts (:class:`eef.envs.extras.Extras`); without it they are shown whole. Parts
+    that repeat the first observation are dimmed. ``loss=False`` leaves out what carries loss: nothing learns from a
+    test episode.
 
     ``outcomes`` (see :mod:`eef.selection`) says how simulations from the states of an expert's trajectory ended: its
     segments are coloured as in the paper's Figure 1, and the turns that :func:`eef.selection.select` learns from are
     marked. An :class:`~eef.selection.Example` is shown with its own mask. ValueError as in ``select``.
     """
+    return HTML(style() + trajectory_element(one, outcomes, env, loss))
+
+
+def trajectory_element(
+    one: Trajectory | Example,
+    outcomes: Outcomes | None = None,
+    env: TextEnv | str | None = None,
+    loss: bool = True,
+) -> Markup:
+    """As :func:`trajectory`, without the style sheet, for a page that has :func:`style` once."""
     shown = one.trajectory if isinstance(one, Example) else one
     outcomes = outcomes or {}
     parts = segments(shown, outcomes) if outcomes else []
@@ -46,24 +65,29 @@ def trajectory(one: Trajectory | Example, outcomes: Outcomes | None = None, env:
     rows: list[dict[str, Any]] = []
     fill, in_prompt = "transparent", set(split(shown.prompt))
     for index in range(len(shown) + 1):
-        lines = split(shown.state(index))
-        state: dict[str, Any] = {"state": True, "index": index, "text": "\n".join(lines), "fill": fill}
-        new = [line for line in lines if index == 0 or line not in in_prompt]
-        state["short"] = textwrap.shorten(" · ".join(new or lines), 130, placeholder=" …")
+        lines = [(line, index == 0 or line not in in_prompt) for line in split(shown.state(index))]
+        state: dict[str, Any] = {"state": True, "index": index, "parts": lines, "fill": fill}
+        new = [line for line, is_new in lines if is_new] or [line for line, _ in lines]
+        state["short"] = textwrap.shorten(" · ".join(new), 130, placeholder=" …")
         if index in outcomes:
             win = outcomes[index]
-            state |= {"mark": MARKS["won" if win else "lost"], "win": win.actions[index:] if win else None}
+            state |= {"mark": MARKS["won" if win else "lost"][2], "win": win.actions[index:] if win else None}
             state["recover"] = index in recover
         fill = _fill(next((part.kind for part in parts if part.start <= index < part.stop), ""))
         rows.append({**state, "fill": fill if index < len(shown) else "transparent"})
         if index < len(shown):
             turn, (learn, why) = shown.turns[index], reasons[index]
-            rows.append({"index": index, "action": turn.action, "reply": turn.reply, "learn": learn, "why": why})
-            rows[-1] |= {"fill": fill, "problem": "" if turn.action else _PROBLEMS.get(turn.observation, "no action")}
-    ended = "won" if shown.won else "failed" if shown.failed else shown.outcome.replace("_", " ")
+            rows.append({"index": index, "action": turn.action, "reply": turn.reply, "learn": learn and loss})
+            rows[-1] |= {"why": why, "fill": fill}
+            rows[-1]["problem"] = "" if turn.action else _PROBLEMS.get(turn.observation, "no action")
     keys = [(_fill(kind), label) for kind, (_, _, label) in KINDS.items()] if parts else []
-    loss = sum(learn for learn, _ in reasons)
-    return _html("trajectory", one=shown, rows=rows, keys=keys, ended=ended, loss=loss)
+    count = sum(learn for learn, _ in reasons) if loss else None
+    return _macro("trajectory", one=shown, rows=rows, keys=keys, ended=ended(shown), loss=count)
+
+
+def ended(one: Trajectory) -> str:
+    """How an episode ended, in words: won, failed, or the infrastructure error."""
+    return "won" if one.won else "failed" if one.failed else one.outcome.replace("_", " ")
 
 
 _PROBLEMS = {text: str(problem) for problem, text in EXPLANATIONS.items()}
@@ -72,7 +96,7 @@ _PROBLEMS = {text: str(problem) for problem, text in EXPLANATIONS.items()}
 def _fill(kind: str) -> str:
     """Figure 1's colour of a segment; harmful ones are hatched."""
     colour, hatch = KINDS[kind][:2] if kind else ("transparent", "")
-    return f"repeating-linear-gradient(135deg, {colour} 0 4px, #fff 4px 6px)" if hatch else colour
+    return f"repeating-linear-gradient(135deg, {colour} 0 4px, var(--page) 4px 6px)" if hatch else colour
 
 
 _BARRED = "excluded in the trajectory itself (learn is false)"
@@ -134,7 +158,7 @@ def loss_mask(chat: Chat, one: Trajectory | Example) -> HTML:
             lines.append([])
         text = chat.tokenizer.decode([token], skip_special_tokens=False)
         lines[-1].append({"tag": "b" if learn else "i", "place": place, "id": token, "text": text.replace("\n", "⏎")})
-    return _html("tokens", lines=lines, trained=sum(mask), total=len(ids))
+    return HTML(style() + _macro("tokens", lines=lines, trained=sum(mask), total=len(ids)))
 
 
 def selected(folder: str | Path, stage: str | None = None) -> pd.DataFrame:
@@ -197,11 +221,28 @@ def sortable_table(rows: pd.DataFrame, caption: str = "") -> HTML:
     """A DataFrame as a table that is sorted by a click on a column's name, with a filter below each name."""
     numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in rows.dtypes]
     cells = [["" if pd.isna(value) else str(value) for value in row] for row in rows.itertuples(index=False)]
-    return _html("sortable_table", names=list(rows), rows=cells, numeric=numeric, caption=caption)
+    return HTML(style() + _macro("sortable_table", names=list(rows), rows=cells, numeric=numeric, caption=caption))
 
 
-def _html(macro: str, **values: Any) -> HTML:
-    template = Environment(autoescape=True).from_string(
-        (PACKAGE / "analysis" / "views.html").read_text(encoding="utf-8")
-    )
-    return HTML(f"{getattr(template.module, macro)(**values)}")
+def style() -> Markup:
+    """The style sheet of the views. Its colours follow JupyterLab's theme, VS Code's, or the browser's."""
+    return _macro("style")
+
+
+def folded(title: str, won: bool, body: Markup) -> Markup:
+    """A view that opens by a click on its title."""
+    return _macro("folded", title=title, won=won, body=body)
+
+
+def page(title: str, body: Markup) -> str:
+    """Views as one self-contained HTML page."""
+    return str(_macro("page", title=title, body=body))
+
+
+def _macro(name: str, **values: Any) -> Markup:
+    return getattr(_template().module, name)(**values)
+
+
+@cache
+def _template() -> Template:
+    return Environment(autoescape=True).from_string((PACKAGE / "analysis" / "views.html").read_text(encoding="utf-8"))

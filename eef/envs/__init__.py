@@ -7,20 +7,24 @@ An environment with a name is a folder ``eef/envs/NAME/`` and a line in :data:`E
 * ``instructions.txt`` (optional): what the environment asks of a ReAct agent; ``extras.py`` reads it.
 * ``cli.py`` (optional), which may define
 
-  - ``add_commands(parser)``: adds the commands of ``eef NAME``; the module's docstring begins with their summary;
-  - ``COLLECT_OPTIONS``: options of ``eef collect`` and their arguments for ``add_argument``, such as
-    ``{"--data": {"metavar": "FOLDER"}}``; their values are keywords of the class;
-  - ``collect_defaults(arguments)``: default keywords of the class for ``eef collect``.
+  - ``app``: a ``typer.Typer`` with the commands of ``eef NAME``; the module's docstring begins with their summary;
+  - ``COLLECT_OPTIONS``: options of ``eef collect`` by the keyword of the class that they set, such as
+    ``{"data": Annotated[str | None, typer.Option(metavar="FOLDER")]}``;
+  - ``collect_defaults(concurrency)``: default keywords of the class for ``eef collect``.
 
   ``eef --help`` loads this file alone, so it imports other modules inside its functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from eef.files import did_you_mean
 
 if TYPE_CHECKING:  # trajectory imports pandas, which the command line does not need
     from eef.trajectory import Trajectory
@@ -119,6 +123,23 @@ def replay_workers(env: TextEnv, count: int) -> list[TextEnv]:
     return []
 
 
+def on_workers(env: TextEnv, items: Sequence[Any], act: Callable[[Callable[[], TextEnv], Any], Any]) -> list[Any]:
+    """``act(worker, item)`` for each of ``items``, in their order.
+
+    ``worker()`` is a fork of ``env``, or one of its workers if it cannot fork; these work at the same time. ``env``
+    keeps its state where it can fork.
+    """
+    workers = replay_workers(env, len(items))
+    count = max(1, len(workers))
+
+    def share(at: int) -> list[Any]:  # worker i takes every count-th item, from the i-th on
+        return [act((lambda: workers[at]) if workers else env.fork, item) for item in items[at::count]]
+
+    with ThreadPoolExecutor(count) as threads:
+        shares = list(threads.map(share, range(count)))
+    return [shares[index % count][index // count] for index in range(len(items))]
+
+
 ENVIRONMENTS = {  # name of the folder -> name of the class; the first one is the default of the command line
     "webshop": "WebShop",
     "scienceworld": "ScienceWorld",
@@ -137,6 +158,29 @@ def make_env(name: str, **options: Any) -> TextEnv:
     env: TextEnv = getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])(**options)
     vars(env)["make_env_arguments"] = (name, options)
     return env
+
+
+def env_from_parameters(parameters: Mapping[str, Any]) -> TextEnv:
+    """The environment that a notebook's parameters describe: ``env_from_parameters(globals())``.
+
+    ``env`` is its name. ``max_steps`` and, unless empty, ``data`` and ``catalogue`` are options of its class, and so
+    are the items of ``env_options``. ValueError for an unknown name or option, and what the class raises.
+    """
+    name, given = parameters["env"], dict(parameters.get("env_options") or {})
+    if name not in ENVIRONMENTS:
+        hint = did_you_mean(str(name), ENVIRONMENTS)
+        raise ValueError(f"unknown environment {name!r}{hint}: use {' or '.join(map(repr, ENVIRONMENTS))}")
+    own = {key: parameters[key] for key in ("data", "catalogue") if parameters.get(key)}
+    own |= {"max_steps": parameters["max_steps"]} if "max_steps" in parameters else {}
+    if both := [key for key in own if key in given]:
+        raise ValueError(f"env_options: {both[0]!r} is a parameter of its own: set it there")
+    known = list(signature(getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])).parameters)
+    for key in (*own, *given):
+        if key not in known:
+            where = "env_options: " if key in given else ""
+            hint = did_you_mean(key, known)
+            raise ValueError(f"{where}{name} has no option {key!r}{hint}; its options are {', '.join(known)}")
+    return make_env(name, **own, **given)
 
 
 def restore(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> str:

@@ -7,16 +7,15 @@ recoveries. Environments bring their own (:class:`eef.envs.extras.ScriptedExpert
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eef.envs import EnvError, TextEnv, replay_workers
+from eef.envs import EnvError, TextEnv, on_workers
 from eef.envs.extras import ScriptedExperts, extras_of
-from eef.files import joined_names, names_file
-from eef.trajectory import Trajectory, load
+from eef.experts.check import check_lines
+from eef.files import did_you_mean, joined_names, names_file
+from eef.trajectory import Trajectory, load_lines
 
 if TYPE_CHECKING:
     from eef.settings import ExpertSettings
@@ -83,9 +82,26 @@ def expert_trajectories(
 
     ``names`` joins scripted experts of the environment and trajectory files by ``+`` (``strong+weak``, ``my.jsonl``).
     ``expert_noise`` replaces error rates of the scripted experts. A file's trajectories on other subtasks are ignored.
+    The others are replayed in ``env``; one that diverges has the outcome ``replay_divergence``, so that no method
+    learns from it, and ``info["divergence"]`` (:mod:`eef.experts.check`).
 
     ValueError for an unknown or duplicated name, a file without a trajectory on ``tasks``, and an unknown or invalid
     error rate; :class:`eef.trajectory.TrajectoryError` for an invalid file.
+    """
+    scripted = extras_of(env).experts
+    trajectories: list[Trajectory] = []
+    for source in expert_sources(env, names, expert_noise):
+        if isinstance(source, Path):
+            trajectories += _read(env, source, tasks)
+        elif scripted:
+            noise = replace(scripted.noise[source], **(expert_noise or {}))
+            trajectories += _played(env, scripted, noise, source, tasks, seed, on_progress)
+    return trajectories
+
+
+def expert_sources(env: TextEnv, names: str, expert_noise: Mapping[str, Any] | None = None) -> list[str | Path]:
+    """The parts of ``names``: names of scripted experts of ``env``, and paths of files. ValueError as in
+    :func:`expert_trajectories`.
     """
     sources = joined_names(names)
     if len(set(sources)) < len(sources):
@@ -96,17 +112,12 @@ def expert_trajectories(
     known = ", ".join(noise) or f"none for {env.name}"
     if expert_noise and not set(sources) & set(noise):
         raise ValueError(f"expert_noise applies to scripted experts ({known}), but experts={names!r} names none")
-    trajectories: list[Trajectory] = []
     for name in sources:
-        if scripted and name in noise:
-            own_noise = replace(noise[name], **(expert_noise or {}))
-            trajectories += _played(env, scripted, own_noise, name, tasks, seed, on_progress)
-        elif names_file(name):
-            trajectories += _read(Path(name), tasks)
-        else:
-            hint = f"; for the file of this name write ./{name}" if Path(name).is_file() else ""
-            raise ValueError(f"expert {name!r} is neither a scripted expert ({known}) nor a trajectory file{hint}")
-    return trajectories
+        if name not in noise and not names_file(name):
+            hint = f"; for the file of this name write ./{name}" if Path(name).is_file() else did_you_mean(name, noise)
+            kind = "an existing file" if Path(name).suffix or "/" in name else "a trajectory file"
+            raise ValueError(f"expert {name!r} is neither a scripted expert ({known}) nor {kind}{hint}")
+    return [name if name in noise else Path(name) for name in sources]
 
 
 def demonstrations(env: TextEnv, tasks: Sequence[str], on_progress: OnProgress | None = None) -> list[Trajectory]:
@@ -143,13 +154,25 @@ def _check_noise(scripted: ScriptedExperts | None, expert_noise: Mapping[str, An
             raise ValueError(f"expert_noise: {name!r} must be a probability in [0, 1], not {value!r}")
 
 
-def _read(path: Path, tasks: Sequence[str]) -> list[Trajectory]:
-    """The trajectories of a file on ``tasks``. Their default source is the stem of the file."""
-    wanted, trajectories = set(tasks), load(path)
-    own = [replace(item, source=item.source or path.stem) for item in trajectories if item.task in wanted]
+def _read(env: TextEnv, path: Path, tasks: Sequence[str]) -> list[Trajectory]:
+    """The trajectories of a file on ``tasks``, each replayed. Their default source is the stem of the file.
+
+    One that diverges gets the outcome ``replay_divergence`` (:func:`eef.experts.check.check_lines`).
+    """
+    report = check_lines(str(path), on_tasks(path, tasks), env)
+    if report.divergences:
+        print(f"[experts] {report.first_line}", flush=True)
+    return [replace(item, source=item.source or path.stem) for item in report.trajectories]
+
+
+def on_tasks(path: Path, tasks: Sequence[str]) -> list[tuple[str, Trajectory]]:
+    """The trajectories of a file on ``tasks``, with their places. ValueError if there are none."""
+    wanted, lines = set(tasks), load_lines(path)
+    own = [(place, item) for place, item in lines if item.task in wanted]
     if not own:
         raise ValueError(
-            f"{path}: none of its {len(trajectories)} trajectories is on one of the {len(wanted)} training subtasks"
+            f"{path}: none of its {len(lines)} trajectories is on one of the {len(wanted)} training subtasks"
+            + (f"; the file has task {lines[0][1].task!r}, the environment {next(iter(tasks), None)!r}" * bool(lines))
         )
     return own
 
@@ -164,21 +187,14 @@ def _played(
     on_progress: OnProgress | None,
 ) -> list[Trajectory]:
     """One episode of a scripted expert per subtask; ``env`` keeps its state where it can fork."""
-    replaying = replay_workers(env, len(tasks))
 
-    def play(worker: TextEnv, task: str) -> Trajectory:
+    def play(worker: Callable[[], TextEnv], task: str) -> Trajectory:
         try:
-            played = scripted.play(worker if replaying else worker.fork(), task, noise, seed)
+            played = scripted.play(worker(), task, noise, seed)
         except EnvError:  # the environment failed: neither won nor lost
             played = Trajectory(task, "", (), outcome="env_error")
         if on_progress:
             on_progress(1, int(played.won), 0)
         return replace(played, source=name)
 
-    players = replaying or [env]
-    count = len(players)
-    with ThreadPoolExecutor(count) as threads:  # player i plays every count-th subtask, from the i-th on
-        shares = threads.map(lambda at: [play(players[at], task) for task in tasks[at::count]], range(count))
-        order = sorted(range(len(tasks)), key=lambda index: index % count)
-        played = dict(zip(order, chain(*shares), strict=True))
-    return [played[index] for index in range(len(tasks))]
+    return on_workers(env, tasks, play)

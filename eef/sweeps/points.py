@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from eef.files import digest, read_json
-from eef.sweeps import inputs
+from eef.sweeps import inputs, options
 from eef.sweeps.executors import Job, declared
 from eef.sweeps.spec import NO_LITERAL, Spec, SweepError, check, default_of
+from eef.sweeps.values import check_values
 from eef.tracking.keys import LIBRARIES, library_version
 from eef.tracking.records import repo_root
 from eef.tracking.runs import shorten
@@ -24,7 +25,8 @@ from eef.tracking.runs import shorten
 class Point:
     """One execution of the notebook. Its output files are named ``base`` plus a suffix.
 
-    ``state`` is ``waits``, ``queued``, ``runs``, ``done``, ``failed``, or ``finished`` (by an earlier sweep).
+    ``state`` is ``waits``, ``queued``, ``runs``, ``done``, ``failed``, ``stopped`` (interrupted), or ``finished`` (by
+    an earlier sweep).
     """
 
     label: str
@@ -40,6 +42,8 @@ class Point:
 def expand(spec: Spec, overrides: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The parameters of each point. Seeds vary fastest, so that points which share a stage do not all start together.
 
+    Options that a point's method lacks are left out or refused (:mod:`eef.sweeps.options`).
+
     ``overrides`` change fixed parameters; ``seed`` or ``seeds`` among them change the seeds.
     """
     fixed = dict(overrides or {})
@@ -51,12 +55,18 @@ def expand(spec: Spec, overrides: Mapping[str, Any] | None = None) -> list[dict[
         if key in spec.varying:
             raise SweepError(f"{key!r} is set by the points of {spec.file}: pick points with --only, or edit the file")
     products = list(itertools.product(*spec.grid.values()))
-    expanded = [
-        {**spec.parameters, **fixed, **point, **dict(zip(spec.grid, values, strict=True)), "seed": seed}
+    own = [
+        {**point, **dict(zip(spec.grid, values, strict=True)), "seed": seed}
         for point in spec.points
         for values in products
         for seed in seeds
     ]
+    known = declared(spec.notebook)
+    default = default_of(known["method"]) if "method" in known else None
+    try:
+        expanded = options.for_points(known, default, [({**spec.parameters, **fixed}, point) for point in own])
+    except ValueError as error:
+        raise SweepError(f"{spec.file}: {error}") from None
     if not expanded:
         raise SweepError(f"{spec.file}: an empty list in 'grid' leaves no points")
     if len({digest(point) for point in expanded}) < len(expanded):
@@ -75,8 +85,19 @@ def label(spec: Spec, parameters: Mapping[str, Any]) -> str:
 
 
 def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
-    """The sweep's name. With overrides, a short hash of them is added, so that results do not replace each other."""
+    """The sweep's name. With overrides that may change a result, a short hash of them is added, so that results do not
+    replace each other.
+    """
+    if not overrides:
+        return spec.name
+    without = _without_result(spec)
+    overrides = {key: value for key, value in overrides.items() if key not in without}
     return f"{spec.name}-{digest(overrides, 4)}" if overrides else spec.name
+
+
+def _without_result(spec: Spec) -> set[str]:
+    """The parameters whose comment says that ``no result depends on it``: no part of names and marks."""
+    return {key for key, known in declared(spec.notebook).items() if "no result depends on it" in known["help"]}
 
 
 def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Point]:
@@ -84,7 +105,8 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
 
     A mark covers the notebook, its parameters, the code that it imports, and the contents of the files that parameters
     name. The paths of these files do not matter: the same sweep in another folder has the same marks. It makes no
-    difference whether a default is written out.
+    difference whether a default is written out, and parameters on which no result depends are left out. The values of
+    unfinished points are checked (:mod:`eef.sweeps.values`).
     """
     points = expand(spec, overrides)
     check(spec, points, overrides)
@@ -98,7 +120,7 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
     for number, ((parameters, _, _), hashed, name) in enumerate(zip(resolved, hashes, labels, strict=True)):
         if (first := hashes.index(hashed)) < number:
             defaults = _defaults(spec)
-            equal = _complete(parameters, defaults) == _complete(resolved[first][0], defaults)
+            equal = _marked(spec, parameters, defaults) == _marked(spec, resolved[first][0], defaults)
             why = "their parameters are equal" if equal else "the files that they name have the same contents"
             raise SweepError(f"{spec.file}: the points {labels[first]} and {name} are the same: {why}; remove one")
         if labels.count(name) > 1:
@@ -108,6 +130,10 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
         if point.mark.is_file() and all((root / run / "result.json").is_file() for run in run_ids(point)):
             point.state = "finished"
         planned.append(point)
+    defaults = _defaults(spec)
+    todo = [_complete(point.parameters, defaults) for point in planned if point.state != "finished"]
+    for notice in check_values(declared(spec.notebook), todo, f"sweep {spec.name}"):
+        print(notice)
     return planned
 
 
@@ -119,7 +145,13 @@ def current_hash(spec: Spec, point: Point) -> str:
 def _hashes(spec: Spec, resolved: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> list[str]:
     """The hashes that the marks of points are named after. ``resolved`` comes from :func:`_resolve_files`."""
     code, defaults = inputs.code_of(spec.notebook), _defaults(spec)
-    return [digest({"parameters": _complete(contents, defaults), **code}) for _, contents, _ in resolved]
+    return [digest({"parameters": _marked(spec, contents, defaults), **code}) for _, contents, _ in resolved]
+
+
+def _marked(spec: Spec, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a mark covers, with the defaults of all others."""
+    without = _without_result(spec)
+    return {key: value for key, value in _complete(parameters, defaults).items() if key not in without}
 
 
 def _defaults(spec: Spec) -> dict[str, Any]:
@@ -167,6 +199,18 @@ def _resolve_files(
 
 def run_ids(point: Point) -> list[str]:
     return list(read_json(point.mark)["run_ids"]) if point.mark.is_file() else []
+
+
+def remarks(result: Mapping[str, Any]) -> str:
+    """What the line of a finished point says about errors in its run; empty if there were none."""
+    dropped = (result.get("expert_divergences") or 0) + (result.get("expert_errors") or 0)
+    counts = {
+        "test errors": result.get("errors") or 0,
+        "simulation errors": result.get("simulation_errors") or 0,
+        "experts dropped": dropped,
+        "experts not replayed": result.get("experts_not_replayed") or 0,
+    }
+    return ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
 
 
 def other_releases(finished: list[Point], root: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console, Group
@@ -11,16 +12,25 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from eef.files import read_last_row
 from eef.sweeps.executors import last_line
+from eef.tracking.progress import clock, describe, stage_name
 
-_COLOURS = {"failed": "bold red", "runs": "bold cyan", "done": "green", "waits": "dim", "queued": "yellow"}
+_COLOURS = {
+    "failed": "bold red",
+    "stopped": "yellow",
+    "runs": "bold cyan",
+    "done": "green",
+    "waits": "dim",
+    "queued": "yellow",
+}
 
 
 class ShownPoint(Protocol):
     """The attributes of a point that are shown."""
 
     label: str
-    state: str  # finished, waits, queued, runs, done, failed
+    state: str  # finished, waits, queued, runs, done, failed, stopped
     base: str
     start: float
     seconds: float
@@ -30,10 +40,13 @@ class Screen:
     """Shows the state of ``points``: :meth:`log` prints a permanent line, :meth:`update` redraws the table.
 
     If ``console`` is not a terminal there is no table, and the running points are printed every ``every`` seconds.
+    ``root`` is the folder of the runs, whose ``metrics.jsonl`` says how far a running point has come.
     """
 
-    def __init__(self, points: Sequence[ShownPoint], console: Console | None = None, every: float = 30.0) -> None:
-        self.points = points
+    def __init__(
+        self, points: Sequence[ShownPoint], root: Path, console: Console | None = None, every: float = 30.0
+    ) -> None:
+        self.points, self.root = points, root
         self.console = console or Console()
         self.every = every
         self.start = self.last_update = time.monotonic()
@@ -68,7 +81,7 @@ class Screen:
             self.last_update = now
             running = [point for point in self.points if point.state in ("runs", "queued")]
             if running:
-                lines = [f"{point.label}: {last_line(point.base)}" for point in running[:4]]
+                lines = [f"{point.label}: {status(point.base, self.root)}" for point in running[:4]]
                 more = [f"and {len(running) - 4} more"] * (len(running) > 4)
                 print(f"        {'; '.join(lines + more)}", flush=True)
 
@@ -79,7 +92,7 @@ class Screen:
         if not 0 < ended < len(self.points):
             return count
         seconds = (time.monotonic() - self.start) / ended * (len(self.points) - ended)
-        return f"{count}, about {_clock(seconds)} left"
+        return f"{count}, about {clock(seconds)} left"
 
     def render(self) -> Group:
         """The table of failed, running, last done and next waiting points, limited to the terminal's height."""
@@ -96,25 +109,26 @@ class Screen:
         table.add_column("state", width=7)
         table.add_column("point", no_wrap=True)
         table.add_column("time", justify="right", width=8)
-        table.add_column("last line", no_wrap=True, ratio=1, overflow="ellipsis")
+        table.add_column("progress", no_wrap=True, ratio=1, overflow="ellipsis")
         for state in ("done", "failed", "runs", "queued", "waits"):
             if hidden := len(by_state[state]) - len(visible[state]):
                 table.add_row(Text(state, _COLOURS[state]), Text(f"… {hidden} more", "dim"), "", "")
             for point in visible[state]:
                 seconds = time.monotonic() - point.start if state in ("runs", "queued") else point.seconds
-                status = last_line(point.base) if state == "runs" else ""
-                row = (Text(point.label), _clock(seconds) if seconds else "", Text(status, "dim"))
+                text = status(point.base, self.root) if state == "runs" else ""
+                row = (Text(point.label), clock(seconds) if seconds else "", Text(text, "dim"))
                 table.add_row(Text(state, _COLOURS[state]), *row)
         counts = " · ".join(f"{len(points)} {state}" for state, points in by_state.items() if points)
         return Group(table, Text(f"{counts}   [{self.left()}]", "bold"))
 
 
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return (
-        f"{whole // 60}:{whole % 60:02d}"
-        if whole < 3600
-        else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-    )
+def status(base: str, root: Path) -> str:
+    """How far a running point has come: the last progress of its run, or the last line of its log if that is newer."""
+    log, runs = Path(f"{base}.log"), Path(f"{base}.runs")
+    ids = runs.read_text(encoding="utf-8").split() if runs.is_file() else []
+    metrics = root / ids[-1] / "metrics.jsonl" if ids else log
+    if ids and metrics.is_file() and (not log.is_file() or metrics.stat().st_mtime_ns > log.stat().st_mtime_ns):
+        row = read_last_row(metrics)
+        if "time" in row:
+            return f"{stage_name(row['stage'])}: {describe(row)}"
+    return last_line(base)

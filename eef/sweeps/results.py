@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out
     else:
         win_rate_vs_budget(runs, folder)
     print(text)
-    _finish(root, name, index, _print_files(folder, stems))
+    publish(root, name, index, _print_files(folder, stems))
 
 
 def draw_runs(root: Path, name: str | None, out: str | None) -> None:
@@ -70,7 +71,12 @@ def draw_runs(root: Path, name: str | None, out: str | None) -> None:
     text = markdown(results_table(runs))
     win_rate_vs_budget(runs, folder)
     print(f"\n{text}\n")
-    _finish(root, name, index, _print_files(folder, ["win_rate_vs_budget"]))
+    files = _print_files(folder, ["win_rate_vs_budget"])
+    if name:
+        publish(root, name, index, files)
+    options = {"--sweep": name, "--root": root, "--out": out}
+    words = [word for option, value in options.items() if value for word in (option, str(value))]
+    print(f"to repeat: {shlex.join(['eef', 'figures', *words])}", flush=True)
 
 
 def publish(root: Path, name: str, index: Mapping[str, Any], files: list[Path]) -> None:
@@ -114,12 +120,6 @@ def _print_files(folder: Path, stems: list[str]) -> list[Path]:
     for stem in stems:
         print(f"figure: {', '.join(str(_relative(file)) for file in files if file.stem == stem and file.is_file())}")
     return files
-
-
-def _finish(root: Path, name: str | None, index: Mapping[str, Any], files: list[Path]) -> None:
-    if name:
-        publish(root, name, index, files)
-    print(f"again:  {index['command']}" if index else f"again:  eef figures --root {root}", flush=True)
 
 
 def _figure_folder(root: Path, name: str, out: str | None) -> Path:

@@ -11,7 +11,6 @@ Ambiguous YAML is refused (:mod:`eef.sweeps.strict_yaml`). Former names of param
 from __future__ import annotations
 
 import ast
-import difflib
 import itertools
 import json
 import re
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from eef.envs import ENVIRONMENTS
-from eef.files import plain
-from eef.sweeps import renamed
+from eef.files import did_you_mean, plain
+from eef.sweeps import options, renamed
 from eef.sweeps.executors import declared
 from eef.sweeps.inputs import read_notebook
 from eef.sweeps.strict_yaml import load_yaml
@@ -82,7 +81,7 @@ def read_spec(path: str | Path) -> Spec:
         raise SweepError(f"{file}: a sweep needs at least 'notebook'")
     for key, value in raw.items():
         if key not in (*_SECTIONS, "name", "notebook"):
-            raise SweepError(f"{file}: unknown key {key!r}{_did_you_mean(key, [*_SECTIONS, 'name', 'notebook'])}")
+            raise SweepError(f"{file}: unknown key {key!r}{did_you_mean(key, [*_SECTIONS, 'name', 'notebook'])}")
         if key in _SECTIONS and not isinstance(value, _SECTIONS[key]):
             raise SweepError(f"{file}: {key!r} must be a {_SECTIONS[key].__name__}, not {value!r}")
     raw["points"] = raw.get("points") or [{}]
@@ -168,27 +167,29 @@ def find_notebook(file: Path, notebook: str) -> Path:
 def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any] | None = None) -> None:
     """Check the parameters of all points, and those of the figure. Raises :class:`SweepError`.
 
-    The notebook's ``parameters`` cell must declare each parameter with a default of the same type. A comment
-    ``# one of: a, b`` beside a parameter limits its values, ``# name of an environment`` to those of ``ENVIRONMENTS``.
+    The notebook's ``parameters`` cell must declare each parameter with a default of the same type, except the options
+    of methods (:mod:`eef.sweeps.options`). A comment ``# one of: a, b`` beside a parameter limits its values, ``# name
+    of an environment`` to those of ``ENVIRONMENTS``, and ``# name of a method`` to those of ``METHODS``.
     """
     known = declared(spec.notebook)
     if not known:
         raise SweepError(f"{spec.notebook}: there is no cell tagged 'parameters', or it is empty")
+    known |= options.undeclared(known)
     for key, value in dict.fromkeys((k, json.dumps(plain(v))) for point in points for k, v in point.items()):
         where = "-p" if key in (overrides or {}) else str(spec.file)
         if key not in known:
             names = ", ".join(sorted(known))
-            hint = _did_you_mean(key, list(known))
+            hint = did_you_mean(key, list(known))
             raise SweepError(f"{where}: unknown parameter {key!r}{hint}; {spec.notebook.name} declares {names}")
         _check_value(where, key, json.loads(value), known[key])
     if "notebook" in spec.figure:
         drawing = find_notebook(spec.file, spec.figure["notebook"])
         known = {"notebook": {}, **declared(drawing)}
         if unknown := [key for key in spec.figure if key not in known]:
-            hint = _did_you_mean(unknown[0], list(known))
+            hint = did_you_mean(unknown[0], list(known))
             raise SweepError(f"{spec.file}: figure: {unknown[0]!r} is not a parameter of {drawing.name}{hint}")
     elif unknown := [key for key in spec.figure if key != "draw"]:
-        hint = _did_you_mean(unknown[0], ["notebook", "draw"])
+        hint = did_you_mean(unknown[0], ["notebook", "draw"])
         raise SweepError(
             f"{spec.file}: figure: {unknown[0]!r} needs a notebook that declares it: add 'notebook: ...'{hint}"
         )
@@ -202,7 +203,7 @@ def _check_value(where: str, key: str, value: Any, known: Mapping[str, str]) -> 
         return
     words = _choices(known["help"])
     if words and str(value) not in words:
-        near = _did_you_mean(str(value), words)
+        near = did_you_mean(str(value), words)
         raise SweepError(f"{where}: unknown {key} {value!r}{near}; known: {', '.join(words)}{hint}")
     if default is not NO_LITERAL:
         _check_kind(where, key, value, default, hint)
@@ -212,6 +213,10 @@ def _choices(comment: str) -> list[str]:
     """The values that a parameter's comment allows; empty for any value."""
     if re.match(r"name of an environment\b", comment.strip()):
         return list(ENVIRONMENTS)
+    if re.match(r"name of a method\b", comment.strip()):
+        from eef.methods import METHODS  # imports torch
+
+        return list(METHODS)
     choices = re.search(r"one of:?\s*([^;]+)", comment)
     return [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))] if choices else []
 
@@ -238,8 +243,3 @@ def _check_kind(where: str, key: str, value: Any, default: Any, hint: str = "") 
     if isinstance(default, dict) and isinstance(value, dict):
         for name in [name for name in default if name in value]:
             _check_kind(where, f"{key}.{name}", value[name], default[name])
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

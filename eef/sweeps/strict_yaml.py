@@ -1,7 +1,7 @@
 """YAML without surprises: values that YAML 1.1 would misread are refused, and the message gives the right spelling.
 
-Duplicate keys, dates, leading zeros, ``1e-3`` (text in YAML 1.1), ``1:30``, ``.nan`` and keys that are not text are
-errors. The message names the file, the line and the key. On the command line ``1e-3`` is a number.
+Duplicate keys, dates, leading zeros, ``1:30``, ``.nan`` and keys that are not text are errors. The message names the
+file, the line and the key. ``1e-3`` is a number, as in YAML 1.2; in quotes it is text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _KINDS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float
 _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:value")
 _LEADING_ZERO = re.compile(r"[-+]?0(o[\d_]+|[\d_]*\d)")
 _DEEPEST = 100
-_NUMBER = re.compile(r"([-+]?)((0|[1-9]\d*)(\.\d*)?|\.\d+)(?:[eE]([-+]?)(\d+))?$")
+_NUMBER = re.compile(r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,11 +54,7 @@ class _Loader(yaml.SafeLoader):
                 self._check(value, inner, (*parents, node))
 
 
-class _CommandLine(_Loader):
-    """The same loader, with numbers as in YAML 1.2."""
-
-
-_CommandLine.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("+-.0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("+-.0123456789"))
 yaml.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str, _Loader)  # a lone "="
 
 
@@ -79,11 +75,6 @@ def _reason(node: yaml.ScalarNode) -> str | None:
         return f"{text} is read as a base-60 number: put it in quotes, or write the number in full"
     if node.style is None and _LEADING_ZERO.fullmatch(text):
         return f"{text} has a leading zero and is read as octal or as text: write the number without it, or use quotes"
-    if tag == "str" and node.style is None and (number := _NUMBER.fullmatch(text)):
-        sign, mantissa, _, _, exponent_sign, exponent = number.groups()
-        mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-        right = f"{sign}{'0' if mantissa[0] == '.' else ''}{mantissa}e{exponent_sign or '+'}{exponent}"
-        return f"{text} is read as text: write {right}, or use quotes"
     if tag == "float" and (text.lower().lstrip("+-") in (".inf", ".nan") or not math.isfinite(_float(text))):
         return f"{text} is not a finite number"
     return None
@@ -99,7 +90,7 @@ def load_yaml(text: str, name: str, command_line: bool = False) -> Any:
     Raises ValueError for invalid or ambiguous YAML. The message starts with ``name`` and, for a document, the line.
     """
     try:
-        return yaml.load(text, _CommandLine if command_line else _Loader)
+        return yaml.load(text, _Loader)
     except _Refused as error:
         where = "" if command_line else f", line {error.line}"
         raise ValueError(f"{name}{where}: {error}") from None

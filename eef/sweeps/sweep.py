@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from eef.files import disk_errors, link, read_json, write_json
 from eef.sweeps.executors import Execution, Job, adopt, check_slurm, failure, stop, submit
-from eef.sweeps.points import Point, current_hash, other_releases, plan, run_ids, sweep_label
+from eef.sweeps.points import Point, current_hash, other_releases, plan, remarks, run_ids, sweep_label
 from eef.sweeps.progress import Screen
 from eef.sweeps.spec import Spec, SweepError, read_spec, use_current_names
 from eef.sweeps.strict_yaml import load_yaml
@@ -35,11 +35,13 @@ def sweep(
     only: str | None = None,
     root: str | Path | None = None,
     executor: str = "local",
+    out: str | Path | None = None,
 ) -> int:
     """Run the points that are not finished. Returns 0 on success, 1 if points failed, 130 if interrupted.
 
     ``executor`` is ``local`` (``jobs`` processes at a time, 2 by default) or ``slurm`` (an array of jobs, all at a time
     by default). Jobs that an interrupted sweep left in Slurm's queue continue, and the next sweep waits for them.
+    ``out`` is the folder of the figures, which the command that repeats the sweep names.
     """
     spec = read_spec(path)
     overrides, notices = use_current_names(spec, overrides)
@@ -57,7 +59,7 @@ def sweep(
     todo = [point for point in chosen if point.state != "finished"]
     if slurm := executor == "slurm":
         check_slurm(spec.slurm)
-    jobs = jobs or (max(1, len(todo)) if slurm else 2)
+    jobs_option, jobs = jobs, jobs or (max(1, len(todo)) if slurm else 2)
     name = sweep_label(spec, overrides)
     print(f"sweep {name}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {folder}")
     if warning := other_releases([point for point in chosen if point.state == "finished"], folder):
@@ -77,23 +79,31 @@ def sweep(
         good = [point for point in points if point.state in ("finished", "done")]
         missing = [point.label for point in points if point not in good]
         runs = [run for point in good for run in run_ids(point)]
-        again = repeat_command(path, overrides, root, executor)
-        index = {"run_ids": runs, "missing": missing, "command": again}
+        whole = repeat_command(path, overrides, root, executor, out=out)  # the index covers all points
+        index = {"run_ids": runs, "missing": missing, "command": whole}
         write_json(folder / "sweeps" / f"{name}.json", index)
     print("\n".join(_lines(chosen, folder)))
-    print(f"again: {again}", flush=True)
+    print(f"to repeat: {repeat_command(path, overrides, root, executor, only, jobs_option, out)}", flush=True)
     return code
 
 
 def repeat_command(
-    path: str | Path, overrides: Mapping[str, Any] | None, root: str | Path | None, executor: str = "local"
+    path: str | Path,
+    overrides: Mapping[str, Any] | None,
+    root: str | Path | None,
+    executor: str = "local",
+    only: str | None = None,
+    jobs: int | None = None,
+    out: str | Path | None = None,
 ) -> str:
-    """The command line that repeats a sweep."""
+    """The command line that repeats a sweep, with the options that it was started with."""
     words = ["eef", "sweep", str(path)]
     for key, value in (overrides or {}).items():
         words += ["-p", f"{key}={value if _is_bare(value) else json.dumps(value, ensure_ascii=False)}"]
-    words += ["--executor", executor] * (executor != "local")
-    return shlex.join(words + (["--root", str(root)] if root else []))
+    options = {"--only": only, "--jobs": jobs, "--executor": executor if executor != "local" else None}
+    for option, value in {**options, "--root": root, "--out": out}.items():
+        words += [option, str(value)] if value else []
+    return shlex.join(words)
 
 
 def _is_bare(value: Any) -> bool:
@@ -127,7 +137,7 @@ def _locked(root: Path) -> Iterator[None]:
 def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm: bool) -> None:
     """Run the points. A failed one does not stop the others. Slurm gets all at once, and runs ``jobs`` at a time."""
     waiting, running = list(todo), list[Point]()
-    with Screen(todo) as screen:
+    with Screen(todo, root) as screen:
         try:
             if slurm:
                 running, waiting = _submit(spec, name, todo, jobs, root, screen), []
@@ -149,7 +159,10 @@ def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm
                     elif point.state == "queued" and Path(f"{point.base}.log").is_file():
                         point.state, point.start = "runs", time.monotonic()
         finally:
-            stop([point.work for point in running if isinstance(point.work, subprocess.Popen)])
+            local = [point for point in running if isinstance(point.work, subprocess.Popen)]
+            stop([point.work for point in local])  # type: ignore[misc]
+            for point in local:
+                point.state, point.seconds = "stopped", round(time.monotonic() - point.start, 1)
 
 
 def _execution(spec: Spec, name: str, point: Point, root: Path) -> Execution:
@@ -217,7 +230,9 @@ def _lines(points: list[Point], root: Path) -> Iterator[str]:
     yield f"{'point':{wide}}  state     seconds  win rate  run"
     for point in points:
         runs = run_ids(point) if point.state in ("done", "finished") else []
-        rates = [read_json(root / run / "result.json").get("win_rate") for run in runs]
+        results = [read_json(root / run / "result.json") for run in runs]
+        rates = [result.get("win_rate") for result in results]
+        notes = "; ".join(filter(None, map(remarks, results)))
         rate = f"{100 * rates[0]:6.1f} %" if rates and isinstance(rates[0], (int, float)) else "       -"
         seconds = f"{point.seconds:7.0f}" if point.seconds else "      -"
-        yield f"{point.label:{wide}}  {point.state:8}  {seconds}  {rate}  {' '.join(runs)}"
+        yield f"{point.label:{wide}}  {point.state:8}  {seconds}  {rate}  {' '.join(runs)}{notes and f'  ({notes})'}"

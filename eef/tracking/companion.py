@@ -1,8 +1,11 @@
 """The companion process, which shows a run on Weights & Biases while it runs (see :mod:`eef.tracking.live`).
 
-It reads the run's ``events.jsonl`` as the file grows. Training and rollouts in progress appear as ``STAGE/column``.
-When the run finishes, ``test/...`` over ``budget/...``, tables of trajectories and the summary follow. If the run fails
-or its process dies, the W&B run ends with exit code 1.
+It reads the run's ``events.jsonl`` as the file grows. All arms share the charts of training and rollouts in progress:
+``train/loss``, ``train/learning_rate`` and ``train/tokens_per_second`` over ``train/global_step``, and
+``rollout/win_rate``, ``rollout/episodes``, ... over ``rollout/total_episodes``. These two axes count on from stage to
+stage, and ``train/stage`` and ``rollout/stage`` name the stage. Expert trajectories have charts of their own,
+``experts/...``. When the run finishes, ``test/...`` over ``budget/...``, tables of trajectories and the summary follow.
+If the run fails or its process dies, the W&B run ends with exit code 1.
 
 Offline, each start writes the whole history again and replaces an offline folder that was not synced. Online, a restart
 resumes the same W&B run and sends only what is missing. Data that was sent cannot be changed, so a new W&B run,
@@ -20,14 +23,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eef.files import read_json, read_rows, write_json
+from eef.files import digest, read_json, read_rows, write_json
 from eef.tracking import mirror
 
+EXPERTS = ("experts", "demonstrations")  # stages of expert trajectories
+AXES = {"train": "global_step", "rollout": "total_episodes", "experts": "total_episodes"}
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 60.0  # the companion of an earlier start may still be finishing
 
@@ -55,7 +61,8 @@ class State:
 class Companion:
     """Sends one run to W&B. The W&B run is opened when there is something to send.
 
-    ``labels`` and ``complete`` map a stage to its folder.
+    ``labels`` and ``complete`` map a stage to its folder, ``sizes`` a chart to its complete stages with their numbers
+    of steps or episodes.
     """
 
     folder: Path
@@ -65,7 +72,7 @@ class Companion:
     run: Any = None
     labels: dict[str, str] = field(default_factory=dict)
     complete: dict[str, str] = field(default_factory=dict)
-    axes: set[str] = field(default_factory=set)
+    sizes: dict[str, dict[str, float]] = field(default_factory=lambda: {chart: {} for chart in AXES})
 
     @classmethod
     def of(cls, folder: Path, mode: str, parent: int) -> Companion:
@@ -99,7 +106,7 @@ class Companion:
     def _init(self) -> str | None:
         import wandb  # takes seconds
 
-        origin = read_json(self.folder / "config.json")
+        origin, stamp = read_json(self.folder / "config.json"), read_json(self.folder / "stamp.json")
         names = {"env": origin["env"], "arm": origin["method"], "seed": origin["seed"]}
         tags = [
             origin["env"],
@@ -112,9 +119,9 @@ class Companion:
         try:
             self.run = mirror.open_run(
                 self.folder, self.state.id_of(origin["run_id"]), self.mode, pid=self.parent,
-                group=origin["group"] or None, job_type=origin["method"],
+                group=origin["group"] or _group(origin, stamp), job_type=origin["method"],
                 tags=[str(tag)[:64] for tag in dict.fromkeys(tags) if tag],
-                config={**origin["config"], **names, "stamp": read_json(self.folder / "stamp.json")},
+                config={**origin["config"], **names, "stamp": stamp},
             )  # fmt: skip
         except Exception as error:  # no permission, a broken service, a disk that is full
             wandb.teardown()  # otherwise the service keeps the run's id in use
@@ -123,6 +130,8 @@ class Companion:
             lines = str(error).strip().splitlines() or [""]
             return f"{type(error).__name__}: {lines[0][:200]}"
         self.run.define_metric("test/*", step_metric="budget/episodes")
+        for chart, axis in AXES.items():
+            self.run.define_metric(f"{chart}/*", step_metric=f"{chart}/{axis}")
         self.state.used = self.mode
         self.save()
         return None
@@ -157,6 +166,9 @@ class Companion:
         self.labels[stage] = label
         if status != "started":
             self.complete[stage] = label
+            for row in self._made_rows(label):
+                if (size := row.get(_step(row))) is not None:
+                    self.sizes[_chart(stage, row)][stage] = size
         if self.state.sent.get(label, 0) is None:
             return
         self.open()
@@ -167,22 +179,29 @@ class Companion:
 
     def rows(self, stage: str, label: str) -> None:
         """Send the rows of a complete stage that were not sent while it was in progress."""
-        for row in read_rows(self.folder.parent / "stages" / label / "metrics.jsonl"):
+        for row in self._made_rows(label):
             self.log(stage, label, row, final=True)
         self.state.sent[label] = None
 
+    def _made_rows(self, label: str) -> list[dict[str, Any]]:
+        return read_rows(self.folder.parent / "stages" / label / "metrics.jsonl")
+
     def log(self, stage: str, label: str, row: dict[str, Any], final: bool = False) -> None:
         """Send a row, unless it was sent before. A ``final`` row without a step is the last row of its stage."""
-        axis = "step" if "step" in row else "episodes"
+        step, chart = _step(row), _chart(stage, row)
         last = self.state.sent.get(label, -1)
-        if last is None or (axis in row and row[axis] <= last and not (final and axis == "episodes")):
+        if last is None or (step in row and row[step] <= last and not (final and step == "episodes")):
             return
         self.open()
-        if stage not in self.axes and axis in row:
-            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/{axis}")
-            self.axes.add(stage)
-        self.run.log({f"{stage}/{key}": value for key, value in row.items() if value is not None})
-        self.state.sent[label] = row.get(axis, last)
+        values: dict[str, Any] = {"stage": stage, **row}
+        if step in row:
+            earlier = takewhile(lambda name: name != stage, self.sizes[chart])
+            values[AXES[chart]] = sum(self.sizes[chart][name] for name in earlier) + row[step]
+        if row.get("episodes"):
+            values["win_rate"] = row.get("wins", 0) / row["episodes"]
+        left_out = {"seconds_left", *({"step", "steps"} if step == "episodes" else {})}
+        self.run.log({f"{chart}/{key}": v for key, v in values.items() if v is not None and key not in left_out})
+        self.state.sent[label] = row.get(step, last)
 
     def finish(self, content: str) -> None:
         """Complete the W&B run from the run's folder: test results, tables of trajectories, summary."""
@@ -201,6 +220,8 @@ class Companion:
         for name, rows in mirror.trajectory_tables(self.folder).items():
             columns = list(mirror.TRAJECTORY)
             self.run.log({f"trajectories/{name}": wandb.Table(columns=columns, data=list(rows))})
+        if (views := self.folder / mirror.VIEWS).is_file():
+            self.run.log({"trajectories/views": wandb.Html(views.read_text(encoding="utf-8"), inject=False)})
         if (method := result.get("method")) and method not in self.run.tags:
             self.run.tags += (str(method)[:64],)
         self.run.summary.update({"stage": "finished", **result})
@@ -214,6 +235,21 @@ class Companion:
         if self.run is not None:
             self.run.summary.update({"error": message})
             self.run.finish(exit_code=1)
+
+
+def _step(row: dict[str, Any]) -> str:
+    """The column that counts within a stage."""
+    return "episodes" if "episodes" in row else "step"
+
+
+def _chart(stage: str, row: dict[str, Any]) -> str:
+    """The first part of the names of a row's charts, one of ``AXES``."""
+    return "train" if "episodes" not in row else "experts" if stage in EXPERTS else "rollout"
+
+
+def _group(origin: dict[str, Any], stamp: dict[str, Any]) -> str:
+    """The group of a run outside a sweep: runs with the same hashes may be compared."""
+    return f"{origin['env']}-{digest(stamp.get('hashes', {}), 6)}"
 
 
 def synced(folder: Path, state: State) -> bool:

@@ -61,15 +61,15 @@ def source_files(modules: Iterable[str]) -> dict[str, Path]:
     return {name: path for name, path, _ in _walk(modules)}
 
 
-def code_key(*modules: str) -> dict[str, Any]:
+def code_key(*modules: str, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Hash the code that ``modules`` depend on, and list the releases of the libraries that it uses.
 
-    Comments, docstrings and layout are ignored. Raises RunError if a file was edited since this process first read it:
-    the process still runs the old code.
+    Comments, docstrings and layout are ignored, and so are the modules in ``skip`` with what only they import. Raises
+    RunError if a file was edited since this process first read it: the process still runs the old code.
     """
     sources: dict[str, str] = {}
     libraries: set[str] = set()
-    for name, path, imported in _walk(modules):
+    for name, path, imported in _walk(modules, skip):
         sources[name] = source_hash(path)
         if _hash_of_code(_first_seen.setdefault(path, _text(path))) != sources[name]:
             raise RunError(
@@ -98,10 +98,10 @@ def library_version(name: str) -> str:
         return "none"
 
 
-def _walk(modules: Iterable[str]) -> Iterator[tuple[str, Path, list[str]]]:
+def _walk(modules: Iterable[str], skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, Path, list[str]]]:
     """Yield name, source file and imports of each of ``modules`` and of the modules that they depend on."""
     waiting = [(name, *_start(name)) for name in modules]
-    seen: set[str] = set()
+    seen = set(skip)
     while waiting:
         name, path, base = waiting.pop()
         if name in seen:

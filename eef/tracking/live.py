@@ -75,9 +75,9 @@ class Live:
         self._send("stage", stage=stage, label=label, status=status)
 
     def progress(self, stage: str, row: Mapping[str, Any]) -> None:
-        """Report a training step (``step`` in ``row``), or the totals of a rollout so far (sent once per second)."""
+        """Report a training step, or the totals of a rollout so far (``episodes`` in ``row``; sent once per second)."""
         try:
-            if "step" in row:
+            if "episodes" not in row:
                 if row["step"] > self._steps.get(stage, -1):
                     self._steps[stage] = row["step"]
                     self._send("progress", stage=stage, row=dict(row))

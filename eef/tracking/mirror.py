@@ -1,7 +1,8 @@
 """Copies of run folders on Weights & Biases: opening runs, figures of sweeps, syncing offline runs, and reports.
 
-To compare runs there: ``group`` is the sweep, ``job_type`` is the arm (``eef-m5``), and tags and configuration contain
-method, environment and seed. ``budget/...`` and ``test/...`` are the axes of Figure 3. Without a network or an account
+To compare runs there: ``group`` is the sweep (of a single run: what makes runs comparable), ``job_type`` is the arm
+(``eef-m5``), and tags and configuration contain method, environment and seed. All arms share the charts ``train/...``
+and ``rollout/...``; ``budget/...`` and ``test/...`` are the axes of Figure 3. Without a network or an account
 everything else still works, and one message says what is missing.
 """
 
@@ -23,6 +24,7 @@ from eef.tracking.live import wandb_environment, wandb_mode
 from eef.trajectory import Trajectory, load
 
 LOCK = ".lock"  # in the folder wandb of a run; held by the companion process
+VIEWS = "trajectories.html"  # in a run's folder: trajectories for reading (eef/analysis/browser.py)
 TABLE_ROWS = 40  # trajectories in a table; half of them are failures
 BUDGET = ("episodes", "env_steps", "tokens")
 TEST = ("win_rate", "win_low", "win_high", "mean_reward")
@@ -54,10 +56,14 @@ def run_separately(root: Path, code: str, *arguments: str, seconds: float = 180.
 
 
 def open_run(folder: Path, run_id: str, mode: str, pid: int | None = None, **about: Any) -> Any:
-    """Open a W&B run within a time limit. ``WANDB_X_DISABLE_STATS=false`` adds system metrics of process ``pid``."""
+    """Open a W&B run within a time limit.
+
+    An online run has system metrics of process ``pid``. ``WANDB_X_DISABLE_STATS`` (``true`` or ``false``) takes
+    precedence.
+    """
     import wandb  # takes seconds
 
-    stats = os.environ.get("WANDB_X_DISABLE_STATS", "true").lower() in ("false", "0")
+    stats = os.environ.get("WANDB_X_DISABLE_STATS", str(mode != "online")).lower() in ("false", "0")
     quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=not stats)
     quiet.init_timeout, quiet.finish_timeout = 30, 60
     if pid is not None:
@@ -274,7 +280,9 @@ def report(name: str, pictures: Iterable[Path], about: str, save: bool = True) -
         wr.H2("Method × environment × seed"),
         wr.PanelGrid(runsets=[seeds], panels=[wr.BarPlot(title="win rate", metrics=tests), losses]),
         wr.H2("Trajectories"),
-        wr.PanelGrid(runsets=[runs], panels=tables),
+        wr.PanelGrid(
+            runsets=[runs], panels=[*tables, wr.MediaBrowser(media_keys=["trajectories/views"], num_columns=1)]
+        ),
     ]
     result = wr.Report(entity=entity, project=project(), title=f"eef: {name}", blocks=blocks)
     if not save:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,3 +44,46 @@ def load_runs(root: str | Path, run_ids: Iterable[str] | None = None) -> pd.Data
     missing = (wanted or set()) - {row["run_id"] for row in rows} - set(unfinished)
     frame.attrs["unfinished"] = unfinished + sorted(missing)
     return frame
+
+
+def list_runs(
+    root: str | Path,
+    sweep: str | None = None,
+    method: str | None = None,
+    env: str | None = None,
+    state: str | None = None,
+) -> pd.DataFrame:
+    """One row per run, finished or not, oldest first: run, date, sweep, env, method, train, test, win_rate, state.
+
+    ``train`` and ``test`` are numbers of subtasks. The date is the end of a finished run, else its start. ``method`` is
+    a method (``eef``) or one with its numbers (``eef-m5``). A run that several sweeps share lists all of them.
+    """
+    indexes = {path.stem: read_json(path).get("run_ids", []) for path in sorted(Path(root).glob("sweeps/*.json"))}
+    rows = []
+    for folder in sorted(path.parent for path in Path(root).glob("*__*/config.json")):
+        origin = read_json(folder / "config.json")
+        config, done = origin.get("config") or {}, (folder / "result.json").is_file()
+        result = read_json(folder / "result.json") if done else {}
+        clock = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
+        start = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "config.json").stat().st_mtime))
+        sweeps = {
+            name: None for name in [origin.get("group"), *(n for n, runs in indexes.items() if folder.name in runs)]
+        }
+        row = {
+            "run": folder.name,
+            "date": str(clock["finished"])[:16].replace("T", " ") if done and "finished" in clock else start,
+            "sweep": ", ".join(filter(None, sweeps)),
+            "env": origin.get("env"),
+            "method": origin.get("method"),
+            "train": config.get("train"),
+            "test": result.get("n_test", config.get("test")),
+            "win_rate": result.get("win_rate"),
+            "state": "finished" if done else "unfinished",
+        }
+        wanted = (sweep is None or sweep in sweeps) and (env is None or env == row["env"])
+        if wanted and method in (None, row["method"], config.get("method")) and state in (None, row["state"]):
+            rows.append(row)
+    columns = ["run", "date", "sweep", "env", "method", "train", "test", "win_rate", "state"]
+    frame = pd.DataFrame(rows, columns=columns).sort_values(["date", "run"], ignore_index=True)
+    sizes = {"train": "Int64", "test": "Int64"}
+    return frame.assign(win_rate=pd.to_numeric(frame["win_rate"])).astype(sizes)

@@ -5,6 +5,10 @@ link to each stage. ``root/stages/NAME-HASH/`` contains the stages. Figures read
 computed from the stages linked beside it. When a stage of a finished run is replaced, the result is renamed to
 ``result.before.json``, and the run is unfinished until it has a new one. ``events.jsonl`` and ``wandb/`` are for W&B
 (see :mod:`eef.tracking.live`).
+
+While a run is in progress, ``metrics.jsonl`` grows by one line per training step and per report of a rollout, with the
+time, the speed and the time left (:meth:`Run.progress`). At the end these lines move to ``progress.jsonl``, and
+``metrics.jsonl`` is written from the stages, without times, so that equal runs have equal files.
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +39,7 @@ from eef.files import (
     write_text,
 )
 from eef.tracking.live import Live
+from eef.tracking.progress import show, stage_name
 from eef.tracking.records import default_root, load_runs, repo_root
 from eef.tracking.stamp import installed_versions, machine, stamp
 
@@ -68,6 +73,7 @@ class Run:
     group: str = ""
     stages: dict[str, Path] = field(default_factory=dict)
     live: Live | None = None
+    _out: TextIO | None = field(default=None, repr=False)  # metrics.jsonl while the run is in progress
 
     @classmethod
     def open(
@@ -140,13 +146,16 @@ class Run:
                 self.live.start()
         is_new = False
         if not _is_complete(final):
-            with _lock(stages / f".{label}.lock", f"[{name}] waiting for another process that makes {label}"):
+            waits = f"Waiting for {stage_name(name)}: another process is computing it."
+            with _lock(stages / f".{label}.lock", waits):
                 if is_new := not _is_complete(final):
                     if self.live is not None:
                         self.live.stage(name, label, "started")
                     self._make(name, key, final, make)
-        if not is_new:
-            print(f"[{name}] reused ({label})", flush=True)
+        if not is_new and self.stages.get(name) != final:  # not a stage that this run has made or reused before
+            show(f"Reusing {stage_name(name)} from an earlier run.")
+            if self._out is not None:
+                self._write(_rows(name, final))
         link(self.folder / name, Path("..") / "stages" / label)
         self.stages[name] = final
         if self.live is not None:
@@ -167,21 +176,32 @@ class Run:
                 os.replace(self.folder / "result.json", self.folder / "result.before.json")
             self._write_origin()
 
-    def progress(self, stage: str, row: Mapping[str, Any]) -> None:
-        """Report the progress of a stage to W&B. This never blocks and never raises.
+    def progress(self, stage: str, row: Mapping[str, Any], logged: bool = True) -> None:
+        """Report the progress of a stage to ``metrics.jsonl`` and, if ``logged``, to W&B. This never raises.
 
-        ``row`` is a training step (``step``, ``epoch``, ``loss``, ``learning_rate``; each step is sent once) or the
-        totals of a rollout so far (``episodes``, ``wins``, ``tokens``; sent at most once per second).
+        ``row`` is a training step (``step``, ``epoch``, ``loss``, ``learning_rate``; W&B gets each step once) or the
+        totals of a rollout so far (``episodes``, ``wins``, ``tokens``; W&B gets them at most once per second), with
+        the columns of :mod:`eef.tracking.progress`.
         """
-        if self.live is not None:
+        self._write([{"time": round(time.time(), 3), "stage": stage, "kind": _kind(row), **row}])
+        if self.live is not None and logged:
             self.live.progress(stage, row)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to ``metrics.jsonl``, which begins with those of the complete stages."""
+        with suppress(Exception):  # a report must not end a run: a full disk, a value that is not JSON
+            if self._out is None:
+                self._out = open(self.folder / "metrics.jsonl", "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+                rows = [*self.metrics, *rows]
+            for row in rows:
+                self._out.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
 
     def _make(self, name: str, key: Mapping[str, Any], final: Path, make: Callable[[Path], None]) -> None:
         """Make a stage in a temporary folder, then rename the folder. The caller holds the stage's lock."""
         for stale in final.parent.glob(f".{final.name}.[0-9]*"):  # we hold the lock, so its process is dead
             shutil.rmtree(stale, ignore_errors=True)
         temporary = final.parent / f".{final.name}.{os.getpid()}"
-        print(f"[{name}] starts ({final.name})", flush=True)
+        show(f"Starting {stage_name(name)}.")
         with disk_errors(final):
             temporary.mkdir()
         start = time.perf_counter()
@@ -199,7 +219,7 @@ class Run:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        print(f"[{name}] made in {seconds:.1f} s", flush=True)
+        show(f"Finished {stage_name(name)} in {seconds:.1f} s.")
 
     def seconds(self) -> float:
         """The total time that the run's stages took to make, in this run or another."""
@@ -208,7 +228,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of all stages, in the order of the stages. Only complete stages are read, so no row is repeated."""
-        return [{"stage": name, **row} for name, at in self.stages.items() for row in read_rows(at / "metrics.jsonl")]
+        return [row for name, at in self.stages.items() for row in _rows(name, at)]
 
     def finish(self, result: Mapping[str, Any], wandb: str = "offline") -> Path:
         """Write metrics and result, then complete the W&B run. Returns the path of ``result.json``.
@@ -220,6 +240,11 @@ class Run:
         clock = {key: value for key, value in plain(result).items() if _CLOCK.search(key)}
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.metrics]
         self._reopen()
+        if self._out is not None:
+            with suppress(OSError):
+                self._out.close()
+                os.replace(self.folder / "metrics.jsonl", self.folder / "progress.jsonl")
+            self._out = None
         write_text(self.folder / "metrics.jsonl", "".join(lines))
         path = write_json(self.folder / "result.json", reproducible)
         (self.folder / "result.before.json").unlink(missing_ok=True)
@@ -281,7 +306,7 @@ def _lock(path: Path, message: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(message, flush=True)
+            show(message)
             lock.acquire()
     try:
         yield
@@ -297,6 +322,15 @@ def shorten(name: str, size: int) -> str:
     """A name of at most ``size`` bytes for a file: ``name``, or its beginning and a hash if it is longer."""
     encoded = name.encode()
     return name if len(encoded) <= size else f"{encoded[: size - 9].decode(errors='ignore')}-{digest(name, 8)}"
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return "rollout" if "episodes" in row else "train"
+
+
+def _rows(name: str, stage: Path) -> list[dict[str, Any]]:
+    """The rows that a complete stage logged."""
+    return [{"stage": name, "kind": _kind(row), **row} for row in read_rows(stage / "metrics.jsonl")]
 
 
 def _is_complete(stage: Path) -> bool:

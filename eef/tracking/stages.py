@@ -17,17 +17,21 @@ from typing import Any
 from eef.files import digest
 from eef.tracking.keys import code_key, path_key, source_modules
 
+# Declares the settings, whose values are in the keys. A new help text or check must not make stages anew.
+_DECLARATIONS = frozenset({"eef.settings"})
+
 
 def stage_key(body: Callable[..., Any], inputs: Any) -> dict[str, Any]:
     """The key of the stage that ``body`` makes from the dataclass ``inputs``: ``inputs`` and ``code``."""
-    return {"inputs": key_of(inputs), "code": code_key(body.__module__, *_environment_modules(inputs))}
+    return {"inputs": key_of(inputs), "code": _code_key(body.__module__, *_environment_modules(inputs))}
 
 
 def key_of(value: Any) -> Any:
     """The part of a key that represents ``value``.
 
     - dataclass: its fields. Field metadata may hold ``key``: a function that maps the value to its key, or None to
-      leave the field out.
+      leave the field out. With ``argument``, the name of the Trainer's argument that takes the value, the key holds
+      that name as well.
     - environment: its class, ``state_key()`` and ``max_steps``
     - module-level function: its qualified name, and the code of its module with what that imports
     - folder of an earlier stage: its name, which contains its key
@@ -43,7 +47,7 @@ def key_of(value: Any) -> Any:
     if isfunction(value):
         if "<" in value.__qualname__:  # a lambda or a nested function, whose closure is not in its code
             raise TypeError(f"{value.__qualname__} cannot enter a stage: define the function at module level")
-        return {"function": f"{value.__module__}.{value.__qualname__}", "code": code_key(value.__module__)}
+        return {"function": f"{value.__module__}.{value.__qualname__}", "code": _code_key(value.__module__)}
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: key for each in fields(value) if (key := _field_key(each, value)) is not _LEFT_OUT}
     if isinstance(value, Path):
@@ -63,11 +67,17 @@ def key_of(value: Any) -> Any:
     )
 
 
+def _code_key(*modules: str) -> dict[str, Any]:
+    return code_key(*modules, skip=_DECLARATIONS)
+
+
 _LEFT_OUT = object()
 
 
 def _field_key(each: Any, owner: Any) -> Any:
     value = getattr(owner, each.name)
+    if "argument" in each.metadata:
+        return {each.metadata["argument"]: key_of(value)}
     if "key" not in each.metadata:
         return key_of(value)
     return _LEFT_OUT if each.metadata["key"] is None else each.metadata["key"](value)

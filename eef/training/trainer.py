@@ -7,6 +7,7 @@ gradient equals that of a single process, and only the main process writes.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -57,8 +58,9 @@ def run_trainer(
     arguments and an equal number of threads give equal weights on a CPU.
 
     ``work`` is a folder for checkpoints: a call with equal arguments resumes from the last complete one, to equal
-    weights on a CPU. :func:`save_trained` removes them. ``on_step(step, steps, row)`` is called after each step, with
-    the row logged at that step or {}. After a restart it first gets the rows logged before the checkpoint, in order.
+    weights on a CPU. :func:`save_trained` removes them. ``on_step(step, steps, row)`` is called after each step:
+    ``row`` is the row logged at that step, if any, with ``tokens_per_second`` and ``seconds_left``. After a restart it
+    first gets the rows logged before the checkpoint, in order, without these two.
     ``trainer`` makes the Trainer (default: :class:`GroupedTrainer`).
 
     Weights that train and are in half precision are held in float32 while training, under autocast, because half
@@ -110,9 +112,10 @@ def run_trainer(
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process per GPU instead of the Trainer's DataParallel
     checkpoints = Checkpoints(Path(work), 60 * training.checkpoint_minutes) if work else None
     last = str(checkpoints.last) if checkpoints and checkpoints.last else None
+    counted = CountedCollator(collator)
     running = (trainer or GroupedTrainer)(
-        model=model, args=arguments, train_dataset=data, data_collator=collator,
-        callbacks=[StepMonitor(on_step), *([checkpoints] if checkpoints else [])],
+        model=model, args=arguments, train_dataset=data, data_collator=counted,
+        callbacks=[StepMonitor(on_step, counted), *([checkpoints] if checkpoints else [])],
     )  # fmt: skip
     running.remove_callback(PrinterCallback)
     running.train(resume_from_checkpoint=last)
@@ -187,6 +190,20 @@ class SharedSampler(Sampler):
         yield from order + [-1] * (len(self) - len(order))
 
 
+class CountedCollator:
+    """A collator that counts the tokens of this process's batches, without padding.
+
+    The Trainer's own count (``include_num_input_tokens_seen``) waits for the GPU in every batch.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collator, self.tokens = collator, 0
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        self.tokens += sum(len(item["input_ids"]) for item in items)
+        return self.collator(items)
+
+
 class GroupedTrainer(Trainer):
     """Batches items of similar length; the batches do not depend on the number of processes."""
 
@@ -210,17 +227,18 @@ class StepMonitor(TrainerCallback):
     is written only after a logged step.
     """
 
-    def __init__(self, on_step: OnStep | None) -> None:
-        self.on_step = on_step
+    def __init__(self, on_step: OnStep | None, batches: CountedCollator) -> None:
+        self.on_step, self.batches = on_step, batches
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for row in _logged(state):  # of the checkpoint that training resumes from
             self._report(int(row["step"]), state, row)
+        self.start, self.first = time.perf_counter(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log |= state.global_step >= state.max_steps
         if not control.should_log:
-            self._report(state.global_step, state, {})
+            self._report(state.global_step, state, self._speed(state))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, model: Any = None, **_: Any
@@ -232,7 +250,13 @@ class StepMonitor(TrainerCallback):
         if not args.fp16:  # the gradient scaler of float16 expects such gradients and skips their steps
             check_finite(f"the gradient norm at {step}", float(logs.get("grad_norm", 0.0)), args.learning_rate)
         check_weights(model, step, args.learning_rate)
-        self._report(state.global_step, state, _logged(state)[-1])
+        self._report(state.global_step, state, {**_logged(state)[-1], **self._speed(state)})
+
+    def _speed(self, state: Any) -> dict[str, float]:
+        """The tokens per second of all processes, which take equal shares, and the seconds until the last step."""
+        seconds, steps = time.perf_counter() - self.start, state.global_step - self.first
+        left = seconds / steps * (state.max_steps - state.global_step)
+        return {"tokens_per_second": self.batches.tokens * world_size() / seconds, "seconds_left": left}
 
     def _report(self, step: int, state: Any, row: dict[str, float]) -> None:
         if self.on_step and is_main_process():

@@ -163,7 +163,7 @@ def test_a_run_of_a_language_model_with_thoughts(tmp_path: Path) -> None:
             train_tasks=8,
         )
     shop.max_steps = 1
-    with pytest.raises(ValueError, match="no win in 1 steps"):
+    with pytest.raises(ValueError, match="does not win in 1 steps"):
         experiment("sft_pos", shop, settings, 0, root=tmp_path, wandb="disabled", train_tasks=8)
 
 

@@ -33,11 +33,16 @@ def uncached(policy: Policy, history: list[int]) -> list[int]:
     return answer
 
 
+@pytest.fixture(scope="module")
+def greedy_policy(tokenizer, chat) -> Policy:
+    torch.manual_seed(1)
+    return Policy(make_model(tokenizer, 32, 2, 2).eval(), tokenizer, chat, "random", 2048, False, 6)
+
+
 @given(data=st.data())
 @settings(max_examples=25)
-def test_greedy_answers_equal_uncached_decoding(data: st.DataObject, tokenizer, chat) -> None:
-    torch.manual_seed(1)
-    policy = Policy(make_model(tokenizer, 32, 2, 2).eval(), tokenizer, chat, "random", 2048, False, 6)
+def test_greedy_answers_equal_uncached_decoding(data: st.DataObject, greedy_policy: Policy, tokenizer) -> None:
+    policy = greedy_policy
     numbers = st.integers(5, len(tokenizer) - 1)
     shared = data.draw(st.lists(numbers, min_size=0, max_size=40))
     slots = data.draw(st.integers(1, 5))

@@ -263,7 +263,12 @@ def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> No
 def test_progress_counts_every_episode(shop, policy: Policy) -> None:
     counts: list[tuple[int, int, int]] = []
     starts = [Start(task) for task in shop.tasks("train")]
-    played = simulate(policy, shop, starts, seed=0, on_progress=lambda *more: counts.append(more))
+    turns: list[tuple[int, int]] = []
+    played = simulate(
+        policy, shop, starts, seed=0, on_progress=lambda *more: counts.append(more), on_turn=lambda *t: turns.append(t)
+    )
+    assert sum(count for count, _ in turns) == sum(map(len, played)), "and every turn"
+    assert sum(tokens for _, tokens in turns) == sum(t.info["tokens"] for t in played)
     assert sorted(counts) == sorted((1, int(t.won), t.info["tokens"]) for t in played)
     assert min(tokens for _, _, tokens in counts) > 0
 
@@ -484,3 +489,21 @@ def test_simulations_depend_on_the_code_of_the_engine_and_training_does_not() ->
     engine = {"eef.agents.cached_engine", "eef.agents.kv_cache", "eef.agents.constraints"}
     assert engine <= keys.source_files(["eef.agents.simulation"]).keys()
     assert not engine & keys.source_files(["eef.training.stages"]).keys()
+
+
+@pytest.mark.parametrize(("invalid", "warnings"), [(7, 1), (5, 0)])
+def test_a_policy_whose_actions_are_mostly_invalid_is_reported_once_while_it_plays(
+    invalid: int, warnings: int, shop, thinker: Policy, monkeypatch
+) -> None:
+    """``invalid`` of every 10 actions are invalid; the first 50 turns are the first 10 of five episodes."""
+    replies = ("Action: search[mug]",) * (10 - invalid) + ("Action: o0 i2",) * invalid
+    monkeypatch.setattr(Scripted, "replies", replies * 2)
+    events: list[str] = []
+    starts = [Start(task) for task in shop.tasks("train")[:5]]
+    simulate(thinker, shop, starts, on_warning=events.append, on_progress=lambda *_: events.append("end of an episode"))
+    texts = [event for event in events if event != "end of an episode"]
+    assert len(texts) == warnings and len(events) == warnings + 5
+    if warnings:
+        assert events[0] == texts[0], "while the episodes are played"
+        assert texts[0].startswith("35 of 50 actions are invalid so far, such as 'o0 i2', where 'click[")
+        assert "set constrained_decoding=True or prompt='react', use a model that knows" in texts[0]

@@ -103,7 +103,7 @@ def test_prune_keeps_what_runs_need(tmp_path: Path, capsys: pytest.CaptureFixtur
     alone = {half.run_id, half.stages["states"].name, a.run_id, a.stages["eval"].name}
     assert chosen == unused | alone and a.stages["bc"].name not in chosen
     assert main(["runs", "prune", "eef", "--root", str(tmp_path)]) == 0
-    assert "would be removed; --yes does it" in capsys.readouterr().out and a.folder.is_dir()
+    assert "would be removed (--yes removes them)" in capsys.readouterr().out and a.folder.is_dir()
     with FileLock(tmp_path / ".sweep.lock"), pytest.raises(RunError, match="a sweep is running"):
         prune(tmp_path, [a.folder])
     assert main(["runs", "prune", "eef", "--yes", "--root", str(tmp_path)]) == 0

@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from eef.analysis.arms import FigureError
-from eef.analysis.failed_trajectory import expert_state_table, failed_trajectory, outcomes_of
+from eef.analysis.failed_trajectory import (
+    clearest_first,
+    draw_failure,
+    expert_state_table,
+    failed_trajectory,
+    outcomes_of,
+)
+from eef.envs.extras import Extras, extras_of
 from eef.selection import segments
 from eef.trajectory import Trajectory, Turn, save
 
@@ -119,6 +127,22 @@ def test_figure_1_names_what_is_missing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.csv"))
 
 
+def test_counts_and_notes_of_a_failure_that_was_simulated_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture says how many of the simulations won, and the table has both numbers."""
+    monkeypatch.setitem(plt.rcParams, "svg.fonttype", "none")  # text stays text
+    start = expert("t", 4)
+    outcomes = {0: None, 2: played(start, 2, "+")}
+    path = draw_failure(
+        start, outcomes, tmp_path, "about", Extras(), counts={0: (1, 20), 2: (12, 20)}, notes={1: "good"}
+    )
+    table = pd.read_csv(path.with_suffix(".csv"), keep_default_na=False)
+    assert table.columns[0] == "task" and table["segment"].tolist() == ["beneficial"] * 2 + ["harmful"] * 2
+    drawn = path.with_suffix(".svg").read_text(encoding="utf-8")
+    assert "12 of 20 simulations from here won" in drawn and ">good<" in drawn and "mostly won" in drawn
+
+
 def test_titles_and_odd_texts_are_drawn(tmp_path: Path) -> None:
     """Dollar signs are no formula, long texts are cut, a first simulation that broke leaves turns without a segment."""
     long = expert("t", 8, first="search[" + "very long words " * 20 + "]")
@@ -138,3 +162,23 @@ def test_success_from_expert_states_by_earlier_uses_of_the_skill(tmp_path: Path)
     assert pd.read_csv(tmp_path / "expert_states.csv")["won"].tolist() == [0.0, 1.0, 0.5, 1.0]
     with pytest.raises(FigureError, match="no finished EEF run"):
         expert_state_table(pd.DataFrame([run(tmp_path / "b", "rft")]), tmp_path)
+
+
+def test_the_clearest_failure_turns_a_page_to_the_good_and_then_spoils_it() -> None:
+    skills = extras_of("webshop").skills
+
+    def simulated(start: Trajectory, signs: str) -> tuple[Trajectory, dict[int, Trajectory | None]]:
+        return start, {i: played(start, i, "+") if sign == "+" else None for i, sign in enumerate(signs)}
+
+    story = simulated(expert("5", 5), "--++-")  # turns a page (a1) to the good; a3 is harmful, s4 needs recovery
+    same = simulated(expert("4", 5), "--++-")
+    longer = simulated(expert("1", 6), "---++-")
+    both = simulated(expert("2", 4), "--++")  # its harmful segment ends the trajectory: no state needs recovery
+    no_skill = simulated(expert("3", 5), "-+--+")  # the beneficial segment is the search
+    spoilt_first = simulated(expert("6", 5), "+-+++")  # s1 needs recovery, but no state after the page does
+    none = simulated(expert("0", 4), "----")
+    shown = clearest_first([none, no_skill, both, longer, spoilt_first, story, same], skills)
+    assert [one.task for one, _ in shown] == ["4", "5", "1", "2", "6", "3", "0"]
+    assert clearest_first(reversed(shown), skills) == shown
+    without_skills = clearest_first(shown, {})
+    assert without_skills[0][0].task == "2"  # the shortest of those with a beneficial and a harmful segment

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from eef.analysis.arms import RUN_COLUMNS, Arm, FigureError, arm_name, arm_table, by_arm, comparable, run_table
-from eef.analysis.figures import learning_curves, win_rate_vs_budget
-from eef.analysis.tables import markdown, paired_table, results_table
+from eef.analysis.figures import _free, learning_curves, win_rate_vs_budget
+from eef.analysis.tables import markdown, paired_table, result_table, results_table
 from eef.tracking.runs import log_metrics
 
 
@@ -100,6 +100,32 @@ def test_one_seed_shows_the_runs_own_interval() -> None:
     assert table.loc["sft_pos", "win_low"] == pytest.approx(0.1)
     shown = results_table(runs())
     assert shown.loc[shown["method"] == "ceiling", "95 % interval"].item() == "70.0 to 90.0"
+
+
+def test_one_result_is_a_small_table_for_reading() -> None:
+    result = {"method": "eef", "experts": "strong", "n": None, "m": 5}
+    result |= {"win_rate": 0.51234, "win_low": 0.4, "win_high": 0.6}
+    result |= {"mean_reward": 0.712345, "n_test": 60, "episodes": 84, "seconds": 41.2345, "run_id": "shop__eef__s0" * 9}
+    table = result_table(result)
+    assert table.iloc[0].tolist() == ["EEF, M = 5", "51.2 %", "40.0 to 60.0 %", "0.712", 60, 84, "41"]
+    assert result["run_id"] in table.to_html() and "errors" not in table, "the run's name is not cut"
+    without = {**result, "win_rate": None, "win_low": None, "win_high": None, "mean_reward": None, "errors": 60}
+    assert result_table(without).iloc[0].tolist()[1:] == ["- %", "- to - %", "-", 60, 84, "41", 60]
+
+
+def test_tables_count_errors_of_simulations_and_dropped_experts(tmp_path: Path) -> None:
+    plain = results_table(runs())
+    assert list(plain.columns[-3:]) == ["errors", "simulation errors", "experts dropped"]
+    assert set(run_table(runs())) == set(RUN_COLUMNS)
+    frame = runs().assign(simulation_errors=0, expert_divergences=0, expert_errors=0)
+    assert set(run_table(frame)) == set(RUN_COLUMNS), "committed tables keep their columns"
+    frame.loc[frame["method"] == "eef", ["simulation_errors", "expert_divergences", "expert_errors"]] = [4, 2, 1]
+    shown = results_table(frame)
+    eef = shown["method"] == "eef"
+    assert set(shown.loc[eef, "simulation errors"]) == {"4"} and set(shown.loc[eef, "experts dropped"]) == {"3"}
+    assert set(shown.loc[~eef, "simulation errors"]) == {"0"} and set(shown.loc[~eef, "experts dropped"]) == {"0"}
+    path = win_rate_vs_budget(frame, tmp_path).with_suffix(".csv")
+    assert "errors,simulation_errors,expert_divergences,expert_errors,run_id" in path.read_text()
 
 
 def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
@@ -243,3 +269,12 @@ def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FigureError, match="logged a training loss"):
         learning_curves(pd.DataFrame([{**rows[0], "folder": str(tmp_path / "empty")}]), tmp_path / "out")
+
+
+def test_a_label_keeps_clear_of_other_labels_and_of_horizontal_lines() -> None:
+    ends = [100.0, 140.0]
+    assert _free(50, ends, False, []) == (1, 4)  # above the interval; its middle is at 149
+    assert _free(50, ends, False, [(50, 149)]) == (0, -4)
+    assert _free(50, ends, False, [], levels=[150]) == (0, -4)
+    assert _free(50, ends, False, [], levels=[150, 90]) == (1, 15)
+    assert _free(50, ends, False, [], levels=[150, 90, 160, 80]) == (1, 4)  # no place is free: on a line

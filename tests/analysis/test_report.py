@@ -115,11 +115,16 @@ def test_the_page_has_the_comparison_and_needs_nothing_else(tmp_path: Path) -> N
     assert text.count('src="data:image/png;base64,') == 1
     rows = cells(text)
     assert ["EEF, M = 5, experts: strong", "webshop", "60.0", "65.0", "62.5"] in rows
-    (difference,) = [row for row in rows if row[:2] == ["eef, M = 5 (strong)", "rft × 2 (strong)"]]
+    (difference,) = [row for row in rows if row[:2] == ["EEF, M = 5, experts: strong", "RFT × 2, experts: strong"]]
     assert difference[2] == "+20.0" and difference[5:7] == ["2", "80"]
     for run_id in index["run_ids"]:
         assert f'href="../{run_id}"' in text and (path.parent / ".." / run_id).resolve().is_dir()
-    assert "<polyline" in text and "0.111" in text
+    assert ["EEF, M = 5, experts: strong", "2"] in [row[:2] for row in rows]  # the table of methods
+    arms = {"BC (SFT-pos), experts: strong", "RFT × 2, experts: strong", "EEF, M = 5, experts: strong"}
+    assert {row[1] for row in rows if row[0] in index["run_ids"]} == arms
+    assert {html.unescape(name) for name in re.findall(r"<summary><b>([^<]*)</b> <span", text)} == arms
+    assert "prefers-color-scheme: dark" in text and 'content="width=device-width' in text
+    assert text.count('class="eef eef-view"') == 6 * 3 and "<polyline" in text and "0.111" in text
     assert "&lt;script&gt;alert(1)" in text and "eef sweep demo.yaml -p &#39;a=&lt;b&gt;&#39;" in text
     assert page(tmp_path, "demo", tmp_path / "reports" / "b.html", index=index).read_text() == text
 

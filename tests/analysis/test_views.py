@@ -20,7 +20,8 @@ from eef.agents.actions import EXPLANATIONS, Problem
 from eef.agents.chat import Chat
 from eef.analysis import views
 from eef.analysis.arms import FigureError
-from eef.files import write_json
+from eef.analysis.failed_trajectory import KINDS
+from eef.files import PACKAGE, write_json
 from eef.selection import Example, count, select
 from eef.trajectory import Trajectory, Turn, save
 
@@ -84,6 +85,74 @@ def test_contents_are_escaped_and_an_error_is_not_a_failure() -> None:
     assert bad not in shown and html.escape(bad) in shown
     assert "env error" in shown and ">failed<" not in shown
     assert bad not in views.sortable_table(pd.DataFrame({bad: [bad]}), bad).data
+
+
+def test_colours_come_from_the_theme_of_the_page() -> None:
+    """JupyterLab's and VS Code's variables, the browser's preference, and no fixed colour outside the two palettes."""
+    views_of = [
+        views.trajectory(expert(), {0: None, 2: win(expert(), 2)}),
+        views.sortable_table(pd.DataFrame({"a": [1]})),
+    ]
+    for shown in views_of:
+        for part in (
+            "--jp-layout-color0",
+            "--jp-content-font-color1",
+            "--vscode-editor-background",
+            "--vscode-editor-",
+        ):
+            assert part in shown.data
+        for theme in ("prefers-color-scheme: dark", '[data-jp-theme-light="false"]', ".vscode-dark", '[theme="dark"]'):
+            assert theme in shown.data
+        rest = re.sub(r"--[\w-]+: #\w+;", "", shown.data)  # the palettes
+        rest = re.sub("|".join(colour for colour, _, _ in KINDS.values()), "", rest)
+        assert not re.findall(r"(?<!&)#[0-9a-fA-F]{3,8}\b", rest)
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours, as WCAG defines it."""
+
+    def light(colour: str) -> float:
+        digits = "".join(2 * c for c in colour[1:]) if len(colour) == 4 else colour[1:]
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_palettes_have_contrast(theme: str) -> None:
+    template = (PACKAGE / "analysis" / "views.html").read_text()
+    (line,) = re.findall(rf'set {theme} = "(.*?)"', template)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", line))
+    own = (colours["own-page"], colours["own-soft"])
+    host = ("#ffffff", "#f5f5f5") if theme == "light" else ("#111111", "#212121", "#1e1e1e")  # JupyterLab, VS Code
+    for page in (*own, *host, colours["tint"]):
+        assert contrast(colours["own-text"], page) >= 7
+        for name in ("won", "lost", "recover", "link"):
+            assert contrast(colours[name], page) >= 4.5, (name, page)
+    assert contrast(colours["on-loss"], colours["loss"]) >= 4.5
+    assert contrast(colours["on-token"], colours["token"]) >= 4.5
+
+
+def test_pages_are_folded_and_shown_in_parts() -> None:
+    turns = (Turn("search[mug]", "Instruction: [SEP] a mug [SEP] Next > [SEP] B01"), Turn("click[next >]", "over"))
+    shown = views.trajectory(Trajectory("7", "Instruction: [SEP] a mug", turns), env="webshop").data
+    assert "[SEP]" not in shown
+    assert re.findall(r'<div( class="old")?>([^<]*)</div>', shown) == [
+        ("", "Instruction:"), ("", "a mug"), (' class="old"', "Instruction:"), (' class="old"', "a mug"),
+        ("", "Next &gt;"), ("", "B01"), ("", "over"),
+    ]  # fmt: skip
+    assert shown.count("<details>") == 3 and "<details open" not in shown
+
+
+def test_what_carries_loss_is_marked_or_left_out() -> None:
+    example = Example(win(expert(), 4), 2)
+    shown = views.trajectory(example).data
+    assert shown.count('class="row yes"') == sum(example.mask) == 4
+    plain = views.trajectory(example, loss=False).data
+    assert "carry loss" not in plain and 'class="chip' not in plain and 'class="row yes' not in plain
 
 
 def test_a_turn_without_a_readable_action_shows_the_reason() -> None:

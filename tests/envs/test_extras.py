@@ -100,9 +100,12 @@ KIOSK = {
     "extras.py": "from eef.envs.extras import Extras, Skill\n"
     "EXTRAS = Extras(skills={'next': Skill('next', 'Next', 'paging')})\n",
     "cli.py": '"""Clean the kiosk."""\n'
-    "COLLECT_OPTIONS = {'--size': {'type': int, 'help': 'number of screens'}}\n"
-    "def collect_defaults(arguments):\n    return {'size': arguments.concurrency}\n"
-    "def add_commands(parser):\n    parser.set_defaults(command=lambda arguments: print('clean') or 0)\n",
+    "from typing import Annotated\n"
+    "from typer import Option, Typer\n"
+    "COLLECT_OPTIONS = {'size': Annotated[int | None, Option(help='Number of screens.')]}\n"
+    "def collect_defaults(concurrency):\n    return {'size': concurrency}\n"
+    "app = Typer()\n"
+    "@app.command()\ndef all():\n    print('clean')\n",
 }
 
 
@@ -127,10 +130,9 @@ def test_a_folder_and_a_line_give_an_environment_a_name(
     env: Any = make_env("kiosk", size=4)
     assert env.size == 4 and env.make_env_arguments == ("kiosk", {"size": 4})
     assert extras_of(env).skills == extras_of("kiosk").skills == {"next": Skill("next", "Next", "paging")}
-    assert cli.main(["kiosk"]) == 0 and capsys.readouterr().out == "clean\n"
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    assert "clean the kiosk" in capsys.readouterr().out
+    assert cli.main(["kiosk", "all"]) == 0 and capsys.readouterr().out == "clean\n"
+    assert cli.main(["--help"]) == 0
+    assert "Clean the kiosk" in capsys.readouterr().out
     created: list[Any] = []
     monkeypatch.setattr("eef.experts.collection.collect", lambda file, env, *arguments: created.append(env) or 0)
     monkeypatch.setenv("OPENAI_API_KEY", "x")

@@ -30,6 +30,12 @@ def subtasks(env: ScienceWorld) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def few(subtasks: list[str]) -> list[str]:
+    """Subtasks of each task, where the number does not matter."""
+    return subtasks[::3]
+
+
+@pytest.fixture(scope="module")
 def strong(env: ScienceWorld, subtasks: list[str]) -> list[Trajectory]:
     return expert_trajectories(env, "strong", subtasks, 0)
 
@@ -90,17 +96,19 @@ def test_the_expert_wins_with_valid_actions_alone() -> None:
         env.close()
 
 
-def test_perfect_play_wins(env: ScienceWorld, subtasks: list[str]) -> None:
-    played = demonstrations(env, subtasks)
-    assert [item.task for item in played] == subtasks and all(item.won for item in played)
+def test_perfect_play_wins(env: ScienceWorld, few: list[str]) -> None:
+    played = demonstrations(env, few)
+    assert {task.partition("/")[0] for task in few} == set(TASKS)
+    assert [item.task for item in played] == few and all(item.won for item in played)
     assert all(item.reward == item.info["max_score"] == 1.0 and item.source == "perfect" for item in played)
 
 
 def test_equal_seeds_give_equal_play_on_any_simulator(
-    env: ScienceWorld, strong: list[Trajectory], subtasks: list[str]
+    env: ScienceWorld, strong: list[Trajectory], few: list[str]
 ) -> None:
-    assert expert_trajectories(env, "strong", subtasks[::-1], 0)[::-1] == strong  # each task runs on another simulator
-    assert expert_trajectories(env, "strong", subtasks, 1) != strong
+    strong = [item for item in strong if item.task in few]
+    assert expert_trajectories(env, "strong", few[::-1], 0)[::-1] == strong  # each task runs on another simulator
+    assert expert_trajectories(env, "strong", few, 1) != strong
 
 
 def test_failures_have_good_prefixes_and_harmful_actions(strong: list[Trajectory]) -> None:
@@ -127,12 +135,12 @@ def test_late_tasks_fail_after_most_of_the_path(env: ScienceWorld) -> None:
     assert all("teleport to greenhouse" in item.actions for item in plants)
 
 
-def test_error_rates_are_parameters(env: ScienceWorld, subtasks: list[str]) -> None:
+def test_error_rates_are_parameters(env: ScienceWorld, few: list[str]) -> None:
     assert all(
         item.won
-        for item in expert_trajectories(
-            env, "weak", subtasks, 0, expert_noise={"fail": 0.0, "detour": 0.0, "mend": 0.0}
-        )
+        for item in expert_trajectories(env, "weak", few, 0, expert_noise={"fail": 0.0, "detour": 0.0, "mend": 0.0})
     )
-    with pytest.raises(ValueError, match="'base' is none of fail, early, late_tasks, detour, mend"):
-        expert_trajectories(env, "weak", subtasks, 0, expert_noise={"base": 0.1})
+    with pytest.raises(
+        ValueError, match="unknown error rate 'base', expected one of fail, early, late_tasks, detour, mend"
+    ):
+        expert_trajectories(env, "weak", few, 0, expert_noise={"base": 0.1})

@@ -22,12 +22,12 @@ def env() -> Iterator[ScienceWorld]:
 
 @pytest.fixture(scope="module")
 def walks(env: ScienceWorld) -> list[Trajectory]:
-    return random_walks(env, 6, seed=3, longest=6)
+    return random_walks(env, 3, seed=3, longest=6)
 
 
 def test_walks_are_seeded_and_show_no_focus(env: ScienceWorld, walks: list[Trajectory]) -> None:
-    assert random_walks(env, 6, seed=3, longest=6) == walks
-    assert random_walks(env, 6, seed=4, longest=6) != walks
+    assert random_walks(env, 3, seed=3, longest=6) == walks
+    assert random_walks(env, 3, seed=4, longest=6) != walks
     assert {walk.task for walk in walks} <= set(env.tasks("train"))
     for walk in walks:
         moves, names, text = walk.actions[:-2], walk.actions[-2].split(", "), walk.actions[-1]

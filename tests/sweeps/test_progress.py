@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from eef.sweeps.progress import Screen
+from eef.sweeps.progress import Screen, status
 
 
 @dataclass
@@ -31,7 +33,7 @@ def points(folder: Path) -> list[Point]:
 
 def test_the_table_has_every_state_and_fits_the_terminal(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=20)
-    with Screen(points(tmp_path), console) as screen:
+    with Screen(points(tmp_path), tmp_path, console) as screen:
         console.print(screen.render())
     output = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("bc-s0", "1:01", "rft-s0", "1:06:40", "eef-m5-s0", "1:15", "[sft] 3 of 9", "rft-n0"):
@@ -42,7 +44,7 @@ def test_the_table_has_every_state_and_fits_the_terminal(tmp_path: Path) -> None
 
 def test_a_live_table_is_drawn_below_log_lines_and_then_removed(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=20)
-    with Screen(points(tmp_path), console) as screen:
+    with Screen(points(tmp_path), tmp_path, console) as screen:
         screen.update()
         screen.log("FAILED  rft-s0: [no markup]")
     output = console.file.getvalue()  # type: ignore[attr-defined]
@@ -52,9 +54,28 @@ def test_a_live_table_is_drawn_below_log_lines_and_then_removed(tmp_path: Path) 
 def test_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some = points(tmp_path)
     some += [Point(f"more{n}", "runs", str(tmp_path / "none"), time.monotonic()) for n in range(5)]
-    with Screen(some, Console(file=io.StringIO(), force_terminal=False), every=0.0) as screen:
+    with Screen(some, tmp_path, Console(file=io.StringIO(), force_terminal=False), every=0.0) as screen:
         screen.update()
         screen.log("done    bc-s0")
     output = capsys.readouterr().out
     assert "eef-m5-s0: [sft] 3 of 9" in output and "and 2 more" in output and output.endswith("done    bc-s0\n")
     assert "\x1b" not in output
+
+
+def test_a_running_point_shows_the_progress_of_its_run(tmp_path: Path) -> None:
+    some = points(tmp_path)
+    base, metrics = some[2].base, tmp_path / "run" / "metrics.jsonl"
+    metrics.parent.mkdir()
+    (tmp_path / "runs.runs").write_text("run\n")
+    row = {"time": 1.0, "stage": "sft-0", "kind": "train", "step": 120, "steps": 300, "loss": 0.4123}
+    row |= {"tokens_per_second": 5200.4, "seconds_left": 75.0}
+    metrics.write_text(json.dumps({**row, "step": 119}) + "\n" + json.dumps(row) + '\n{"time": 2')
+    os.utime(metrics, ns=(0, Path(f"{base}.log").stat().st_mtime_ns + 1))
+    text = "SFT, iteration 1: 120 of 300 steps, loss 0.412, 5,200 tokens/s, 1:15 left"
+    assert status(base, tmp_path) == text
+    console = Console(file=io.StringIO(), force_terminal=True, width=140, height=20)
+    with Screen(some, tmp_path, console) as screen:
+        console.print(screen.render())
+    assert text in console.file.getvalue()  # type: ignore[attr-defined]
+    os.utime(f"{base}.log")  # a newer line in the log
+    assert status(base, tmp_path) == "[sft] 3 of 9"

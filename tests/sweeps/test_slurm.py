@@ -131,7 +131,7 @@ def test_a_sweep_on_slurm_and_again(cluster: Path, tmp_path: Path, capsys: pytes
     output = capsys.readouterr().out
     assert "submitted to Slurm: 2 jobs" in output and "26.0 %" in output
     assert "FAILED  bad-n1-s0" in output and "RuntimeError: this one is bad" in output
-    assert output.rstrip().endswith(f"again: eef sweep {path} --executor slurm --root {root}")
+    assert output.rstrip().endswith(f"to repeat: eef sweep {path} --executor slurm --root {root}")
     script = next((root / "slurm").glob("*submission.sh")).read_text()
     assert "--time=5" in script and "--mem=100MB" in script and "--array=0-1%2" in script
     assert sweep(path, root=root, executor="slurm", only="rft") == 0 and "0 to do" in capsys.readouterr().out

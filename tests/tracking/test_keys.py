@@ -134,6 +134,7 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "slots": [({"slots": 8}, set())],
     "experts": [({"experts": "weak"}, {"experts"})],  # the prepared expert trajectories stay
     "expert_noise": [({"expert_noise": {"base": 0.5}}, {"experts"})],
+    "divergent_experts": [({"divergent_experts": "drop"}, set())],  # a run that is not refused has the same experts
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
     "lr": [({"lr": 1e-3}, POLICY)],
@@ -396,6 +397,8 @@ SOURCES = {
     "agents/policy.py": POLICY,
     "agents/chat.py": POLICY,
     "agents/rollout.py": PLAY | SCORED,
+    "agents/episode.py": PLAY | SCORED,
+    "agents/cached_engine.py": PLAY | SCORED,
     "agents/actions.py": PLAY | SCORED,
     "agents/simulation.py": PLAY | SCORED,
     "agents/react.py": set(),  # it only affects the chat, whose hash is in the key
@@ -422,7 +425,7 @@ SOURCES = {
     "sweeps/sweep.py": set(),
     "tracking/mirror.py": set(),
     "tracking/runs.py": set(),
-    "settings.py": POLICY,  # it names the arguments of the Trainer
+    "settings.py": set(),  # values and names of arguments are in the keys
 }
 
 

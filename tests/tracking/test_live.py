@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,11 +70,11 @@ def folder_of(root: Path) -> Path:
     return folder
 
 
-def history(folder: Path, key: str) -> list[Any]:
-    """The values of ``key`` in the only offline folder of a run, in the order of logging."""
+def history(folder: Path, key: str, stage: str = "") -> list[Any]:
+    """The values of ``key`` in the only offline folder of a run, in the order of logging; of one stage if given."""
     items = [record.history.item for record in read_back(folder) if record.HasField("history")]
-    rows = [{item.key or "/".join(item.nested_key): item.value_json for item in row} for row in items]
-    return [json.loads(row[key]) for row in rows if key in row]
+    rows = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row} for row in items]
+    return [row[key] for row in rows if key in row and (not stage or row[f"{key.split('/')[0]}/stage"] == stage)]
 
 
 def exit_codes(folder: Path) -> list[int]:
@@ -119,15 +120,18 @@ def test_a_killed_run_keeps_its_curve_and_a_restart_has_one_history(tmp_path: Pa
         running.kill()
     folder = folder_of(tmp_path)
     wait_for_companion(folder)
-    curve = history(folder, "sft-0/step")
+    curve = history(folder, "train/step", "sft-0")
     assert curve == list(range(len(curve))) and len(seen) <= len(curve) <= len(seen) + 2
-    assert history(folder, "sft-0/loss") == [1 / (1 + step) for step in curve]
-    assert set(history(folder, "sft-0/learning_rate")) == {0.1} and history(folder, "bc/loss") == [9.0, 8.0]
+    assert history(folder, "train/loss", "sft-0") == [1 / (1 + step) for step in curve]
+    assert set(history(folder, "train/learning_rate", "sft-0")) == {0.1} and history(folder, "train/loss", "bc") == [
+        9.0,
+        8.0,
+    ]
     assert exit_codes(folder) == [1] and mirror.unsynced(tmp_path) == list(folder.glob("wandb/offline-run-*"))
     assert (summary(folder)["stage"], summary(folder)["error"]) == ("sft-0", "the run's process ended without a result")
 
     subprocess.run(command(tmp_path), check=True, timeout=120)
-    assert history(folder, "sft-0/step") == list(range(40)) and history(folder, "bc/step") == [1, 2]
+    assert history(folder, "train/step", "sft-0") == list(range(40)) and history(folder, "train/step", "bc") == [1, 2]
     assert exit_codes(folder) == [0] and history(folder, "test/win_rate") == [0.5]
     assert summary(folder)["stage"] == "finished"
     state = read_json(folder / "timing.json")["wandb"]
@@ -169,15 +173,18 @@ def test_a_real_training_that_is_killed_and_its_restart(tmp_path: Path, tokenize
         running.kill()
     (folder,) = root.glob("webshop__sft_pos__*")
     wait_for_companion(folder)
-    curve = history(folder, "bc/step")
+    curve = history(folder, "train/step", "bc")
     assert len(curve) >= reported - 1 and curve == sorted(set(curve)) and exit_codes(folder) == [1]
-    assert all(isinstance(loss, float) for loss in history(folder, "bc/loss")) and not (folder / "result.json").exists()
+    assert (
+        all(isinstance(loss, float) for loss in history(folder, "train/loss", "bc"))
+        and not (folder / "result.json").exists()
+    )
 
     subprocess.run(start, check=True, timeout=300)
     rows = [json.loads(line) for line in (folder / "bc" / "metrics.jsonl").read_text().splitlines()]
     for name in ("step", "loss", "learning_rate"):
         values = [row[name] for row in rows]  # one complete curve, including the steps before the kill
-        assert history(folder, f"bc/{name}") == values
+        assert history(folder, f"train/{name}", "bc") == values
     assert len(rows) > len(curve) and exit_codes(folder) == [0] and summary(folder)["stage"] == "finished"
 
 
@@ -201,7 +208,7 @@ def test_after_the_death_of_all_processes_a_restart_writes_the_whole_history(tmp
         running.kill()
     subprocess.run(command(tmp_path), check=True, timeout=120)
     folder = folder_of(tmp_path)
-    assert history(folder, "sft-0/step") == list(range(40)) and history(folder, "bc/step") == [1, 2]
+    assert history(folder, "train/step", "sft-0") == list(range(40)) and history(folder, "train/step", "bc") == [1, 2]
     assert exit_codes(folder) == [0]
 
 
@@ -210,7 +217,7 @@ def test_an_exception_ends_the_run_as_failed_with_its_message(tmp_path: Path, of
     assert process.returncode == 1 and "RuntimeError: out of memory" in process.stderr
     folder = folder_of(tmp_path)
     assert exit_codes(folder) == [1] and summary(folder)["error"] == "RuntimeError: out of memory"
-    assert history(folder, "sft-0/step") == list(range(26))
+    assert history(folder, "train/step", "sft-0") == list(range(26))
 
 
 def test_a_second_start_of_a_finished_run_opens_nothing(
@@ -232,9 +239,9 @@ def test_a_second_start_of_a_finished_run_opens_nothing(
     assert read_json(folder / "timing.json")["wandb"] == sent and sent["error"] is None
     assert list(folder.glob("wandb/offline-run-*/*.wandb")) == [record] and record.stat().st_mtime_ns == before
     run = start(win_rate=0.75)
-    assert history(folder, "test/win_rate") == [0.75] and history(folder, "bc/step") == [1]
+    assert history(folder, "test/win_rate") == [0.75] and history(folder, "train/step", "bc") == [1]
     run.finish({"win_rate": 0.25})
-    assert history(folder, "test/win_rate") == [0.25] and history(folder, "bc/step") == [1]
+    assert history(folder, "test/win_rate") == [0.25] and history(folder, "train/step", "bc") == [1]
 
 
 def test_a_finished_run_with_a_new_stage_is_sent_whole_although_a_start_failed(tmp_path: Path, offline: None) -> None:
@@ -256,7 +263,7 @@ def test_a_finished_run_with_a_new_stage_is_sent_whole_although_a_start_failed(t
     assert exit_codes(folder) == [1] and history(folder, "test/win_rate") == []
     assert not (folder / "result.json").exists() and (folder / "timing.json").is_file()
     start("b", 2.0)
-    assert history(folder, "bc/loss") == [2.0] and history(folder, "test/win_rate") == [0.5]
+    assert history(folder, "train/loss", "bc") == [2.0] and history(folder, "test/win_rate") == [0.5]
     assert exit_codes(folder) == [0]
 
 
@@ -313,7 +320,7 @@ def test_online_without_an_account_or_network_is_offline_with_the_reason(
     (warning,) = [line for line in process.stdout.splitlines() if line.startswith("warning")]
     assert "W&B online -> offline" in warning and reason in warning
     folder = folder_of(tmp_path)
-    assert history(folder, "sft-0/step") == list(range(40)) and exit_codes(folder) == [0]
+    assert history(folder, "train/step", "sft-0") == list(range(40)) and exit_codes(folder) == [0]
     state = read_json(folder / "timing.json")["wandb"]
     assert state["used"] == "offline" and reason in state["error"]
 
@@ -471,10 +478,12 @@ class Server:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.exits: dict[str, list[int]] = {}
         self.reachable = True
+        self.about: dict[str, Any] = {}
 
     def open(self, folder: Path, run_id: str, mode: str, **about: Any) -> Any:
         if mode == "online" and not self.reachable:
             raise ConnectionError("no answer")
+        self.about = about
         name = run_id if mode == "online" else f"{run_id} offline"
         rows, exits = self.rows.setdefault(name, []), self.exits.setdefault(name, [])
         run = SimpleNamespace(tags=(), summary={}, define_metric=lambda *_, **__: None, log=rows.append)
@@ -482,7 +491,7 @@ class Server:
         return run
 
     def steps(self, run_id: str) -> list[int]:
-        return [row["sft/step"] for row in self.rows[run_id] if "sft/step" in row]
+        return [row["train/step"] for row in self.rows[run_id] if row.get("train/stage") == "sft"]
 
 
 @pytest.fixture
@@ -528,9 +537,12 @@ def folder(tmp_path: Path) -> Path:
 FINISH = {"event": "finish", "content": "c"}
 
 
-@pytest.mark.parametrize(("value", "disabled"), [(None, True), ("true", True), ("false", False)])
-def test_system_metrics_are_of_the_run_and_only_on_request(
-    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, value: str | None, disabled: bool
+@pytest.mark.parametrize(
+    ("mode", "value", "disabled"),
+    [("online", None, False), ("online", "true", True), ("offline", None, True), ("offline", "false", False)],
+)
+def test_system_metrics_are_of_the_run_and_online_unless_requested_otherwise(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, mode: str, value: str | None, disabled: bool
 ) -> None:
     import wandb
 
@@ -538,8 +550,50 @@ def test_system_metrics_are_of_the_run_and_only_on_request(
     if value is not None:
         monkeypatch.setenv("WANDB_X_DISABLE_STATS", value)
     monkeypatch.setattr(wandb, "init", lambda **options: options["settings"])
-    settings = mirror.open_run(tmp_path, "run", "offline", pid=123)
+    settings = mirror.open_run(tmp_path, "run", mode, pid=123)
     assert (settings.x_disable_stats, settings.x_stats_pid) == (disabled, 123)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_charts_are_shared_by_arms_and_their_axes_grow_over_the_whole_run(
+    folder: Path, server: Server, mode: str, killed: bool
+) -> None:
+    for label, row in (("experts-1", {"episodes": 20, "wins": 5}), ("test-1", {"episodes": 4, "wins": 1})):
+        (folder.parent / "stages" / label).mkdir()
+        log_metrics(folder.parent / "stages" / label, row)
+    shutil.copytree(folder.parent / "stages" / "sft-1", folder.parent / "stages" / "dpo-1")
+    made = [stage("experts-1", "made"), stage("dpo-1", "made"), stage("bc-1", "reused")]
+    progress = [
+        {"event": "progress", "stage": "sft", "row": {**step(2)["row"], "tokens_per_second": 7.0, "seconds_left": 1}}
+    ]
+    rollout = {"step": 2, "steps": 4, "episodes": 2, "wins": 2, "seconds_left": 1.0}
+    progress += [{"event": "progress", "stage": "test", "row": rollout}]
+    if killed:
+        send(folder, *made, stage("sft-2", "started"), progress[0], mode=mode)
+        server.rows.pop("run offline", None)
+    send(folder, *made, stage("sft-2", "started"), progress[0], stage("sft-2", "made"), stage("test-1", "started"),
+         progress[1], stage("test-1", "made"), FINISH, mode=mode)  # fmt: skip
+    (rows,) = server.rows.values()
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["train/global_step"] for row in training] == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+    assert training[5]["train/tokens_per_second"] == 7.0 and "train/seconds_left" not in training[5]
+    rollouts = [row for row in rows if "rollout/episodes" in row]
+    assert [row["rollout/total_episodes"] for row in rollouts] == [9, 11, 13]
+    assert [(row["rollout/stage"], row["rollout/win_rate"]) for row in rollouts] == [
+        ("bc", 4 / 9), ("test", 1.0), ("test", 0.25),
+    ]  # fmt: skip
+    assert [row["experts/win_rate"] for row in rows if "experts/episodes" in row] == [0.25]
+    assert not any("rollout/step" in row for row in rows) and sum("test/win_rate" in row for row in rows) == 1
+
+
+def test_runs_outside_a_sweep_have_a_group_of_what_may_be_compared(folder: Path, server: Server) -> None:
+    groups = []
+    for hashes in ({"data": "a"}, {"data": "a"}, {"data": "b"}):
+        write_json(folder / "stamp.json", {"hashes": hashes})
+        send(folder, stage("bc-1", "reused"), mode="offline")
+        groups.append(server.about["group"])
+    assert groups[0] == groups[1] != groups[2] and groups[0].startswith("webshop-")
 
 
 def test_online_a_restart_continues_the_same_history(folder: Path, server: Server) -> None:
@@ -556,7 +610,7 @@ def test_online_a_restart_continues_the_same_history(folder: Path, server: Serve
         FINISH,
     )
     assert server.steps("run") == [1, 2, 3, 4, 5] and server.exits == {"run": [1, 0]}
-    assert sum("bc/episodes" in row for row in server.rows["run"]) == 1
+    assert sum("rollout/episodes" in row for row in server.rows["run"]) == 1
     assert sum("test/win_rate" in row for row in server.rows["run"]) == 1
 
 
@@ -575,7 +629,7 @@ def test_online_other_content_gets_a_run_of_its_own(folder: Path, server: Server
     send(folder, stage("bc-1", "reused"), stage("sft-1", "reused"), FINISH)
     send(folder, stage("bc-1", "reused"), stage("sft-2", "started"), step(1), stage("sft-2", "made"), FINISH)
     assert server.steps("run-2") == server.steps("run") == [1, 2, 3, 4, 5]
-    assert sum("bc/episodes" in row for row in server.rows["run-2"]) == 1
+    assert sum("rollout/episodes" in row for row in server.rows["run-2"]) == 1
     send(folder, stage("bc-1", "reused"), stage("sft-2", "reused"), {**FINISH, "content": "d"})
     assert server.steps("run-3") == [1, 2, 3, 4, 5] and server.exits == {"run": [0], "run-2": [0], "run-3": [0]}
 
@@ -585,7 +639,7 @@ def test_what_was_sent_online_is_complete_offline_when_the_network_is_gone(folde
     server.reachable = False
     send(folder, stage("bc-1", "reused"), stage("sft-1", "started"), step(1), step(2), step(3))
     assert server.steps("run") == [1] and server.steps("run-2 offline") == [1, 2, 3]
-    assert sum("bc/episodes" in row for row in server.rows["run-2 offline"]) == 1
+    assert sum("rollout/episodes" in row for row in server.rows["run-2 offline"]) == 1
     state = read_json(folder / "wandb" / "state.json")
     assert (state["used"], state["error"]) == ("offline", "ConnectionError: no answer")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from eef.analysis.browser import write_views
 from eef.cli import main
 from eef.files import RunError, write_json
 from eef.tracking import mirror
@@ -47,6 +48,7 @@ def finished(root: Path, wandb: str = "offline", wins: int = 30, losses: int = 5
 
     run.stage("sft-0", {}, sft)
     run.stage("test", {"wins": wins}, test)
+    write_views(run.folder)
     run.finish(RESULT, wandb=wandb)
     return run
 
@@ -100,13 +102,20 @@ def test_the_offline_record_has_what_a_comparison_needs(tmp_path: Path, offline:
         for record in records
         if record.HasField("history")
     ]
-    assert [row["sft-0/loss"] for row in rows if "sft-0/loss" in row] == [2.0, 1.0]
+    assert [(row["train/stage"], row["train/loss"]) for row in rows if "train/loss" in row] == [
+        ("sft-0", 2.0),
+        ("sft-0", 1.0),
+    ]
     (axes,) = [row for row in rows if "test/win_rate" in row]
     assert (axes["budget/episodes"], axes["test/win_rate"], axes["test/win_low"]) == (900, 0.5, 0.4)
     steps = {(r.metric.name or r.metric.glob_name): r.metric.step_metric for r in records if r.HasField("metric")}
-    assert steps["test/*"] == "budget/episodes" and steps["sft-0/*"] == "sft-0/step"
+    assert steps["test/*"] == "budget/episodes" and steps["train/*"] == "train/global_step"
     kinds = {key: value for row in rows for key, value in row.items() if key.endswith("/_type")}
-    assert kinds == {f"trajectories/{name}/_type": "table-file" for name in ("test", "selected")}
+    tables = {f"trajectories/{name}/_type": "table-file" for name in ("test", "selected")}
+    assert kinds == {**tables, "trajectories/views/_type": "html-file"}
+    (views,) = run.folder.glob("wandb/offline-run-*/files/media/html/trajectories/views_*.html")
+    assert views.read_text() == (run.folder / mirror.VIEWS).read_text()
+    assert "<script" not in views.read_text() and views.read_text().count('class="eef eef-view"') == 40 + 2
     (table,) = run.folder.glob("wandb/offline-run-*/files/media/table/trajectories/test_*.json")
     shown = json.loads(table.read_text())
     assert len(shown["data"]) == 40 and sum(row[1] for row in shown["data"]) == 20
@@ -270,7 +279,7 @@ def test_the_report_compares_method_environment_and_seed(monkeypatch: pytest.Mon
         '"xAxis":"summary:budget/episodes","yAxis":"summary:test/win_rate"',
         '{"key":{"section":"run","name":"group"},"op":"=","value":"demo","disabled":false}',
         '"mediaKeys":["figure/rates"]', '"name":"arm.value"', '"name":"env.value"', '"name":"seed.value"',
-        "trajectories/test", "trajectories/selected", ".*/loss",
+        "trajectories/test", "trajectories/selected", ".*/loss", '"mediaKeys":["trajectories/views"]',
     ):  # fmt: skip
         assert part in spec, part
 

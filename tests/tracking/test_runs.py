@@ -76,7 +76,7 @@ def test_stage_is_made_once_and_shared(tmp_path: Path, capsys: pytest.CaptureFix
     assert about["key"] == {"seed": 0} and about["seconds"] >= 0 and "torch" in about["versions"]
     link = two.folder / "bc"
     assert link.is_symlink() and not os.path.isabs(os.readlink(link)) and link.resolve() == at
-    assert "[bc] reused" in capsys.readouterr().out
+    assert "Reusing behaviour cloning from an earlier run." in capsys.readouterr().out
 
 
 def test_failed_make_leaves_nothing(tmp_path: Path) -> None:
@@ -227,7 +227,8 @@ def test_two_processes_make_one_stage(tmp_path: Path) -> None:
     output = "".join(process.communicate(timeout=60)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert (tmp_path / "calls").read_text() == "x"
-    assert output.count("starts") == 1 and ("waiting for another process" in output or "reused" in output)
+    assert output.count("Starting behaviour cloning.") == 1
+    assert "Waiting for behaviour cloning: another process is" in output or "Reusing behaviour cloning" in output
 
 
 def test_finish_leaves_times_out_and_repeats_no_line(tmp_path: Path) -> None:
@@ -341,7 +342,7 @@ def test_wandb_offline_folder_is_written_once(
     run.stage("bc", {}, make)
     run.finish({"win_rate": 0.5})
     (record,) = (run.folder / "wandb").glob("offline-run-*/*.wandb")
-    assert run.run_id.encode() in record.read_bytes() and b"bc/loss" in record.read_bytes()
+    assert run.run_id.encode() in record.read_bytes() and b"train/loss" in record.read_bytes()
     state = json.loads((run.folder / "timing.json").read_text())["wandb"]
     assert state["used"] == "offline" and state["error"] is None
     run.finish({"win_rate": 0.5})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 
-def collect_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+def collect_defaults(concurrency: int) -> dict[str, Any]:
     """One simulator process per concurrent episode."""
-    return {"processes": arguments.concurrency}
+    return {"processes": concurrency}

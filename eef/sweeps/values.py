@@ -1,0 +1,139 @@
+"""The values of a sweep's points, checked before anything runs: environment, sizes, settings, experts, model.
+
+Parameters have a meaning by their comment in the notebook. ``env`` is checked where its comment says ``name of an
+environment``, with the parameters of :func:`eef.envs.env_from_parameters`; the settings are checked where the notebook
+declares all of them. Equal values are checked once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from eef.envs import EnvError, TextEnv, env_from_parameters
+from eef.experts import expert_sources, on_tasks
+from eef.files import did_you_mean, digest
+from eef.settings import EMBEDDED_MODELS, Settings
+from eef.sweeps.spec import SweepError
+from eef.tracking.keys import model_key
+
+_ENVIRONMENT = ("env", "data", "catalogue", "env_options", "max_steps")
+_SECONDS = 5.0  # for one question to the hub
+
+
+def check_values(known: Mapping[str, Mapping[str, str]], points: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    """Check complete sets of parameters of a notebook that declares ``known``. Returns notices for the user.
+
+    ``where`` begins each message. :class:`SweepError` for a value with which a point cannot run.
+    """
+    notices: list[str] = []
+    try:
+        if all(each.name in known for each in fields(Settings)):
+            for parameters in _distinct(points, [each.name for each in fields(Settings)]):
+                _check_settings(parameters)
+        if re.match(r"name of an environment\b", known.get("env", {}).get("help", "").strip("# ")):
+            for parameters in _distinct(points, _ENVIRONMENT):
+                same = [p for p in points if all(p.get(name) == parameters.get(name) for name in _ENVIRONMENT)]
+                notices += _check_in_environment(parameters, same)
+    except (ValueError, EnvError, OSError, ImportError, TypeError) as error:
+        raise SweepError(f"{where}: {error}") from None
+    return [f"{where}: {notice}" for notice in dict.fromkeys(notices)]
+
+
+def _distinct(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """One point for each set of values of the parameters ``names``."""
+    return list({digest({name: point.get(name) for name in names}): point for point in points}.values())
+
+
+def _check_settings(parameters: Mapping[str, Any]) -> None:
+    from eef.agents.vllm import Server
+    from eef.lab import resolved
+    from eef.methods import BUDGET
+
+    settings = Settings.from_parameters(parameters)
+    for name in BUDGET:
+        count = parameters.get(name, 1)
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{name}={count!r} must be a positive integer")
+    if settings.engine:
+        Server(settings.engine)  # ValueError for an invalid address
+    check_model(settings.model)
+    resolved(settings)
+
+
+def _check_in_environment(parameters: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Create the environment of ``points`` and check what depends on it. Returns notices about sizes."""
+    limit = parameters.get("max_steps")
+    if type(limit) is int and limit < 1:
+        raise ValueError(f"max_steps={limit} must be a positive integer")
+    env = env_from_parameters(parameters)
+    try:
+        notices = []
+        for name, split in (("train_tasks", "train"), ("test_tasks", "test")):
+            available = len(env.tasks(split))
+            for count in dict.fromkeys(point.get(name) or 0 for point in points):
+                if count < 0:
+                    raise ValueError(f"{name}={count} must be a positive integer, or 0 for all")
+                if count > available:
+                    notices.append(f"{name}={count}, but there are {available} {split} subtasks: all of them are used")
+        if all("experts" in point for point in points):
+            for point in _distinct(points, ("experts", "expert_noise", "train_tasks")):
+                check_experts(env, point["experts"], point.get("expert_noise"), point.get("train_tasks") or None)
+        return notices
+    finally:
+        getattr(env, "close", lambda: None)()
+
+
+def check_experts(env: TextEnv, names: str, expert_noise: Any, train_tasks: int | None) -> None:
+    """Check that experts exist, and that files are readable and have trajectories on the training subtasks.
+
+    ValueError or OSError if not. The trajectories are replayed when the run starts.
+    """
+    tasks = env.tasks("train")[:train_tasks]
+    for source in expert_sources(env, names, expert_noise):
+        if isinstance(source, Path):
+            on_tasks(source, tasks)
+
+
+def check_model(name: str) -> None:
+    """Check quickly that a model exists: an embedded one, a folder, a GGUF file, or one of the hub.
+
+    A name of the hub must be in the local cache, or the hub must know it. ValueError or OSError if not.
+    """
+    if name in EMBEDDED_MODELS:
+        return
+    path = Path(name).expanduser()
+    if path.exists():
+        model_key(name)  # ValueError for an adapter
+        gguf = path.suffix.lower() == ".gguf" if path.is_file() else any(path.glob("*.gguf"))
+        if not gguf and not (path / "config.json").is_file():
+            raise ValueError(f"model={name!r} has no config.json and is not a GGUF file: use the folder of a model")
+        return
+    known = f"{', '.join(EMBEDDED_MODELS)}, a folder, a GGUF file, or a name of the hub"
+    problem = _hub_problem(name)
+    if problem:
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, EMBEDDED_MODELS)}: {problem}; use {known}")
+
+
+def _hub_problem(name: str) -> str:
+    """Why a model of the hub cannot be used; empty if it can."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import errors as hub
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return ""
+        HfApi().model_info(name, timeout=_SECONDS)
+    except hub.HFValidationError:
+        return "there is no such file or folder"
+    except hub.GatedRepoError:
+        return "the hub asks for its licence to be accepted, and for a token (hf auth login)"
+    except hub.RepositoryNotFoundError:
+        return "there is no such folder, and the hub has no such model"
+    except Exception as error:  # no network raises many classes
+        reason = type(error).__name__
+        return f"there is no such folder, it is not in the hub's cache, and the hub cannot be reached ({reason})"
+    return ""

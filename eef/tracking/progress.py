@@ -1,0 +1,177 @@
+"""What a person sees of a stage while it runs: its name in plain words, a bar or lines, and how far it has come.
+
+A row of progress has ``step`` of ``steps`` (training steps, or episodes), ``tokens_per_second``, ``seconds_left`` (both
+where they are known), and ``loss``, or ``episodes``, ``wins`` and ``win_rate``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from tqdm.auto import tqdm
+
+REPORT_SECONDS = 1.0  # the least time between two reports of a rollout
+LINE_SECONDS = 30.0  # the least time between two lines where there is no terminal
+_IN_NOTEBOOK = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+_WIDTHS = ("23em", "12em", "36em")  # of name, bar and text in a notebook, so that all bars are equally wide
+_NAMES = {
+    "experts": "expert trajectories",
+    "demonstrations": "perfect demonstrations",
+    "bc": "behaviour cloning",
+    "ceiling": "SFT on perfect demonstrations",
+    "sft-all": "SFT on all expert trajectories",
+    "nat": "negative-aware training",
+    "eval": "test results",
+    "s0": "simulations from s0",
+    "states": "simulations from expert states",
+    "sft": "SFT",
+    "dpo": "DPO",
+}
+
+
+def stage_name(stage: str) -> str:
+    """The name of a stage for people: ``SFT, iteration 1`` for ``sft-0``. Other stages keep their names."""
+    if stage in _NAMES:
+        return _NAMES[stage]
+    match = re.fullmatch(r"(s0|states|sft|dpo)-(\d+)(?:-(\d+))?", stage)
+    if not match:
+        return stage
+    sample = f", sample {int(match[3]) + 1}" if match[3] and int(match[3]) else ""
+    return f"{_NAMES[match[1]]}, iteration {int(match[2]) + 1}{sample}"
+
+
+def clock(seconds: float) -> str:
+    """A time such as ``40 s``, ``1:15`` or ``2:03:07``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = f"{whole // 60 % 60}:{whole % 60:02d}"
+    return minutes if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """A row of progress in words: ``120 of 300 steps, loss 0.412, 5,200 tokens/s, 40 s left``."""
+    parts = [f"{row['step']} of {row['steps']} {'episodes' if 'episodes' in row else 'steps'}"]
+    if "turns" in row:
+        parts[0] += f" ({row['turns']} turns)"
+    if row.get("loss") is not None:
+        parts.append(f"loss {row['loss']:.3f}")
+    if "wins" in row:
+        parts.append(f"{row['wins']} won")
+    if row.get("tokens_per_second"):
+        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    if row.get("seconds_left"):
+        parts.append(f"{clock(row['seconds_left'])} left")
+    return ", ".join(parts)
+
+
+def show(text: str) -> None:
+    """Print a line without breaking a bar that is shown."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Meter:
+    """Shows the progress of one stage and passes it on; a context manager.
+
+    In a notebook and on a terminal it draws a bar, elsewhere it prints a line every ``LINE_SECONDS``. :meth:`on_step`
+    is for training; :meth:`on_turn` and :meth:`on_episodes` are for rollouts of ``total`` episodes of at most
+    ``turns_per_episode`` turns. ``report(row, logged)`` receives each
+    training step, and the totals of a rollout at most once per ``REPORT_SECONDS`` and at the end. ``logged`` is False
+    for a training step that carries the loss of an earlier one. No result depends on what is shown.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int | None = None,
+        report: Callable[[Mapping[str, Any], bool], None] | None = None,
+        turns_per_episode: int = 0,
+    ) -> None:
+        self.name, self.report = stage_name(stage), report
+        self.total, self.turns_per_episode = total, turns_per_episode
+        self.totals: dict[str, int] = {"episodes": 0, "wins": 0, "tokens": 0}
+        self.turns = self.sampled = 0  # of all episodes, those in play included
+        self.row: dict[str, Any] = {}
+        self.start = self.printed = time.monotonic()
+        self.reported = float("-inf")
+        # disable=None: no bar where the output is neither a terminal nor a notebook
+        self.bar: Any = tqdm(total=total or 1, bar_format=self._format(""), miniters=1, mininterval=0.5, disable=None)
+        if hasattr(self.bar, "container"):
+            for part, width in zip(self.bar.container.children, _WIDTHS, strict=True):
+                part.layout.width = width
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            if "episodes" in self.row:
+                self._report(logged=True)
+            took = f"{describe({**self.row, 'seconds_left': 0})}, took " if self.row else ""
+            self.bar.bar_format = self._format(f"{took}{clock(time.monotonic() - self.start)}")
+            self.bar.n = self.bar.total
+            self.bar.refresh()
+        self.bar.close()
+
+    def on_step(self, step: int, steps: int, row: Mapping[str, float]) -> None:
+        """Show a training step. ``row`` is what training logged at it, with its speed; the last loss stays shown."""
+        last_loss: dict[str, Any] = {"loss": self.row["loss"]} if "loss" in self.row else {}
+        rounded = {name: round(row[name], 1) for name in ("tokens_per_second", "seconds_left") if name in row}
+        self.row = {"step": step, "steps": steps, **last_loss, **row, **rounded}
+        self._report(logged="loss" in row)
+        self._show()
+
+    def on_turn(self, turns: int, tokens: int) -> None:
+        """Show turns of episodes in play, and the tokens sampled for them, since the last call."""
+        self.turns += turns
+        self.sampled += tokens
+        self.on_episodes(0, 0, 0)
+
+    def on_episodes(self, episodes: int, wins: int, tokens: int) -> None:
+        """Show the progress of a rollout. The arguments are what was added since the last call."""
+        for name, count in (("episodes", episodes), ("wins", wins), ("tokens", tokens)):
+            self.totals[name] += count
+        now, ended = time.monotonic(), self.totals["episodes"]
+        seconds, total = now - self.start, max(self.total or 0, ended)
+        self.row = {"step": ended, "steps": total, **self.totals}
+        if ended:
+            self.row["win_rate"] = self.totals["wins"] / ended
+        if self.turns:
+            self.row["turns"] = self.turns
+        if (tokens := max(self.sampled, self.totals["tokens"])) and seconds:
+            self.row["tokens_per_second"] = round(tokens / seconds, 1)
+        done = ended / max(1, total)
+        if self.turns_per_episode and total:  # episodes that play at once end late, and then together
+            done = max(done, min(0.99, self.turns / (total * self.turns_per_episode)))
+        if done:
+            self.row["seconds_left"] = round(seconds / done - seconds, 1)
+        if now - self.reported >= REPORT_SECONDS:
+            self._report(logged=True)
+        self._show()
+
+    def _report(self, logged: bool) -> None:
+        self.reported = time.monotonic()
+        if self.report:
+            self.report(self.row, logged)
+
+    def _show(self) -> None:
+        if not self.bar.disable:
+            if self.bar.total != self.row["steps"]:
+                self.bar.reset(self.row["steps"])  # in a notebook, total alone does not change the bar
+            self.bar.bar_format = self._format(describe(self.row))
+            self.bar.update(self.row["step"] - self.bar.n)
+        elif time.monotonic() - self.printed >= LINE_SECONDS:
+            self.printed = time.monotonic()
+            show(f"  {self.name}: {describe(self.row)}")
+
+    def _format(self, text: str) -> str:
+        name = self.name.replace("{", "{{").replace("}", "}}")
+        if _IN_NOTEBOOK:
+            return f"{name} {{percentage:3.0f}} %{{bar}} {text}"
+        return f"{name:<44}{{percentage:3.0f}} % |{{bar:12}}| {text}"

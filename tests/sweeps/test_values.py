@@ -1,0 +1,269 @@
+"""The dry run of a sweep of ``notebooks/experiment.ipynb``: options reach methods, invalid values are refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eef import methods
+from eef.cli import main
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.shopper import play_expert
+from eef.files import write_json
+from eef.settings import Settings
+from eef.sweeps import values
+from eef.sweeps.executors import declared
+from eef.sweeps.points import Point, expand, plan, remarks, sweep_label
+from eef.sweeps.spec import SweepError, check, read_spec
+from eef.trajectory import save
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "notebooks" / "experiment.ipynb"
+SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a sweep file on the small shop."""
+
+    def write(points: list[dict[str, Any]], parameters: dict[str, Any] | None = None, **more: Any) -> Path:
+        fixed = {"catalogue": SMALL, **(parameters or {})}
+        text = {"notebook": str(NOTEBOOK), "points": points, "parameters": fixed, "seeds": [0], **more}
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(text))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., list[Point]]:
+    def planned(path: Path, **overrides: Any) -> list[Point]:
+        return plan(read_spec(path), overrides, tmp_path / "runs")
+
+    return planned
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_points_of_every_sweep_file_are_accepted(path: Path) -> None:
+    spec = read_spec(path)
+    points = expand(spec, {})
+    check(spec, points, {})
+    own = [{**point, **{key: None for key in spec.grid}} for point in spec.points]
+    for point, parameters in zip(points, [p for p in own for _ in range(len(points) // len(own))], strict=True):
+        assert set(parameters) <= set(point)
+    for point in points:
+        Settings.from_parameters(point)
+        options = {"n", "m", "mask_harmful", "recovery", "one_per_state"} & set(point)
+        assert options <= set(methods.method_options(point["method"]))
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"method": "eef", "n": 6}, "the method 'eef' has no option 'n'.*its options are m, mask_harmful, recovery"),
+        ({"method": "rft", "m": 5}, "the method 'rft' has no option 'm'; its options are n"),
+        ({"method": "rft", "mask_harmful": False}, "the method 'rft' has no option 'mask_harmful'"),
+        ({"method": "sft_pos", "n": 1}, "the method 'sft_pos' has no option 'n'; it has no options"),
+        ({"n": 2}, "the method 'eef' has no option 'n'"),  # the notebook's default method
+        ({"method": "efe"}, r"unknown method 'efe' \(did you mean 'eef'\?\); known: sft_pos, sft_all"),
+    ],
+)
+def test_an_option_that_a_points_method_lacks_is_refused(file, run, point: dict[str, Any], message: str) -> None:
+    with pytest.raises(SweepError, match=rf"mine\.yaml: {message}"):
+        run(file([point]))
+
+
+def test_options_of_the_whole_sweep_reach_the_methods_that_have_them(file, run) -> None:
+    points = [{"method": "eef"}, {"method": "rft"}, {"method": "sft_pos"}, {"method": "rft", "n": 4}]
+    path = file(points, {"n": 2, "m": 3})
+    options = [{key: p[key] for key in ("n", "m") if key in p} for p in expand(read_spec(path), {"recovery": False})]
+    assert options == [{"m": 3}, {"n": 2}, {}, {"n": 4}]
+    with pytest.raises(SweepError, match="no method of this sweep has the option 'm'; the method 'rft' has no option"):
+        run(file([{"method": "rft"}], {"m": 3}))
+    with pytest.raises(SweepError, match="no method of this sweep has the option 'recovery'"):
+        run(file([{"method": "rft"}]), recovery=False)
+    grid = file([{"method": "eef"}, {"method": "rft"}], grid={"n": [1, 2]})
+    with pytest.raises(SweepError, match="the method 'eef' has no option 'n'"):
+        run(grid)
+
+
+def eef_no_bc(lab: Any, m: int = 5, keep: float = 0.5) -> Path:
+    raise AssertionError("only its signature is read")
+
+
+def test_a_new_method_needs_its_line_in_methods_alone(file, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = {"method": "eef_no_bc", "m": 1, "keep": 1}
+    with pytest.raises(SweepError, match="unknown parameter 'keep'"):
+        run(file([point]))
+    monkeypatch.setitem(methods.METHODS, "eef_no_bc", eef_no_bc)
+    (planned,) = run(file([point]))
+    assert planned.parameters["m"] == 1 and planned.parameters["keep"] == 1
+    with pytest.raises(SweepError, match="'keep' must be float, as in the notebook, not 'much'"):
+        run(file([{**point, "keep": "much"}]))
+    with pytest.raises(SweepError, match="the method 'eef_no_bc' has no option 'recovery'"):
+        run(file([{**point, "recovery": False}]))
+    with pytest.raises(SweepError, match="the method 'eef' has no option 'keep'"):
+        run(file([{"method": "eef", "keep": 0.1}]))
+
+
+def test_the_notebook_passes_options_by_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell that runs the experiment, with another method and an option that the notebook does not declare."""
+    import nbformat
+
+    passed: dict[str, Any] = {}
+    monkeypatch.setitem(methods.METHODS, "eef_no_bc", eef_no_bc)
+    (cell,) = (c for c in nbformat.read(NOTEBOOK, as_version=4).cells if "result = experiment(" in c.source)
+    names = {name: None for name in declared(NOTEBOOK)} | {name: getattr(Settings(), name) for name in vars(Settings())}
+    names |= {"method": "eef_no_bc", "m": 1, "n": 1, "keep": 1.0, "mask_harmful": True, "world": None}
+    names |= {"experiment": lambda *_, **more: passed.update(more), "Settings": Settings}
+    exec(cell.source, {**names, "method_options": methods.method_options})
+    assert passed["options"] == {"m": 1, "keep": 1.0}
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"epochs": -1}, "epochs=-1.0 must be positive"),
+        ({"lr": 0}, "lr=0.0 must be positive"),
+        ({"warmup_ratio": 2}, "warmup_ratio=2.0 must be at most 1"),
+        ({"m": 0}, "m=0 must be a positive integer"),
+        ({"batch_size": 8, "processes": 3}, "batch_size=8 must be a multiple of processes"),
+        ({"env": "webshp"}, r"unknown env 'webshp' \(did you mean 'webshop'\?\); known: webshop, scienceworld"),
+        ({"env_options": {"observaton": "text"}}, r"env_options: webshop has no option 'observaton' .*'observation'"),
+        ({"env_options": {"observation": "html"}}, "observation 'html' is not one of"),
+        ({"env_options": {"max_steps": 5}}, "env_options: 'max_steps' is a parameter of its own"),
+        ({"catalogue": {"product": 3}}, "product"),
+        ({"max_steps": 0}, "max_steps=0 must be a positive integer"),
+        ({"train_tasks": -3}, "train_tasks=-3 must be a positive integer, or 0 for all"),
+        ({"experts": "stron"}, r"expert 'stron' is neither a scripted expert \(strong, weak\).*did you mean 'strong'"),
+        ({"experts": "nowhere.jsonl"}, r"experts: no file nowhere\.jsonl"),
+        ({"expert_noise": {"bass": 0.1}}, "unknown error rate 'bass'"),
+        ({"model": "embeded"}, r"unknown model 'embeded' \(did you mean 'embedded'\?\): .*; use embedded, "),
+        ({"model": "org/no-such-model"}, "unknown model 'org/no-such-model'"),
+        ({"engine": "localhost:8000"}, "localhost:8000"),
+        ({"divergent_experts": "keep"}, "unknown divergent_experts 'keep'"),
+    ],
+    ids=str,
+)
+def test_an_invalid_value_is_one_message_of_the_dry_run(
+    file, tmp_path: Path, capsys, monkeypatch, overrides: dict[str, Any], message: str
+) -> None:
+    import json
+    import re
+
+    from huggingface_hub import HfApi
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    words = ["sweep", str(file([{"method": "eef"}])), "--dry-run", "--root", str(tmp_path / "runs")]
+    if "catalogue" in overrides:
+        words[1] = str(file([{"method": "eef"}], {"catalogue": overrides.pop("catalogue")}))
+    for key, value in overrides.items():
+        words += ["-p", f"{key}={json.dumps(value)}"]
+    before = time.monotonic()
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert re.search(message, printed), printed
+    assert "Traceback" not in printed and time.monotonic() - before < 60
+
+
+def test_sizes_beyond_the_environment_are_a_notice(file, tmp_path: Path, capsys) -> None:
+    words = ["sweep", str(file([{"method": "eef"}, {"method": "rft"}])), "--dry-run", "--root", str(tmp_path / "runs")]
+    assert main([*words, "-p", "train_tasks=99999999", "-p", "test_tasks=20"]) == 0
+    printed = capsys.readouterr().out
+    assert "train_tasks=99999999, but there are 20 train subtasks: all of them are used" in printed
+    assert printed.count("subtasks") == 1
+
+
+def test_expert_files_are_read_by_the_dry_run(file, run, shop: WebShop, tmp_path: Path) -> None:
+    tasks = {name: shop.tasks(name)[0] for name in ("train", "test")}
+    good, other = (save([play_expert(shop, task)], tmp_path / f"{name}.jsonl") for name, task in tasks.items())
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(good.read_text() + '{"task": "1"}\n')
+    assert run(file([{"method": "eef"}]), experts=f"strong+{good}")
+    with pytest.raises(SweepError, match=r"test\.jsonl: none of its 1 trajectories is on one of the 20 training"):
+        run(file([{"method": "eef"}]), experts=str(other))
+    with pytest.raises(SweepError, match=r"torn\.jsonl, line 2: field 'prompt' is missing"):
+        run(file([{"method": "eef"}]), experts=str(torn))
+
+
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub import errors as hub
+
+    asked: list[str] = []
+
+    def answer(self: Any, name: str, timeout: float) -> Any:
+        asked.append(name)
+        if name == "org/gone":
+            raise hub.RepositoryNotFoundError("404", response=Response())
+        return object()
+
+    class Response:
+        headers: dict[str, str] = {}
+        request = status_code = url = None
+
+        def json(self) -> dict[str, str]:
+            return {}
+
+    monkeypatch.setattr(HfApi, "model_info", answer)
+    values.check_model("embedded")
+    assert not asked
+    values.check_model("org/model")
+    assert asked == ["org/model"]
+    with pytest.raises(ValueError, match="unknown model 'org/gone': there is no such folder, and the hub has no such"):
+        values.check_model("org/gone")
+    with pytest.raises(ValueError, match="unknown model 'a b': there is no such file or folder"):
+        values.check_model("a b")
+    with pytest.raises(ValueError, match="has no config.json and is not a GGUF file"):
+        values.check_model(str(tmp_path))
+    write_json(tmp_path / "adapter_config.json", {})
+    with pytest.raises(ValueError, match="is the folder of an adapter"):
+        values.check_model(str(tmp_path))
+
+
+# Names and marks
+
+
+def test_logging_is_no_part_of_a_sweeps_name_or_marks(file, run) -> None:
+    path = file([{"method": "sft_pos"}])
+    spec = read_spec(path)
+    (point,) = run(path)
+    for overrides in ({"wandb": "online"}, {"slots": 8}, {"checkpoint_minutes": 1, "wandb": "disabled"}):
+        assert sweep_label(spec, overrides) == "mine" == sweep_label(spec, {})
+        assert run(path, **overrides)[0].mark == point.mark
+    changed = sweep_label(spec, {"lr": 1e-3, "wandb": "online"})
+    assert changed == sweep_label(spec, {"lr": 1e-3}) != "mine"
+    assert run(path, lr=1e-3)[0].mark != point.mark
+    with pytest.raises(SweepError, match="are the same: their parameters are equal"):
+        run(file([{"method": "sft_pos", "wandb": "online"}, {"method": "sft_pos", "wandb": "offline"}]))
+
+
+def test_finished_points_are_found_with_other_logging(file, run, tmp_path: Path) -> None:
+    path = file([{"method": "sft_pos"}])
+    (point,) = run(path)
+    write_json(point.mark, {"label": point.label, "parameters": point.parameters, "run_ids": []})
+    assert run(path, wandb="online")[0].state == "finished"
+    assert run(path, epochs=3)[0].state == "waits"
+    without = {name for name, known in declared(NOTEBOOK).items() if "no result depends on it" in known["help"]}
+    assert without == {"wandb", "slots", "checkpoint_minutes"}
+
+
+def test_the_line_of_a_point_counts_errors() -> None:
+    assert remarks({"errors": 0, "simulation_errors": 0, "expert_divergences": 0}) == ""
+    result = {"errors": 1, "simulation_errors": 12, "expert_divergences": 2, "expert_errors": 1}
+    assert remarks(result) == "test errors: 1, simulation errors: 12, experts dropped: 3"
