@@ -19,12 +19,13 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eef.files import PACKAGE, joined_names, names_file, write_text
+from eef.files import PACKAGE, cache_folder, joined_names, names_file, write_text
 from eef.tracking.keys import file_key, model_key
 
 T = TypeVar("T")
 
 EMBEDDED_MODELS = {path.parent.name: path.parent for path in sorted(PACKAGE.glob("models/*/config.json"))}
+PACKAGED_MODELS = ("smollm2",)  # made by `eef model NAME` (eef.models.packaged)
 QUANTIZATIONS = (None, "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
@@ -57,8 +58,13 @@ def setting(default: Any, help: str, **metadata: Any) -> Any:
     return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
 
 
+def packaged_folder(name: str) -> Path | None:
+    """The folder of a packaged model, which may not exist yet; None for any other name."""
+    return cache_folder() / "models" / name if name in PACKAGED_MODELS else None
+
+
 def _model_key(name: str) -> Any:
-    return model_key(str(EMBEDDED_MODELS.get(name, name)))
+    return model_key(str(EMBEDDED_MODELS.get(name) or packaged_folder(name) or name))
 
 
 def _experts_key(names: str) -> list[Any]:
@@ -72,7 +78,7 @@ class ModelSettings:
 
     model: str = setting(
         "embedded",
-        f"name or file or folder: {', '.join(EMBEDDED_MODELS)}; a GGUF file, or a name of the hub",
+        f"name or file or folder: {', '.join([*EMBEDDED_MODELS, *PACKAGED_MODELS])}; a GGUF file, or a name of the hub",
         key=_model_key,
     )
     quantize: str | None = setting(None, "nf4: 4-bit weights, for QLoRA", choices=QUANTIZATIONS)

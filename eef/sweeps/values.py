@@ -16,7 +16,7 @@ from typing import Any
 from eef.envs import EnvError, TextEnv, env_from_parameters
 from eef.experts import expert_sources, on_tasks
 from eef.files import did_you_mean, digest
-from eef.settings import EMBEDDED_MODELS, Settings
+from eef.settings import EMBEDDED_MODELS, PACKAGED_MODELS, Settings
 from eef.sweeps.spec import SweepError
 from eef.tracking.keys import model_key
 
@@ -104,6 +104,11 @@ def check_model(name: str) -> None:
     A name of the hub must be in the local cache, or the hub must know it. ValueError or OSError if not.
     """
     if name in EMBEDDED_MODELS:
+        return
+    if name in PACKAGED_MODELS:
+        from eef.agents.model_files import folder_of
+
+        folder_of(name)  # FileNotFoundError if it has not been fetched
         return
     path = Path(name).expanduser()
     if path.exists():
