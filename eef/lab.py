@@ -153,6 +153,13 @@ class Lab:
             trajectory.save(trajectories, folder / "trajectories.jsonl")
             cost, problems = evaluate.cost(trajectories), problem_counts(t.info for t in trajectories)
             log_metrics(folder, {**cost, **problems, "wins": sum(t.won for t in trajectories)})
+            diverged = sum(t.outcome == "replay_divergence" for t in trajectories)
+            if 2 * diverged > len(trajectories):
+                show(
+                    f"warning: {stage_name(name)}: {diverged} of {len(trajectories)} diverge from the expert "
+                    "trajectory. Equal tasks and actions must give equal observations; `eef experts check` shows the "
+                    "first difference"
+                )
             if line := describe_problems(problems, cost["env_steps"]):
                 advice = "; max_new_tokens sets the limit" if problems["cut"] and body is run_simulations else ""
                 show(f"{stage_name(name)}: {line}{advice}")
@@ -213,6 +220,12 @@ def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
             f"warning: the model {settings.model!r} has no instructions, so it sees the pages of {env.name} without a "
             "word on what to answer. Set prompt='react', or write a file chat.json into the model's folder, such as "
             '{"instructions": "Answer with one action.", "constrained_decoding": true}'
+        )
+    if chat.aliases and chat.aliases != env.name:
+        show(
+            f"warning: the model {settings.model!r} reads words as the symbols of {chat.aliases}, not of {env.name}: "
+            "most words lose their meaning. Use a language model (docs/models.md), or write pages that this model can "
+            "read (notebooks/own_environment.py)"
         )
     if not settings.prompt:
         if settings.one_shot:

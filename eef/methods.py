@@ -20,6 +20,7 @@ from eef.agents.rollout import Start
 from eef.files import did_you_mean
 from eef.lab import Lab
 from eef.selection import Example, cut_points, select
+from eef.tracking.progress import show
 from eef.trajectory import Trajectory
 
 FAILED = "the following attempt fails"  # begins NAT's prompt of a failed trajectory
@@ -105,6 +106,8 @@ def eef(
     cuts = [[i for i in cut_points(len(t), m) if lab.env.can_start_here(t.state(i))] for t in failures]
     expert_states = [(number, index) for number, indices in enumerate(cuts) for index in indices]
     starts = [Start(failures[number].task, failures[number], index) for number, index in expert_states]
+    if not starts:
+        show("warning: no state of a failed expert trajectory can be simulated, so EEF only simulates from s0")
     # The outcome of each simulated state: the winning trajectory (these form D+), or None if it lost.
     # Keys: (task, 0) for s0 of a subtask, (number of the failure, i) for its state s_i.
     state_keys: list[tuple[Any, int]] = [*((task, 0) for task in lab.tasks), *expert_states]
@@ -124,6 +127,8 @@ def eef(
             keys = {0: (failure.task, 0)} | {index: (number, index) for index in cuts[number]}
             failure_outcomes = {index: outcomes[state] for index, state in keys.items() if state in outcomes}
             solutions += select(failure, failure_outcomes, mask_harmful, recovery, one_per_state, restart_only)
+        if not solutions:
+            show("warning: no simulation won, so EEF trains on the examples of behaviour cloning")
         examples = merge(expert_wins(lab), solutions, one_per_state and mask_harmful)
         adapter = lab.sft(f"sft-{iteration}", examples, lab.sft_start(adapter))
     return adapter

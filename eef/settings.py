@@ -211,6 +211,12 @@ class Settings(
                 object.__setattr__(self, each.name, value)
             if reason := _invalid(each, value):
                 raise ValueError(f"{each.name}={value!r} {reason}")
+        if self.prompt == "react" and self.constrained_decoding:
+            raise ValueError(
+                "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"
+            )
+        if self.one_shot and self.prompt != "react":
+            raise ValueError("one_shot=True needs prompt='react': only that prompt has an example")
         if self.tune == "full" and self.quantize:
             raise ValueError(f"tune='full' with quantize={self.quantize!r}: quantised weights need tune='lora'")
         if self.tune == "full" and self.engine:

@@ -62,7 +62,7 @@ MUTATIONS = [
              '    tasks: Sequence[str] = field(metadata={"key": None})\n    seed: int\n', f"{KEYS} -k option_of_webshop"),
     Mutation("keys: max_steps", "eef/tracking/stages.py", ', "max_steps": value.max_steps}', "}", f"{KEYS} -k option_of_webshop"),
     Mutation("keys: code of the environment", "eef/tracking/stages.py", "modules += source_modules(type(value))", "pass", f"{KEYS} -k ones_own"),
-    Mutation("keys: code of scripted experts", "eef/tracking/stages.py", '"code": code_key(value.__module__)}', '"code": ""}', f"{KEYS} -k function_counts"),
+    Mutation("keys: code of scripted experts", "eef/tracking/stages.py", '"code": _code_key(value.__module__)}', '"code": ""}', f"{KEYS} -k function_counts"),
     Mutation("keys: releases of libraries", "eef/tracking/keys.py", "releases = {name: library_version(name) for name in sorted(libraries)}", "releases = {}", f"{KEYS} -k release"),
     Mutation("keys: `from eef import x`", "eef/tracking/keys.py",
              'names.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])', "names.append(source)", f"{KEYS} -k imports_are_followed"),
@@ -84,7 +84,7 @@ MUTATIONS = [
              'sha256(f"{key}|{contents[id(expert)]}".encode())', "sha256(key.encode())", "tests/agents/test_rollout.py -k stream"),
     Mutation("seeds: equal starts share a stream", "eef/agents/episode.py", "[*stream, number] if number else stream", "stream", "tests/agents/test_rollout.py -k stream"),
     Mutation("seeds: a new adapter's", "eef/agents/policy.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", "tests/agents/test_policy.py -k 'one_seed'"),
-    Mutation("seeds: the experts'", "eef/experts/__init__.py", "name, tasks, seed, on_progress)", "name, tasks, 0, on_progress)", "tests/experts/test_experts.py -k seeded"),
+    Mutation("seeds: the experts'", "eef/experts/__init__.py", "source, tasks, seed, on_progress)", "source, tasks, 0, on_progress)", "tests/experts/test_experts.py -k seeded"),
     Mutation("seeds: temperature ignored", "eef/agents/sampling.py", "(logits.double() / temperature)", "logits.double()", "tests/agents/test_rollout.py -k temperature"),
     # training
     Mutation("training: a loss that is not finite", "eef/training/trainer.py", "    if not math.isfinite(value):\n        raise", "    if False:\n        raise",

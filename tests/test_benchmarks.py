@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-TOKENIZER = EXPERIMENTS.parent / "eef" / "models" / "embedded"
+TOKENIZER = EXPERIMENTS.parent / "eef" / "models" / "embedded-scienceworld"
 SMALL = {
     "rollouts": "--episodes 3 --turns 2 --failures 2 --m 2 --further 1 --words 4 --width 32 --layers 1",
     "training": "--trajectories 4 --rounds 1",

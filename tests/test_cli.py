@@ -79,8 +79,11 @@ def test_bare_eef_lists_the_commands_with_examples(
         (["sweep", "demo", "--drt-run"], "No such option: --drt-run"),
         (["sweep", "demo", "--executor", "cloud"], "'local', 'slurm'"),
         (["runs", "--state", "lost"], "'finished', 'unfinished'"),
-        (["tasks", "--env", "webshp"], "unknown environment 'webshp': use 'webshop' or 'scienceworld'\n"),
-        (["tasks", "-p", "size=3"], "webshop: got an unexpected keyword argument 'size'\n"),
+        (
+            ["tasks", "--env", "webshp"],
+            "unknown environment 'webshp' (did you mean 'webshop'?): use 'webshop' or 'scienceworld'\n",
+        ),
+        (["tasks", "-p", "size=3"], "webshop has no option 'size'; its options are data, "),
     ],
 )
 def test_a_typo_is_one_message_without_a_hint_at_tracebacks(
@@ -193,7 +196,10 @@ def test_runs_are_filtered_and_written_as_csv(tmp_path: Path, capsys: pytest.Cap
     assert listed("--sweep", "demo") == listed("--method", "eef") == listed("--env", "webshop") == ["eef-m1", "eef-m5"]
     assert listed("--method", "eef-m5") == listed("--method", "eef", "--state", "finished") == ["eef-m5"]
     assert listed("--sweep", "map") == listed("--sweep", "both") == ["rft-n1"]
-    assert listed("--state", "unfinished") == ["eef-m1"] and listed("--method", "eto") == []
+    assert listed("--state", "unfinished") == ["eef-m1"]
+    capsys.readouterr()
+    assert main(["runs", "--method", "eto", "--root", str(tmp_path)]) == 2
+    assert "no run has method 'eto'; known: eef, eef-m1, eef-m5" in capsys.readouterr().err
     assert main(["runs", "--root", str(tmp_path), "--csv", str(tmp_path / "runs.csv")]) == 0
     rows = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
     (row,) = [row for row in rows if row["method"] == "eef-m5"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,6 +169,14 @@ def test_a_run_by_two_processes_equals_a_run_by_one(base: str, shop, tmp_path) -
     assert rows[0]["win_rate"] == rows[1]["win_rate"] and rows[0]["mean_reward"] == rows[1]["mean_reward"]
     assert not (tmp_path / rows[1]["run_id"] / "bc" / "job.json").exists()
     assert world_size() == 1
+
+
+@pytest.mark.parametrize("name", ["webshop", "library"])
+def test_a_model_with_symbols_of_another_environment_is_reported(name: str, shop, capsys) -> None:
+    world = SimpleNamespace(name=name)
+    make_chat(Settings(), world, [])  # type: ignore[arg-type]
+    warned = "reads words as the symbols of webshop, not of library" in capsys.readouterr().out
+    assert warned == (name == "library")
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_the_main_job_from_sweep_to_figure(
     parameters["draw"] = ["learning_curves", "selection"]
     shown = executed("figures", tmp_path, parameters, monkeypatch)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
-    assert shown.count('class="eef eef-table"') == sum(point["method"] == "eef" for point in points)
+    assert shown.count('class="eef eef-view eef-table"') == sum(point["method"] == "eef" for point in points)
 
 
 @pytest.mark.slow

@@ -52,6 +52,8 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "experiment.ipynb
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes=-1.0 must be at least 0"),
         ({"epochs": 0}, "epochs=0.0 must be positive"),
         ({"epochs": -1}, "epochs=-1.0 must be positive"),
+        ({"prompt": "react", "constrained_decoding": True}, "prompt='react' needs constrained_decoding=False"),
+        ({"one_shot": True}, "one_shot=True needs prompt='react'"),
         ({"divergent_experts": "keep"}, "divergent_experts='keep' must be one of 'refuse', 'drop'"),
         ({"warmup_ratio": 5}, "warmup_ratio=5.0 must be at most 1"),
         ({"lr": float("nan")}, "lr=nan must be a finite number"),

@@ -100,7 +100,8 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
     if unknown:
         raise FigureError(f"no runs of {tuple(unknown[0])}; there are {'; '.join(str(tuple(arm)) for arm in groups)}")
     if not pairs:
-        raise FigureError(f"nothing to compare with these arms alone: {', '.join(map(arm_name, groups))}")
+        names = ", ".join(map(arm_name, groups))
+        raise FigureError(f"nothing to compare with these arms alone: {names}; against=(method, experts) names an arm")
     episodes = {arm: read_episodes(groups[arm]) for arm in groups if any(arm in pair for pair in pairs)}
     table = pd.DataFrame([_difference(a, b, groups, episodes) for a, b in pairs])
     for name in ("n", "m", "against_n", "against_m", "hard_pairs"):

@@ -45,10 +45,10 @@ def runs_folder(root: str | None) -> Path:
 
 
 def environment(name: str, options: dict[str, Any]) -> Any:
-    """The environment called ``name``. ValueError for an option that it does not have."""
-    from eef.envs import make_env
+    """The environment called ``name``. ValueError for an unknown name, and for an option that it does not have."""
+    from eef.envs import env_from_parameters
 
     try:
-        return make_env(name, **options)
-    except TypeError as error:  # an unknown option
-        raise ValueError(f"{name}: {str(error).partition('() ')[2]}") from None
+        return env_from_parameters({"env": name, "env_options": options})
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("env_options: ")) from None

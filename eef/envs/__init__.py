@@ -150,12 +150,15 @@ def make_env(name: str, **options: Any) -> TextEnv:
     """Create the environment called ``name``, one of :data:`ENVIRONMENTS`, with the keywords ``options`` of its class.
 
     The attribute ``make_env_arguments`` stores name and options, so that other processes can create their own copy.
-    ValueError for an unknown name, TypeError for an unknown option.
+    ValueError for an unknown name and an invalid ``max_steps``, TypeError for an unknown option.
     """
     if name not in ENVIRONMENTS:
         raise ValueError(f"unknown environment {name!r}: use {' or '.join(map(repr, ENVIRONMENTS))}")
     # not an import statement: a stage depends only on the code of the environment that it receives
     env: TextEnv = getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])(**options)
+    steps = getattr(env, "max_steps", 1)
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"max_steps={steps!r} must be a positive integer")
     vars(env)["make_env_arguments"] = (name, options)
     return env
 

@@ -150,6 +150,8 @@ def _first_difference(env: TextEnv, place: str, item: Trajectory) -> Divergence 
     def differs(turn: int | None, expected: str, actual: str) -> Divergence:
         return Divergence(place, item.task, turn, "" if turn is None else item.turns[turn].action, expected, actual)
 
+    if len(item) > env.max_steps:
+        return differs(env.max_steps, f"{len(item)} turns", f"at most max_steps={env.max_steps}")
     page = env.reset(item.task)
     if page != item.prompt:
         return differs(None, *_excerpts(item.prompt, page))

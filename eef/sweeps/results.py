@@ -54,7 +54,11 @@ def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out
     if "notebook" in figure:
         parameters = {key: value for key, value in figure.items() if key != "notebook"}
         parameters |= {"root": str(root), "sweep": name, "out": str(folder)}
-        _draw_with_notebook(find_notebook(file, figure["notebook"]), parameters, root)
+        try:
+            _draw_with_notebook(find_notebook(file, figure["notebook"]), parameters, root)
+        except RuntimeError:
+            publish(root, name, index, _print_files(folder, stems))  # the report does not depend on the figures
+            raise
     else:
         win_rate_vs_budget(runs, folder)
     print(text)

@@ -57,9 +57,11 @@ def list_runs(
 
     ``train`` and ``test`` are numbers of subtasks. The date is the end of a finished run, else its start. ``method`` is
     a method (``eef``) or one with its numbers (``eef-m5``). A run that several sweeps share lists all of them.
+    ValueError for a sweep, method or environment that no run has.
     """
     indexes = {path.stem: read_json(path).get("run_ids", []) for path in sorted(Path(root).glob("sweeps/*.json"))}
     rows = []
+    known: dict[str, set[str]] = {"sweep": set(indexes), "method": set(), "env": set()}
     for folder in sorted(path.parent for path in Path(root).glob("*__*/config.json")):
         origin = read_json(folder / "config.json")
         config, done = origin.get("config") or {}, (folder / "result.json").is_file()
@@ -81,8 +83,16 @@ def list_runs(
             "state": "finished" if done else "unfinished",
         }
         wanted = (sweep is None or sweep in sweeps) and (env is None or env == row["env"])
-        if wanted and method in (None, row["method"], config.get("method")) and state in (None, row["state"]):
+        label = str(row["method"])
+        chosen = method in (None, label, config.get("method")) or label.startswith(f"{method}-")  # eef-m1-weak
+        known["sweep"] |= set(filter(None, sweeps))
+        known["method"] |= {label, str(config.get("method", label))}
+        known["env"].add(str(row["env"]))
+        if wanted and chosen and state in (None, row["state"]):
             rows.append(row)
+    for name, value in (("sweep", sweep), ("method", method), ("env", env)):
+        if value and not rows and value not in known[name]:
+            raise ValueError(f"no run has {name} {value!r}; known: {', '.join(sorted(known[name])) or 'none'}")
     columns = ["run", "date", "sweep", "env", "method", "train", "test", "win_rate", "state"]
     frame = pd.DataFrame(rows, columns=columns).sort_values(["date", "run"], ignore_index=True)
     sizes = {"train": "Int64", "test": "Int64"}

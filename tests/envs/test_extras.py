@@ -151,4 +151,4 @@ def test_an_option_of_another_environment_is_refused(
     words = ["collect", "out.jsonl", "--model", "m", "--base-url", "http://localhost:1/v1", "--env", "kiosk"]
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     assert cli.main([*words, "-p", "data=x"]) == 2
-    assert "unexpected keyword argument 'data'" in capsys.readouterr().err
+    assert "kiosk has no option 'data'; its options are size" in capsys.readouterr().err

@@ -46,6 +46,18 @@ def test_recorded_trajectories_have_no_difference(shop: WebShop, played: list[Tr
     assert "no trajectory is on a subtask of the environment" in str(check_file(str(path), shop, "test"))
 
 
+def test_a_trajectory_longer_than_max_steps_is_a_difference(
+    shop: WebShop, played: list[Trajectory], tmp_path: Path
+) -> None:
+    path = save(played, tmp_path / "mine.jsonl")
+    short = shop.fork()
+    short.max_steps = min(len(item) for item in played)
+    longer = sum(len(item) > short.max_steps for item in played)
+    report = check_file(str(path), short)
+    assert 0 < longer < len(played) and len(report.divergences) == longer
+    assert f" turns, the environment has at most max_steps={short.max_steps}" in str(report)
+
+
 CHANGES: list[tuple[Callable[[Trajectory], Trajectory], int | None, str, str]] = [
     (lambda t: replace(t, prompt="You see a door."), None, "You see a door.", "Instruction"),
     (lambda t: page(t, 0, "WebShop: nothing found"), 0, "nothing found", "Instruction"),

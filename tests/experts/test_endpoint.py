@@ -605,7 +605,7 @@ def test_the_command_collects_and_reports_mistakes_in_one_message(
         (["--concurrency", "0"], "must be positive"),
         (["--key-variable", "NO_SUCH_KEY"], "the variable NO_SUCH_KEY is empty"),
         (["--key-variable", KEY], "--key-variable takes the name"),
-        (["-p", "colour=red"], "webshop: got an unexpected keyword argument 'colour'"),
+        (["-p", "colour=red"], "webshop has no option 'colour'; its options are"),
     ):
         assert main([*words, *more]) == 2
         error = capsys.readouterr().err

@@ -831,7 +831,7 @@ def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(
     assert sweep(path, jobs=2, root=root) == 1
     output = capsys.readouterr().out
     assert "FAILED  bad-n1-s0" in output and "RuntimeError: this one is bad" in output and "26.0 %" in output
-    assert output.rstrip().endswith(f"to repeat: eef sweep {path} --root {root}")
+    assert output.rstrip().endswith(f"to repeat: eef sweep {path} --jobs 2 --root {root}")
     index = json.loads((root / "sweeps" / "demo.json").read_text())
     assert index["missing"] == ["bad-n1-s0"] and len(index["run_ids"]) == 1
     run = root / index["run_ids"][0]
