@@ -1,4 +1,4 @@
-# `make demo`, `make smoke` (two minutes) and `make test` set up .venv first; PYTHON names the interpreter (3.11 or newer).
+# `make demo`, `make smoke` (three CPU minutes) and `make test` set up .venv first; PYTHON names the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 

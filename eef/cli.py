@@ -151,8 +151,9 @@ def _find_sweep(word: str) -> str:
 
     folder = repo_root() / "experiments"
     files = [Path(word), repo_root() / word, folder / word, folder / f"{word}.yaml"]
-    if (found := next((file for file in files if file.is_file()), None)) is not None:
-        return str(found)
+    path = next((file for file in files if file.is_file()), None)
+    if path is not None:
+        return str(path)
     known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
     raise ValueError(f"no sweep file at {word}" + (f"; in {folder}: {known}" if known else ""))
 

@@ -203,9 +203,7 @@ def merge(positives: list[Example], solutions: Sequence[Example], one_per_state:
 
 
 def _distinct(trajectories: Iterable[Trajectory]) -> list[Example]:
-    """One example per trajectory. If several have the same subtask and actions, the first is kept, at the place of the
-    last.
-    """
+    """One example per trajectory. Of equal ones (subtask and actions) the first remains, at the place of the last."""
     distinct: dict[Any, Trajectory] = {}
     for trajectory in trajectories:
         key = _task_and_actions(trajectory)

@@ -146,16 +146,24 @@ ENVIRONMENTS = {  # name of the folder -> name of the class; the first one is th
 }
 
 
+SPLITS = ("train", "eval", "test")
+
+
+def _class_of(name: str) -> Any:
+    if name not in ENVIRONMENTS:
+        hint = did_you_mean(str(name), ENVIRONMENTS)
+        raise ValueError(f"unknown environment {name!r}{hint}: use {' or '.join(map(repr, ENVIRONMENTS))}")
+    # not an import statement: a stage depends only on the code of the environment that it receives
+    return getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])
+
+
 def make_env(name: str, **options: Any) -> TextEnv:
     """Create the environment called ``name``, one of :data:`ENVIRONMENTS`, with the keywords ``options`` of its class.
 
     The attribute ``make_env_arguments`` stores name and options, so that other processes can create their own copy.
     ValueError for an unknown name and an invalid ``max_steps``, TypeError for an unknown option.
     """
-    if name not in ENVIRONMENTS:
-        raise ValueError(f"unknown environment {name!r}: use {' or '.join(map(repr, ENVIRONMENTS))}")
-    # not an import statement: a stage depends only on the code of the environment that it receives
-    env: TextEnv = getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])(**options)
+    env: TextEnv = _class_of(name)(**options)
     steps = getattr(env, "max_steps", 1)
     if type(steps) is not int or steps < 1:
         raise ValueError(f"max_steps={steps!r} must be a positive integer")
@@ -169,21 +177,18 @@ def env_from_parameters(parameters: Mapping[str, Any]) -> TextEnv:
     ``env`` is its name. ``max_steps`` and, unless empty, ``data`` and ``catalogue`` are options of its class, and so
     are the items of ``env_options``. ValueError for an unknown name or option, and what the class raises.
     """
-    name, given = parameters["env"], dict(parameters.get("env_options") or {})
-    if name not in ENVIRONMENTS:
-        hint = did_you_mean(str(name), ENVIRONMENTS)
-        raise ValueError(f"unknown environment {name!r}{hint}: use {' or '.join(map(repr, ENVIRONMENTS))}")
+    name, options = parameters["env"], dict(parameters.get("env_options") or {})
+    known = list(signature(_class_of(name)).parameters)
     own = {key: parameters[key] for key in ("data", "catalogue") if parameters.get(key)}
     own |= {"max_steps": parameters["max_steps"]} if "max_steps" in parameters else {}
-    if both := [key for key in own if key in given]:
+    if both := [key for key in own if key in options]:
         raise ValueError(f"env_options: {both[0]!r} is a parameter of its own: set it there")
-    known = list(signature(getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])).parameters)
-    for key in (*own, *given):
+    for key in (*own, *options):
         if key not in known:
-            where = "env_options: " if key in given else ""
+            where = "env_options: " if key in options else ""
             hint = did_you_mean(key, known)
             raise ValueError(f"{where}{name} has no option {key!r}{hint}; its options are {', '.join(known)}")
-    return make_env(name, **own, **given)
+    return make_env(name, **own, **options)
 
 
 def restore(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> str:

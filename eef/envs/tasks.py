@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from eef.envs import TextEnv
+from eef.envs import SPLITS, TextEnv
 from eef.envs.extras import extras_of
 
-SPLITS = ("train", "eval", "test")
 _WIDTH = 100  # characters of a goal on a line of the screen
 
 

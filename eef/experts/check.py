@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eef.envs import EnvError, Step, TextEnv, on_workers
+from eef.envs import SPLITS, EnvError, Step, TextEnv, on_workers
 from eef.trajectory import Trajectory, TrajectoryError, load_lines
 
-SPLITS = ("train", "eval", "test")
 _TOLERANCE = 0.01  # of rewards, which files may round
 _SHOWN = 60  # characters of an observation in a message
 _LISTED = 10  # divergences in a report

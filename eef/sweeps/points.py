@@ -162,12 +162,12 @@ def _defaults(spec: Spec) -> dict[str, Any]:
 
 def _complete(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``parameters`` and the defaults of all others. Numbers whose default is a float become floats."""
-    return {**defaults, **{key: _asdefault_of(value, defaults.get(key)) for key, value in parameters.items()}}
+    return {**defaults, **{key: _like_default(value, defaults.get(key)) for key, value in parameters.items()}}
 
 
-def _asdefault_of(value: Any, default: Any) -> Any:
+def _like_default(value: Any, default: Any) -> Any:
     if isinstance(value, dict) and isinstance(default, dict):
-        return {key: _asdefault_of(item, default.get(key)) for key, item in value.items()}
+        return {key: _like_default(item, default.get(key)) for key, item in value.items()}
     return float(value) if isinstance(default, float) and type(value) is int else value
 
 
