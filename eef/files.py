@@ -183,3 +183,8 @@ def joined_names(value: str, exists: Callable[[str], object] = os.path.exists) -
 def names_file(name: str) -> bool:
     """Whether one of :func:`joined_names` is an existing file: a name without a dot or a slash never is."""
     return ("." in name or os.sep in name) and os.path.isfile(name)
+
+
+def short_names(value: str) -> str:
+    """:func:`joined_names` joined by ``+`` again, files by their names without folder and suffix."""
+    return "+".join(Path(name).stem if names_file(name) else name for name in joined_names(value))

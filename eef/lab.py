@@ -11,6 +11,7 @@ from typing import Any
 from eef import trajectory
 from eef.agents import react
 from eef.agents.actions import describe_problems, problem_counts
+from eef.agents.advice import chat_warnings
 from eef.agents.chat import Chat
 from eef.agents.model_files import check_playable, context_of, options_of
 from eef.agents.policy import load_chat
@@ -58,6 +59,7 @@ class Lab:
     chat: Chat
     simulations: list[Trajectory] = field(default_factory=list)
     expert_counts: dict[str, int] = field(default_factory=lambda: expert_counts([]))
+    _stages: dict[str, str] = field(default_factory=dict, init=False)  # how many trajectories a stage has, and won
 
     @cached_property
     def _resolved(self) -> Settings:
@@ -69,7 +71,14 @@ class Lab:
         TrajectoryError where one of a file differs from its replay, unless ``divergent_experts`` is ``drop``.
         """
         inputs = Expertise(self.env, self._resolved.group(ExpertSettings), self.tasks, self.seed)
+        is_first_call = "experts" not in self._stages
         trajectories = self._trajectories("experts", collect_experts, inputs, len(self.tasks))
+        covered = len({item.task for item in trajectories})
+        if is_first_call and covered < len(self.tasks):
+            show(
+                f"{covered} of {len(self.tasks)} training subtasks have an expert trajectory; simulations also start "
+                f"from s0 of the other {len(self.tasks) - covered}, if the method simulates"
+            )
         if self.settings.divergent_experts == "refuse":
             refuse_divergent(trajectories)
         self.expert_counts = expert_counts(trajectories)
@@ -87,7 +96,14 @@ class Lab:
         return simulations
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
-        """An adapter trained on ``examples``: from the base model, or from the adapter ``start``."""
+        """An adapter trained on ``examples``: from the base model, or from the adapter ``start``. ValueError if there
+        are none.
+        """
+        if not examples:
+            raise ValueError(
+                f"there is no training example for {stage_name(name)}: the method's selection kept 0 of these "
+                f"trajectories: {'; '.join(self._stages.values()) or 'none, since no stage has any'}"
+            )
         settings = self._resolved
         inputs = FineTuning(
             settings.group(ModelSettings), self.chat, settings.group(TrainingSettings), examples, start, self.seed
@@ -103,13 +119,21 @@ class Lab:
         )
         return self._train(name, "dpo", preference_tune, inputs)
 
-    def evaluate(self, adapter: Path) -> dict[str, Any]:
-        """Win rate and reward of ``adapter`` on the test subtasks, with intervals.
+    def evaluate(self, adapter: Path | None) -> dict[str, Any]:
+        """Win rate and reward of ``adapter`` (None: the base model) on the test subtasks, with intervals.
 
         The stage ``test`` holds the episodes, the stage ``eval`` their table and summary.
         """
         starts = [Start(task) for task in self.test]
         self._simulate("test", adapter, starts, self.seed, self.settings.eval_temperature)
+        return self._score()
+
+    def evaluate_player(self, body: Callable[..., list[Trajectory]], inputs: Any) -> dict[str, Any]:
+        """As :meth:`evaluate`, for episodes that ``body(inputs, folder, on_progress)`` plays without our policy."""
+        self._trajectories("test", body, inputs, len(self.test))
+        return self._score()
+
+    def _score(self) -> dict[str, Any]:
         extras = extras_of(self.env)
         inputs = Scores(self.run.stages["test"], extras.groups(self.env, self.test), extras.skills)
         key = stage_key(evaluate.score, inputs)
@@ -130,7 +154,7 @@ class Lab:
         return None if self.settings.restart == "base" else adapter
 
     def _simulate(
-        self, name: str, adapter: Path, starts: Sequence[Start], seed: int, temperature: float
+        self, name: str, adapter: Path | None, starts: Sequence[Start], seed: int, temperature: float
     ) -> list[Trajectory]:
         settings = self._resolved
         inputs = Simulation(
@@ -147,8 +171,10 @@ class Lab:
         def write(folder: Path) -> None:
             turns = self.env.max_steps if body is run_simulations else 0
             with Meter(name, total, partial(self.run.progress, name), turns) as meter:
-                on_turn = {"on_turn": meter.on_turn} if body is run_simulations else {}
-                trajectories = body(inputs, folder, meter.on_episodes, **on_turn)
+                more: dict[str, Any] = {}
+                if body is run_simulations:
+                    more = {"on_turn": meter.on_turn, "journal": work_folder(folder) / "episodes.jsonl"}
+                trajectories = body(inputs, folder, meter.on_episodes, **more)
             self._check_code(body, inputs)
             trajectory.save(trajectories, folder / "trajectories.jsonl")
             cost, problems = evaluate.cost(trajectories), problem_counts(t.info for t in trajectories)
@@ -166,9 +192,12 @@ class Lab:
 
         folder = self.run.stage(name, stage_key(body, inputs), write)
         try:
-            return trajectory.load(folder / "trajectories.jsonl")
+            trajectories = trajectory.load(folder / "trajectories.jsonl")
         except trajectory.TrajectoryError as error:
             raise trajectory.TrajectoryError(f"{error}; or delete {folder} and start again") from None
+        wins = sum(item.won for item in trajectories)
+        self._stages[name] = f"{stage_name(name)}, {len(trajectories)} of which {wins} won"
+        return trajectories
 
     def _check_code(self, body: Callable[..., Any], inputs: Any) -> None:
         """RunError if the code was edited while several processes ran: some may have imported it after the edit."""
@@ -179,6 +208,7 @@ class Lab:
         """The adapter that ``body(inputs, folder, work, on_step)`` trains, as a stage with its report and losses."""
 
         def write(folder: Path) -> None:
+            show(inputs.size)
             with Meter(name, report=partial(self.run.progress, name)) as meter:
                 report = body(inputs, folder, work_folder(folder), meter.on_step)
             self._check_code(body, inputs)
@@ -215,18 +245,8 @@ def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     ValueError where prompt, example and decoding do not fit together.
     """
     chat = load_chat(settings.model)
-    if not settings.prompt and not chat.instructions and "aliases" not in options_of(settings.model):
-        show(
-            f"warning: the model {settings.model!r} has no instructions, so it sees the pages of {env.name} without a "
-            "word on what to answer. Set prompt='react', or write a file chat.json into the model's folder, such as "
-            '{"instructions": "Answer with one action.", "constrained_decoding": true}'
-        )
-    if chat.aliases and chat.aliases != env.name:
-        show(
-            f"warning: the model {settings.model!r} reads words as the symbols of {chat.aliases}, not of {env.name}: "
-            "most words lose their meaning. Use a language model (docs/models.md), or write pages that this model can "
-            "read (notebooks/own_environment.py)"
-        )
+    for text in chat_warnings(settings, options_of(settings.model), env.name):
+        show(f"warning: {text}")
     if not settings.prompt:
         if settings.one_shot:
             raise ValueError("one_shot=True needs prompt='react': only that prompt has an example")

@@ -14,14 +14,16 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eef.agents.rollout import Start
+from eef.agents.episode import Start
 from eef.files import did_you_mean
-from eef.lab import Lab
 from eef.selection import Example, cut_points, select
 from eef.tracking.progress import show
 from eef.trajectory import Trajectory
+
+if TYPE_CHECKING:  # the lab imports torch, which the names and options of the methods do not need
+    from eef.lab import Lab
 
 FAILED = "the following attempt fails"  # begins NAT's prompt of a failed trajectory
 

@@ -11,15 +11,16 @@ each stage that receives the group. A field of :class:`TrainingSettings` that na
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eef.files import PACKAGE, cache_folder, joined_names, names_file, write_text
+from eef.files import PACKAGE, cache_folder, did_you_mean, joined_names, names_file, write_text
 from eef.tracking.keys import file_key, model_key
 
 T = TypeVar("T")
@@ -201,7 +202,17 @@ class Settings(
     ExplorationSettings,
     EvaluationSettings,
 ):
-    """The fields of all groups, which all methods share. ValueError for an invalid value."""
+    """The fields of all groups, which all methods share.
+
+    ValueError for an invalid value, TypeError for an unknown name.
+    """
+
+    def __new__(cls, **values: Any) -> Settings:
+        known = [each.name for each in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise TypeError(f"unknown setting {name!r}{_hint(name, known)}: eef/settings.py explains all of them")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -275,6 +286,29 @@ def _invalid(each: Any, value: Any) -> str:
         if value > options.get("maximum", math.inf):
             return f"must be at most {options['maximum']:g}"
     return ""
+
+
+def check_parameters(variables: Mapping[str, Any], more: Iterable[str] = ()) -> None:
+    """ValueError for a parameter that papermill set in a notebook which does not declare it.
+
+    Papermill only warns. A notebook calls ``check_parameters(globals())``; ``more`` are further names that it accepts.
+    """
+    cells = list(variables.get("In", ()))  # IPython's history
+    for number, cell in enumerate(cells):
+        if number and cell.startswith("# Parameters\n"):  # papermill's cell, which follows that of the notebook
+            known = [*_assigned(cells[number - 1]), *more]
+            for name in _assigned(cell):
+                if name not in known:
+                    listed = "the notebook's cell with the tag 'parameters' lists all of them"
+                    raise ValueError(f"unknown parameter {name!r}{_hint(name, known)}: {listed}")
+
+
+def _assigned(source: str) -> list[str]:
+    return [node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    return f" (now called {RENAMED[name]!r})" if name in RENAMED else did_you_mean(name, known)
 
 
 PARAMETERS = "# Settings. This part is generated from eef/settings.py: python -m eef.settings NOTEBOOK"

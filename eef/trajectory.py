@@ -1,8 +1,7 @@
 """Trajectories: what an expert or a policy did on one subtask, and how it is stored.
 
 The paper's notation (section 3): a subtask is an initial state s0; a trajectory is s0, a0, s1, a1, ...
-``prompt`` is the text of s0. Turn i holds a_i and the observation that follows it, so the text of s_(i+1) is
-``turns[i].observation``.
+``prompt`` is the text of s0, and ``turns[i]`` holds a_i and the observation that follows it, the text of s_(i+1).
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from eef.files import PACKAGE, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = 1  # of the format of a line
 
@@ -116,10 +116,10 @@ def from_dict(row: dict[str, Any]) -> Trajectory:
     turns = []
     for index, turn in enumerate(row["turns"]):
         if not isinstance(turn, dict):
-            raise TrajectoryError(f"turn {index} must be an object with 'action' and 'observation', not {turn!r}")
-        _check_fields(turn, Turn, f"turn {index}: ")
+            raise TrajectoryError(f"turn {index + 1} must be an object with 'action' and 'observation', not {turn!r}")
+        _check_fields(turn, Turn, f"turn {index + 1}: ")
         if not isinstance(turn.get("ids", ()), (list, tuple)):
-            raise TrajectoryError(f"turn {index}: 'ids' must be a list of integers")
+            raise TrajectoryError(f"turn {index + 1}: 'ids' must be a list of integers")
         turns.append(Turn(**{**turn, "ids": tuple(turn.get("ids", ()))}))
     trajectory = Trajectory(**{**row, "turns": tuple(turns)})
     check(trajectory)
@@ -154,11 +154,11 @@ def check(trajectory: Trajectory) -> None:
         raise TrajectoryError(f"'outcome' must be one of {', '.join(OUTCOMES)}, not {trajectory.outcome!r}")
     for index, turn in enumerate(trajectory.turns):
         if not all(isinstance(text, str) for text in (turn.action, turn.observation, turn.reply)):
-            raise TrajectoryError(f"turn {index}: action, observation and reply must be strings")
+            raise TrajectoryError(f"turn {index + 1}: action, observation and reply must be strings")
         if not all(type(token) is int for token in turn.ids):
-            raise TrajectoryError(f"turn {index}: 'ids' must be integers")
+            raise TrajectoryError(f"turn {index + 1}: 'ids' must be integers")
         if not isinstance(turn.learn, bool):
-            raise TrajectoryError(f"turn {index}: 'learn' must be true or false, not {turn.learn!r}")
+            raise TrajectoryError(f"turn {index + 1}: 'learn' must be true or false, not {turn.learn!r}")
 
 
 OUTCOMES = ("done", "max_steps", "replay_divergence", "context_overflow", "env_error")
@@ -210,7 +210,7 @@ def load(path: str | Path) -> list[Trajectory]:
 
 
 def load_lines(path: str | Path) -> list[tuple[str, Trajectory]]:
-    """As :func:`load`, each trajectory with its place in the file: ``line 3``, or ``item 2`` of a JSON list."""
+    """As :func:`load`, each trajectory with its place in the file: ``line 3``, or ``item 2`` of a JSON list, from 1."""
     path, trajectories = Path(path), []
     if not path.is_file():
         raise FileNotFoundError(f"no trajectory file at {path}: check the parameter that names it")
@@ -230,7 +230,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             rows = json.loads(data.decode("utf-8"))
         except ValueError as error:
             raise TrajectoryError(f"{path}: truncated or invalid JSON ({error})") from None
-        yield from ((f"item {number}", row) for number, row in enumerate(rows))
+        yield from ((f"item {number}", row) for number, row in enumerate(rows, start=1))
         return
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
@@ -331,6 +331,8 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
 
 def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
     """One row per turn: task, source, won, reward, turn, action, observation, learn, in_prefix."""
+    import pandas as pd  # slow
+
     columns = ["task", "source", "won", "reward", "turn", "action", "observation", "learn", "in_prefix"]
     rows = [
         (t.task, t.source, t.won, t.reward, i, turn.action, turn.observation, turn.learn, i < t.prefix)
@@ -343,7 +345,5 @@ def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
 def without_loss(trajectory: Trajectory, turns: Iterable[int]) -> Trajectory:
     """The same trajectory, in which the turns with the given indices never carry loss."""
     masked = set(turns)
-    return replace(
-        trajectory,
-        turns=tuple(replace(turn, learn=turn.learn and i not in masked) for i, turn in enumerate(trajectory.turns)),
-    )
+    changed = tuple(replace(turn, learn=turn.learn and i not in masked) for i, turn in enumerate(trajectory.turns))
+    return replace(trajectory, turns=changed)

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import Shop, generate
+from eef.envs.webshop.generate import CatalogueSpec, generate
 
 OFFICIAL = {"step": 24.9, "reset": 4.7, "start": 5600.0}  # milliseconds, one core, 1,000 products
 
@@ -31,7 +31,7 @@ clock = time.perf_counter
 
 def open_shop(data: str | Path | None) -> tuple[WebShop, float]:
     """The shop, and the milliseconds taken to open it."""
-    source: Any = generate(Shop(products=1000)) if data is None else data
+    source: Any = generate(CatalogueSpec(products=1000)) if data is None else data
     begin = clock()
     env = WebShop(data=source, split="ratio")
     env.reset("0")

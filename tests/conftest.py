@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -15,6 +17,8 @@ from eef.models.pretrain import make_model, word_tokenizer
 settings.register_profile("eef", deadline=None)  # shared machines are noisy
 settings.load_profile("eef")
 torch.set_num_threads(1)
+os.environ.pop("WANDB_MODE", None)  # it would replace the mode that a test asks for: three CPU seconds a run
+os.fsync = lambda fd: None  # what tests write need not survive a power failure
 
 SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}
 

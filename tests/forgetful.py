@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 
 class Forgetful(dict):
     """Replaces ``eef.tracking.keys._first_seen``: each edit counts as if the process had been restarted."""
 
-    def setdefault(self, key: Any, default: Any = None) -> Any:
-        return default
+    def __contains__(self, key: object) -> bool:
+        return False

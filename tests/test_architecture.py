@@ -21,6 +21,7 @@ ORDER = [
     ("eef.tracking",),
     ("eef.settings",),
     ("eef.envs",),
+    ("eef.serving",),
     ("eef.agents",),
     ("eef.rollout",),
     ("eef.experts",),
@@ -30,7 +31,9 @@ ORDER = [
     ("eef.lab",),
     ("eef.methods",),
     ("eef.experiment",),
+    ("eef.exchange",),
     ("eef.sweeps",),
+    ("eef.evaluation",),
     ("eef.commands",),
     ("eef.cli", "eef.__main__"),
 ]

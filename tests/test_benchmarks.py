@@ -15,6 +15,7 @@ SMALL = {
     "rollouts": "--episodes 3 --turns 2 --failures 2 --m 2 --further 1 --words 4 --width 32 --layers 1",
     "training": "--trajectories 4 --rounds 1",
     "constraints": f"{TOKENIZER} --answers 2 --rounds 3 --layers 1 --share 9",
+    "search": "--copies 1 --goals 4 --random 20",
     "gpu": "--small --episodes 1 3 --prompt 32 --words 4 --steps 2",
 }
 
@@ -29,5 +30,6 @@ def test_a_benchmark_runs(name: str) -> None:
         "rollouts": " times",
         "training": "what eef does",
         "constraints": "one forward pass",
+        "search": "equal to plain scoring: 20 of 20 queries",
         "gpu": "share_of_bandwidth",
     }[name] in done.stdout

@@ -183,7 +183,7 @@ def test_runs_are_filtered_and_written_as_csv(tmp_path: Path, capsys: pytest.Cap
     for env, label, group, rate in (("webshop", "eef-m5", "demo", 2 / 3), ("kiosk", "rft-n1", "map", 0.5)):
         run = Run.open(tmp_path, env, label, 0, {**sizes, "method": label[:3]}, {}, group=group)
         run.finish({"win_rate": rate, "n_test": 299})
-    Run.open(tmp_path, "webshop", "eef-m1", 0, {**sizes, "method": "eef"}, {}, group="demo")
+    Run.open(tmp_path, "webshop", "eef-m1", 0, {**sizes, "method": "eef", "m": 1}, {}, group="demo")
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "both.json").write_text(json.dumps({"run_ids": [run.run_id]}))
 
@@ -210,6 +210,8 @@ def test_runs_are_filtered_and_written_as_csv(tmp_path: Path, capsys: pytest.Cap
     head, *lines, count = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "date", "sweep", "method", "train", "test", "win", "rate", "state"]
     assert count == f"3 runs in {tmp_path}" and any("map, both" in line for line in lines)
+    assert any(" EEF, M = 1  " in line and line.endswith("unfinished") for line in lines)
+    assert listed("--method", "EEF, M = 1") == ["eef-m1"]
     assert any(line.split()[-7:] == ["demo", "eef-m5", "250", "299", "66.7", "%", "finished"] for line in lines)
     assert main(["runs", "show", "eef-m5", "--root", str(tmp_path)]) == 0
     assert "0.6667\n" in capsys.readouterr().out
@@ -296,7 +298,7 @@ def test_from_sweep_file_to_figure_and_again(
     output = capsys.readouterr().out
     assert (
         "2 points of tiny.ipynb, 1 to do" in output
-        and "| rft" in output
+        and "| RFT × 4" in output
         and f"to repeat: eef {shlex.join(arguments)}" in output
     )
     table = (out / "win_rate_vs_budget.csv").read_bytes()

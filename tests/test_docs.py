@@ -22,7 +22,7 @@ from markdown_it.token import Token
 
 from eef.cli import main
 from eef.envs import make_env, replay
-from eef.sweeps.points import expand
+from eef.sweeps.points import expand, sweep_label
 from eef.sweeps.spec import check, read_spec
 from eef.trajectory import load
 
@@ -300,3 +300,11 @@ def test_results_are_those_of_the_committed_tables(sweep: str) -> None:
             gain = rate - 100 * rft["win_rate"]
             ends = [gain.mean(), gain.mean() - half(gain), gain.mean() + half(gain)]
             assert numbers(row["minus RFT × 6"]) == pytest.approx(ends, abs=0.0501), row
+
+
+def test_the_name_of_a_sweep_with_changed_parameters_is_real() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    (words,) = re.findall(r"^eef sweep experiments/demo.yaml (-p .*)$\n```", text, re.MULTILINE)
+    values = [word.split("=", 1) for word in shlex.split(words) if word != "-p"]
+    spec = read_spec(ROOT / "experiments" / "demo.yaml")
+    assert f"called `{sweep_label(spec, {key: yaml.safe_load(value) for key, value in values})}`" in text

@@ -20,6 +20,7 @@ from eef.settings import Settings
 from eef.tracking.progress import Meter
 from eef.tracking.runs import Run
 from eef.training.ranks import world_size
+from eef.trajectory import save as save_trajectories
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,31 @@ def test_iterations_samples_and_seeds_use_different_random_streams(
     assert [samples for _, samples in seen] == [{0}, {1}] * 4
     seeds = [seed for seed, _ in seen[::2]]
     assert len(set(seeds)) == 4
+
+
+def test_a_method_that_keeps_no_example_is_told_what_there_was(base: str, shop, tmp_path) -> None:
+    lab = make(base, shop, tmp_path)
+    with pytest.raises(ValueError, match="no training example for SFT, iteration 1: .* none, since no stage has any"):
+        lab.sft("sft-0", [])
+    won = sum(item.won for item in lab.experts())
+    with pytest.raises(ValueError) as caught:
+        lab.sft("sft-0", [])
+    assert f"kept 0 of these trajectories: expert trajectories, 20 of which {won} won" in str(caught.value)
+    assert won and not lab.run.stages.get("sft-0")
+
+
+def test_a_run_says_how_many_subtasks_have_an_expert_trajectory(
+    base: str, shop, tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = make(base, shop, tmp_path)
+    played = whole.experts()
+    assert "have an expert trajectory" not in capsys.readouterr().out
+    path = save_trajectories([*played[:3], played[0]], tmp_path / "mine.jsonl")
+    lab = make(base, shop, tmp_path, experts=str(path))
+    assert len(lab.experts()) == len(lab.experts()) == 4
+    printed = capsys.readouterr().out
+    line = "3 of 20 training subtasks have an expert trajectory; simulations also start from s0 of the other 17"
+    assert printed.count(line) == 1, printed
 
 
 def test_a_full_model_is_trained_simulated_and_tested_like_an_adapter(base: str, shop, tmp_path) -> None:

@@ -140,6 +140,7 @@ def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path: Pa
     assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_the_base_model_notebook_writes_a_model_that_loads(tmp_path: Path) -> None:
     small = {
         "documents_train": 24,

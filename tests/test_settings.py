@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
-from dataclasses import fields, make_dataclass
+import pickle
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill
 import pytest
 from transformers import TrainingArguments
 
@@ -18,11 +21,12 @@ from eef.settings import (
     RENAMED,
     Settings,
     TrainingSettings,
+    check_parameters,
     parameter_lines,
     setting,
     write_parameters,
 )
-from eef.sweeps.executors import declared
+from eef.sweeps.executors import declared, failure
 from eef.training.trainer import _named_arguments
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "experiment.ipynb"
@@ -66,6 +70,57 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "experiment.ipynb
 def test_an_invalid_setting_is_named_at_once(wrong: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("epoch", r"unknown setting 'epoch' \(did you mean 'epochs'\?\): eef/settings.py explains all of them"),
+        ("slips", r"unknown setting 'slips' \(now called 'expert_noise'\): "),
+        ("zzz", "unknown setting 'zzz': "),
+    ],
+)
+def test_an_unknown_setting_is_one_message_with_a_hint(name: str, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Settings(**{name: 2})
+    assert copy.deepcopy(Settings(lr=1)) == pickle.loads(pickle.dumps(Settings(lr=1))) == replace(Settings(), lr=1)
+
+
+def test_a_parameter_that_a_notebook_lacks_ends_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Papermill only warns. The message of the run is ours, once, without the traceback."""
+    cells = [
+        "epochs = 1  # passes\nmodel = 'a'",
+        "from eef.settings import check_parameters\ncheck_parameters(globals())",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    book.cells[0].metadata.tags = ["parameters"]
+    nbformat.write(book, tmp_path / "book.ipynb")
+    paths = [str(tmp_path / name) for name in ("book.ipynb", "out.ipynb")]
+    options: dict[str, Any] = {"kernel_name": "python3", "language": "python", "progress_bar": False}
+    papermill.execute_notebook(*paths, {"epochs": 3}, **options)
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'epoch'"):
+        papermill.execute_notebook(*paths, {"epochs": 3, "epoch": 2}, **options)
+    message = (
+        "unknown parameter 'epoch' (did you mean 'epochs'?): the notebook's cell with the tag 'parameters' lists all"
+    )
+    assert failure(str(tmp_path / "out"), 1) == f"{message} of them"
+    monkeypatch.setenv("EEF_DEBUG", "1")
+    shown = failure(str(tmp_path / "out"), 1)
+    assert shown.startswith(f"ValueError: {message}") and "raise ValueError" in shown and shown.count(message) == 1
+
+
+def test_options_of_methods_need_no_declaration() -> None:
+    history = ["", "m = 5", "# Parameters\nm = 1\nkeep = {'a': 1}\n"]
+    check_parameters({})
+    check_parameters({"In": history}, ["keep"])
+    with pytest.raises(ValueError, match="unknown parameter 'keep'"):
+        check_parameters({"In": history})
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOK.parent.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_each_notebook_checks_its_parameters(path: Path) -> None:
+    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert sum("\ncheck_parameters(globals()" in source for source in code[2:3]) == 1
 
 
 def test_the_notebook_declares_exactly_the_settings() -> None:

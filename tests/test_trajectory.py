@@ -129,18 +129,18 @@ def test_won_may_be_left_out_where_nothing_was_scored(tmp_path: Path) -> None:
         ({"task": "1", "prompt": "p", "turns": [], "reward": 0.5}, "field 'won' is missing, with 'reward' 0.5: write"),
         ({"task": "1", "prompt": "p", "turns": [], "version": 2}, "'version' must be 1, not 2: update eef"),
         ({"task": "1", "prompt": "p", "turns": "abc"}, "'turns' must be a list, not 'abc'"),
-        ({"task": "1", "prompt": "p", "turns": ["a"]}, "turn 0 must be an object with 'action' and 'observation'"),
+        ({"task": "1", "prompt": "p", "turns": ["a"]}, "turn 1 must be an object with 'action' and 'observation'"),
         ({"task": 1, "prompt": "p", "turns": []}, "must be strings"),
-        ({"task": "1", "prompt": "p", "turns": [{"action": "a"}]}, "turn 0: field 'observation' is missing"),
+        ({"task": "1", "prompt": "p", "turns": [{"action": "a"}]}, "turn 1: field 'observation' is missing"),
         (
             {"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": "o", "answer": "b"}]},
-            "turn 0: unknown field 'answer'",
+            "turn 1: unknown field 'answer'",
         ),
         (
             {"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": "o", "ids": 3}]},
-            "turn 0: 'ids' must be a list",
+            "turn 1: 'ids' must be a list",
         ),
-        ({"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": None}]}, "turn 0: .* must be strings"),
+        ({"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": None}]}, "turn 1: .* must be strings"),
         ({"task": "1", "prompt": "p", "turns": [], "reward": "1"}, "'reward' must be a number"),
         ({"task": "1", "prompt": "p", "turns": [], "reward": 100}, "'reward' must lie in"),
         ({"task": "1", "prompt": "p", "turns": [], "prefix": 1}, "'prefix' must be a number of turns, 0 to 0"),
@@ -167,7 +167,7 @@ def test_a_reward_out_of_range_is_named_in_every_format(tmp_path: Path, reward: 
     path.write_text(json.dumps(rows) if layout == "eto_list" else "\n".join(map(json.dumps, rows)))
     number = isinstance(reward, (int, float)) and not isinstance(reward, bool)
     what = r"'reward' must lie in \[0, 1\], not .*: divide a score out of 100 by 100" if number else "must be a number"
-    with pytest.raises(TrajectoryError, match=f"t.jsonl, {'item 1' if layout == 'eto_list' else 'line 2'}: .*{what}"):
+    with pytest.raises(TrajectoryError, match=f"t.jsonl, {'item 2' if layout == 'eto_list' else 'line 2'}: .*{what}"):
         load(path)
 
 
@@ -243,7 +243,7 @@ def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
 def test_a_wrong_conversation_is_named(tmp_path: Path, row: dict, message: str) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps([eto_row(), row]))
-    with pytest.raises(TrajectoryError, match=f"t.json, item 1: .*{message}"):
+    with pytest.raises(TrajectoryError, match=f"t.json, item 2: .*{message}"):
         load(path)
 
 

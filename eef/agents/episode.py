@@ -13,7 +13,17 @@ import numpy as np
 
 from eef.agents.actions import EXPLANATIONS, Answer, Problem, read_action
 from eef.agents.chat import Chat, Dialogue
-from eef.envs import EnvError, ReplayDivergence, Step, TextEnv, replay, replay_workers, walk
+from eef.envs import (
+    EnvError,
+    ReplayDivergence,
+    Step,
+    TextEnv,
+    first_page,
+    replay,
+    replay_workers,
+    take_step,
+    walk,
+)
 from eef.trajectory import Trajectory, Turn, check_reward
 
 
@@ -110,7 +120,7 @@ class Episode:
             self.turns.append(Turn("", EXPLANATIONS[answer.problem], reply, False, sampled, scaffold))
             return "max_steps" if len(self.turns) >= max_steps else ""
         try:
-            step = self.env.step(answer.action)
+            step = take_step(self.env, answer.action)
         except EnvError:
             return "env_error"
         self.invalid += not step.valid
@@ -173,7 +183,7 @@ class StartStates:
     def _replayed(self, start: Start, slot: int) -> tuple[TextEnv, str, Step]:
         env, expert, index = self.workers[slot], start.expert, start.index
         if expert is None:
-            prompt = env.reset(start.task)
+            prompt = first_page(env, start.task)
             return env, prompt, Step(prompt, 0.0, False)
         observations = [expert.state(i) for i in range(index + 1)]
         return env, expert.prompt, replay(env, start.task, expert.actions[:index], observations, live=True)
@@ -182,7 +192,7 @@ class StartStates:
         expert = start.expert
         if expert is None:
             env = self.env.fork()
-            prompt = env.reset(start.task)
+            prompt = first_page(env, start.task)
             return env, prompt, Step(prompt, 0.0, False)
         if id(expert) not in self._walks:
             self._walks[id(expert)] = _Walk.along(expert, self.env, self._indices[id(expert)])

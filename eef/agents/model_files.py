@@ -25,6 +25,12 @@ HALF = (torch.bfloat16, torch.float16)
 USE_SERVER = "use vLLM: engine='http://...' (docs/models.md)"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers that our engine supports
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_FILES = {  # patterns of which a model's folder contains at least one each
+    "config.json": ("config.json",),
+    "weights": ("*.safetensors", "*.bin"),
+    "tokenizer": ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json"),
+}
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -79,7 +85,7 @@ def config_of(model: str) -> Any:
     folder, files = source_of(model)
     try:
         return _gguf(AutoConfig, folder, files) if files else AutoConfig.from_pretrained(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise no_model(model, error) from None
 
 
@@ -96,7 +102,7 @@ def load_tokenizer(model: str = EMBEDDED) -> Any:
     folder, files = source_of(model)
     try:
         return _gguf(AutoTokenizer, folder, files) if files else AutoTokenizer.from_pretrained(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise no_model(model, error) from None
 
 
@@ -192,7 +198,23 @@ def check_playable(model: str) -> None:
         raise ValueError(f"model={model!r}: {names[0]} {reason}; {USE_SERVER}")
 
 
-def no_model(name: str, error: OSError) -> OSError:
-    """The error for a model that cannot be read."""
-    known = " or ".join(map(repr, EMBEDDED_MODELS))
-    return OSError(f"no model {name!r}: use a folder, a GGUF file, a hub name, or {known} ({error})")
+def no_model(name: str, error: OSError | ValueError) -> OSError | ValueError:
+    """The error for a model that cannot be read; ``error`` itself if its files are there, but are not accepted."""
+    known = f"a folder, a GGUF file, a hub name, or {' or '.join(map(repr, EMBEDDED_MODELS))}"
+    if problem := folder_problem(name):
+        return OSError(f"no model {name!r}: {problem}, or set the parameter model to {known}")
+    reason = str(error).partition("\n")[0].rstrip(".")
+    where = "" if Path(name).exists() else "there is no such folder, and the hub gives none: "
+    return error if isinstance(error, ValueError) else OSError(f"no model {name!r}: {where}{reason}; use {known}")
+
+
+def folder_problem(model: str) -> str:
+    """What the path of a model lacks, and what to do; empty if nothing, and for what may be a name of the hub."""
+    path = Path(model)
+    if not path.exists():
+        return "" if _HUB_NAME.fullmatch(model) else "there is no such file or folder: correct the path"
+    if path.is_file() or any(path.glob("*.gguf")):
+        return ""
+    missing = [what for what, patterns in _FILES.items() if not any(any(path.glob(each)) for each in patterns)]
+    advice = "save model and tokenizer there with save_pretrained()"
+    return f"the folder contains no {' and no '.join(missing)}: {advice}" if missing else ""

@@ -181,7 +181,9 @@ class Policy:
 
     def save_adapter(self, folder: str | Path) -> None:
         """Save the adapter as safetensors; the full model if there is no adapter."""
-        self.model.save_pretrained(str(folder))
+        # adapters are on linear layers and the vocabulary is unchanged; "auto" would look for the base model's files
+        options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(str(folder), **options)
 
     def engine(self, slots: int) -> Engine:
         """A new :class:`eef.agents.cached_engine.CachedEngine` for up to ``slots`` conversations at once.

@@ -12,11 +12,12 @@ from eef.agents.engine import PlayablePolicy
 from eef.agents.episode import Episode, Start, StartStates, outcome_of, streams
 from eef.agents.invalid_actions import InvalidActions, OnWarning, print_warning
 from eef.agents.token_bytes import token_bytes_of
-from eef.envs import EnvError, Step, TextEnv
+from eef.envs import EnvError, Step, TextEnv, actions_now
 from eef.trajectory import Trajectory
 
 OnProgress = Callable[[int, int, int], None]
 OnTurn = Callable[[int, int], None]
+OnEnd = Callable[[int, Trajectory], None]
 
 
 def simulate(
@@ -32,6 +33,7 @@ def simulate(
     seeds: Sequence[Sequence[int]] | None = None,
     on_progress: OnProgress | None = None,
     on_turn: OnTurn | None = None,
+    on_end: OnEnd | None = None,
     on_warning: OnWarning = print_warning,
 ) -> list[Trajectory]:
     """Simulate ``policy`` from each start. Returns whole trajectories, an expert's prefix included, in order of start.
@@ -44,7 +46,8 @@ def simulate(
 
     ``on_progress(episodes, wins, tokens)`` is called after each episode with what it adds: 1, 1 if it won else 0, and
     the number of sampled tokens. ``on_turn(turns, tokens)`` is called after each turn of the episodes in play, with the
-    number of turns and of tokens sampled in it. ``on_warning(text)`` is called at most once, while the policy plays: if
+    number of turns and of tokens sampled in it. ``on_end(number, trajectory)`` is called after each episode, with the
+    number of its start. ``on_warning(text)`` is called at most once, while the policy plays: if
     most of its actions are invalid. ValueError for a state that an expert does not have, and for a tokenizer that does
     not allow constrained decoding. ServerError if a policy's server (:mod:`eef.agents.vllm`) fails.
     """
@@ -56,10 +59,12 @@ def simulate(
     slots = min(len(states.workers) or slots, slots)
     invalid = InvalidActions(policy.constrained_decoding, on_warning)
     rollouts = _Rollouts(
-        policy, starts, seeds, states, slots, limit, temperature, source, on_progress, on_turn, invalid
+        policy, starts, seeds, states, slots, limit, temperature, source, on_progress, on_turn, on_end, invalid
     )
-    with ThreadPoolExecutor(max(1, len(states.workers))) as threads:  # a worker is a process: its thread waits for it
+    step_threads = 1 if states.workers else getattr(env, "step_threads", 1)
+    with ThreadPoolExecutor(max(step_threads, len(states.workers))) as threads:  # a worker is a process: a thread waits
         rollouts.map_workers = threads.map if states.workers else map
+        rollouts.map_steps = threads.map if step_threads > 1 else rollouts.map_workers
         while rollouts.queue or rollouts.live:
             rollouts.fill_free_slots()
             playing = rollouts.load_conversations()
@@ -99,13 +104,16 @@ class _Rollouts:
         source: str,
         on_progress: OnProgress | None,
         on_turn: OnTurn | None,
+        on_end: OnEnd | None,
         invalid_actions: InvalidActions,
     ) -> None:
         self.policy, self.starts, self.seeds, self.states = policy, starts, seeds, states
         self.max_steps, self.temperature, self.source = max_steps, temperature, source
-        self.on_progress, self.on_turn, self.invalid_actions = on_progress, on_turn, invalid_actions
+        self.on_progress, self.on_turn, self.on_end = on_progress, on_turn, on_end
+        self.invalid_actions = invalid_actions
         self.engine = policy.engine(slots)
         self.map_workers: Callable[..., Iterable[Any]] = map
+        self.map_steps: Callable[..., Iterable[Any]] = map
         self.results: list[Trajectory | None] = [None] * len(starts)
         self.queue = list(range(len(starts)))[::-1]
         self.free_slots = list(range(slots))[::-1]
@@ -165,7 +173,7 @@ class _Rollouts:
         for slot in playing:
             episode = self.live[slot]
             try:
-                available = episode.env.available_actions()
+                available = actions_now(episode.env)
                 allowed = Constraints.of(episode.dialogue, available, episode.prompt, self.policy.max_new_tokens)
             except EnvError as error:
                 self._end(slot, outcome_of(error))
@@ -193,7 +201,7 @@ class _Rollouts:
             return episodes[slot].take_turn(ids, actions.get(slot), is_cut, self.max_steps)
 
         invalid_before = {slot: episode.invalid for slot, episode in episodes.items()}
-        outcomes = list(self.map_workers(step, episodes))
+        outcomes = list(self.map_steps(step, episodes))
         invalid = [episode for slot, episode in episodes.items() if episode.invalid > invalid_before[slot]]
         self.invalid_actions.count(len(episodes), invalid)
         if self.on_turn:
@@ -213,6 +221,8 @@ class _Rollouts:
         episode = self.live.pop(slot)
         self.waiting.pop(slot, None)
         self.free_slots.append(slot)
-        self.results[episode.number] = episode.trajectory(self.source, outcome)
+        self.results[episode.number] = trajectory = episode.trajectory(self.source, outcome)
+        if self.on_end:
+            self.on_end(episode.number, trajectory)
         if self.on_progress:
             self.on_progress(1, int(episode.won), episode.tokens)

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from eef.agents.chat import Chat
+from eef.agents.engine import PlayablePolicy
 from eef.agents.episode import Start, streams
 from eef.agents.invalid_actions import OnWarning, print_warning
+from eef.agents.journal import Journal
 from eef.agents.policy import Policy, load_arguments
 from eef.agents.rollout import OnProgress, OnTurn, simulate
 from eef.agents.vllm import served
@@ -30,15 +32,15 @@ from eef.trajectory import Trajectory
 class Simulation:
     """The inputs of a stage of simulations.
 
-    ``acting`` is resolved. ``adapter`` is the folder of a training stage. ``temperature`` 0 is greedy. ``processes``
-    share the work, one for each GPU; no result depends on their number.
+    ``acting`` is resolved. ``adapter`` is the folder of an adapter or a full model; None for the base model.
+    ``temperature`` 0 is greedy. ``processes`` share the work, one for each GPU; no result depends on their number.
     """
 
     env: TextEnv
     model: ModelSettings
     chat: Chat = field(metadata={"key": lambda chat: chat.key})
     acting: ActingSettings
-    adapter: Path
+    adapter: Path | None
     starts: Sequence[Start]
     temperature: float
     seed: int
@@ -46,11 +48,16 @@ class Simulation:
 
 
 def run_simulations(
-    inputs: Simulation, folder: Path, on_progress: OnProgress, on_turn: OnTurn | None = None
+    inputs: Simulation,
+    folder: Path,
+    on_progress: OnProgress,
+    on_turn: OnTurn | None = None,
+    journal: Path | None = None,
 ) -> list[Trajectory]:
     """The trajectories of ``inputs.starts``, in their order.
 
-    If a server played, its description goes into ``engine.json`` in ``folder``.
+    If a server played, its description goes into ``engine.json`` in ``folder``. Finished episodes are saved in the file
+    ``journal``, and those that are in it already are not played again. Several processes do not use it.
     """
     model, acting = inputs.model, inputs.acting
     options: dict[str, Any] = {
@@ -66,15 +73,31 @@ def run_simulations(
             chat=inputs.chat, context=model.context, max_new_tokens=acting.max_new_tokens,
         ) as policy:  # fmt: skip
             write_json(folder / "engine.json", policy.about)
-            return simulate(policy, inputs.env, inputs.starts, **options)
+            return _play(policy, inputs, options, journal)
     load = {
         **load_arguments(model, inputs.chat, inputs.adapter),
         "constrained_decoding": acting.constrained_decoding,
         "max_new_tokens": acting.max_new_tokens,
+        "instructions": inputs.chat.instructions,
     }
     if inputs.processes > 1:
         return simulate_together(load, inputs.env, inputs.starts, inputs.processes, **options)
-    return simulate(Policy.load(**load), inputs.env, inputs.starts, **options)
+    return _play(Policy.load(**load), inputs, options, journal)
+
+
+def _play(policy: PlayablePolicy, inputs: Simulation, options: dict[str, Any], path: Path | None) -> list[Trajectory]:
+    """The trajectories of all starts. Those in the journal at ``path`` are read, and the others are played."""
+    if path is None:
+        return simulate(policy, inputs.env, inputs.starts, **options)
+    journal, seeds = Journal.open(path), streams(inputs.starts, inputs.seed)
+    for saved in journal.episodes.values():
+        options["on_progress"](1, int(saved.won), int(saved.info.get("tokens", 0)))
+    todo = [number for number in range(len(inputs.starts)) if number not in journal.episodes]
+    simulate(
+        policy, inputs.env, [inputs.starts[number] for number in todo], seeds=[seeds[number] for number in todo],
+        on_end=lambda place, trajectory: journal.append(todo[place], trajectory), **options,
+    )  # fmt: skip
+    return [journal.episodes[number] for number in range(len(inputs.starts))]
 
 
 def simulate_together(

@@ -6,6 +6,7 @@ An arm is a method with its experts and its budget; its runs differ in the seed 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ RUN_COLUMNS += ["mean_reward", "n_test", "errors", "run_id"]
 # these columns only where one is not 0.
 PROBLEM_COLUMNS = ["simulation_errors", "expert_divergences", "expert_errors"]
 ARM_COLUMNS = ["method", "experts", "n", "m"]
-NAMES = {
+NAMES = {  # of methods that have another name in figures; every other method is called by its own
     "sft_pos": "BC (SFT-pos)",
     "sft_all": "SFT-all",
     "nat": "NAT",
@@ -30,8 +31,10 @@ NAMES = {
     "eef": "EEF, M states",
     "ceiling": "ceiling: SFT on perfect demonstrations",
 }
+_DEFAULTS = {("eto", "n"): 1}  # numbers that a name leaves out
 GRADES = ("easy", "medium", "hard")
-_MOST_GROUPS = 4  # that tables for reading have columns for
+_GRADE_COLUMNS = [f"win_rate_{grade}" for grade in GRADES]
+_MOST_GROUPS = 4  # that tables have columns for
 _ORDER = ["sft_pos", "sft_all", "nat", "eto", "rft", "eef", "", "ceiling"]  # in lists; "" is any other
 
 
@@ -72,8 +75,13 @@ def _first_three(names: list[str]) -> str:
 
 
 def run_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, sorted, floats rounded to six digits: equal runs give equal bytes."""
+    """One row per run, sorted, floats rounded to six digits: equal runs give equal bytes.
+
+    It has the columns ``win_rate_GROUP`` of :func:`group_columns`, or those of easy, medium and hard.
+    """
     columns = [*RUN_COLUMNS[:-1], *problem_columns(runs), RUN_COLUMNS[-1]]
+    if (groups := group_columns(runs)) and not {*groups} <= {*_GRADE_COLUMNS}:  # other groups than easy, medium, hard
+        columns[columns.index(_GRADE_COLUMNS[0]) : columns.index(_GRADE_COLUMNS[-1]) + 1] = groups
     frame = runs.reindex(columns=columns)
     for name in columns:
         numbers = pd.to_numeric(frame[name], errors="coerce")
@@ -116,10 +124,16 @@ def problem_columns(table: pd.DataFrame) -> list[str]:
 
 def group_columns(table: pd.DataFrame) -> list[str]:
     """The columns ``win_rate_GROUP`` that have a value: first easy, medium, hard. None if there are more than four."""
-    names = [str(name) for name in table if str(name).startswith("win_rate_") and table[name].notna().any()]
-    groups = {name.removeprefix("win_rate_"): name for name in names if name not in ("win_rate_low", "win_rate_high")}
-    order = sorted(groups, key=lambda group: (GRADES.index(group) if group in GRADES else len(GRADES), group))
-    return [groups[group] for group in order] if len(order) <= _MOST_GROUPS else []
+    start = "win_rate_"
+    filled = [str(name) for name in table if str(name).startswith(start) and table[name].notna().any()]
+    ends = {"low", "high"} if "reward_low" in table else set()  # in the paper's tables: of the win rate's interval
+    return [start + name for name in shown_groups({name.removeprefix(start) for name in filled} - ends)]
+
+
+def shown_groups(names: Iterable[str]) -> list[str]:
+    """Groups of subtasks in the order of columns: first easy, medium, hard. None if there are more than four."""
+    order = sorted(names, key=lambda group: (GRADES.index(group) if group in GRADES else len(GRADES), group))
+    return order if len(order) <= _MOST_GROUPS else []
 
 
 def _win_interval(group: pd.DataFrame) -> tuple[float, float]:
@@ -161,10 +175,7 @@ def by_arm(runs: pd.DataFrame) -> dict[Arm, pd.DataFrame]:
     """The runs of each arm, in display order: behaviour cloning, RFT by n, EEF by m, ablations, the ceiling."""
     frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS])])
     groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(ARM_COLUMNS, dropna=False))
-    arms = {}
-    for key, group in groups:
-        method, experts, n, m = (None if value != value else value for value in key)  # NaN differs from itself
-        arms[Arm(str(method), str(experts or ""), *(number and int(number) for number in (n, m)))] = group
+    arms = {arm_of(dict(zip(ARM_COLUMNS, key, strict=True))): group for key, group in groups}
     return {arm: arms[arm] for arm in sorted(arms, key=_place)}
 
 
@@ -172,14 +183,67 @@ def _place(arm: Arm) -> tuple[Any, ...]:
     return _ORDER.index(arm.method if arm.method in _ORDER else ""), arm.method, arm.experts, arm.n or 0, arm.m or 0
 
 
+def variant(method: str, options: Mapping[str, Any]) -> str:
+    """The name that results have for a method with ``options``: ``eef_recovery=False``, or ``mine, size=3``.
+
+    A comma separates the options of methods that are not in ``NAMES``, since their names may contain ``_``.
+    """
+    comma = "_" if method in NAMES else ", "
+    return method + "".join(f"{comma}{name}={value}" for name, value in options.items())
+
+
+def _parts(method: str) -> tuple[str, str]:
+    """The inverse of :func:`variant`: the method and its options."""
+    name, comma, options = method.partition(", ")
+    if "=" in name and not comma:
+        name = max((each for each in NAMES if method.startswith(f"{each}_")), key=len, default=method)
+        options = method[len(name) + 1 :]
+    return name, options
+
+
+def is_ablation(method: str) -> bool:
+    """Whether this is EEF with another value of one of its options."""
+    name, options = _parts(method)
+    return name == "eef" and bool(options)
+
+
 def method_name(method: str) -> str:
     """The display name of a method; the options of an ablation follow it."""
-    base = max((name for name in NAMES if f"{method}_".startswith(f"{name}_")), key=len, default=method)
-    return ", ".join(filter(None, (NAMES.get(base, base), method[len(base) + 1 :])))
+    name, options = _parts(method)
+    return ", ".join(filter(None, (NAMES.get(name, name), options)))
+
+
+def line_name(arms: Sequence[Arm]) -> str:
+    """The display name of a line of arms of one method: with its numbers of simulations where they do not vary."""
+    method = arms[0].method
+    name, shown = method_name(method), NAMES.get(_parts(method)[0], "")
+    for letter, in_name in (("n", "× N"), ("m", "M states")):
+        values = {getattr(arm, letter) for arm in arms} - {_DEFAULTS.get((method, letter))}
+        if len(values) == 1 and in_name not in shown and None not in values:
+            name += f", {letter.upper()} = {values.pop()}"
+    return name
 
 
 def arm_name(arm: Arm, experts: bool = False) -> str:
     """The display name of an arm, ``RFT × 6`` or ``EEF, M = 5``; with its experts if ``experts`` is true."""
-    name = method_name(arm.method).split(":")[0]
-    name = name.replace("× N", f"× {arm.n}").replace("M states", f"M = {arm.m}")
+    name = line_name([arm]).split(":")[0]
+    name = name.replace("× N", f"× {arm.n}" if arm.n else "").replace("M states", f"M = {arm.m}" if arm.m else "")
+    name = name.strip(", ").replace(", ,", ",")
     return name + (f", experts: {arm.experts}" if experts and arm.method != "ceiling" else "")
+
+
+def arm_names(arms: Iterable[Arm]) -> dict[Arm, str]:
+    """The display names of arms that are shown together, with their experts where those of one method differ."""
+    arms = list(arms)
+    experts: dict[str, set[str]] = {}
+    for arm in arms:
+        experts.setdefault(arm.method, set()).add(arm.experts)
+    return {arm: arm_name(arm, len(experts[arm.method]) > 1) for arm in arms}
+
+
+def arm_of(row: Mapping[str, Any], start: str = "") -> Arm:
+    """The arm of a row of a table; ``start`` begins the names of its columns."""
+    numbers = (row.get(start + name) for name in ("n", "m"))
+    n, m = (None if number is None or pd.isna(number) else int(number) for number in numbers)
+    experts = row.get(start + "experts")
+    return Arm(str(row[start + "method"]), "" if experts is None or pd.isna(experts) else str(experts), n, m)

@@ -19,12 +19,13 @@ from eef.analysis import views
 from eef.analysis.arms import FigureError
 from eef.analysis.failed_trajectory import outcomes_of
 from eef.envs.extras import extras_of
-from eef.files import PACKAGE, read_json, write_text
+from eef.files import PACKAGE, read_json, write_json, write_text
 from eef.selection import Example, Outcomes
-from eef.tracking.mirror import VIEWS
+from eef.tracking.mirror import TABLES, VIEWS
 from eef.trajectory import Trajectory, load
 
-_ROWS = 40  # of each stage in VIEWS; at most half of them won
+_ROWS = 40  # of each stage in VIEWS and TABLES; at most half of them won
+_TEXT = 20_000  # characters of a trajectory in TABLES
 _KINDS = {  # of stages, by the beginning of their names, in the order of the page
     "test": "test episodes",
     "sft": "examples of the SFT",
@@ -55,6 +56,16 @@ class Entry:
         words = f"{one.task} · reward {one.reward:.2f} · {len(one)} turns · {views.ended(one)}"
         start = self.one.learn_from if isinstance(self.one, Example) else 0
         return words + (f" · selected: loss from turn {start + 1}" if start else "")
+
+    def row(self) -> list[Any]:
+        """The columns ``TRAJECTORY`` of :mod:`eef.tracking.mirror`. In the text each part of a page has a line."""
+        one, split = self.trajectory, extras_of(self.env).parts
+        lines = [*split(one.prompt)]
+        for turn in one.turns:
+            lines += [f"> {turn.answer}", *split(turn.observation)]
+        start = self.one.learn_from if isinstance(self.one, Example) else None
+        text = "\n".join(lines).rstrip()
+        return [one.task, bool(one.won), float(one.reward), len(one), one.outcome, start, text[:_TEXT]]
 
     def element(self) -> Markup:
         """The view, with what carries loss where something is learnt: in examples and expert trajectories."""
@@ -128,10 +139,16 @@ def folded(entries: Sequence[Entry]) -> Markup:
 
 
 def write_views(run: Path) -> Path:
-    """Write some trajectories of a run to ``trajectories.html`` in its folder, which W&B shows. Returns the path."""
+    """Write some trajectories of a run for reading, which W&B shows: views to ``trajectories.html`` in its folder, rows
+    of tables to ``trajectories.json``. Returns the path of the views.
+
+    Programs read the stages' ``trajectories.jsonl`` instead, whose texts are those of the environment.
+    """
+    shown = some(run, _ROWS, _ROWS)
+    tables = {"test" if name == "test" else "selected": [e.row() for e in entries] for name, entries in shown.items()}
+    write_json(run / TABLES, tables)
     body = Markup("").join(
-        Markup("<h2>{}</h2>{}").format(label_of(run, stage), folded(entries))
-        for stage, entries in some(run, _ROWS, _ROWS).items()
+        Markup("<h2>{}</h2>{}").format(label_of(run, stage), folded(entries)) for stage, entries in shown.items()
     )
     return write_text(run / VIEWS, views.page(f"{run.name}: trajectories", body))
 

@@ -1,4 +1,4 @@
-"""Inspecting run folders: show one run, compare two, and remove what no run needs."""
+"""Inspecting run folders: list runs, show one, compare two, and remove what no run needs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from eef.analysis.arms import NAMES, arm_name, arm_names, arm_of
 from eef.analysis.statistics import Paired, paired
-from eef.files import RunError, disk_errors, read_json
+from eef.files import RunError, disk_errors, read_json, short_names
 
 _FRESH = 3600.0  # seconds: an unlinked stage younger than this may belong to a run that is about to link it
 
@@ -32,6 +33,80 @@ def find(root: Path, word: str) -> Path:
         return matches[0]
     names = ", ".join(path.name for path in (matches or runs)[:8]) or "none"
     raise RunError(f"{len(matches) or 'no'} runs in {root} contain {word!r}: {names}; `eef runs` lists all")
+
+
+def list_runs(
+    root: str | Path,
+    sweep: str | None = None,
+    method: str | None = None,
+    env: str | None = None,
+    state: str | None = None,
+) -> pd.DataFrame:
+    """One row per run, finished or not, oldest first: run, date, sweep, env, method, arm, train, test, win_rate, state.
+
+    ``train`` and ``test`` are numbers of subtasks. The date is the end of a finished run, else its start. ``arm`` is
+    the name that tables and figures show. The argument ``method`` is a method (``eef``), one with its numbers
+    (``eef-m5``), or an arm (``EEF, M = 5``). A run that several sweeps share lists all of them.
+    ValueError for a sweep, method or environment that no run has.
+    """
+    indexes = {path.stem: read_json(path).get("run_ids", []) for path in sorted(Path(root).glob("sweeps/*.json"))}
+    rows, arms = [], []
+    known: dict[str, set[str]] = {"sweep": set(indexes), "method": set(), "env": set()}
+    for folder in sorted(path.parent for path in Path(root).glob("*__*/config.json")):
+        origin = read_json(folder / "config.json")
+        config, done = origin.get("config") or {}, (folder / "result.json").is_file()
+        result = read_json(folder / "result.json") if done else {}
+        clock = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
+        start = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "config.json").stat().st_mtime))
+        sweeps = {
+            name: None for name in [origin.get("group"), *(n for n, runs in indexes.items() if folder.name in runs)]
+        }
+        row = {
+            "run": folder.name,
+            "date": str(clock["finished"])[:16].replace("T", " ") if done and "finished" in clock else start,
+            "sweep": ", ".join(filter(None, sweeps)),
+            "env": origin.get("env"),
+            "method": origin.get("method"),
+            "arm": "",
+            "train": config.get("train"),
+            "test": result.get("n_test", config.get("test")),
+            "win_rate": result.get("win_rate"),
+            "state": "finished" if done else "unfinished",
+        }
+        known["sweep"] |= set(filter(None, sweeps))
+        known["method"] |= {str(row["method"]), str(config.get("method", row["method"]))}
+        known["env"].add(str(row["env"]))
+        if (sweep is None or sweep in sweeps) and env in (None, row["env"]) and state in (None, row["state"]):
+            rows.append({**row, "base": config.get("method")})
+            arms.append(arm_of(result if "method" in result else _planned(origin)))
+    names = arm_names(arms)
+    for row, arm in zip(rows, arms, strict=True):
+        row["arm"] = names[arm]
+    labels = [{row["method"], row["base"], row["arm"], arm_name(arm)} for row, arm in zip(rows, arms, strict=True)]
+    rows = [
+        row
+        for row, own in zip(rows, labels, strict=True)
+        if method is None or method in own or str(row["method"]).startswith(f"{method}-")  # eef-m1-weak
+    ]
+    for name, value in (("sweep", sweep), ("method", method), ("env", env)):
+        if value and not rows and value not in known[name]:
+            raise ValueError(f"no run has {name} {value!r}; known: {', '.join(sorted(known[name])) or 'none'}")
+    columns = ["run", "date", "sweep", "env", "method", "arm", "train", "test", "win_rate", "state"]
+    frame = pd.DataFrame(rows, columns=columns).sort_values(["date", "run"], ignore_index=True)
+    sizes = {"train": "Int64", "test": "Int64"}
+    return frame.assign(win_rate=pd.to_numeric(frame["win_rate"])).astype(sizes)
+
+
+def _planned(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the result that name the arm of an unfinished run, from its ``config.json``."""
+    label, config = str(origin.get("method")), origin.get("config") or {}
+    numbers = {name: config[name] for name in ("n", "m") if f"-{name}{config.get(name)}" in label}
+    label = label.removesuffix(f"-{short_names(str(config.get('experts')))}")
+    label = label.removesuffix("".join(f"-{name}{value}" for name, value in numbers.items()))
+    base = str(config.get("method") or label)
+    options = label.removeprefix(f"{base}_")
+    method = label if options == label or base in NAMES else f"{base}, {options}"
+    return {"method": method, "experts": config.get("experts"), **numbers}
 
 
 def show(folder: Path) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from eef.analysis.arms import FigureError, arm_name, by_arm, comparable, read_episodes, read_stage, records
+from eef.analysis.arms import FigureError, arm_name, arm_names, by_arm, comparable, read_episodes, read_stage, records
 from eef.analysis.evaluate import results
 from eef.analysis.figures import picture
 from eef.analysis.statistics import paired
@@ -94,7 +94,7 @@ def _cell(runs: pd.DataFrame, where: str) -> dict[str, Any]:
     if (len(eef), len(bc)) != (1, 1) or len({arm.experts for arm in rft}) != 1:
         raise FigureError(
             f"{where} needs the runs of one EEF arm, of sft_pos and of RFT with one or more n; it has "
-            f"{'; '.join(arm_name(arm, True) for arm in groups)}"
+            f"{'; '.join(arm_names(groups).values())}"
         )
     tables = {arm: read_episodes(group) for arm, group in groups.items()}
     spent = {arm: dict(zip(group["seed"], group["episodes"], strict=True)) for arm, group in groups.items()}

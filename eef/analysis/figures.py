@@ -15,7 +15,18 @@ from typing import Any
 
 import pandas as pd
 
-from eef.analysis.arms import FigureError, arm_name, arm_table, by_arm, comparable, method_name, records, run_table
+from eef.analysis.arms import (
+    FigureError,
+    arm_names,
+    arm_of,
+    arm_table,
+    by_arm,
+    comparable,
+    is_ablation,
+    line_name,
+    records,
+    run_table,
+)
 from eef.analysis.tables import write_table
 from eef.files import disk_errors, read_rows
 
@@ -74,7 +85,7 @@ def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     """
     arms = arm_table(comparable(runs))
     if len(arms[arms["episodes"] > 0].groupby(["method", "experts"], dropna=False)) > len(_COLOURS):
-        arms = arms[~arms["method"].str.startswith("eef_")]
+        arms = arms[~arms["method"].map(is_ablation)]
     path = write_table(run_table(runs), out, "win_rate_vs_budget")
     rows = math.ceil(len(arms.groupby(["method", "experts"], dropna=False)) / 2)  # of the legend
     size, margins = (8, 4.2 + 0.21 * rows), (0.68, 0.12, 0.7, 0.62 + 0.21 * rows)
@@ -115,27 +126,29 @@ def _draw(axes: Any, arms: pd.DataFrame) -> None:
         line = line.sort_values("episodes")
         x = line["episodes"] + (number - (len(lines) - 1) / 2) * right * 0.008
         y, low, high = (100 * line[name] for name in ("win_rate", "win_low", "win_high"))
-        name = method_name(str(method)) + (f", experts: {experts}" if several[method] and pd.notna(experts) else "")
+        name = line_name([arm_of(row) for row in records(line)])
+        name += f", experts: {experts}" if several[method] and pd.notna(experts) else ""
         bars = axes.errorbar(
             x, y, yerr=[(y - low).clip(lower=0), (high - y).clip(lower=0)], color=colour, marker=marker, markersize=7,
             linewidth=2, elinewidth=1.2, capsize=3, markeredgecolor="white", markeredgewidth=0.8, label=name, zorder=3,
         )  # fmt: skip
         handles.append(bars)
-        letter = "m" if str(method).startswith("eef") else "n"
-        below = len(lines) > 1 and (number == 0 or str(method).startswith("eef_"))
-        for at, ends, value in zip(x, zip(low, high, strict=True), line[letter], strict=True):
-            if pd.notna(value) and len(line) > 1:  # beyond the interval's end, with a white edge to stay legible
+        letters = [letter for letter in ("n", "m") if line[letter].nunique() > 1]
+        below = len(lines) > 1 and (number == 0 or is_ablation(str(method)))
+        for at, ends, row in zip(x, zip(low, high, strict=True), records(line), strict=True):
+            if text := ", ".join(f"{each.upper()}={row[each]:.0f}" for each in letters if pd.notna(row[each])):
+                # beyond the interval's end, with a white edge to stay legible
                 end, shift = _free(at / right * 470, [place / top * 235 for place in ends], below, taken, levels)
                 axes.annotate(
-                    f"{letter.upper()}={value:.0f}", (at, ends[end]), xytext=(0, shift), fontsize=8.5,
+                    text, (at, ends[end]), xytext=(0, shift), fontsize=8.5,
                     textcoords="offset points", ha="center", va="bottom" if end else "top", color=colour,
                     weight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )  # fmt: skip
     greys = cycle([(":", "#222222"), ("-.", "#777777"), ((0, (1, 3)), "#999999"), ((0, (5, 1)), "#999999")])
-    for _, row in arms[~simulated].sort_values("win_rate").iterrows():
+    for row in records(arms[~simulated].sort_values("win_rate")):
         style, grey = ((0, (6, 3)), "#555555") if row["method"] == "ceiling" else next(greys)
         experts = arms.loc[arms["method"] == row["method"], "experts"].nunique() > 1
-        name = method_name(row["method"]) + (f", experts: {row['experts']}" if experts else "")
+        name = line_name([arm_of(row)]) + (f", experts: {row['experts']}" if experts else "")
         level = axes.axhline(100 * row["win_rate"], color=grey, linestyle=style, linewidth=1.6, label=name, zorder=2)
         handles.append(level)
         axes.axhspan(100 * row["win_low"], 100 * row["win_high"], color=grey, alpha=0.07, linewidth=0, zorder=1)
@@ -176,7 +189,9 @@ def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
 
     lines: list[dict[str, Any]] = []
     seen: set[Any] = set()
-    for arm, group in by_arm(runs).items():
+    groups = by_arm(runs)
+    names = arm_names(groups)
+    for arm, group in groups.items():
         for row in records(group):
             folder = Path(row["folder"])
             for metric in read_rows(folder / "metrics.jsonl"):
@@ -184,7 +199,7 @@ def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
                 if metric.get("loss") is None or (key in seen and (key, row["run_id"]) not in seen):
                     continue
                 seen |= {key, (key, row["run_id"])}
-                name = "BC, shared" if metric["stage"] == "bc" else arm_name(arm, runs["experts"].nunique() > 2)
+                name = "BC, shared" if metric["stage"] == "bc" else names[arm]
                 about = {"arm": name, "stage": metric["stage"], "seed": row["seed"]}
                 lines.append({**about, **{k: metric[k] for k in ("step", "epoch", "loss")}, "run_id": row["run_id"]})
     if not lines:
@@ -194,10 +209,10 @@ def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
     seeds = table["seed"].nunique()
     subtitle = f"{runs['env'].iloc[0]} · {seeds} seed{'s' * (seeds > 1)} · mean loss per trained token"
     with picture(out, "learning_curves", (8, 5), "Learning curves", subtitle, (0.8, 0.12, 0.7, 0.6)) as axes:
-        names = list(table["arm"].unique())
+        order = list(table["arm"].unique())
         for _, line in table.groupby(["arm", "stage", "seed", "run_id"], sort=False):
             name = line["arm"].iloc[0]
-            axes.plot(line["step"], line["loss"], color=f"C{names.index(name) % 10}", linewidth=1.2, label=name)
+            axes.plot(line["step"], line["loss"], color=f"C{order.index(name) % 10}", linewidth=1.2, label=name)
         handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from eef.analysis.arms import Arm, FigureError, arm_name, by_arm, comparable, read_episodes, read_stage, records
+from eef.analysis.arms import Arm, FigureError, arm_names, by_arm, comparable, read_episodes, read_stage, records
 from eef.analysis.evaluate import results, skill_columns
 from eef.analysis.figures import picture, subtitle_of
 from eef.analysis.statistics import interval
@@ -46,8 +45,7 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
     episodes = {arm: read_episodes(group) for arm, group in groups.items()}
     env = str(runs["env"].iloc[0])
     labels = _labels(env, next(iter(episodes.values())))
-    pairs = product(groups, groups)
-    several = {one.method for one, other in pairs if one.method == other.method and one.experts != other.experts}
+    names = arm_names(groups)
     if env in ENVIRONMENTS:
         rows = _expert_rows(records(runs), extras_of(env).skills)
     else:
@@ -55,7 +53,7 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
         rows = []
     for arm, group in groups.items():
         ids = " ".join(sorted(group["run_id"]))
-        row = {"bar": arm_name(arm, arm.method in several), **arm._asdict(), "seeds": group["seed"].nunique()}
+        row = {"bar": names[arm], **arm._asdict(), "seeds": group["seed"].nunique()}
         rows.append({**row, **_shares(episodes[arm], list(labels), True), "run_ids": ids})
     table = pd.DataFrame(rows)
     for name in ("n", "m"):

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from eef.agents.actions import problem_counts
-from eef.analysis.arms import Arm, FigureError, arm_name, by_arm, records
+from eef.analysis.arms import Arm, FigureError, arm_names, arm_of, by_arm, records
 from eef.analysis.browser import folded, some
 from eef.analysis.figures import win_rate_vs_budget
 from eef.analysis.tables import markdown, paired_table, results_table
@@ -44,7 +45,7 @@ def page(
     shown = [_picture(path) for path in pictures]
     parts: dict[str, Any] = {}
     errors: dict[str, str] = {}
-    for key, make in {"picture": _figure, "arms": _methods, "paired": paired_table}.items():
+    for key, make in {"picture": _figure, "arms": results_table, "paired": paired_table}.items():
         if key == "picture" and pictures:
             continue
         try:
@@ -70,7 +71,7 @@ def page(
         pictures=shown,
         arms=_grid(parts["arms"]) if "arms" in parts else None,
         seeds=_grid(_seeds(runs)),
-        paired=_grid(_paired(parts["paired"])) if "paired" in parts else None,
+        paired=_grid(_paired(parts["paired"], arm_names(by_arm(runs)))) if "paired" in parts else None,
         runs=_runs(runs, out.parent),
         varying=_varying_note(runs),
         shared=json.dumps(_shared(runs), indent=2, sort_keys=True, ensure_ascii=False),
@@ -144,12 +145,14 @@ def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """Win rates in %: a row per arm, environment and varying parameter, a column per seed, and their mean."""
     named = ("method", "n", "m", "experts")  # part of the arm's name, as are ablations
     keys = [
-        k for k in _varying(runs) if k not in named and not runs["method"].str.contains(f"_{k}=", regex=False).any()
+        k for k in _varying(runs) if k not in named and not runs["method"].str.contains(f"[_ ]{re.escape(k)}=").any()
     ]
     rows: dict[tuple[str, ...], dict[Any, float]] = {}
-    for arm, group in by_arm(runs).items():
+    groups = by_arm(runs)
+    names = arm_names(groups)
+    for arm, group in groups.items():
         for row in records(group):
-            key = (arm_name(arm, True), row["env"], *(_short(row["config"].get(name)) for name in keys))
+            key = (names[arm], row["env"], *(_short(row["config"].get(name)) for name in keys))
             rows.setdefault(key, {})[row["seed"]] = float(row.get("win_rate", math.nan))
     seeds = sorted(set(runs["seed"]))
     lines = []
@@ -161,30 +164,18 @@ def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _arm(row: Mapping[str, Any], start: str = "") -> Arm:
-    """The arm of a row of a table; ``start`` begins the names of its columns."""
-    n, m = (None if pd.isna(row[start + name]) else int(row[start + name]) for name in ("n", "m"))
-    return Arm(str(row[start + "method"]), str(row[start + "experts"]), n, m)
-
-
-def _methods(runs: pd.DataFrame) -> pd.DataFrame:
-    """The table of methods, each under the name that it has on the whole page."""
-    arms = {tuple(map(str, (a.method, a.experts, a.n or "", a.m or ""))): arm_name(a, True) for a in by_arm(runs)}
-    table = results_table(runs)
-    keys = zip(*(table[name].astype(str) for name in ("method", "experts", "N", "M")), strict=True)
-    table["method"] = [arms[key] for key in keys]
-    return table.drop(columns=["N", "M", "experts"])
-
-
-def _paired(table: pd.DataFrame) -> pd.DataFrame:
+def _paired(table: pd.DataFrame, names: Mapping[Arm, str]) -> pd.DataFrame:
+    """Paired differences for reading; on the hard subtasks, or on each group of the environment's own."""
+    parts = [str(name).removesuffix("_difference") for name in table if str(name).endswith("_difference")]
     lines = []
     for row in records(table):
-        sides = [arm_name(_arm(row, start), True) for start in ("", "against_")]
+        sides = [names[arm_of(row, start)] for start in ("", "against_")]
         ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
         line = {"method": sides[0], "minus": sides[1], "difference": f"{100 * row['difference']:+.1f}"}
         line |= {"95 % interval": ends, "p": f"{row['p']:.4f}", "seeds": row["seeds"], "pairs": row["pairs"]}
-        hard = row.get("hard_difference")
-        line["on hard subtasks"] = "" if pd.isna(hard) else f"{100 * hard:+.1f}"
+        for part in parts:
+            difference = row[f"{part}_difference"]
+            line[f"on {part} subtasks"] = "" if pd.isna(difference) else f"{100 * difference:+.1f}"
         lines.append({**line, "episodes": f"{row['episodes']:.0f} and {row['against_episodes']:.0f}"})
     return pd.DataFrame(lines)
 
@@ -208,7 +199,9 @@ def _short(value: Any) -> str:
 
 def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
     keys, rows = [key for key in _varying(runs) if key not in ("method", "n", "m", "experts")], []
-    names = {row["run_id"]: arm_name(arm, True) for arm, group in by_arm(runs).items() for row in records(group)}
+    groups = by_arm(runs)
+    shown = arm_names(groups)
+    names = {row["run_id"]: shown[arm] for arm, group in groups.items() for row in records(group)}
     for row in records(runs):
         folder = Path(row["folder"])
         stamp, clock = read_json(folder / "stamp.json"), read_json(folder / "timing.json")
@@ -256,9 +249,11 @@ def _shared(runs: pd.DataFrame) -> dict[str, Any]:
 def _episodes(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """From the first run of each arm: test episodes, half lost and half won, then some selected examples."""
     arms = []
-    for arm, group in by_arm(runs).items():
+    groups = by_arm(runs)
+    names = arm_names(groups)
+    for arm, group in groups.items():
         row = records(group.sort_values("seed"))[0]
         entries = [entry for stage in some(Path(row["folder"]), EPISODES, EPISODES // 2).values() for entry in stage]
         if entries:
-            arms.append({"name": arm_name(arm, True), "run": row["run_id"], "body": folded(entries)})
+            arms.append({"name": names[arm], "run": row["run_id"], "body": folded(entries)})
     return arms

@@ -135,3 +135,16 @@ def _sign_flip(clusters: np.ndarray, n_perm: int, rng: np.random.Generator) -> f
     positive = rng.binomial(counts, 0.5, size=(n_perm, len(counts)))
     sums = np.abs((2 * positive - counts) @ sizes)
     return float((1 + np.count_nonzero(sums >= abs(clusters.sum()) - 1e-9)) / (1 + n_perm))
+
+
+def wilson(wins: int, n: int) -> tuple[float, float]:
+    """Ends of the 95 % Wilson interval of a rate of ``wins`` in ``n`` independent episodes.
+
+    It covers the draw of the subtasks for one fixed policy. ValueError for ``n`` below 1.
+    """
+    if not 0 <= wins <= n or n < 1:
+        raise ValueError(f"{wins} wins in {n} episodes have no rate")
+    z, rate = 1.959963984540054, wins / n
+    middle, half = rate + z * z / (2 * n), z * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
+    scale = 1 + z * z / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

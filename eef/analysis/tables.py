@@ -7,23 +7,28 @@ test subtasks, paired on equal ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from eef.analysis.arms import (
+    GRADES,
     Arm,
     FigureError,
     arm_name,
+    arm_names,
+    arm_of,
     arm_table,
     by_arm,
     comparable,
     group_columns,
+    is_ablation,
     problem_columns,
     read_episodes,
     records,
+    shown_groups,
 )
 from eef.analysis.statistics import interval, paired
 from eef.files import disk_errors, read_json
@@ -38,7 +43,9 @@ def results_table(runs: pd.DataFrame) -> pd.DataFrame:
     expert trajectories from which nothing was learnt: they diverge from their replay, or the environment failed.
     """
     arms = arm_table(comparable(runs)).sort_values(["episodes", "method"], ignore_index=True)
-    shown = pd.DataFrame({"method": arms["method"], "N": arms["n"], "M": arms["m"], "experts": arms["experts"]})
+    each = [arm_of(row) for row in records(arms)]
+    names = arm_names(each)
+    shown = pd.DataFrame({"method": [names[arm] for arm in each], "experts": arms["experts"]})
     shown["seeds"] = arms["seeds"]
     for name in _COST:
         shown[name] = arms[name]
@@ -54,7 +61,7 @@ def results_table(runs: pd.DataFrame) -> pd.DataFrame:
     counts["experts dropped"] = arms["expert_divergences"] + arms["expert_errors"]
     for name, column in counts.items():
         shown[name] = column
-    for name in ("N", "M", *_COST, *counts):
+    for name in (*_COST, *counts):
         shown[name] = ["" if pd.isna(value) else f"{float(value):.0f}" for value in shown[name]]
     return shown.fillna("")
 
@@ -66,7 +73,7 @@ def result_table(result: Mapping[str, Any]) -> pd.DataFrame:
     )
     reward = result["mean_reward"]
     row = {
-        "method": arm_name(Arm(result["method"], result["experts"], result["n"], result["m"]), False),
+        "method": arm_name(arm_of(result)),
         "win rate": f"{win_rate} %",
         "95 % interval": f"{low} to {high} %",
         "mean reward": "-" if reward is None else f"{reward:.3f}",
@@ -90,7 +97,8 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
     Columns: both arms (the second as ``against_...``), ``seeds``, ``pairs``, ``errors`` (excluded pairs),
     ``difference`` with ``low`` and ``high`` (fractions, 95 %), ``p`` (of one comparison, not adjusted for many),
     simulated ``episodes`` of both (means over the seeds), and ``hard_...``: the same on the test subtasks of the group
-    ``hard``, NaN where there is none. Written to ``out/paired.csv`` if ``out`` is given.
+    ``hard``, NaN where there is none. If the environment has other groups than easy, medium and hard, at most four, the
+    table has these columns for each group instead. Written to ``out/paired.csv`` if ``out`` is given.
 
     :class:`FigureError` for runs that are not comparable, an unknown arm, and arms without a common seed.
     """
@@ -100,11 +108,12 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
     if unknown:
         raise FigureError(f"no runs of {tuple(unknown[0])}; there are {'; '.join(str(tuple(arm)) for arm in groups)}")
     if not pairs:
-        names = ", ".join(map(arm_name, groups))
+        names = ", ".join(arm_names(groups).values())
         raise FigureError(f"nothing to compare with these arms alone: {names}; against=(method, experts) names an arm")
     episodes = {arm: read_episodes(groups[arm]) for arm in groups if any(arm in pair for pair in pairs)}
-    table = pd.DataFrame([_difference(a, b, groups, episodes) for a, b in pairs])
-    for name in ("n", "m", "against_n", "against_m", "hard_pairs"):
+    parts = _compared_groups(episodes.values())
+    table = pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs])
+    for name in ("n", "m", "against_n", "against_m", *(f"{part}_pairs" for part in parts)):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
     if out is not None:
         write_table(table, out, "paired")
@@ -115,14 +124,23 @@ def _pairs(arms: list[Arm], against: Any) -> list[tuple[Arm, Arm]]:
     if not against:
         pairs = [(a, b) for a in arms for b in arms if a.method == "eef" and b.method == "rft"]
         pairs += [(a, b) for a in arms for b in arms if a.method != "sft_pos" and b.method == "sft_pos"]
-        ablations = [arm for arm in arms if arm.method.startswith("eef_")]
+        ablations = [arm for arm in arms if is_ablation(arm.method)]
         return pairs + [(a, b) for a in ablations for b in arms if b == a._replace(method="eef")]
     if isinstance(against[0], str):
         return [(arm, Arm(*against)) for arm in arms if arm != Arm(*against)]
     return [(Arm(*a), Arm(*b)) for a, b in against]
 
 
-def _difference(a: Arm, b: Arm, groups: dict[Arm, pd.DataFrame], episodes: dict[Arm, pd.DataFrame]) -> dict[str, Any]:
+def _compared_groups(episodes: Iterable[pd.DataFrame]) -> list[str]:
+    """The groups of test subtasks on which arms are compared: the environment's own, or the hard ones."""
+    names = {str(name) for table in episodes if "group" in table for name in table["group"].dropna()}
+    own = shown_groups(names)
+    return own if set(own) - {*GRADES} else ["hard"]
+
+
+def _difference(
+    a: Arm, b: Arm, groups: dict[Arm, pd.DataFrame], episodes: dict[Arm, pd.DataFrame], parts: list[str]
+) -> dict[str, Any]:
     names = f"{arm_name(a, True)} and {arm_name(b, True)}"
     seeds = set(groups[a]["seed"]) & set(groups[b]["seed"])
     if not seeds:
@@ -130,7 +148,8 @@ def _difference(a: Arm, b: Arm, groups: dict[Arm, pd.DataFrame], episodes: dict[
     first, second = (episodes[arm][episodes[arm]["seed"].isin(seeds)] for arm in (a, b))
     row: dict[str, Any] = {**a._asdict(), **{f"against_{name}": value for name, value in b._asdict().items()}}
     row["seeds"] = len(seeds)
-    for start, table_a, table_b in (("", first, second), ("hard_", _hard(first), _hard(second))):
+    shared = [(f"{part}_", _in_group(first, part), _in_group(second, part)) for part in parts]
+    for start, table_a, table_b in (("", first, second), *shared):
         difference: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p", "pairs"))
         if not table_a.empty or not start:
             try:
@@ -144,8 +163,8 @@ def _difference(a: Arm, b: Arm, groups: dict[Arm, pd.DataFrame], episodes: dict[
     return row
 
 
-def _hard(episodes: pd.DataFrame) -> pd.DataFrame:
-    return episodes[episodes["group"] == "hard"] if "group" in episodes else episodes.iloc[:0]
+def _in_group(episodes: pd.DataFrame, name: str) -> pd.DataFrame:
+    return episodes[episodes["group"] == name] if "group" in episodes else episodes.iloc[:0]
 
 
 def main_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
@@ -154,16 +173,14 @@ def main_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     A row per method: win rate and mean reward (fractions) with 95 % intervals, the mean of ``max_score`` where episodes
     have one, win rates by group, simulated episodes, environment steps, sampled tokens and seconds (means over seeds;
     the seconds of all stages, shared ones included), and its win rate minus RFT's with interval and p-value (of one
-    comparison, not adjusted for many). :class:`FigureError` where there is no RFT or no EEF run, and for runs that are
-    not comparable.
+    comparison, not adjusted for many; empty without an RFT run). :class:`FigureError` for runs that are not comparable.
     """
     groups = by_arm(comparable(runs))
     best = _largest_eef(groups)
-    reference = _largest_rft(groups, best.experts)
-    if reference is None:
-        raise FigureError("no finished RFT run: the main table compares with it")
-    arms = [arm for arm in groups if not arm.method.startswith("eef_") and _in_main_table(arm.experts, best.experts)]
-    return _write(_compared(groups, [arm for arm in arms if arm.m in (None, best.m)], reference), out, "main_table")
+    usual = best.experts if best else _most_common_experts(groups)
+    arms = [arm for arm in groups if not is_ablation(arm.method) and _in_main_table(arm.experts, usual)]
+    arms = [arm for arm in arms if arm.method != "eef" or best is None or arm.m == best.m]
+    return _write(_compared(groups, arms or list(groups), _largest_rft(groups, usual)), out, "main_table")
 
 
 def ablation_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
@@ -173,7 +190,9 @@ def ablation_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     """
     groups = by_arm(comparable(runs))
     best = _largest_eef(groups)
-    arms = [arm for arm in groups if arm.method.startswith("eef")]
+    if best is None:
+        raise FigureError("no finished EEF run: the ablation table compares it with its ablations")
+    arms = [arm for arm in groups if arm.method == "eef" or is_ablation(arm.method)]
     arms += [arm for arm in groups if arm.method == "sft_pos" and arm.experts in {row.experts for row in arms}]
     return _write(_compared(groups, arms, best), out, "ablation_table")
 
@@ -197,13 +216,11 @@ def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     return _write(pd.concat(tables, ignore_index=True), out, "regime_table")
 
 
-def _largest_eef(groups: dict[Arm, pd.DataFrame]) -> Arm:
-    """The complete EEF with the largest m, on the most common experts."""
+def _largest_eef(groups: dict[Arm, pd.DataFrame]) -> Arm | None:
+    """The complete EEF with the largest m, on the most common experts; None if there is no EEF."""
     complete = [arm for arm in groups if arm.method == "eef"]
-    if not complete:
-        raise FigureError("no finished EEF run: the table compares it")
     usual = _most_common_experts(groups)
-    return max(complete, key=lambda arm: (arm.m or 0, arm.experts == usual))
+    return max(complete, key=lambda arm: (arm.m or 0, arm.experts == usual), default=None)
 
 
 def _largest_rft(groups: dict[Arm, pd.DataFrame], experts: str) -> Arm | None:
@@ -234,7 +251,8 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
         if "max_score" in episodes:
             row["max_score"] = float(episodes.loc[~episodes["error"], "max_score"].mean())
         if "group" in episodes:
-            row |= {f"win_rate_{name}": part["won"].mean() for name, part in episodes.groupby("group")}
+            groups_of_tasks = ((f"win_rate_{name}", part["won"].mean()) for name, part in episodes.groupby("group"))
+            row |= {name: rate for name, rate in groups_of_tasks if name not in row}  # not the interval
         row |= {name: float(pd.to_numeric(group[name]).mean()) for name in _COST}
         seconds = [read_json(Path(folder) / "timing.json")["seconds"] for folder in group["folder"]]
         row |= {"seconds": sum(seconds) / len(group), "errors": int(pd.to_numeric(group["errors"]).sum())}
@@ -263,7 +281,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """One of the paper's tables for reading: percentages, points and intervals as text."""
     shown = []
     for row in records(table):
-        arm = Arm(row["method"], row["experts"], *(None if pd.isna(row[x]) else int(row[x]) for x in ("n", "m")))
+        arm = arm_of(row)
         line: dict[str, Any] = {name: row[name] for name in ("train", "policy") if name in row}
         line |= {"method": arm_name(arm), "experts": arm.experts}
         win, low, high = (100 * row[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))

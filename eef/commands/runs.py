@@ -15,7 +15,7 @@ app = Typer(help="List, show, compare or prune runs.")
 def _runs(
     context: Context,
     sweep: Sweep = None,
-    method: Annotated[str | None, Option(metavar="NAME", help="Only this method, such as eef or eef-m5.")] = None,
+    method: Annotated[str | None, Option(metavar="NAME", help="Only this method: eef, eef-m5 or 'EEF, M = 5'.")] = None,
     env: Annotated[str | None, Option(metavar="NAME", help="Only this environment.")] = None,
     state: Annotated[Literal["finished", "unfinished"] | None, Option(help="Only runs in this state.")] = None,
     csv: Csv = None,
@@ -25,7 +25,7 @@ def _runs(
     if context.invoked_subcommand:
         context.obj = root
         return
-    from eef.tracking.records import list_runs
+    from eef.analysis.compare import list_runs
 
     folder = runs_folder(root or context.obj)
     rows = list_runs(folder, sweep, method, env, state)
@@ -35,7 +35,8 @@ def _runs(
     rates = [f"{100 * rate:.1f} %" if rate == rate else "-" for rate in rows.pop("win_rate")]
     rows.insert(len(rows.columns) - 1, "win rate", rates)
     if len(rows):
-        print(rows.drop(columns="env").astype(object).fillna("-").to_string(index=False))
+        rows = rows.drop(columns=["env", "method"]).rename(columns={"arm": "method"})
+        print(rows.astype(object).fillna("-").to_string(index=False))
     print(f"{len(rows)} runs in {folder}")
 
 

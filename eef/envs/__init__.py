@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from eef.files import did_you_mean
 
-if TYPE_CHECKING:  # trajectory imports pandas, which the command line does not need
+if TYPE_CHECKING:
     from eef.trajectory import Trajectory
 
 
@@ -52,12 +52,17 @@ class Step:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+class ProtocolError(ValueError):
+    """An environment does not return what :class:`TextEnv` says. The message names the class and the method."""
+
+
 class TextEnv(Protocol):
     """An episodic text environment that plays one episode at a time.
 
     Equal tasks and actions must give equal observations, since expert states are reached by replay and every
     observation is compared. An episode is won if its last step has ``info["won"]``. An environment may also have an
-    attribute ``extras`` (:class:`eef.envs.extras.Extras`) and a method ``close()``, which ends its processes.
+    attribute ``extras`` (:class:`eef.envs.extras.Extras`) and a method ``close()``, which ends its processes. An
+    attribute ``step_threads`` above 1 is the number of threads that may step different forks at once.
     """
 
     name: str
@@ -112,6 +117,53 @@ class ReplayEnv(TextEnv, Protocol):
         ...
 
 
+def first_page(env: TextEnv, task: str) -> str:
+    """``env.reset(task)``. :class:`ProtocolError` if it is not a text."""
+    page = env.reset(task)
+    if not isinstance(page, str):
+        kind = type(page).__name__
+        raise ProtocolError(
+            f"{type(env).__name__}.reset({task!r}) returned {kind}, not str: return the text of s0 alone"
+        )
+    return page
+
+
+def take_step(env: TextEnv, action: str) -> Step:
+    """``env.step(action)``. :class:`ProtocolError` unless it is a :class:`Step` of the right form.
+
+    The last step of an episode must say whether it was won.
+    """
+    step, call = env.step(action), f"{type(env).__name__}.step({action!r})"
+    if not isinstance(step, Step):
+        kind = f"a tuple of {len(step)} values" if isinstance(step, tuple) else type(step).__name__
+        raise ProtocolError(
+            f"{call} returned {kind}, not a Step: return eef.envs.Step(observation, reward, done, valid, info)"
+        )
+    if not isinstance(step.observation, str):
+        kind = type(step.observation).__name__
+        raise ProtocolError(f"{call}: the observation is {kind}, not str: return Step with the page as one text")
+    if not isinstance(step.info, dict):
+        kind = type(step.info).__name__
+        raise ProtocolError(f"{call}: info is {kind}, not dict: return Step(..., info={{'won': True or False}})")
+    if step.done and "won" not in step.info:
+        raise ProtocolError(
+            f"{call} ended the episode (done=True) without info['won']: return Step(..., info={{'won': True}}) if the "
+            "subtask was solved, else {'won': False}"
+        )
+    return step
+
+
+def actions_now(env: TextEnv) -> dict[str, Any]:
+    """``env.available_actions()``. :class:`ProtocolError` unless it has one of the two forms."""
+    actions = env.available_actions()
+    if not isinstance(actions, dict) or not ("actions" in actions or "clickables" in actions):
+        raise ProtocolError(
+            f"{type(env).__name__}.available_actions() returned {type(actions).__name__} without 'actions': return "
+            "{'actions': [...]}, a list of texts"
+        )
+    return actions
+
+
 def replay_workers(env: TextEnv, count: int) -> list[TextEnv]:
     """Workers for ``count`` concurrent episodes if ``env`` cannot fork; an empty list if it can."""
     try:
@@ -153,8 +205,18 @@ def _class_of(name: str) -> Any:
     if name not in ENVIRONMENTS:
         hint = did_you_mean(str(name), ENVIRONMENTS)
         raise ValueError(f"unknown environment {name!r}{hint}: use {' or '.join(map(repr, ENVIRONMENTS))}")
-    # not an import statement: a stage depends only on the code of the environment that it receives
-    return getattr(import_module(f"eef.envs.{name}"), ENVIRONMENTS[name])
+    place, kind = f"eef.envs.{name}", ENVIRONMENTS[name]
+    try:
+        # not an import statement: a stage depends only on the code of the environment that it receives
+        module = import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name != place:
+            raise
+        raise ValueError(f"ENVIRONMENTS names {name!r}, but there is no folder eef/envs/{name}: correct one") from None
+    if not hasattr(module, kind):
+        hint = did_you_mean(kind, [key for key, value in vars(module).items() if isinstance(value, type)])
+        raise ValueError(f"ENVIRONMENTS names the class {kind!r}, but eef/envs/{name}/__init__.py has none{hint}")
+    return getattr(module, kind)
 
 
 def make_env(name: str, **options: Any) -> TextEnv:
@@ -178,7 +240,8 @@ def env_from_parameters(parameters: Mapping[str, Any]) -> TextEnv:
     are the items of ``env_options``. ValueError for an unknown name or option, and what the class raises.
     """
     name, options = parameters["env"], dict(parameters.get("env_options") or {})
-    known = list(signature(_class_of(name)).parameters)
+    keywords = signature(_class_of(name)).parameters
+    known = list(keywords)
     own = {key: parameters[key] for key in ("data", "catalogue") if parameters.get(key)}
     own |= {"max_steps": parameters["max_steps"]} if "max_steps" in parameters else {}
     if both := [key for key in own if key in options]:
@@ -188,30 +251,42 @@ def env_from_parameters(parameters: Mapping[str, Any]) -> TextEnv:
             where = "env_options: " if key in options else ""
             hint = did_you_mean(key, known)
             raise ValueError(f"{where}{name} has no option {key!r}{hint}; its options are {', '.join(known)}")
+    unset = [key for key, each in keywords.items() if each.default is Parameter.empty and key not in {**own, **options}]
+    if unset := [key for key in unset if keywords[key].kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]:
+        raise ValueError(f"{name} has no default of its option {unset[0]!r}: set it, or give it one in the class")
     return make_env(name, **own, **options)
 
 
-def restore(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> str:
+def restore(
+    env: TextEnv, task: str, actions: Sequence[str], observations: Sequence[str | None], live: bool = False
+) -> str:
     """Replay ``actions`` and compare every observation. Returns the last observation.
 
-    ``observations`` contains the texts of s0, s1, ..., one more than ``actions``. An empty action stands for an answer
-    without an action and is skipped. :class:`ReplayDivergence` names the first state that differs, or the action that
-    ended the episode too early: before the last action or, with ``live``, with the last one.
+    ``observations`` contains the texts of s0, s1, ..., one more than ``actions``; None for a text that was not recorded
+    and is not compared. An empty action stands for an answer without an action and is skipped.
+    :class:`ReplayDivergence` names the first state that differs, or the action that ended the episode too early: before
+    the last action or, with ``live``, with the last one.
     """
     return replay(env, task, actions, observations, live).observation
 
 
-def replay(env: TextEnv, task: str, actions: list[str], observations: list[str], live: bool = False) -> Step:
+def replay(
+    env: TextEnv, task: str, actions: Sequence[str], observations: Sequence[str | None], live: bool = False
+) -> Step:
     """As :func:`restore`, but returns the last step; its reward is 0.0 if no action was taken."""
     if len(observations) != len(actions) + 1:
         raise ValueError(f"{len(actions)} actions need {len(actions) + 1} observations, not {len(observations)}")
-    step = Step(env.reset(task), 0.0, False)
+    step = Step(first_page(env, task), 0.0, False)
     _compare(task, 0, step.observation, observations[0])
     for index, action in enumerate(actions):
         if step.done:
             raise _ended_early(task, index - 1, len(actions))
-        step = env.step(action) if action else replace(step, observation=observations[index + 1])
-        _compare(task, index + 1, step.observation, observations[index + 1])
+        recorded = observations[index + 1]
+        if action:
+            step = take_step(env, action)
+        elif recorded is not None:
+            step = replace(step, observation=recorded)
+        _compare(task, index + 1, step.observation, recorded)
     if step.done and live:
         raise _ended_early(task, len(actions) - 1, len(actions) + 1)
     return step
@@ -219,13 +294,13 @@ def replay(env: TextEnv, task: str, actions: list[str], observations: list[str],
 
 def _ended_early(task: str, action: int, actions: int) -> ReplayDivergence:
     return ReplayDivergence(
-        f"task {task}: the replay ended with action {action}, but the recording has at least {actions} actions: use "
-        "the same environment and step limit as the recording"
+        f"task {task}: the replay ended with action {action + 1}, but the recording has at least {actions} actions: "
+        "use the same environment and step limit as the recording"
     )
 
 
-def _compare(task: str, index: int, seen: str, recorded: str) -> None:
-    if seen != recorded:
+def _compare(task: str, index: int, seen: str, recorded: str | None) -> None:
+    if recorded is not None and seen != recorded:
         shorter = min(len(seen), len(recorded))
         at = next((i for i in range(shorter) if seen[i] != recorded[i]), shorter)
         raise ReplayDivergence(
@@ -243,13 +318,13 @@ def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[t
     wanted = sorted(set(indices))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < max(len(expert), 1):
         raise ValueError(f"no states {wanted} in an expert trajectory of {len(expert)} turns (task {expert.task})")
-    step = Step(env.reset(expert.task), 0.0, False)
+    step = Step(first_page(env, expert.task), 0.0, False)
     _compare(expert.task, 0, step.observation, expert.prompt)
     for index in range(wanted[-1] + 1 if wanted else 0):
         if index in wanted:
             yield index, env.fork(), step
         if index < wanted[-1] and expert.turns[index].action:  # an answer without an action changes nothing
-            step = env.step(expert.turns[index].action)
+            step = take_step(env, expert.turns[index].action)
             _compare(expert.task, index + 1, step.observation, expert.turns[index].observation)
             if step.done:
                 raise _ended_early(expert.task, index, len(expert))

@@ -6,13 +6,16 @@ An environment in :data:`eef.envs.ENVIRONMENTS` has a module ``extras`` in its f
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from eef.envs import ENVIRONMENTS, TextEnv
+from eef.envs import ENVIRONMENTS, EnvError, ProtocolError, TextEnv
 
 if TYPE_CHECKING:
     from eef.trajectory import Trajectory
@@ -27,6 +30,10 @@ def next_step(action: str) -> str:
     return f"The next step towards what the task asks for is to {action}."
 
 
+def _subtask(env: Any, task: str) -> dict[str, Any]:
+    return {"subtask": task}
+
+
 def _no_note(action: str, observation: str) -> str:
     return ""
 
@@ -36,12 +43,21 @@ class Skill:
     """A navigation skill (paper, Figure 2): an action that begins with ``pattern``, in any case, uses it.
 
     ``pattern`` is a regular expression, ``label`` the skill's name in figures. A run's summary counts the skills of one
-    ``kind`` together, as ``wins_KIND``.
+    ``kind`` together, as ``wins_KIND``. ValueError if ``pattern`` is not valid.
     """
 
     pattern: str
     label: str
     kind: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(
+                f"skill {self.label!r}: the pattern {self.pattern!r} is not a valid regular expression ({error}): "
+                "write a backslash before [ ] ( ) ? * + . |, as in r'click\\[next >\\]'"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,25 @@ class ScriptedExperts:
     play: Callable[[Any, str, Any, int], Trajectory]
     noise: Mapping[str, Any]
     perfect: Any
+
+
+def play_scripted(experts: ScriptedExperts, env: TextEnv, task: str, noise: Any, seed: int) -> Trajectory:
+    """An episode of a scripted expert. EnvError as the environment raises it, ProtocolError for other errors."""
+    try:
+        return experts.play(env, task, noise, seed)
+    except (EnvError, ProtocolError):
+        raise
+    except Exception as error:
+        name = f"{experts.play.__module__}.{experts.play.__qualname__}"
+        raise ProtocolError(f"the scripted expert {name} failed on task {task!r}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """An error of an environment's or expert's own code: its type, its message and the line that raised it."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    name = repr(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    hint = ": every step returns Step(..., info={'won': True or False})" if name == "'won'" else ""
+    return f"{type(error).__name__}: {name} ({Path(at.filename).name}, line {at.lineno}){hint}"
 
 
 class WordAliases(Protocol):
@@ -89,7 +124,9 @@ class Extras:
     as a difficulty grade, or None; win rates are also reported per group. ``parts(observation)``: the parts of an
     observation, which views show one by one. ``goal(observation)``: what the first observation asks for, the heading of
     Figure 1. ``note(action, observation)``: what Figure 1 writes beside an action, such as the title of the product
-    that it opens; ``observation`` is the one before the action. ``experts``: scripted experts. ``aliases``: a class of
+    that it opens; ``observation`` is the one before the action. ``contents(env, task)``: what a subtask is made of, by
+    name, such as its goal and its product; what training and test subtasks share is counted by it. ``experts``:
+    scripted experts. ``aliases``: a class of
     the protocol :class:`WordAliases`, which replaces words by symbols, for a policy with a small vocabulary.
     """
 
@@ -100,6 +137,7 @@ class Extras:
     parts: Callable[[str], list[str]] = _whole
     goal: Callable[[str], str] = str
     note: Callable[[str, str], str] = _no_note
+    contents: Callable[[Any, str], Mapping[str, Any]] = _subtask
     experts: ScriptedExperts | None = None
     aliases: type[WordAliases] | None = None
 

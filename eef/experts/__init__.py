@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eef.envs import EnvError, TextEnv, on_workers
-from eef.envs.extras import ScriptedExperts, extras_of
-from eef.experts.check import check_lines
+from eef.envs.extras import ScriptedExperts, extras_of, play_scripted
+from eef.experts.check import check_lines, load_experts
 from eef.files import did_you_mean, joined_names, names_file
-from eef.trajectory import Trajectory, load_lines
+from eef.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from eef.settings import ExpertSettings
@@ -167,12 +167,12 @@ def _read(env: TextEnv, path: Path, tasks: Sequence[str]) -> list[Trajectory]:
 
 def on_tasks(path: Path, tasks: Sequence[str]) -> list[tuple[str, Trajectory]]:
     """The trajectories of a file on ``tasks``, with their places. ValueError if there are none."""
-    wanted, lines = set(tasks), load_lines(path)
+    wanted, lines = set(tasks), load_experts(path)
     own = [(place, item) for place, item in lines if item.task in wanted]
     if not own:
         raise ValueError(
             f"{path}: none of its {len(lines)} trajectories is on one of the {len(wanted)} training subtasks"
-            + (f"; the file has task {lines[0][1].task!r}, the environment {next(iter(tasks), None)!r}" * bool(lines))
+            f"; the file has task {lines[0][1].task!r}, the environment {next(iter(tasks), None)!r}"
         )
     return own
 
@@ -190,7 +190,7 @@ def _played(
 
     def play(worker: Callable[[], TextEnv], task: str) -> Trajectory:
         try:
-            played = scripted.play(worker(), task, noise, seed)
+            played = play_scripted(scripted, worker(), task, noise, seed)
         except EnvError:  # the environment failed: neither won nor lost
             played = Trajectory(task, "", (), outcome="env_error")
         if on_progress:

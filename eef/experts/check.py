@@ -2,7 +2,8 @@
 
 A file that was recorded with other data, other options or by hand shows pages that do not exist. So each trajectory
 is replayed in the environment of the run: its first page, every observation, and its end (``won`` and ``reward``) must
-be those of the file.
+be those of the file. A trajectory whose last action does not end the episode has the outcome ``max_steps``; at the step
+limit of the run it may also have ``done``.
 
 Not replayed are trajectories whose ``info["no_replay"]`` gives a reason, such as ETO's of ScienceWorld, and those that
 ended in an infrastructure error, from which no method learns. The last observation of a trajectory may be empty: files
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from eef.envs import SPLITS, EnvError, Step, TextEnv, on_workers
+from eef.envs import SPLITS, EnvError, Step, TextEnv, first_page, on_workers, take_step
 from eef.trajectory import Trajectory, TrajectoryError, load_lines
 
 _TOLERANCE = 0.01  # of rewards, which files may round
@@ -27,9 +29,9 @@ _LISTED = 10  # divergences in a report
 class Divergence:
     """The first difference between a trajectory of a file and its replay.
 
-    ``place`` is where the file has it (``line 3``). ``turn`` is the index of the turn, None for the first page;
-    ``action`` is its action. ``expected`` is what the file says and ``actual`` what the environment does, both
-    shortened.
+    ``place`` is where the file has it (``line 3``). ``turn`` is the index of the turn, which the text counts from 1,
+    None for the first page; ``action`` is its action. ``expected`` is what the file says and ``actual`` what the
+    environment does, both shortened.
     """
 
     place: str
@@ -40,7 +42,7 @@ class Divergence:
     actual: str
 
     def __str__(self) -> str:
-        after = "the first page" if self.turn is None else f"turn {self.turn}, after {self.action!r}"
+        after = "the first page" if self.turn is None else f"turn {self.turn + 1}, after {self.action!r}"
         return (
             f"{self.place}, task {self.task}, {after}: the file has {self.expected}, the environment has {self.actual}"
         )
@@ -52,7 +54,8 @@ class Report:
 
     ``trajectories``: those checked, in the file's order. One that diverges is neither won nor lost: its outcome is
     ``replay_divergence``. ``not_replayed`` counts those that cannot be replayed. ``ignored``: trajectories on subtasks
-    of no wanted split. ``splits``: trajectories by split.
+    of no wanted split. ``splits``: for each split with trajectories, its name, their number, the number of their
+    subtasks, and the number of all its subtasks.
     """
 
     path: str
@@ -61,7 +64,7 @@ class Report:
     not_replayed: int = 0
     errors: int = 0
     ignored: int = 0
-    splits: tuple[tuple[str, int], ...] = ()
+    splits: tuple[tuple[str, int, int, int], ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -79,8 +82,7 @@ class Report:
         total, wins = len(self.trajectories), sum(item.won for item in self.trajectories)
         replayed = total - self.not_replayed - self.errors - len(self.divergences)
         lines = [f"{self.path}: {total} trajectories checked, {replayed} replayed without a difference, {wins} won"]
-        if self.splits:
-            lines += ["subtasks: " + ", ".join(f"{count} of {name}" for name, count in self.splits)]
+        lines += [f"{name}: {count} on {tasks} of {known} subtasks" for name, count, tasks, known in self.splits]
         if self.not_replayed:
             lines += [f"{self.not_replayed} cannot be replayed, they are only learnt from"]
         if self.errors:
@@ -88,19 +90,37 @@ class Report:
         if self.ignored:
             lines += [f"{self.ignored} are on other subtasks and are ignored"]
         if not total:
-            lines += ["no trajectory is on a subtask of the environment: `experts` needs the ids of its subtasks"]
+            lines += [
+                "no trajectory is on a subtask of the environment: `experts` needs the ids of its subtasks, which "
+                "`eef tasks` lists"
+            ]
         if self.divergences:
-            lines += [f"{len(self.divergences)} diverge from the environment:"]
+            lines += [f"{len(self.divergences)} diverge{'s' * (len(self.divergences) == 1)} from the environment:"]
             lines += [f"  {each}" for each in self.divergences[:_LISTED]]
             lines += [f"  and {len(self.divergences) - _LISTED} more"] * (len(self.divergences) > _LISTED)
             lines += [_ADVICE]
         return "\n".join(lines)
 
 
+_UNFINISHED = (
+    'an unfinished episode (max_steps={}): add the missing turns, or write "outcome": "max_steps" if a step limit '
+    "ended it"
+)
 _ADVICE = (
-    "Record the file again, or use the data, options and seed of its recording. divergent_experts='drop' leaves such "
+    "Record the file again, or use the data, options and seed of its recording. divergent_experts=drop leaves such "
     "trajectories out and counts them"
 )
+
+
+def load_experts(path: str | Path) -> list[tuple[str, Trajectory]]:
+    """As :func:`eef.trajectory.load_lines`; :class:`TrajectoryError` for a file without a trajectory."""
+    lines = load_lines(path)
+    if not lines:
+        raise TrajectoryError(
+            f"{path} is empty: write one trajectory per line (docs/file_formats.md), for example with "
+            "eef.trajectory.save"
+        )
+    return lines
 
 
 def check_file(path: str, env: TextEnv, split: str | None = None) -> Report:
@@ -108,12 +128,12 @@ def check_file(path: str, env: TextEnv, split: str | None = None) -> Report:
 
     TrajectoryError for an invalid file, FileNotFoundError for a missing one, ValueError for an unknown split.
     """
-    lines = load_lines(path)
+    lines = load_experts(path)
     tasks = {name: set(env.tasks(name)) for name in ((split,) if split else SPLITS)}
-    counts = {name: sum(item.task in known for _, item in lines) for name, known in tasks.items()}
+    on_split = {name: [item.task for _, item in lines if item.task in known] for name, known in tasks.items()}
     wanted = [(place, item) for place, item in lines if any(item.task in known for known in tasks.values())]
     report = check_lines(path, wanted, env)
-    splits = tuple((name, count) for name, count in counts.items() if count)
+    splits = tuple((name, len(ids), len(set(ids)), len(tasks[name])) for name, ids in on_split.items() if ids)
     return replace(report, ignored=len(lines) - len(wanted), splits=splits)
 
 
@@ -151,18 +171,20 @@ def _first_difference(env: TextEnv, place: str, item: Trajectory) -> Divergence 
 
     if len(item) > env.max_steps:
         return differs(env.max_steps, f"{len(item)} turns", f"at most max_steps={env.max_steps}")
-    page = env.reset(item.task)
+    page = first_page(env, item.task)
     if page != item.prompt:
         return differs(None, *_excerpts(item.prompt, page))
     step, last = Step(page, 0.0, False), len(item) - 1
     for index, turn in enumerate(item.turns):
         if step.done:
-            return differs(index, "a further turn", f"no more turns: the episode ended with turn {index - 1}")
+            return differs(index, "a further turn", f"no more turns: the episode ended with turn {index}")
         if not turn.action:  # an answer without an action did not reach the environment
             continue
-        step = env.step(turn.action)
+        step = take_step(env, turn.action)
         if step.observation != turn.observation and (turn.observation or index < last):
             return differs(index, *_excerpts(turn.observation, step.observation))
+    if not step.done and item.outcome == "done" and len(item) < env.max_steps:
+        return differs(last if item.turns else None, "outcome 'done'", _UNFINISHED.format(env.max_steps))
     won, reward = bool(step.info.get("won")), float(step.reward)
     if won != item.won or (step.done and abs(reward - item.reward) > _TOLERANCE):
         ends = [f"{'won' if a else 'not won'} with reward {b:.3g}" for a, b in ((item.won, item.reward), (won, reward))]

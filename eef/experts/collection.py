@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from tqdm import tqdm
 
 from eef.agents.actions import EXPLANATIONS, describe_problems, problem_counts, read_action
 from eef.agents.react import Message, agent_message, first_page_message, opening, page_message
-from eef.envs import EnvError, TextEnv, replay_workers
+from eef.envs import EnvError, TextEnv, first_page, replay_workers, take_step
 from eef.experts import demonstrations, one_shot_example
 from eef.experts.endpoint import Ask, CollectError, EpisodeError, Expert, asker, make_client
+from eef.experts.lines import line_of
 from eef.files import digest, disk_errors
-from eef.trajectory import Trajectory, Turn, check, from_dict, to_dict
+from eef.trajectory import Trajectory, Turn, from_dict
 
 CHARACTERS_PER_TOKEN, TOKENS_PER_ANSWER = 4, 100  # assumed by the estimate
 
@@ -222,8 +224,7 @@ def _print_problems(episodes: Sequence[Trajectory], expert: Expert) -> None:
 
 
 def _append(path: Path, trajectory: Trajectory) -> None:
-    check(trajectory)
-    line = (json.dumps(to_dict(trajectory)) + "\n").encode()
+    line = line_of(trajectory).encode()
     with disk_errors(path, (errno.ENOSPC, errno.EDQUOT)), open(path, "ab", buffering=0) as out:
         if out.write(line) < len(line):
             raise OSError(errno.ENOSPC, "the line was not written completely", str(path))
@@ -238,7 +239,7 @@ async def _episode(
     async def call(method: Callable[[str], Any], argument: str) -> Any:
         return await asyncio.to_thread(method, argument) if in_threads else method(argument)
 
-    prompt, turns = await call(env.reset, task), list[Turn]()
+    prompt, turns = await call(partial(first_page, env), task), list[Turn]()
     messages = [*messages, first_page_message(prompt)]
     done, reward, won = False, 0.0, False
     info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **problem_counts([])}
@@ -252,7 +253,7 @@ async def _episode(
             observation, valid = EXPLANATIONS[reading.problem], False
             info[reading.problem.name.lower()] += 1
         else:
-            step = await call(env.step, reading.action)
+            step = await call(partial(take_step, env), reading.action)
             observation, valid, done = step.observation, step.valid, step.done
             reward, won = float(step.reward), bool(step.info.get("won"))
             info |= {name: step.info[name] for name in ("score", "max_score") if name in step.info}

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from eef.files import RunError, digest, disk_errors, plain, write_json, write_text
+from eef.files import PACKAGE, RunError, digest, disk_errors, plain, write_json, write_text
 from eef.processes import end_with_parent
 from eef.sweeps.inputs import last_on_path, read_notebook
 
@@ -64,9 +64,9 @@ def _escape(path: str) -> str:
 
 def declared(notebook: Path) -> dict[str, dict[str, str]]:
     """The parameters that a notebook declares: name -> papermill's ``default`` and ``help`` (the comment)."""
-    from papermill.translators import papermill_translators  # 1 s
-
     cells = [cell for cell in read_notebook(notebook).cells if "parameters" in cell.metadata.get("tags", [])]
+    from papermill.translators import papermill_translators  # after nbformat, which it imports in a slow way
+
     translator = papermill_translators.find_translator("python3", "python")
     return {item.name: item._asdict() for cell in cells[:1] for item in translator.inspect(cell)}
 
@@ -141,12 +141,22 @@ def failure(base: str, code: int) -> str:
         message = f"{errors[0]['ename']}: {errors[0]['evalue']}"
     else:
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()[-15:]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+    if errors and _is_own_message(text) and os.environ.get("EEF_DEBUG") != "1":
+        return str(errors[0]["evalue"])
+    lines = text.removesuffix(message).strip().splitlines()[-15:]
     reason = {9: " (out of memory?)", 15: " (cancelled, or out of time?)"}.get(-code, "")
     killed = f"ended by signal {-code}{reason}" if code < 0 else f"exit {code}"
     if shutil.disk_usage(log.parent).free < 1_000_000:  # the error could then not be written
         killed = f"the disk is full at {log.parent}: free some space and start again; finished stages are kept"
     return "\n        ".join([message or killed, *lines])
+
+
+def _is_own_message(traceback: str) -> bool:
+    """Whether IPython's traceback ends with a ``raise`` of this package, whose message says what to do."""
+    files = re.findall(r"^File (\S.*?):\d+", traceback, re.MULTILINE)
+    arrows = re.findall(r"^-+> +\d+ +(\S+)", traceback, re.MULTILINE)
+    return bool(files and arrows) and Path(files[-1]).is_relative_to(PACKAGE) and arrows[-1] == "raise"
 
 
 def last_line(base: str) -> str:
@@ -155,6 +165,14 @@ def last_line(base: str) -> str:
     text = log.read_bytes()[-2000:].decode(errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip() and "IPKernelApp" not in line]
     return lines[-1][:60] if lines else "starts"
+
+
+def warnings_of(base: str) -> list[str]:
+    """The different lines of an execution's log that begin with ``warning:``."""
+    log = Path(f"{base}.log")
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    return list(dict.fromkeys(line for line in lines if line.startswith("warning:")))
 
 
 @dataclass

@@ -21,12 +21,23 @@ import site
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from eef.files import PACKAGE, digest, joined_names
-from eef.tracking.keys import code_key, file_imports, file_key, imports_of, model_key, path_key, source_hash
+from eef.tracking.keys import (
+    code_key,
+    file_imports,
+    file_key,
+    imports_of,
+    model_key,
+    path_key,
+    source_files,
+    source_hash,
+)
 
 _FILES = re.compile(r"(names? or )?(?:file or folder|files?|folders?)(, joined by \+)?:([^;]*)")
 _KEYS = re.compile(r"may name files:([^;]*)")
@@ -112,13 +123,26 @@ def content(path: Path) -> str:
 
 def read_notebook(path: Path) -> Any:
     """Read a notebook with nbformat, in format 4. Raises ValueError for a file that is not a notebook."""
-    import nbformat
-
+    nbformat = _nbformat()
     try:
         return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError, nbformat.ValidationError) as error:
         reason = str(error).partition("\n")[0][:100]
         raise ValueError(f"{path} is not a Jupyter notebook ({reason}): use an .ipynb file") from None
+
+
+@cache
+def _nbformat() -> Any:
+    """The module nbformat, imported without a grammar of web addresses: it takes 2 s and is not used by notebooks."""
+    grammar = "rfc3987_syntax"
+    is_loaded = grammar in sys.modules
+    if not is_loaded:
+        sys.modules[grammar] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
+    try:
+        return import_module("nbformat")
+    finally:
+        if not is_loaded:
+            del sys.modules[grammar]
 
 
 def last_on_path(notebook: Path) -> list[Path]:
@@ -133,6 +157,23 @@ def code_of(notebook: Path) -> dict[str, Any]:
     since they are imported by name, and so do the base models and prompts of this package. Comments and docstrings of
     modules are ignored. Raises ValueError if a cell or a module is not valid Python.
     """
+    cells, modules, beside = _code(notebook)
+    hashes = {name: source_hash(path) for name, path in beside.items()}
+    # Releases of libraries are left out: an update must not repeat a finished sweep. The sweep prints a warning.
+    return {"cells": cells, "sources": code_key(*modules)["sources"], "beside": hashes, "data": _package_data()}
+
+
+def code_by_file(notebook: Path) -> dict[str, str]:
+    """The parts of :func:`code_of`, by the names of their files, and a hash of each."""
+    cells, modules, beside = _code(notebook)
+    files = {path.name: source_hash(path) for path in beside.values()}
+    for path in source_files(modules).values():
+        files[path.relative_to(PACKAGE.parent).as_posix()] = source_hash(path)
+    return {notebook.name: digest(cells), **files, f"the models and prompts of {PACKAGE.name}": _package_data()}
+
+
+def _code(notebook: Path) -> tuple[list[str], list[str], dict[str, Path]]:
+    """The cells of a notebook, the modules of this package that it uses, and the user's own by name."""
     from IPython.core.inputtransformer2 import TransformerManager  # %magics to Python
 
     code = [cell.source for cell in read_notebook(notebook).cells if cell.cell_type == "code"]
@@ -142,12 +183,9 @@ def code_of(notebook: Path) -> dict[str, Any]:
         modules = {*_environments(), *imports_of(source)}
         for path in beside.values():
             modules |= set(imports_of(path.read_text(encoding="utf-8")))
-        hashes = {name: source_hash(path) for name, path in beside.items()}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{notebook}: {error}") from None
-    # Releases of libraries are left out: an update must not repeat a finished sweep. The sweep prints a warning.
-    sources = code_key(*sorted(modules))["sources"]
-    return {"cells": code, "sources": sources, "beside": hashes, "data": _package_data()}
+    return code, sorted(modules), beside
 
 
 def _environments() -> list[str]:

@@ -66,7 +66,7 @@ def for_points(
 
 def _methods() -> dict[str, dict[str, Any]]:
     """The options of each method. A name that is also a setting is a setting."""
-    from eef.methods import METHODS, method_options  # imports torch
+    from eef.methods import METHODS, method_options
     from eef.settings import Settings
 
     settings = {each.name for each in fields(Settings)}

@@ -90,8 +90,13 @@ def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
     """
     if not overrides:
         return spec.name
+    same = {**spec.parameters, "seeds": spec.seeds, **dict.fromkeys(_without_result(spec))}
+    overrides = dict(overrides)
+    seed = overrides.pop("seed", None)  # expand reads it where there are no seeds
+    if (seeds := overrides.get("seeds", seed)) is not None:
+        overrides["seeds"] = seeds if isinstance(seeds, list) else [seeds]
     without = _without_result(spec)
-    overrides = {key: value for key, value in overrides.items() if key not in without}
+    overrides = {key: value for key, value in overrides.items() if key not in without and same.get(key, ...) != value}
     return f"{spec.name}-{digest(overrides, 4)}" if overrides else spec.name
 
 
@@ -127,7 +132,7 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
             name = f"{name}-{hashed[:4]}"
         base = f"{root}/notebooks/{spec.name}__{name}__{hashed[:8]}"
         point = Point(name, parameters, root / "sweeps" / spec.name / f"{hashed}.json", base)
-        if point.mark.is_file() and all((root / run / "result.json").is_file() for run in run_ids(point)):
+        if point.mark.is_file() and _has_results(run_ids(point), root):
             point.state = "finished"
         planned.append(point)
     defaults = _defaults(spec)
@@ -197,8 +202,47 @@ def _resolve_files(
     return resolved
 
 
+def _has_results(runs: list[str], root: Path) -> bool:
+    return all((root / run / "result.json").is_file() for run in runs)
+
+
 def run_ids(point: Point) -> list[str]:
     return list(read_json(point.mark)["run_ids"]) if point.mark.is_file() else []
+
+
+def why_again(spec: Spec, points: list[Point], root: Path) -> list[str]:
+    """A line for each reason for which points wait although a point of the same name has finished runs.
+
+    The reason is what differs from the most similar of these: settings, code, or the contents of files.
+    """
+    paths = sorted((root / "sweeps" / spec.name).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
+    marks = [mark for mark in map(read_json, paths) if _has_results(mark["run_ids"], root)]
+    former = {point.label: [mark for mark in marks if mark.get("label") == point.label] for point in points}
+    waiting = [point for point in points if point.state == "waits" and former[point.label]]
+    if not waiting:
+        return []
+    code, reasons = inputs.code_by_file(spec.notebook), dict[str, list[str]]()
+    for point in waiting:
+        differences = [_differences(spec, mark, point, code) for mark in former[point.label]]
+        fewest: list[str] = min(differences, key=len)
+        more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
+        reasons.setdefault(", ".join(fewest[:3]) + more, []).append(point.label)
+    others = {reason: f" and {len(labels) - 1} more" if labels[1:] else "" for reason, labels in reasons.items()}
+    return [f"{reasons[reason][0]}{more} ran before and will run again: {reason}" for reason, more in others.items()]
+
+
+def _differences(spec: Spec, mark: Mapping[str, Any], point: Point, code: Mapping[str, str]) -> list[str]:
+    """What differs between a finished point, by its mark, and ``point`` with the code ``code``: at least one text."""
+    before, now = (_marked(spec, each, _defaults(spec)) for each in (mark["parameters"], point.parameters))
+    texts = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if digest([before.get(key)]) != digest([now.get(key)])
+    ]
+    recorded: Mapping[str, str] = mark.get("code") or {}  # marks of earlier versions have none
+    names = sorted({*code, *recorded}) if recorded else []
+    texts += [f"{name} changed" for name in names if code.get(name) != recorded.get(name)]
+    return texts or ["the contents of a file changed" if recorded else "code or the contents of files changed"]
 
 
 def remarks(result: Mapping[str, Any]) -> str:

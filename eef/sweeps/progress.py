@@ -91,7 +91,11 @@ class Screen:
         count = f"{ended} of {len(self.points)}"
         if not 0 < ended < len(self.points):
             return count
-        seconds = (time.monotonic() - self.start) / ended * (len(self.points) - ended)
+        now = time.monotonic()
+        one = sum(point.seconds for point in self.points if point.state in ("done", "failed")) / ended
+        running = [now - point.start for point in self.points if point.state == "runs"]
+        waiting = len(self.points) - ended - len(running)
+        seconds = (waiting * one + sum(max(0.0, one - passed) for passed in running)) / max(1, len(running))
         return f"{count}, about {clock(seconds)} left"
 
     def render(self) -> Group:

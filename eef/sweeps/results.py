@@ -14,7 +14,7 @@ from eef.files import is_writable, read_json
 from eef.sweeps.executors import declared, failure, start_notebook, stop
 from eef.sweeps.spec import find_notebook
 from eef.tracking import mirror
-from eef.tracking.records import load_runs, repo_root
+from eef.tracking.records import default_root, load_runs, repo_root
 
 
 def read_index(root: Path, name: str | None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out
     index = read_index(root, name)
     if missing := index.get("missing"):
         _print_missing(name, missing)
-        print(f"no figure yet; `eef figures --sweep {name}` draws the finished points")
+        print(f"no figure yet; `{_figures_command(root, name, out)}` draws the finished points")
         return
     runs = load_runs(root, index.get("run_ids"))
     if runs.empty:
@@ -78,9 +78,13 @@ def draw_runs(root: Path, name: str | None, out: str | None) -> None:
     files = _print_files(folder, ["win_rate_vs_budget"])
     if name:
         publish(root, name, index, files)
-    options = {"--sweep": name, "--root": root, "--out": out}
+    print(f"to repeat: {_figures_command(root, name, out)}", flush=True)
+
+
+def _figures_command(root: Path, name: str | None, out: str | None) -> str:
+    options = {"--sweep": name, "--root": root if root != default_root() else None, "--out": out}
     words = [word for option, value in options.items() if value for word in (option, str(value))]
-    print(f"to repeat: {shlex.join(['eef', 'figures', *words])}", flush=True)
+    return shlex.join(["eef", "figures", *words])
 
 
 def publish(root: Path, name: str, index: Mapping[str, Any], files: list[Path]) -> None:

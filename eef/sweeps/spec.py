@@ -178,9 +178,9 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
     for key, value in dict.fromkeys((k, json.dumps(plain(v))) for point in points for k, v in point.items()):
         where = "-p" if key in (overrides or {}) else str(spec.file)
         if key not in known:
-            names = ", ".join(sorted(known))
             hint = did_you_mean(key, list(known))
-            raise SweepError(f"{where}: unknown parameter {key!r}{hint}; {spec.notebook.name} declares {names}")
+            listed = f"the first code cell of {spec.notebook} tagged 'parameters' lists all of them"
+            raise SweepError(f"{where}: unknown parameter {key!r}{hint}; {listed}")
         _check_value(where, key, json.loads(value), known[key])
     if "notebook" in spec.figure:
         drawing = find_notebook(spec.file, spec.figure["notebook"])
@@ -188,6 +188,12 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
         if unknown := [key for key in spec.figure if key not in known]:
             hint = did_you_mean(unknown[0], list(known))
             raise SweepError(f"{spec.file}: figure: {unknown[0]!r} is not a parameter of {drawing.name}{hint}")
+        for key, values in spec.figure.items():
+            words = _choices(known[key].get("help", ""), "any of")
+            for value in values if words and isinstance(values, list) else []:
+                if value not in words:
+                    near = did_you_mean(str(value), words)
+                    raise SweepError(f"{spec.file}: figure: unknown {key} {value!r}{near}; known: {', '.join(words)}")
     elif unknown := [key for key in spec.figure if key != "draw"]:
         hint = did_you_mean(unknown[0], ["notebook", "draw"])
         raise SweepError(
@@ -209,15 +215,15 @@ def _check_value(where: str, key: str, value: Any, known: Mapping[str, str]) -> 
         _check_kind(where, key, value, default, hint)
 
 
-def _choices(comment: str) -> list[str]:
+def _choices(comment: str, start: str = "one of") -> list[str]:
     """The values that a parameter's comment allows; empty for any value."""
     if re.match(r"name of an environment\b", comment.strip()):
         return list(ENVIRONMENTS)
     if re.match(r"name of a method\b", comment.strip()):
-        from eef.methods import METHODS  # imports torch
+        from eef.methods import METHODS
 
         return list(METHODS)
-    choices = re.search(r"one of:?\s*([^;]+)", comment)
+    choices = re.search(rf"{start}:?\s*([^;]+)", comment)
     return [word.strip(" '\"`") for word in re.split(r"[,|]", choices.group(1))] if choices else []
 
 

@@ -18,13 +18,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eef.files import disk_errors, link, read_json, write_json
-from eef.sweeps.executors import Execution, Job, adopt, check_slurm, failure, stop, submit
-from eef.sweeps.points import Point, current_hash, other_releases, plan, remarks, run_ids, sweep_label
+from eef.files import did_you_mean, disk_errors, link, read_json, write_json
+from eef.sweeps.executors import Execution, Job, adopt, check_slurm, failure, stop, submit, warnings_of
+from eef.sweeps.inputs import code_by_file
+from eef.sweeps.points import Point, current_hash, other_releases, plan, remarks, run_ids, sweep_label, why_again
 from eef.sweeps.progress import Screen
 from eef.sweeps.spec import Spec, SweepError, read_spec, use_current_names
 from eef.sweeps.strict_yaml import load_yaml
 from eef.tracking.records import default_root
+
+_LISTED = 10  # names in a message
 
 
 def sweep(
@@ -55,7 +58,10 @@ def sweep(
     points = plan(spec, overrides, folder)
     chosen = [point for point in points if not only or only in point.label]
     if not chosen:
-        raise SweepError(f"no point's name contains {only!r}; points: {', '.join(p.label for p in points)}")
+        names, more = [point.label for point in points], len(points) - _LISTED
+        near = did_you_mean(only or "", names)
+        listed = ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+        raise SweepError(f"no point's name contains {only!r}{near}; points: {listed}")
     todo = [point for point in chosen if point.state != "finished"]
     if slurm := executor == "slurm":
         check_slurm(spec.slurm)
@@ -64,6 +70,8 @@ def sweep(
     print(f"sweep {name}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {folder}")
     if warning := other_releases([point for point in chosen if point.state == "finished"], folder):
         print(warning)
+    for line in why_again(spec, chosen, folder):
+        print(line)
     if dry_run:
         for point in chosen:
             print(f"  {point.state:9} {point.label}  {json.dumps(point.parameters)}")
@@ -136,7 +144,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm: bool) -> None:
     """Run the points. A failed one does not stop the others. Slurm gets all at once, and runs ``jobs`` at a time."""
-    waiting, running = list(todo), list[Point]()
+    waiting, running, shown = list(todo), list[Point](), set[str]()
     with Screen(todo, root) as screen:
         try:
             if slurm:
@@ -156,6 +164,9 @@ def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm
                         running.remove(point)
                         text = _end(spec, point, code, root)
                         screen.log(f"{text}  [{screen.left()}]")
+                        for warning in [text for text in warnings_of(point.base) if text not in shown]:
+                            screen.log(f"        {warning}")
+                            shown.add(warning)
                     elif point.state == "queued" and Path(f"{point.base}.log").is_file():
                         point.state, point.start = "runs", time.monotonic()
         finally:
@@ -212,7 +223,8 @@ def _end(spec: Spec, point: Point, code: int, root: Path) -> str:
     changes = _changes(spec, point) if code == 0 and not unfinished else None
     if code == 0 and not unfinished and not changes:
         point.state = "done"
-        write_json(point.mark, {"label": point.label, "parameters": point.parameters, "run_ids": ids})
+        mark = {"label": point.label, "parameters": point.parameters, "run_ids": ids}
+        write_json(point.mark, {**mark, "code": code_by_file(spec.notebook)})
         text = f"done    {point.label} in {point.seconds:.0f} s"
     else:
         point.state = "failed"

@@ -2,7 +2,8 @@
 
 Parameters have a meaning by their comment in the notebook. ``env`` is checked where its comment says ``name of an
 environment``, with the parameters of :func:`eef.envs.env_from_parameters`; the settings are checked where the notebook
-declares all of them. Equal values are checked once.
+declares all of them. Expert files are replayed (:mod:`eef.experts.check`). Equal values are checked once. Embedded
+models take no import of torch.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from eef.agents.advice import chat_warnings, training_warnings
+from eef.agents.chat import load_options
 from eef.envs import EnvError, TextEnv, env_from_parameters
 from eef.experts import expert_sources, on_tasks
+from eef.experts.check import check_lines, refuse_divergent
 from eef.files import did_you_mean, digest
 from eef.settings import EMBEDDED_MODELS, PACKAGED_MODELS, Settings
 from eef.sweeps.spec import SweepError
 from eef.tracking.keys import model_key
+from eef.trajectory import Trajectory
 
 _ENVIRONMENT = ("env", "data", "catalogue", "env_options", "max_steps")
 _SECONDS = 5.0  # for one question to the hub
@@ -33,7 +38,7 @@ def check_values(known: Mapping[str, Mapping[str, str]], points: Sequence[Mappin
     try:
         if all(each.name in known for each in fields(Settings)):
             for parameters in _distinct(points, [each.name for each in fields(Settings)]):
-                _check_settings(parameters)
+                notices += _check_settings(parameters)
         if re.match(r"name of an environment\b", known.get("env", {}).get("help", "").strip("# ")):
             for parameters in _distinct(points, _ENVIRONMENT):
                 same = [p for p in points if all(p.get(name) == parameters.get(name) for name in _ENVIRONMENT)]
@@ -48,9 +53,8 @@ def _distinct(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
     return list({digest({name: point.get(name) for name in names}): point for point in points}.values())
 
 
-def _check_settings(parameters: Mapping[str, Any]) -> None:
-    from eef.agents.vllm import Server
-    from eef.lab import resolved
+def _check_settings(parameters: Mapping[str, Any]) -> list[str]:
+    """Check the settings and the model. Returns warnings, with those about the pages of an environment."""
     from eef.methods import BUDGET
 
     settings = Settings.from_parameters(parameters)
@@ -59,9 +63,25 @@ def _check_settings(parameters: Mapping[str, Any]) -> None:
         if type(count) is not int or count < 1:
             raise ValueError(f"{name}={count!r} must be a positive integer")
     if settings.engine:
+        from eef.agents.vllm_server import Server
+
         Server(settings.engine)  # ValueError for an invalid address
     check_model(settings.model)
-    resolved(settings)
+    embedded = EMBEDDED_MODELS.get(settings.model)
+    if embedded is None or not (embedded / "model.safetensors").is_file():  # tests resolve the embedded models
+        from eef.lab import resolved  # imports torch
+
+        resolved(settings)
+    texts = training_warnings(settings)
+    if (options := _chat_options(settings.model)) is not None and "env" in parameters:
+        texts += chat_warnings(settings, options, parameters["env"])
+    return [f"warning: {text}" for text in texts]
+
+
+def _chat_options(model: str) -> dict[str, Any] | None:
+    """The options in a model's ``chat.json``; None for a name of the hub."""
+    path = EMBEDDED_MODELS.get(model) or Path(model).expanduser()
+    return load_options(path if path.is_dir() else path.parent) if path.exists() else None
 
 
 def _check_in_environment(parameters: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -80,22 +100,39 @@ def _check_in_environment(parameters: Mapping[str, Any], points: Sequence[Mappin
                 if count > available:
                     notices.append(f"{name}={count}, but there are {available} {split} subtasks: all of them are used")
         if all("experts" in point for point in points):
-            for point in _distinct(points, ("experts", "expert_noise", "train_tasks")):
-                check_experts(env, point["experts"], point.get("expert_noise"), point.get("train_tasks") or None)
+            for point in _distinct(points, ("experts", "expert_noise", "train_tasks", "divergent_experts")):
+                notices += check_experts(env, point)
         return notices
     finally:
         getattr(env, "close", lambda: None)()
 
 
-def check_experts(env: TextEnv, names: str, expert_noise: Any, train_tasks: int | None) -> None:
-    """Check that experts exist, and that files are readable and have trajectories on the training subtasks.
+def check_experts(env: TextEnv, point: Mapping[str, Any]) -> list[str]:
+    """Check that the experts of ``point`` exist. Read and replay their files, as the run will do.
 
-    ValueError or OSError if not. The trajectories are replayed when the run starts.
+    Returns notices: trajectories that are dropped, and experts without a win or without a failure. ValueError or
+    OSError for a file that is invalid, has no trajectory on the training subtasks, or diverges from ``env`` unless
+    ``divergent_experts`` is ``drop``.
     """
-    tasks = env.tasks("train")[:train_tasks]
-    for source in expert_sources(env, names, expert_noise):
+    tasks = env.tasks("train")[: point.get("train_tasks") or None]
+    notices: list[str] = []
+    sources = expert_sources(env, point["experts"], point.get("expert_noise"))
+    trajectories: list[Trajectory] = []
+    for source in sources:
         if isinstance(source, Path):
-            on_tasks(source, tasks)
+            report = check_lines(str(source), on_tasks(source, tasks), env)
+            if point.get("divergent_experts") != "drop":
+                refuse_divergent(report.trajectories)
+            if report.divergences:
+                notices.append(f"{report.first_line}; these are dropped (divergent_experts=drop)")
+            trajectories += report.trajectories
+    if all(isinstance(source, Path) for source in sources):  # scripted experts play later
+        counts = f"experts={point['experts']}: of {len(trajectories)} trajectories on the training subtasks"
+        if not any(item.won for item in trajectories):
+            notices.append(f"warning: {counts} none won: methods that learn from expert wins stop")
+        if not any(item.failed for item in trajectories):
+            notices.append(f"warning: {counts} none failed: EEF, which explores failures, stops")
+    return notices
 
 
 def check_model(name: str) -> None:
@@ -113,9 +150,10 @@ def check_model(name: str) -> None:
     path = Path(name).expanduser()
     if path.exists():
         model_key(name)  # ValueError for an adapter
-        gguf = path.suffix.lower() == ".gguf" if path.is_file() else any(path.glob("*.gguf"))
-        if not gguf and not (path / "config.json").is_file():
-            raise ValueError(f"model={name!r} has no config.json and is not a GGUF file: use the folder of a model")
+        from eef.agents.model_files import folder_problem  # imports torch
+
+        if problem := folder_problem(str(path)):
+            raise ValueError(f"model={name!r}: {problem}, or name another model")
         return
     known = f"{', '.join(EMBEDDED_MODELS)}, a folder, a GGUF file, or a name of the hub"
     problem = _hub_problem(name)

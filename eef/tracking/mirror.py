@@ -21,11 +21,10 @@ from filelock import FileLock, Timeout
 
 from eef.files import PACKAGE, RunError, digest, read_json, write_json
 from eef.tracking.live import wandb_environment, wandb_mode
-from eef.trajectory import Trajectory, load
 
 LOCK = ".lock"  # in the folder wandb of a run; held by the companion process
 VIEWS = "trajectories.html"  # in a run's folder: trajectories for reading (eef/analysis/browser.py)
-TABLE_ROWS = 40  # trajectories in a table; half of them are failures
+TABLES = "trajectories.json"  # in a run's folder: rows of TRAJECTORY for reading (eef/analysis/browser.py)
 BUDGET = ("episodes", "env_steps", "tokens")
 TEST = ("win_rate", "win_low", "win_high", "mean_reward")
 TRAJECTORY: list[str | int] = ["task", "won", "reward", "turns", "outcome", "learn_from", "text"]
@@ -94,28 +93,12 @@ def _setting_errors() -> Iterator[None]:
 
 
 def trajectory_tables(folder: Path) -> dict[str, list[Any]]:
-    """Two tables of trajectories: ``test`` episodes (failed and won) and the examples ``selected`` for the last SFT.
+    """The tables of trajectories for reading that :func:`eef.analysis.browser.write_views` wrote; by name, as rows.
 
-    The columns are task, won, reward, turns, outcome, the first turn that carries loss, and text. A table has at most
-    ``TABLE_ROWS`` rows. Tables for which the run has no data are left out.
+    The columns are ``TRAJECTORY``: task, won, reward, turns, outcome, the first turn that carries loss, and text. Empty
+    for a run without such a file.
     """
-    tables: dict[str, list[Any]] = {}
-    if (file := folder / "test" / "trajectories.jsonl").is_file():
-        trajectories = load(file)
-        lost, won = ([t for t in trajectories if bool(t.won) == is_won] for is_won in (False, True))
-        half = max(TABLE_ROWS // 2, TABLE_ROWS - len(won)), max(TABLE_ROWS // 2, TABLE_ROWS - len(lost))
-        tables["test"] = [_row(t, None) for t in (lost[: half[0]] + won[: half[1]])[:TABLE_ROWS]]
-    files = sorted(folder.glob("sft-*/examples.jsonl")) or sorted(folder.glob("*/examples.jsonl"))
-    if files:
-        starts = read_json(files[-1].with_name("learn_from.json"))["learn_from"]
-        pairs = sorted(zip(load(files[-1]), starts, strict=True), key=lambda pair: not pair[1])  # recoveries first
-        tables["selected"] = [_row(t, start) for t, start in pairs[:TABLE_ROWS]]
-    return tables
-
-
-def _row(t: Trajectory, start: int | None) -> list[Any]:
-    turns = [f"> {turn.answer}\n{turn.observation}".rstrip() for turn in t.turns]
-    return [t.task, bool(t.won), float(t.reward), len(t), t.outcome, start, "\n".join([t.prompt, *turns])[:20_000]]
+    return read_json(folder / TABLES) if (folder / TABLES).is_file() else {}
 
 
 def mirror_figure(folder: str | Path, name: str, files: Iterable[str | Path], mode: str) -> None:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 REPORT_SECONDS = 1.0  # the least time between two reports of a rollout
 LINE_SECONDS = 30.0  # the least time between two lines where there is no terminal
 _IN_NOTEBOOK = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
-_WIDTHS = ("23em", "12em", "36em")  # of name, bar and text in a notebook, so that all bars are equally wide
+_SIZES = ("0 0 27em", "0 0 8em", "1 1 auto")  # of name, bar and text in a notebook: all bars are equally wide
 _NAMES = {
     "experts": "expert trajectories",
     "demonstrations": "perfect demonstrations",
@@ -103,8 +103,9 @@ class Meter:
         # disable=None: no bar where the output is neither a terminal nor a notebook
         self.bar: Any = tqdm(total=total or 1, bar_format=self._format(""), miniters=1, mininterval=0.5, disable=None)
         if hasattr(self.bar, "container"):
-            for part, width in zip(self.bar.container.children, _WIDTHS, strict=True):
-                part.layout.width = width
+            self.bar.container.layout.flex_flow = "row wrap"  # a text that does not fit goes below its bar
+            for part, size in zip(self.bar.container.children, _SIZES, strict=True):
+                part.layout.width, part.layout.flex = "auto", size
 
     def __enter__(self) -> Meter:
         return self
@@ -113,7 +114,8 @@ class Meter:
         if kind is None:
             if "episodes" in self.row:
                 self._report(logged=True)
-            took = f"{describe({**self.row, 'seconds_left': 0})}, took " if self.row else ""
+            row = {name: value for name, value in self.row.items() if name not in ("turns", "seconds_left")}
+            took = f"{describe(row)}, took " if row else ""
             self.bar.bar_format = self._format(f"{took}{clock(time.monotonic() - self.start)}")
             self.bar.n = self.bar.total
             self.bar.refresh()

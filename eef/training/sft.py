@@ -46,10 +46,15 @@ def sft(
     """
     training = options(training, changes)
     if not examples:
-        raise ValueError("there is no training example: the expert has no win and no simulation won")
+        raise ValueError("there is no training example: the list of examples is empty")
     rows, dropped = rows_of(policy, examples)
     if dropped == len(examples):
         raise ValueError(f"all {dropped} examples exceed the context of {policy.context} tokens")
+    if not rows:
+        too_long = f", of which {dropped} exceed the context of {policy.context} tokens" if dropped else ""
+        raise ValueError(
+            f"no token carries loss in {len(examples)} training examples{too_long}: check the selection and the masks"
+        )
     used, rows = len(rows), merge_prefix_rows(rows)
     losses = fit(policy.model, rows, training, pad=policy.pad, folder=folder, seed=seed, work=work, on_step=on_step)
     shortest = min(rows, key=lambda row: len(row.ids))

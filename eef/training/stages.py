@@ -42,6 +42,11 @@ class FineTuning:
     start: Path | None
     seed: int
 
+    @property
+    def size(self) -> str:
+        """What is trained on, for people."""
+        return _size(self.training, len(self.examples), "examples", self.training.epochs)
+
 
 @dataclass(frozen=True)
 class PreferenceTuning:
@@ -54,6 +59,15 @@ class PreferenceTuning:
     pairs: Sequence[tuple[Trajectory, Trajectory]]
     start: Path
     seed: int
+
+    @property
+    def size(self) -> str:
+        """What is trained on, for people."""
+        return _size(self.training, len(self.pairs), "pairs", self.preference.dpo_epochs)
+
+
+def _size(training: TrainingSettings, count: int, what: str, epochs: float) -> str:
+    return f"{count} {what}, {epochs:g} epochs, {training.batch_size} a step; the bar starts after the first step."
 
 
 def fine_tune(inputs: FineTuning, folder: Path, work: Path, on_step: OnStep) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -214,6 +215,11 @@ class GroupedTrainer(Trainer):
         data: Any = self.train_dataset
         lengths = [len(data[place]["input_ids"]) for place in range(len(data))]
         return SharedSampler(lengths, size * self.args.gradient_accumulation_steps, size)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with warnings.catch_warnings():  # a GGUF file has no such file, and training never changes the vocabulary
+            warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
+            super()._save(output_dir, state_dict)
 
 
 # Checks

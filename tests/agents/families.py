@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -199,6 +200,8 @@ def ends_of(name: str) -> list[int]:
 
 REAL = Path(os.environ.get("EEF_TOKENIZERS", Path(__file__).parents[3] / "shared" / "tokenizers"))
 REAL_NAMES = ["deepseek_v3", "gemma3", "gptoss", "llama3_1", "qwen3", "smollm2"]
+# the vocabularies of all but one have 100,000 tokens and more, which take seconds
+REAL_PARAMETERS = [name if name == "smollm2" else pytest.param(name, marks=pytest.mark.slow) for name in REAL_NAMES]
 
 
 @lru_cache(maxsize=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ TURNS = st.builds(
 )
 
 
+@cache
 def chat_of(family: str, instructions: str = "") -> Chat:
     return Chat.of(tokenizer_of(family), instructions, ends=ends_of(family))
 

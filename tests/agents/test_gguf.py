@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,9 @@ def logits(policy: Policy) -> torch.Tensor:
         return policy.model(input_ids=torch.arange(5, 40)[None]).logits
 
 
-def trained(policy: Policy, folder: Path) -> None:
+def trained(policy: Policy, folder: Path, **more: Any) -> None:
     rows = [Row(tuple(range(5, 25)), (True,) * 20)]
-    fit(policy.model, rows, pad=policy.pad, folder=folder, epochs=2, lr=1e-2, batch_size=1, seed=0)
+    fit(policy.model, rows, pad=policy.pad, folder=folder, epochs=2, lr=1e-2, batch_size=1, seed=0, **more)
     policy.save_adapter(folder)
 
 
@@ -122,6 +123,16 @@ def test_an_adapter_trains_on_a_gguf_file(file: Path, tmp_path: Path) -> None:
     trained(policy, tmp_path)
     again = Policy.load(str(file), tmp_path)
     assert torch.equal(logits(again), logits(policy)) and not torch.equal(logits(again), before)
+
+
+def test_no_file_of_the_base_model_is_missed_when_an_adapter_is_saved(file: Path, tmp_path: Path) -> None:
+    policy = Policy.load(str(file))
+    policy.new_adapter(seed=0, r=4, alpha=8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained(policy, tmp_path, work=tmp_path / "work", checkpoint_minutes=0.0)
+    assert list((tmp_path / "work").glob("checkpoint-*"))
+    assert not [str(each.message) for each in caught if "config file" in str(each.message)]
 
 
 def test_all_weights_train_and_are_saved_as_a_plain_model(file: Path, tmp_path: Path) -> None:

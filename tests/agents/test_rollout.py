@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -41,6 +42,21 @@ def test_results_come_in_order_of_start_and_do_not_depend_on_the_batch(shop, exp
     assert [t.task for t in wide] == [start.task for start in starts]
     backwards = simulate(policy, shop, starts[::-1], seed=1, slots=7)
     assert backwards[::-1] == wide
+
+
+def test_steps_in_threads_change_no_result(shop, experts, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = starts_of(shop, experts)[:20]
+    plain = simulate(policy, shop, starts, seed=1)
+    threaded, threads, step = shop.fork(), set(), type(shop).step
+
+    def noted(self: object, action: str) -> Step:
+        threads.add(threading.get_ident())
+        return step(self, action)
+
+    monkeypatch.setattr(type(shop), "step", noted)
+    threaded.step_threads = 4
+    assert simulate(policy, threaded, starts, seed=1) == plain
+    assert threads - {threading.get_ident()}  # the states of experts are reached in this thread
 
 
 def test_a_simulation_is_whole_and_replays(shop, experts, policy: Policy) -> None:

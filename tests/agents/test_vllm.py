@@ -498,7 +498,8 @@ def test_something_else_at_the_address_is_an_error(vllm: VLLM, base: str) -> Non
 
 def test_a_run_records_which_engine_played(vllm: VLLM, base: str, shop, tmp_path: Path) -> None:
     def start(**changes: Any) -> dict[str, Any]:
-        settings = Settings(model=base, epochs=1, lora_r=4, lora_alpha=8, iterations=2, temperature=0.0, **changes)
+        limits = {"max_new_tokens": 8, "temperature": 0.0}
+        settings = Settings(model=base, epochs=1, lora_r=4, lora_alpha=8, iterations=2, **limits, **changes)
         return experiment(
             "eef", shop, settings, 0, options={"m": 1}, train_tasks=4, test_tasks=2, root=tmp_path, wandb="disabled"
         )

@@ -8,8 +8,22 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
-from eef.analysis.arms import RUN_COLUMNS, Arm, FigureError, arm_name, arm_table, by_arm, comparable, run_table
+from eef.analysis.arms import (
+    RUN_COLUMNS,
+    Arm,
+    FigureError,
+    arm_name,
+    arm_names,
+    arm_of,
+    arm_table,
+    by_arm,
+    comparable,
+    is_ablation,
+    run_table,
+    variant,
+)
 from eef.analysis.figures import _free, learning_curves, win_rate_vs_budget
 from eef.analysis.tables import markdown, paired_table, result_table, results_table
 from eef.tracking.runs import log_metrics
@@ -121,7 +135,7 @@ def test_tables_count_errors_of_simulations_and_dropped_experts(tmp_path: Path) 
     assert set(run_table(frame)) == set(RUN_COLUMNS), "committed tables keep their columns"
     frame.loc[frame["method"] == "eef", ["simulation_errors", "expert_divergences", "expert_errors"]] = [4, 2, 1]
     shown = results_table(frame)
-    eef = shown["method"] == "eef"
+    eef = shown["method"].str.startswith("EEF")
     assert set(shown.loc[eef, "simulation errors"]) == {"4"} and set(shown.loc[eef, "experts dropped"]) == {"3"}
     assert set(shown.loc[~eef, "simulation errors"]) == {"0"} and set(shown.loc[~eef, "experts dropped"]) == {"0"}
     path = win_rate_vs_budget(frame, tmp_path).with_suffix(".csv")
@@ -176,6 +190,60 @@ def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
     assert [arm_name(arm) for arm in groups] == names
     assert arm_name(list(groups)[3], experts=True) == "EEF, M = 5, experts: strong+weak"
     assert arm_name(Arm("ceiling", "perfect"), experts=True) == "ceiling" and arm_name(Arm("new", "x")) == "new"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "numbers", "name"),
+    [
+        ("eef", {"recovery": False}, {"m": 5}, "EEF, M = 5, recovery=False"),
+        ("mine", {}, {"m": 1}, "mine, M = 1"),
+        ("mine", {"my_size": 3, "best": True}, {"n": 2, "m": 1}, "mine, my_size=3, best=True, N = 2, M = 1"),
+        ("eef_twice", {}, {"m": 5}, "eef_twice, M = 5"),
+        ("eef_twice", {"size": 3}, {}, "eef_twice, size=3"),
+        ("eto", {}, {"n": 1}, "ETO"),
+        ("eto", {}, {"n": 2}, "ETO, N = 2"),
+        ("eef", {}, {}, "EEF"),
+    ],
+)
+def test_names_of_arms_have_all_options(method: str, options: Any, numbers: dict[str, int], name: str) -> None:
+    arm = Arm(variant(method, options), "strong", **numbers)
+    assert arm_name(arm) == name and arm_of(arm._asdict()) == arm
+    assert is_ablation(arm.method) == ("recovery" in name)
+
+
+def test_arms_of_a_new_method_are_called_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "legend", lambda axes, handles, **_: labels.extend(h.get_label() for h in handles))
+    monkeypatch.setattr(Axes, "annotate", lambda axes, text, *_, **__: labels.append(text))
+    one = pd.DataFrame([row("rft", 0.3, n=1), row("mine, size=3", 0.4, m=2), row("level", 0.1, m=3) | {"episodes": 0}])
+    win_rate_vs_budget(one, tmp_path)
+    names = ["RFT × N", "mine, size=3, M = 2", "level, M = 3"]
+    assert labels == names
+    assert set(results_table(one)["method"]) == {"RFT × 1", *names[1:]} == set(arm_names(by_arm(one)).values())
+    several = pd.DataFrame([row("mine", 0.4, m=m, n=2, experts=e) for m in (1, 5) for e in ("strong", "weak")])
+    labels.clear()
+    win_rate_vs_budget(several, tmp_path)
+    assert labels == ["M=1", "M=5"] * 2 + [f"mine, N = 2, experts: {e}" for e in ("strong", "weak")]
+    assert "mine, N = 2, M = 1, experts: weak" in set(results_table(several)["method"])
+
+
+def test_groups_of_any_environment_are_in_the_tables(tmp_path: Path) -> None:
+    names = ["win_rate_low", "win_rate_short"]
+    own = runs().drop(columns="win_rate_easy").assign(win_rate_short=0.25, win_rate_low=0.5)
+    written = pd.read_csv(win_rate_vs_budget(own, tmp_path).with_suffix(".csv"))
+    assert [name for name in written if name.startswith("win_rate_")] == names and written["win_rate_low"].eq(0.5).all()
+    assert list(run_table(own)) == [*RUN_COLUMNS[:11], *names, *RUN_COLUMNS[14:]]
+    assert {"low", "short"} <= {*results_table(own)}
+    many = own.assign(**{f"win_rate_{i}": 0.1 for i in range(3)})
+    assert list(run_table(many)) == RUN_COLUMNS, "more than four"
+    frame = compared(tmp_path / "runs")
+    for folder in frame["folder"]:
+        episodes = pd.read_csv(Path(folder) / "eval" / "episodes.csv")
+        episodes["group"] = episodes["group"].map({"hard": "long", "easy": "short"})
+        episodes.to_csv(Path(folder) / "eval" / "episodes.csv", index=False)
+    table = paired_table(frame)
+    assert (4 * table["long_difference"]).round(6).tolist() == [1, 4, 0, 1, 4, 0, -1]
+    assert table["long_pairs"].eq(8).all() and table["short_pairs"].eq(16).all() and "hard_pairs" not in table
 
 
 def test_paired_differences_of_the_default_pairs(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eef.analysis.statistics import interval, paired
+from eef.analysis.statistics import interval, paired, wilson
 
 
 def table(won: np.ndarray) -> pd.DataFrame:
@@ -139,3 +139,11 @@ def test_paired_ignores_row_order() -> None:
     rng = np.random.default_rng(3)
     a, b = table(rng.integers(0, 2, (3, 20))), table(rng.integers(0, 2, (3, 20)))
     assert paired(a, b) == paired(a.sample(frac=1, random_state=1), b.sample(frac=1, random_state=2))
+
+
+def test_the_wilson_interval_has_the_published_ends_and_a_width_at_both_extremes() -> None:
+    """Ends of 81 in 263 from Newcombe (1998), table I."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4) and wilson(1, 1)[1] == 1.0
+    with pytest.raises(ValueError, match="3 wins in 2 episodes"):
+        wilson(3, 2)

@@ -114,9 +114,21 @@ def test_the_regime_table_compares_within_a_regime(runs: pd.DataFrame, tmp_path:
     assert list(readable(table))[:3] == ["train", "policy", "method"]
 
 
+def test_the_main_table_shows_what_there_is(runs: pd.DataFrame, tmp_path: Path) -> None:
+    without = main_table(runs[runs["method"] != "rft"], tmp_path / "one")
+    assert [row[0] for row in rows_of(without)] == ["sft_pos", "eef", "eef", "ceiling"]
+    assert without[["difference", "low", "high", "p"]].isna().all(axis=None), "there is no RFT to compare with"
+    assert "| EEF, M = 5" in (tmp_path / "one" / "main_table.md").read_text()
+    without = main_table(runs[~runs["method"].str.startswith("eef")], tmp_path / "two")
+    assert [row[0] for row in rows_of(without)] == ["sft_pos", "rft", "rft", "rft", "ceiling"]
+    assert without.loc[0, "difference"] == pytest.approx(-0.2), "minus RFT × 6"
+    own = pd.DataFrame([run(tmp_path, "eef_twice, size=3", 6, m=2), run(tmp_path, "sft_pos", 2, train=9)])
+    table = readable(main_table(own, tmp_path / "three"))
+    assert table["method"].tolist() == ["BC (SFT-pos)", "eef_twice, size=3, M = 2"], "a method, not an ablation of EEF"
+    assert len(main_table(pd.concat([runs, own.iloc[:1]]), tmp_path / "four")) == 8, "with another m than EEF's"
+
+
 def test_what_cannot_be_compared_is_named(runs: pd.DataFrame, tmp_path: Path) -> None:
-    with pytest.raises(FigureError, match="no finished RFT run"):
-        main_table(runs[runs["method"] != "rft"], tmp_path)
     with pytest.raises(FigureError, match="no finished EEF run"):
         ablation_table(runs[runs["method"] == "rft"], tmp_path)
     runs["hashes"] = [{"catalogue": "d" if i == 3 else "c"} for i in range(len(runs))]

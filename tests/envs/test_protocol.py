@@ -94,11 +94,11 @@ def test_a_replay_that_ends_before_the_last_action_is_a_divergence(last: str) ->
     actions = ["add[4]", "add[5]", last]  # the second one reaches 10
     pages = ["the total is 1 now", "the total is 5 now", "the total is 10 now", "the total is 11 now"]
     env = Counter()
-    with pytest.raises(ReplayDivergence, match="the replay ended with action 1, but the recording has at least 3"):
+    with pytest.raises(ReplayDivergence, match="the replay ended with action 2, but the recording has at least 3"):
         restore(env, "1", actions, pages)
     assert env.replayed == 2  # the replay stops at the end
     assert restore(env, "1", actions[:2], pages[:3]) == pages[2]
-    with pytest.raises(ReplayDivergence, match="the replay ended with action 1"):
+    with pytest.raises(ReplayDivergence, match="the replay ended with action 2"):
         restore(env, "1", actions[:2], pages[:3], live=True)
     assert restore(env, "1", actions[:1], pages[:2], live=True) == pages[1]
 

@@ -20,6 +20,7 @@ from eef.agents.rollout import Start, simulate
 from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, replay_workers, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
+from eef.envs.scienceworld.splits import limit_variations
 from eef.trajectory import Trajectory, Turn
 
 ETO = Path(__file__).resolve().parents[2].parent / "shared" / "eto"
@@ -133,7 +134,9 @@ def test_valid_actions_are_computed_only_on_request(env: ScienceWorld) -> None:
     assert replay_workers(env, 5)[0] is env and len(replay_workers(env, 5)) == 2
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+@pytest.mark.parametrize(
+    "blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "hangs"]
+)
 def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_continues(blow: signal.Signals) -> None:
     env = ScienceWorld(TASKS, timeout=20)
     gold = env.gold("find-animal/3")
@@ -255,7 +258,7 @@ def test_limited_variations_are_evenly_spaced() -> None:
     env.close()
     for invalid in ({"dev": 3}, {"train": 0}, {"train": True}):
         with pytest.raises(ValueError, match="variations: .* at least 1"):
-            ScienceWorld(TASKS, variations=invalid)
+            limit_variations({"train": ["find-animal/0"], "test": []}, invalid)
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def test_gold_actions_become_valid_actions(action: str, valid: list[str], carrie
     assert to_valid_action(action, valid, carried) == expected
 
 
+@pytest.mark.slow
 def test_the_expert_wins_with_valid_actions_alone() -> None:
     env = ScienceWorld(("find-plant", "find-living-thing"), max_steps=15, valid_actions=True)
     try:
@@ -135,6 +136,7 @@ def test_late_tasks_fail_after_most_of_the_path(env: ScienceWorld) -> None:
     assert all("teleport to greenhouse" in item.actions for item in plants)
 
 
+@pytest.mark.slow
 def test_error_rates_are_parameters(env: ScienceWorld, few: list[str]) -> None:
     assert all(
         item.won

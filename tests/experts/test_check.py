@@ -39,7 +39,7 @@ def test_recorded_trajectories_have_no_difference(shop: WebShop, played: list[Tr
     wins = sum(item.won for item in played)
     assert str(report).splitlines() == [
         f"{path}: 20 trajectories checked, 20 replayed without a difference, {wins} won",
-        "subtasks: 20 of train",
+        "train: 20 on 20 of 20 subtasks",
     ]
     assert shop.step("click[nothing]").observation == before
     assert check_file(str(path), shop, "test").failed and check_file(str(path), shop, "test").ignored == 20
@@ -83,13 +83,43 @@ def test_the_first_difference_is_named(
     assert len(difference.expected) < 100 and len(difference.actual) < 100
     assert report.failed and report.trajectories[2].outcome == "replay_divergence"
     assert not report.trajectories[2].won and not report.trajectories[2].failed
-    assert "1 diverge from the environment:\n  line 3, task" in str(report) and "divergent_experts='drop'" in str(
-        report
-    )
+    assert "1 diverges from the environment:\n  line 3, task" in str(report) and "divergent_experts=drop" in str(report)
     words = r"1 of 20 expert trajectories diverge from the environment; the first: .*mine.jsonl, line 3, task "
     with pytest.raises(TrajectoryError, match=words + played[2].task) as caught:
         refuse_divergent(report.trajectories)
-    assert "\n" not in str(caught.value) and "divergent_experts='drop'" in str(caught.value)
+    assert "\n" not in str(caught.value) and "divergent_experts=drop" in str(caught.value)
+
+
+def test_trajectories_and_their_subtasks_are_counted_apart(
+    shop: WebShop, played: list[Trajectory], tmp_path: Path
+) -> None:
+    path = save([*played[:3], *played[:2], play_expert(shop, shop.tasks("test")[0])], tmp_path / "mine.jsonl")
+    lines = str(check_file(str(path), shop)).splitlines()
+    assert lines[1:] == ["train: 5 on 3 of 20 subtasks", "test: 1 on 1 of 20 subtasks"]
+
+
+def test_a_trajectory_that_does_not_end_needs_the_outcome_max_steps(
+    shop: WebShop, played: list[Trajectory], tmp_path: Path
+) -> None:
+    item = next(item for item in played if item.outcome == "done" and item.failed and len(item) > 2)
+    cut = replace(item, turns=item.turns[:-1], reward=0.0)
+    path = save([cut, replace(cut, won=True, reward=1.0), replace(cut, outcome="max_steps")], tmp_path / "mine.jsonl")
+    report = check_file(str(path), shop)
+    assert [each.place for each in report.divergences] == ["line 1", "line 2"]
+    turn = f"turn {len(cut)}, after {cut.actions[-1]!r}"
+    assert f"{turn}: the file has outcome 'done', the environment has an unfinished episode" in str(report)
+    assert 'write "outcome": "max_steps"' in str(report)
+    at_limit = shop.fork()
+    at_limit.max_steps = len(cut)  # the step limit of the run ends it there
+    assert [each.place for each in check_file(str(path), at_limit).divergences] == ["line 2"]
+
+
+def test_an_empty_file_is_named(shop: WebShop, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n")
+    for read in (check_file, lambda path, env: expert_trajectories(env, path, env.tasks("train"), 0)):
+        with pytest.raises(TrajectoryError, match="mine.jsonl is empty: write one trajectory per line"):
+            read(str(path), shop)
 
 
 def test_a_file_without_the_last_observation_and_rounded_rewards(
@@ -181,5 +211,5 @@ def test_a_file_in_etos_format_names_its_items(shop: WebShop, tmp_path: Path) ->
     rows = [{"id": f"webshop_{item.task}", "conversations": talk, "reward": reward} for reward in (item.reward, 0.0)]
     path = tmp_path / "eto.json"
     path.write_text(json.dumps(rows))
-    assert [each.place for each in check_file(str(path), shop).divergences] == ["item 1"]
+    assert [each.place for each in check_file(str(path), shop).divergences] == ["item 2"]
     assert len(load(path)) == 2

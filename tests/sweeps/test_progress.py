@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from eef.sweeps.executors import warnings_of
 from eef.sweeps.progress import Screen, status
 
 
@@ -79,3 +80,19 @@ def test_a_running_point_shows_the_progress_of_its_run(tmp_path: Path) -> None:
     assert text in console.file.getvalue()  # type: ignore[attr-defined]
     os.utime(f"{base}.log")  # a newer line in the log
     assert status(base, tmp_path) == "[sft] 3 of 9"
+
+
+def test_the_time_left_shrinks_while_points_run(tmp_path: Path) -> None:
+    """Points take as long as those that ended: 100 s. One runs for 40 s, another for longer than that."""
+    now = time.monotonic()
+    done, early, late = (Point("a", "done", seconds=100.0), *(Point("b", "runs", "", now - s) for s in (40, 130)))
+    lefts = [
+        Screen(each, tmp_path).left() for each in ([done, early], [done, late], [done, early, Point("c", "waits")])
+    ]
+    assert lefts == ["1 of 2, about 1:00 left", "1 of 2, about 0 s left", "1 of 3, about 2:40 left"]
+
+
+def test_warnings_of_a_point_are_read_from_its_log(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("Starting.\nwarning: no win\r 3 of 9\n  warning: no win\nwarning: lr\n")
+    assert warnings_of(str(tmp_path / "a")) == ["warning: no win", "warning: lr"]
+    assert warnings_of(str(tmp_path / "b")) == []

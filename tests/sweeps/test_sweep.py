@@ -219,7 +219,7 @@ def test_the_command_that_repeats_has_the_same_values(value: Any) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"metod": "rft"}, "unknown parameter 'metod'.*did you mean 'method'.*declares"),
+        ({"metod": "rft"}, "unknown parameter 'metod'.*did you mean 'method'.*tagged 'parameters' lists all"),
         ({"method": "rtf"}, "unknown method 'rtf'.*did you mean 'rft'.*known: rft, eef, bad"),
         ({"n": "many"}, "'n' must be int, as in the notebook"),
         ({"n": True}, "'n' must be int, as in the notebook"),
@@ -785,6 +785,10 @@ def test_the_same_sweep_from_another_folder_has_nothing_to_do(
     assert (
         "1 to do" in output and re.search(r"waits +\S+-eef-s0", output) and re.search(r"finished +\S+-rft-s0", output)
     )
+    assert re.search(r"\S+-eef-s0 ran before and will run again: the contents of a file changed\n", output)
+    write(tmp_path, cell=FILES, body=f"{body}\n1", parameters={}, points=points, seeds=[0])
+    assert sweep(file, root=root, dry_run=True, only="rft") == 0
+    assert "-rft-s0 ran before and will run again: tiny.ipynb changed\n" in capsys.readouterr().out
 
 
 def test_a_mark_without_its_run_is_not_finished(tmp_path: Path) -> None:

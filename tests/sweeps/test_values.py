@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,21 @@ import pytest
 import yaml
 
 from eef import methods
+from eef.agents.model_files import no_model
+from eef.agents.policy import Policy
 from eef.cli import main
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.shopper import play_expert
-from eef.files import write_json
-from eef.settings import Settings
+from eef.experts import expert_trajectories
+from eef.files import read_json, write_json
+from eef.settings import EMBEDDED_MODELS, Settings
+from eef.sweeps import points as points_module
 from eef.sweeps import values
 from eef.sweeps.executors import declared
-from eef.sweeps.points import Point, expand, plan, remarks, sweep_label
+from eef.sweeps.inputs import code_by_file
+from eef.sweeps.points import Point, expand, plan, remarks, sweep_label, why_again
 from eef.sweeps.spec import SweepError, check, read_spec
-from eef.trajectory import save
+from eef.trajectory import load, save
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "experiment.ipynb"
@@ -229,7 +237,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         values.check_model("org/gone")
     with pytest.raises(ValueError, match="unknown model 'a b': there is no such file or folder"):
         values.check_model("a b")
-    with pytest.raises(ValueError, match="has no config.json and is not a GGUF file"):
+    with pytest.raises(ValueError, match="the folder contains no config.json and no weights and no tokenizer: save"):
         values.check_model(str(tmp_path))
     write_json(tmp_path / "adapter_config.json", {})
     with pytest.raises(ValueError, match="is the folder of an adapter"):
@@ -267,3 +275,157 @@ def test_the_line_of_a_point_counts_errors() -> None:
     assert remarks({"errors": 0, "simulation_errors": 0, "expert_divergences": 0}) == ""
     result = {"errors": 1, "simulation_errors": 12, "expert_divergences": 2, "expert_errors": 1}
     assert remarks(result) == "test errors: 1, simulation errors: 12, experts dropped: 3"
+
+
+# The dry run is quick, and replays expert files
+
+
+def test_a_dry_run_imports_no_slow_library(file, tmp_path: Path) -> None:
+    words = ["sweep", str(file([{"method": "eef"}])), "--dry-run", "--root", str(tmp_path / "runs")]
+    slow = ("torch", "transformers", "pandas", "jinja2", "rfc3987_syntax")
+    code = f"import sys; from eef.cli import main; main({words!r}); print([m for m in {slow} if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "eef-s0" in printed and printed.splitlines()[-1] == "[]"
+
+
+def test_embedded_models_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dry run does not load their configurations; where one lacks its weights it says so."""
+    from eef.agents.model_files import folder_problem
+    from eef.lab import resolved
+
+    for name, folder in EMBEDDED_MODELS.items():
+        assert resolved(Settings(model=name)).context and not folder_problem(str(folder))
+    monkeypatch.setitem(EMBEDDED_MODELS, "embedded", Path("nowhere"))
+    with pytest.raises(SweepError, match="the base model 'embedded' is missing in nowhere"):
+        values.check_values(declared(NOTEBOOK), [vars(Settings()) | {"model": "embedded"}], "mine")
+
+
+@pytest.fixture
+def divergent(shop: WebShop, tmp_path: Path) -> Path:
+    """Three trajectories, of which the second shows a page that does not exist."""
+    played = [play_expert(shop, task) for task in shop.tasks("train")[:3]]
+    return save([played[0], replace(played[1], prompt=f"{played[1].prompt} x"), played[2]], tmp_path / "experts.jsonl")
+
+
+def test_false_expert_files_are_refused_by_the_dry_run(file, tmp_path: Path, capsys, divergent: Path) -> None:
+    words = ["sweep", str(file([{"method": "eef"}])), "--root", str(tmp_path / "runs"), "-p", f"experts={divergent}"]
+    for more in (["--dry-run"], []):
+        assert main([*words, *more]) == 2
+        out, err = capsys.readouterr()
+        assert "1 of 3 expert trajectories diverge from the environment; the first: " in err
+        assert err.count("diverge from the environment") == 1 and "Traceback" not in out + err and "start" not in out
+    assert main([*words, "--dry-run", "-p", "divergent_experts=drop"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 3 trajectories diverge from the environment; the first: line 2" in out and "these are dropped" in out
+    correct = save([item for item in load(divergent) if not item.prompt.endswith(" x")], tmp_path / "correct.jsonl")
+    assert main([*words[:-1], f"experts={correct}", "--dry-run"]) == 0
+    assert "diverge" not in capsys.readouterr().out
+
+
+def test_a_refusal_is_one_message_and_its_traceback_is_for_debugging(file, tmp_path: Path, capsys, monkeypatch) -> None:
+    words = ["sweep", str(file([{"method": "eef"}])), "--dry-run", "--root", str(tmp_path / "runs"), "-p", "epochs=-1"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "eef: sweep mine: epochs=-1.0 must be positive\n"
+    monkeypatch.setenv("EEF_DEBUG", "1")
+    with pytest.raises(SweepError):
+        main(words)
+
+
+def test_an_unknown_parameter_names_the_nearest_and_where_all_are(file, run) -> None:
+    with pytest.raises(SweepError) as error:
+        run(file([{"method": "eef"}]), epoch=2)
+    listed = f"the first code cell of {NOTEBOOK} tagged 'parameters' lists all of them"
+    assert str(error.value) == f"-p: unknown parameter 'epoch' (did you mean 'epochs'?); {listed}"
+
+
+@pytest.mark.parametrize("files", [None, [], ["notes.txt"], ["config.json", "model.safetensors"]])
+def test_a_folder_without_a_model_is_one_message(file, run, tmp_path: Path, files: list[str] | None) -> None:
+    folder = tmp_path / "my model"
+    for name in files or []:
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text('{"model_type": "llama"}')
+    if files == []:
+        folder.mkdir()
+    missing = ["tokenizer"] if files and "config.json" in files else ["config.json", "weights", "tokenizer"]
+    lacking = f"the folder contains no {' and no '.join(missing)}: save model and tokenizer"
+    lacking = "there is no such file or folder" if files is None else lacking
+    with pytest.raises(OSError, match="no model '.*my model': ") as error:
+        Policy.load(str(folder))
+    assert lacking in str(error.value) and len(str(error.value).splitlines()) == 1
+    with pytest.raises(SweepError, match=rf"model.*(no file or folder .*my model|{lacking})"):
+        run(file([{"method": "eef"}]), model=str(folder))
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_line() -> None:
+    reason = "x is not a local folder and no model of the hub\nIf this is a private repository, ..."
+    message = str(no_model("org/x", OSError(reason)))
+    assert "x is not a local folder" in message and "private" not in message
+    assert isinstance(no_model("embedded", ValueError("its own")), ValueError)
+
+
+# Finished points that run again
+
+
+def test_a_sweep_says_why_finished_points_run_again(file, run, tmp_path: Path, monkeypatch, capsys) -> None:
+    path = file([{"method": "sft_pos"}, {"method": "ceiling"}])
+    spec, root = read_spec(path), tmp_path / "runs"
+    for point in run(path):
+        mark = {"label": point.label, "parameters": point.parameters, "run_ids": []}
+        write_json(point.mark, {**mark, "code": code_by_file(NOTEBOOK)})
+
+    def reasons(**overrides: Any) -> list[str]:
+        return why_again(spec, run(path, **overrides), root)
+
+    both = "sft_pos-s0 and 1 more ran before and will run again: "
+    assert reasons() == []
+    assert reasons(epochs=3) == [f"{both}epochs was 10.0 and is 3.0"]
+    assert reasons(epochs=3, lr=1, seeds=[0, 5]) == [f"{both}epochs was 10.0 and is 3.0, lr was 0.004 and is 1.0"]
+    hashes = points_module._hashes
+    monkeypatch.setattr(points_module, "_hashes", lambda *args: [f"{name[1:]}x" for name in hashes(*args)])
+    assert reasons() == [f"{both}the contents of a file changed"]
+    edited = {**code_by_file(NOTEBOOK), "eef/lab.py": "edited"}
+    monkeypatch.setattr(points_module.inputs, "code_by_file", lambda notebook: edited)
+    assert reasons() == [f"{both}eef/lab.py changed"]
+    main(["sweep", str(path), "--dry-run", "--root", str(root)])
+    assert f"{both}eef/lab.py changed\n" in capsys.readouterr().out
+    for mark in (root / "sweeps" / spec.name).glob("*.json"):
+        write_json(mark, {key: value for key, value in read_json(mark).items() if key != "code"})
+    assert reasons() == [f"{both}code or the contents of files changed"]
+
+
+def test_the_code_of_a_notebook_is_recorded_by_file() -> None:
+    names = set(code_by_file(NOTEBOOK))
+    assert {"experiment.ipynb", "eef/lab.py", "eef/envs/webshop/session.py", "the models and prompts of eef"} <= names
+
+
+def test_the_dry_run_warns_of_what_needs_no_run(file, tmp_path: Path, capsys, shop: WebShop) -> None:
+    """A model without chat.json, the learning rate of the embedded models, experts without failures or wins."""
+    Policy.load().tokenizer.save_pretrained(tmp_path / "model")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).symlink_to(EMBEDDED_MODELS["embedded"] / name)
+    played = expert_trajectories(shop, "strong", shop.tasks("train"), 0)
+    for name, won in (("won", True), ("lost", False)):
+        save([item for item in played if item.won == won], tmp_path / f"{name}.jsonl")
+    model = ["-p", f"model={tmp_path / 'model'}", "-p", "constrained_decoding=true"]
+    sweep = ["sweep", str(file([{"method": "eef"}])), "--dry-run", "--root", str(tmp_path / "runs")]
+    assert main([*sweep, *model, "-p", f"experts={tmp_path / 'won.jsonl'}"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("has no instructions", "lr=0.004 is the default", "none failed: EEF, which explores failures, stops"):
+        assert printed.count(text) == 1, text
+    assert main([*sweep, "-p", f"experts={tmp_path / 'lost.jsonl'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "none won: methods that learn from expert wins stop" in printed and "lr=0.004" not in printed
+
+
+def test_figures_that_do_not_exist_are_refused(file, run) -> None:
+    figure = {"notebook": "notebooks/figures.ipynb", "draw": ["navigatoin"]}
+    with pytest.raises(SweepError, match=r"unknown draw 'navigatoin' \(did you mean 'navigation'\?\)"):
+        run(file([{"method": "rft"}], figure=figure))
+
+
+def test_overrides_that_change_nothing_are_no_part_of_the_name(file) -> None:
+    spec = read_spec(file([{"method": "rft"}], {"lr": 1e-3}))
+    for overrides in ({"seeds": [0]}, {"seeds": 0}, {"seed": 0}, {"lr": 1e-3}):
+        assert sweep_label(spec, overrides) == "mine", overrides
+    names = {sweep_label(spec, overrides) for overrides in ({"seeds": 1}, {"seed": 1}, {"seeds": [1]}, {"seed": [1]})}
+    assert len(names) == 1 and "mine" not in names

@@ -72,8 +72,8 @@ class CannedRun:
         simulated = {"s0": [EASY, *[LOST_EASY] * (self.tasks - 1)], "states": states}
         canned = {"experts": [EASY, FAILURE], "demonstrations": [EASY], "test": [EASY], **simulated}
         save(canned.get(name.split("-")[0], []), at / "trajectories.jsonl")
-        write_json(at / "summary.json", {})
-        write_json(at / "stage.json", {})
+        for file in ("summary.json", "stage.json"):
+            (at / file).write_text("{}")
         self.stages[name] = at
         return at
 
@@ -442,18 +442,19 @@ def package(tmp_path, monkeypatch) -> Path:
 
 def test_code_counts_where_it_is_imported_and_nowhere_else(stages, model: Path, world, package: Path) -> None:
     settings = Settings(model=str(model))
-    base = keys_of(stages, world, settings)
+    chat = make_chat(settings, world, [])
+    base = keys_of(stages, world, settings, chat)
     for name, expected in SOURCES.items():
         path = package / name
         path.parent.mkdir(exist_ok=True)
         text = path.read_text() if path.exists() else ""
         path.write_text(text + "\nADDED = 1\n")
-        assert changed(base, keys_of(stages, world, settings)) == expected, name
+        assert changed(base, keys_of(stages, world, settings, chat)) == expected, name
         path.write_text('"""Another docstring."""\n' + text.partition('"""\n')[2] + "\n# a comment\n")
         if text.startswith('"""') and expected:
-            assert changed(base, keys_of(stages, world, settings)) == set(), f"a docstring of {name}"
+            assert changed(base, keys_of(stages, world, settings, chat)) == set(), f"a docstring of {name}"
         path.write_text(text)
-    assert keys_of(stages, world, settings) == base
+    assert keys_of(stages, world, settings, chat) == base
 
 
 def test_the_code_of_aliases_counts_for_a_policy_that_uses_them(stages, model: Path, world, package: Path) -> None:

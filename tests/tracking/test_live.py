@@ -23,6 +23,7 @@ from test_mirror import KEY, played, read_back
 from test_mirror import offline as offline
 
 from eef import methods
+from eef.analysis.browser import write_views
 from eef.experiment import experiment
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
@@ -333,6 +334,7 @@ def test_runs_work_without_a_writable_home(
     monkeypatch.setenv("HOME", str(tmp_path / home))
     run = Run.open(tmp_path / "runs", "webshop", "eef-m5", 3, {}, {"hashes": {}}, wandb="offline")
     run.stage("test", {}, lambda at: save_trajectories([played("t1", True)], at / "trajectories.jsonl"))
+    write_views(run.folder)
     run.finish({"win_rate": 1.0})
     assert read_json(run.folder / "timing.json")["wandb"]["error"] is None
     assert history(run.folder, "trajectories/test/_type") == ["table-file"]

@@ -30,7 +30,7 @@ RESULT |= {"win_high": 0.6, "mean_reward": 0.7, "episodes": 900, "env_steps": 50
 
 
 def played(task: str, won: bool) -> Trajectory:
-    turns = (Turn("search[mug]", "results"), Turn("click[b01]", "page", reply="I think\nclick[b01]"))
+    turns = (Turn("search[mug]", "results [SEP] Next >"), Turn("click[b01]", "page", reply="I think\nclick[b01]"))
     return Trajectory(task, "find a mug", turns, float(won), won)
 
 
@@ -129,7 +129,8 @@ def test_tables_show_both_sides_and_recoveries_first(tmp_path: Path, monkeypatch
     tables = mirror.trajectory_tables(finished(tmp_path, wins=2, losses=100).folder)
     assert len(tables["test"]) == 40 and sum(row[1] for row in tables["test"]) == 2
     assert [(row[0], row[5]) for row in tables["selected"]] == [("t2", 1), ("t1", 0)]
-    assert tables["test"][0][6] == "find a mug\n> search[mug]\nresults\n> I think\nclick[b01]\npage"
+    shown = "find a mug\n> search[mug]\nresults\nNext >\n> I think\nclick[b01]\npage"
+    assert tables["test"][0][6] == shown, "parts of a page stand on lines of their own"
     assert mirror.trajectory_tables(tmp_path) == {}
 
 

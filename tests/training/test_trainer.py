@@ -129,8 +129,11 @@ def test_nothing_to_learn_is_an_error(trainable: Policy, examples, tmp_path) -> 
     with pytest.raises(ValueError, match="no training example"):
         sft(trainable, [], tmp_path, **SETTINGS)
     masked = Example(without_loss(examples[0].trajectory, range(99)), 0)
-    with pytest.raises(ValueError, match="no token carries loss"):
+    with pytest.raises(ValueError, match="no token carries loss in 1 training examples: "):
         sft(trainable, [masked], tmp_path, **SETTINGS)
+    long = Example(Trajectory("0", "word " * 3000, (Turn("click[buy now]", ""),), 1.0, True), 0)
+    with pytest.raises(ValueError, match="no token carries loss in 2 training examples, of which 1 exceed the context"):
+        sft(trainable, [masked, long], tmp_path, **SETTINGS)
 
 
 def test_examples_beyond_the_context_are_dropped_and_counted(trainable: Policy, examples, tmp_path) -> None:

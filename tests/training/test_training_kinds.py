@@ -162,7 +162,9 @@ def pairs_of(examples) -> list[tuple[Trajectory, Trajectory]]:
     return [(w, Trajectory(w.task, w.prompt, (*w.turns[:1], Turn("click[buy now]", "")))) for w in wins]
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "full", "adamw_8bit"])
+@pytest.mark.parametrize(
+    "kind", ["sft", "dpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full", "adamw_8bit"))]
+)
 def test_a_killed_training_resumes_to_equal_weights_and_losses(kind: str, base: str, examples, tmp_path) -> None:
     """3 epochs of 3 steps, killed in the middle of an epoch and right after the end of an epoch."""
     start = Policy.load if kind == "full" else trainable

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -54,6 +55,7 @@ class _Built:
 
 
 _CACHED_SHOPS = 4
+_LARGE = 100_000  # products; a search takes long enough for threads, and NumPy runs in several at once
 _shops: dict[tuple[Any, ...], _Built] = {}
 _taggers: dict[int, tuple[Tagger | None, Nouns]] = {}
 
@@ -66,10 +68,10 @@ class WebShop:
     generated catalogue, whose options are ``catalogue`` (:class:`~eef.envs.webshop.generate.CatalogueSpec`).
     ``human_goals``: human instructions, or else the synthetic ones. ``observation``: ``text`` or ``text_rich``.
     ``seed``: seed of the drawn prices and price caps. ``show_attrs``: show an Attributes page per product. ``nouns``:
-    the tagger of nouns in titles, a callable or mapping (default: spaCy if installed, see
+    the tagger of nouns in titles, a callable, a mapping or ``letters`` (default: spaCy if installed, see
     :mod:`eef.envs.webshop.nouns`). ``num_products``: use only the first products of the file. ``split``: ``auto``,
-    ``official``, ``webshop-11k``, ``webshop-3k``, ``ratio``, a folder of index files or a dictionary, see
-    :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is the catalogue's own split.
+    ``official``, ``webshop-11k``, ``webshop-3k``, ``verl-agent``, ``ratio``, a folder of index files or a dictionary,
+    see :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is the catalogue's own split.
     ``allow_overlap``: accept goals that train and test share. ``max_steps``: the step limit, which rollouts enforce.
 
     An episode is won if its reward is 1. Each process builds a shop once per set of options. ValueError for an option
@@ -104,24 +106,25 @@ class WebShop:
         self.generated = data is None
         self.observation, self.show_attrs, self.max_steps = observation, show_attrs, max_steps
         self._split = goal_makers.split_goals(self.shop.goals, rule, allow_overlap)
-        self._nouns = _tagger(nouns)
+        self.nouns = _tagger(nouns)
         digest = hashlib.sha256(json.dumps(self._split, sort_keys=True).encode()).hexdigest()
         self._stamp = {
             "catalogue": built.catalogue,
             "goals": built.goals,
             "split": digest,
-            "tagger": self._nouns.name,
+            "tagger": self.nouns.name,
             "pages": observation + (" with attributes" if show_attrs else ""),
         }
         # the hashes of catalogue and goals cover the drawn prices and price caps; the seed also draws random results
         self._state_key = {
             "catalogue": built.catalogue,
             "goals": built.goals,
-            "tagger": self._nouns.name,
+            "tagger": self.nouns.name,
             "observation": observation,
             "show_attrs": show_attrs,
             "seed": seed,
         }
+        self.step_threads = (os.cpu_count() or 1) if len(self.shop.products) >= _LARGE else 1
         self.state: State | None = None
         self._page = ""
 
@@ -151,7 +154,7 @@ class WebShop:
         info: dict[str, Any] = {"won": False}
         if after.kind == "done":
             product, options = self.shop.product(after), dict(after.options)
-            reward, breakdown = score(product, self.shop.goals[after.goal], options.values(), self._nouns)
+            reward, breakdown = score(product, self.shop.goals[after.goal], options.values(), self.nouns)
             after = after._replace(reward=reward)
             info = {"won": reward == 1.0, "breakdown": breakdown, "asin": product.asin, "options": options}
         self.state, self._page = after, self._render(after)

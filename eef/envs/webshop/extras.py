@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eef.envs import EnvError
 from eef.envs.extras import Extras, ScriptedExperts, Skill, next_step
@@ -50,6 +50,12 @@ def _grade(env: WebShop, task: str) -> str:
         return "ungraded"
 
 
+def contents(env: WebShop, task: str) -> dict[str, Any]:
+    """The goal of a task without its drawn price cap, and the product that the goal was written for."""
+    wanted = env.shop.goals[int(task)]
+    return {"goal": wanted.content, "product": wanted.asin}
+
+
 def goal(observation: str) -> str:
     """The instruction on the first page."""
     match = re.search(r"Instruction:\s*(?:\[SEP\])?\s*(.+?)\s*(?:\[SEP\]|\n|$)", observation)
@@ -74,6 +80,7 @@ EXTRAS = Extras(
         "back": Skill(r"click\[back to search\]", "Back to Search", "back"),
     },
     groups=grades,
+    contents=contents,
     aliases=Aliases,
     parts=lambda observation: observation.split(" [SEP] "),
     experts=ScriptedExperts(play_expert, {"strong": STRONG, "weak": WEAK}, perfect=ShopperNoise()),

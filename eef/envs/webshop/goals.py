@@ -19,9 +19,10 @@ from typing import Any
 
 from eef.envs import EnvError
 from eef.envs.webshop.catalogue import Catalogue, Product, Skipped, summary
+from eef.envs.webshop.worker_splits import worker_split
 
 NO_CAP = 1000000
-_SHUFFLE = 233
+SHUFFLE = 233
 _PARTS = ("train", "eval", "test")
 # smallest number of goals, end of the training part
 _PAPER = {"webshop-3k": (4500, 4500), "webshop-11k": (10500, None)}
@@ -74,7 +75,7 @@ def make_goals(catalogue: Catalogue, human: bool = True) -> tuple[tuple[Goal, ..
         raise EnvError(f"{catalogue.source}: no product has a {kind}, so there is no goal")
     if skipped:
         log.warning("%s: skipped %s", catalogue.source, summary(skipped))
-    random.Random(_SHUFFLE).shuffle(goals)
+    random.Random(SHUFFLE).shuffle(goals)
     return tuple(goals), skipped
 
 
@@ -162,10 +163,11 @@ def split_goals(goals: Sequence[Goal], rule: str | Path | dict[str, Any], allow_
     """The goal indices of ``train``, ``eval`` and ``test``.
 
     ``rule``: ``official`` (test 0-499, eval 500-1499, train the rest), ``webshop-11k`` (the same, for the full human
-    goals), ``webshop-3k`` (with the first 3,000 of its training goals, which are in shuffled order; the paper does not
-    say which), ``ratio`` (by a hash of the asin: 25 % test, 10 % eval, no product in two parts), ``auto`` (official
-    with 2,000 human goals or more, else ratio), a folder with ETO's index files (``webshop_train_indices.json``,
-    ``webshop_test_indices.json``), or a dictionary of index lists or index files. ValueError for an index out of
+    goals), ``verl-agent`` (:mod:`eef.envs.webshop.worker_splits`), ``webshop-3k`` (with
+    the first 3,000 of its training goals, which are in shuffled order; the paper does not say which), ``ratio`` (by a
+    hash of the asin: 25 % test, 10 % eval, no product in two parts), ``auto`` (official with 2,000 human goals or more,
+    else ratio), a folder with ETO's index files (``webshop_train_indices.json``, ``webshop_test_indices.json``), or a
+    dictionary of index lists or index files. ValueError for an index out of
     range, too few goals for a named split, or goals with the same content in train and test.
     """
     if rule == "auto":
@@ -174,6 +176,8 @@ def split_goals(goals: Sequence[Goal], rule: str | Path | dict[str, Any], allow_
         split = _paper(goals, rule)
     elif rule == "official":
         split = _official(len(goals))
+    elif rule == "verl-agent":
+        split = worker_split(len(goals), SHUFFLE)
     elif rule == "ratio":
         parts: dict[str, list[int]] = {part: [] for part in _PARTS}
         for index, goal in enumerate(goals):
@@ -216,7 +220,7 @@ def _index_files(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(
             f"split {str(folder)!r} is neither a folder with index files nor one of 'official', "
-            "'webshop-11k', 'webshop-3k', 'ratio', 'auto'"
+            "'webshop-11k', 'webshop-3k', 'verl-agent', 'ratio', 'auto'"
         )
     for part in ("train", "test"):
         if not paths[part].is_file():

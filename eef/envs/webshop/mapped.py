@@ -6,9 +6,11 @@ Data is read only when needed, and processes that map the same files share the m
 from __future__ import annotations
 
 import mmap
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from eef.envs.webshop.search import RETURNED, analyze, norms, ranked, rarity
 
 _CHUNK = 1 << 22  # postings sorted at a time: bounds the memory of a build
 _MOST = 0xFFFF  # the count of a term in a document is stored in two bytes
-_SAFE = 1 - 1e-6  # scores that tie in single precision differ by less than this factor in double precision
+_COMMON = 16  # a term in more than one of this many documents has a row of bounds
+_GROUP = 64  # values in a group of which only the maximum is compared
 
 
 class TextWriter:
@@ -88,7 +91,10 @@ class IndexWriter:
 
     def add(self, document: str, keys: Iterable[str] = ()) -> None:
         """Add a document. ``keys`` are terms that cannot occur in a text; they find the document without a score."""
-        terms = analyze(document)
+        self.add_terms(analyze(document), keys)
+
+    def add_terms(self, terms: Sequence[str], keys: Iterable[str] = ()) -> None:
+        """Add a document by its index terms, in any order."""
         counted = Counter(terms)
         self._lengths.append(len(terms))
         counted.update(set(keys))
@@ -127,16 +133,23 @@ class IndexWriter:
         starts[1 + place.astype(np.int64)] = self._frequencies
         np.cumsum(starts, out=starts)
         np.save(folder / "starts.npy", starts)
-        self._sort_postings(place, starts, norm, size)
+        rows = np.full(len(place), -1, dtype=np.int32)  # per term, its row of bounds
+        common = np.flatnonzero(np.diff(starts) > size / _COMMON)
+        rows[common] = np.arange(len(common))
+        np.save(folder / "rows.npy", rows)
+        self._sort_postings(place, starts, norm, rows)
 
-    def _sort_postings(self, place: np.ndarray, starts: np.ndarray, norm: np.ndarray, size: int) -> None:
-        folder, total = self._folder, max(int(starts[-1]), 1)
-        docs = np.lib.format.open_memmap(folder / "docs.npy", "w+", np.uint32, (total,))
-        counts = np.lib.format.open_memmap(folder / "counts.npy", "w+", np.uint16, (total,))
-        best = np.zeros(len(place), dtype=np.float32)
+    def _sort_postings(self, place: np.ndarray, starts: np.ndarray, norm: np.ndarray, rows: np.ndarray) -> None:
+        total, size = max(int(starts[-1]), 1), len(norm)
+        docs = self._array("docs", np.uint32, total)
+        counts = self._array("counts", np.uint16, total)
+        impacts = self._array("impacts", np.uint16, total)
+        bounds = self._array("bounds", np.uint8, max(int(rows.max(initial=-1)) + 1, 1), -(-size // _GROUP) * _GROUP)
+        weights = np.array([rarity(size, int(count)) for count in np.diff(starts)], dtype=np.float32)
         cursor = starts[:-1].astype(np.int64)
         ends = np.cumsum(np.array(self._distinct, dtype=np.int64))
-        with open(folder / "raw.terms", "rb") as terms_file, open(folder / "raw.counts", "rb") as counts_file:
+        raw = [self._folder / f"raw.{name}" for name in ("terms", "counts")]
+        with open(raw[0], "rb") as terms_file, open(raw[1], "rb") as counts_file:
             for start in range(0, int(starts[-1]), _CHUNK):
                 terms = place[np.fromfile(terms_file, np.uint32, _CHUNK)]
                 count = np.fromfile(counts_file, np.uint16, _CHUNK)
@@ -148,13 +161,23 @@ class IndexWriter:
                 where = np.repeat(cursor[terms[heads]] - heads, runs) + np.arange(len(terms))
                 docs[where], counts[where] = document, count
                 cursor[terms[heads]] += runs
-                divisor = _divisor(count, norm, document)
-                best[terms[heads]] = np.maximum(best[terms[heads]], np.maximum.reduceat(divisor, heads))
-        np.save(folder / "best.npy", best)
-        docs.flush()
-        counts.flush()
-        for name in ("terms", "counts"):
-            (folder / f"raw.{name}").unlink()
+                part = weights[terms] - weights[terms] / _divisor(count, norm, document)
+                impact = 1 + (part / np.float64(_unit(size))).astype(np.uint16)
+                common = rows[terms] >= 0
+                bounds[rows[terms[common]], document[common]] = impact[common]
+                impacts[where[~common]] = impact[~common]
+        for values in (docs, counts, impacts, bounds):
+            values.flush()
+        for path in raw:
+            path.unlink()
+
+    def _array(self, name: str, kind: type, *shape: int) -> np.memmap:
+        return np.lib.format.open_memmap(self._folder / f"{name}.npy", "w+", kind, shape)
+
+
+def _unit(size: int) -> float:
+    """The unit of impacts, in the unit of scores: the impact of a common term is at most 255."""
+    return float(rarity(size, size // _COMMON)) / 254
 
 
 def _divisor(counts: np.ndarray, norm: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -164,38 +187,44 @@ def _divisor(counts: np.ndarray, norm: np.ndarray, documents: np.ndarray) -> np.
 class _Postings:
     """The documents of one query term, ascending, and the contribution of the term to the score of each."""
 
-    def __init__(self, docs: np.ndarray, counts: np.ndarray, weight: np.float32, best: np.float32) -> None:
-        self.docs, self._counts, self._weight = docs, counts, weight
-        self.most = float(weight - weight / best)
+    def __init__(self, index: MappedIndex, number: int, times: int) -> None:
+        part = slice(int(index.starts[number]), int(index.starts[number + 1]))
+        self.docs, self.counts, self.impacts = index.docs[part], index.counts[part], index.impacts[part]
+        self.weight = rarity(index.size, len(self.docs)) * np.float32(times)
+        self.times, self.row = times, int(index.rows[number])
 
     def parts(self, norm: np.ndarray) -> np.ndarray:
-        return self._weight - self._weight / _divisor(self._counts, norm, self.docs)
+        """What the term adds to the scores of all of its documents."""
+        return self.weight - self.weight / _divisor(self.counts, norm, self.docs)
 
     def at(self, documents: np.ndarray, norm: np.ndarray) -> np.ndarray:
         """What the term adds to the scores of ``documents``; 0 for documents without it."""
         place = np.minimum(np.searchsorted(self.docs, documents), len(self.docs) - 1)
         hit = self.docs[place] == documents
         parts = np.zeros(len(documents))
-        divisor = _divisor(self._counts[place[hit]], norm, documents[hit])
-        parts[hit] = self._weight - self._weight / divisor
+        divisor = _divisor(self.counts[place[hit]], norm, documents[hit])
+        parts[hit] = self.weight - self.weight / divisor
         return parts
 
 
 class MappedIndex:
     """The index of an :class:`IndexWriter`, with the same hits, order and scores as :class:`~.search.Index`.
 
-    It scores few documents: terms are processed in descending order of their largest possible contribution. Once the
-    remaining terms cannot bring a new document among the best, they are only looked up for the candidates so far.
+    An upper bound of each score, a sum of small integers, is added up for all documents. Only the documents whose bound
+    reaches that of the best ``limit`` ones are scored. The bound of a posting (its impact) is stored: for a common term
+    as a row with one byte per document, which NumPy adds in one pass, and for any other term beside its postings.
+
+    Several threads may search at once. NumPy does most of the work without Python's global lock.
     """
 
     def __init__(self, folder: Path) -> None:
         self._terms = Texts(folder, "terms")
-        names = ("starts", "docs", "counts", "best", "norm", "rank")
-        self._starts, self._docs, self._counts, self._best, self._norm, self._rank = (
-            load_array(folder, n) for n in names
+        names = ("starts", "docs", "counts", "impacts", "rows", "bounds", "norm", "rank")
+        self.starts, self.docs, self.counts, self.impacts, self.rows, self.bounds, self.norm, self.rank = (
+            load_array(folder, name) for name in names
         )
-        self.size = len(self._norm)
-        self._spare: list[np.ndarray] = []  # arrays of zeros, so that a query need not allocate millions of them
+        self.size = len(self.norm)
+        self._unit = _unit(self.size)
         self._number = lru_cache(maxsize=1 << 16)(self._find)
 
     def _find(self, term: str) -> int:
@@ -204,60 +233,60 @@ class MappedIndex:
     def documents(self, key: str) -> np.ndarray:
         """The documents with a term or key, ascending; a read-only mapped array."""
         number = self._number(key)
-        return self._docs[:0] if number < 0 else self._docs[int(self._starts[number]) : int(self._starts[number + 1])]
+        return self.docs[:0] if number < 0 else self.docs[int(self.starts[number]) : int(self.starts[number + 1])]
 
     def search(self, query: str, limit: int = RETURNED) -> list[int]:
         """Indices of at most ``limit`` documents, best first; empty for a query without index terms."""
         return [number for number, _ in self.scored(query, limit)]
 
+    def search_all(self, queries: Sequence[str], limit: int = RETURNED, threads: int | None = None) -> list[list[int]]:
+        """:meth:`search` for each query, in ``threads`` threads (default: one for each processor)."""
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            return list(pool.map(lambda query: self.search(query, limit), queries))
+
     def scored(self, query: str, limit: int = RETURNED) -> list[tuple[int, float]]:
         """As :meth:`search`, with the scores."""
-        postings = []
-        for term, times in Counter(analyze(query)).items():
-            number = self._number(term)
-            if number >= 0:
-                start, end = int(self._starts[number]), int(self._starts[number + 1])
-                weight = rarity(self.size, end - start) * np.float32(times)
-                postings.append(_Postings(self._docs[start:end], self._counts[start:end], weight, self._best[number]))
+        postings = self.postings(query)
         if not postings:
             return []
         documents = self._candidates(postings, limit)
         total = np.zeros(len(documents))
         for posting in postings:  # in the order of the query, since rounding depends on the order of a sum
-            total += posting.at(documents, self._norm)
+            total += posting.at(documents, self.norm)
         documents, total = documents[total != 0], total[total != 0]
-        return ranked(documents, total, self._rank, limit)
+        return ranked(documents, total, self.rank, limit)
+
+    def postings(self, query: str) -> list[_Postings]:
+        """The postings of the terms of ``query`` that occur in a document, in the order of the query."""
+        numbered = ((self._number(term), times) for term, times in Counter(analyze(query)).items())
+        return [_Postings(self, number, times) for number, times in numbered if number >= 0]
 
     def _candidates(self, postings: list[_Postings], limit: int) -> np.ndarray:
-        """Documents that include the best ``limit`` ones and their ties."""
-        postings = sorted(postings, key=lambda posting: -posting.most)
-        left = np.cumsum([0.0, *(posting.most for posting in postings[::-1])])[::-1]  # what terms i, i + 1, ... can add
-        total = self._spare.pop() if self._spare else np.zeros(self.size)
-        lists: list[np.ndarray] = []
-        least, done = 0.0, 0
-        while done < len(postings) and left[done] >= least:
-            docs = postings[done].docs
-            sums = total[docs] + postings[done].parts(self._norm)
-            total[docs] = sums
-            lists.append(docs)
-            least = max(least, _least(sums, limit))
-            done += 1
-        candidates: list[tuple[np.ndarray, np.ndarray]] = []
-        for docs in lists:
-            sums = total[docs]
-            keep = (sums > 0) & (sums + left[done] >= least)
-            candidates.append((docs[keep], sums[keep]))
-            total[docs] = 0.0  # so that a later list does not add them again
-        documents, scores = (np.concatenate(arrays) for arrays in zip(*candidates, strict=True))
-        self._spare.append(total)
-        for number in range(done, len(postings)):
-            scores += postings[number].at(documents, self._norm)
-            least = max(least, _least(scores, limit))
-            keep = scores + left[number + 1] >= least
-            documents, scores = documents[keep], scores[keep]
-        return documents
+        """Documents that include the best ``limit`` ones and their ties, ascending."""
+        most = sum(posting.times + float(posting.weight) / self._unit for posting in postings)
+        bound = np.zeros(self.bounds.shape[1], dtype=np.uint16 if most < 0xFFFF else np.uint32)
+        for posting in postings:
+            common = posting.row >= 0
+            impacts = self.bounds[posting.row] if common else posting.impacts
+            if posting.times > 1 or (not common and bound.dtype != impacts.dtype):
+                impacts = np.multiply(impacts, posting.times, dtype=bound.dtype)
+            if common:
+                np.add(bound, impacts, out=bound)
+            else:
+                np.add.at(bound, posting.docs, impacts)
+        # a bound exceeds a score by less than one unit for each term; one more unit covers the rounding of scores
+        slack = 1 + sum(posting.times for posting in postings)
+        return _at_least(bound, limit, slack).astype(np.uint32)
 
 
-def _least(sums: np.ndarray, limit: int) -> float:
-    """A lower bound on the ``limit`` best of these scores; 0 if there are fewer."""
-    return float(np.partition(sums, len(sums) - limit)[len(sums) - limit]) * _SAFE if len(sums) >= limit else 0.0
+def _at_least(bound: np.ndarray, limit: int, slack: int) -> np.ndarray:
+    """The places of all values above 0 that are at most ``slack`` below the ``limit`` best ones, ascending.
+
+    The ``limit`` best maxima of groups are a lower bound on the ``limit`` best values, and much faster to find.
+    """
+    grouped = bound.reshape(_GROUP if len(bound) >= 8 * _GROUP * limit else 1, -1)
+    most = grouped.max(axis=0)
+    least = int(np.partition(most, len(most) - limit)[len(most) - limit]) if len(most) >= limit else 0
+    groups = np.flatnonzero(most >= max(least - slack, 1))
+    row, column = np.nonzero(grouped[:, groups] >= max(least - slack, 1))
+    return row * len(most) + groups[column]

@@ -12,12 +12,13 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import regex
 
 from eef.envs import EnvError
 
-Tagger = Callable[[str], Iterable[str]] | Mapping[str, Iterable[str]]
+Tagger = Callable[[str], Iterable[str]] | Mapping[str, Iterable[str]] | Literal["letters"]
 Tagged = tuple[frozenset[str], int]
 
 _CACHED_TITLES = 200_000
@@ -63,22 +64,25 @@ def words(title: str) -> list[str]:
 class Nouns:
     """``nouns(title)``: (the set of its lower-cased nouns, their number with repetitions), cached per title.
 
-    ``tagger``: a callable, a mapping from title to nouns, or None for spaCy if it is installed. If a given tagger
+    ``tagger``: a callable, a mapping from title to nouns, ``letters`` for the stand-in, or None for spaCy if it is
+    installed. If a given tagger
     returns each noun once, its repetitions are counted in the title. EnvError if a mapping lacks the title.
     """
 
     def __init__(self, tagger: Tagger | None = None) -> None:
         self._cached: dict[str, Tagged] = {}
         self._tag: Callable[[str], Iterable[str]]
-        self._given = tagger is not None
+        self._given = tagger is not None and not isinstance(tagger, str)
+        if isinstance(tagger, str) and tagger != "letters":
+            raise ValueError(f"nouns={tagger!r} must be 'letters', a callable, a mapping or None")
         if isinstance(tagger, Mapping):
             table = {title: sorted(nouns) for title, nouns in tagger.items()}
             self.name = "given:" + hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:12]
             self._tag = table.__getitem__
-        elif tagger is not None:
+        elif tagger is not None and not isinstance(tagger, str):
             self.name = f"given:{getattr(tagger, '__name__', type(tagger).__name__)}-{_source_hash(tagger)}"
             self._tag = tagger
-        elif importlib.util.find_spec("spacy") and importlib.util.find_spec("en_core_web_sm"):
+        elif tagger is None and importlib.util.find_spec("spacy") and importlib.util.find_spec("en_core_web_sm"):
             self.name, self._tag = _spacy()
         else:
             self.name, self._tag = "stand-in:letters", _letters

@@ -7,8 +7,9 @@ A page is a list of nodes, (kind, text). Mode ``text`` strips the texts and join
 from __future__ import annotations
 
 import json
+from html import escape
 
-from eef.envs.webshop.session import Shop, State
+from eef.envs.webshop.session import Shop, State, clickables
 
 MODES = ("text", "text_rich")
 _TEXT, _BUTTON, _OPTION, _ASIN = "text", "button", "option", "asin"
@@ -28,6 +29,25 @@ def render_page(shop: Shop, state: State, mode: str = "text", show_attrs: bool =
     if mode == "text":
         return " [SEP] ".join([text.strip() for _, text in nodes])
     return _rich(nodes, state)
+
+
+def page_html(shop: Shop, state: State, show_attrs: bool = False) -> str:
+    """A page as plain HTML with the texts of :func:`render_page`, for code that reads the official pages.
+
+    Buttons have the class ``btn`` and links to products ``product-link``; option values are radio inputs with labels;
+    the search bar has the id ``search_input``.
+    """
+    groups, parts = clickables(shop, state, show_attrs), []
+    for kind, text in _nodes(shop, state, show_attrs):
+        shown = escape(text)
+        if kind == _OPTION:
+            parts.append(f'<input type="radio" name="{escape(groups[text])}" value="{shown}"><label>{shown}</label>')
+        else:
+            form = {_BUTTON: '<button class="btn">%s</button>', _ASIN: '<a class="product-link">%s</a>'}
+            parts.append(form.get(kind, "<p>%s</p>") % shown)
+    if state.kind == "search":
+        parts.append('<input id="search_input">')
+    return f"<html><body>{''.join(parts)}</body></html>"
 
 
 def _visible(text: str) -> bool:

@@ -23,7 +23,7 @@ from eef.envs.webshop.mapped import MappedIndex, Texts, load_array
 from eef.envs.webshop.session import Shop, State
 
 NAME = "store"
-VERSION = 1
+VERSION = 2
 HEAD = "store.json"
 _CACHED_PRODUCTS, _CACHED_PAGES = 2048, 256
 INSTRUCTION = ("instruction", "instruction_attributes")  # the fields of items_ins_v2.json in a row

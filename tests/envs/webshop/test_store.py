@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,12 @@ def test_a_store_beside_the_files_is_opened_lazily_and_shared(folder: Path, monk
         WebShop(data=build_store(folder, folder.parent / "built"), num_products=3)
     assert "B9" not in env.shop.by_asin and "B0123456789ABC" not in env.shop.by_asin and 3 not in env.shop.by_asin
     assert set(env.shop.by_asin) == {item.asin for item in env.shop.products}
+
+
+def test_large_catalogues_are_stepped_in_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [env.step_threads for env in both(folder)] == [1, 1]
+    monkeypatch.setattr("eef.envs.webshop._LARGE", 14)
+    assert both(folder)[1].step_threads == (os.cpu_count() or 1)
 
 
 def test_changed_files_and_damaged_stores_are_named(folder: Path) -> None:

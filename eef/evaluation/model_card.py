@@ -1,0 +1,157 @@
+"""``eef card``: the adapter of a run with its model card, in a folder that huggingface_hub's own command uploads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from eef.evaluation.card import overlap_lines
+from eef.evaluation.evaluate import CARD, evaluations
+from eef.evaluation.subject import WEIGHTS, tested_adapter
+from eef.files import RunError, read_json, write_json, write_text
+from eef.settings import EMBEDDED_MODELS, Settings
+from eef.tracking.keys import file_key
+
+_NOT_SHOWN = ("environment", "artefact", "method", "train", "test", "data")
+_NOTE = "95 % interval over subtasks, for this one policy; it does not cover other training seeds"
+
+
+def write_model_card(run: Path, root: Path, out: Path) -> Path:
+    """Write the tested adapter of a run, and ``README.md`` with its model card, to the folder ``out``. Returns ``out``.
+
+    The card has the base model, the data, the results of the run's own test and of all evaluations of this adapter in
+    ``root``, and the commands. RunError if the run has no result, if the adapter was removed, and for a folder ``out``
+    with files that this command did not write.
+    """
+    if not (run / "result.json").is_file():
+        raise RunError(f"{run.name} has no result: it is not finished, start it again")
+    adapter = tested_adapter(run)
+    weights = next(name for name in WEIGHTS if (adapter / name).is_file())
+    files = [path for path in sorted(adapter.iterdir()) if path.name in ("adapter_config.json", "config.json", weights)]
+    wanted = {"README.md", "generation_config.json", *(path.name for path in files)}
+    if others := sorted({path.name for path in out.iterdir()} - wanted) if out.is_dir() else []:
+        raise RunError(f"{out} has other files ({', '.join(others[:3])}): choose another folder with --out")
+    origin, result, stamp = (read_json(run / f"{name}.json") for name in ("config", "result", "stamp"))
+    config = origin["config"]
+    out.mkdir(parents=True, exist_ok=True)
+    base = _shared_name(str(config["model"]))
+    for path in files:
+        shutil.copyfile(path, out / path.name)
+    if (out / "adapter_config.json").is_file():  # it may name a folder of this machine
+        described = read_json(out / "adapter_config.json")
+        write_json(out / "adapter_config.json", {**described, "base_model_name_or_path": base})
+    cards = list(_cards(evaluations(root), file_key(adapter / weights)))
+    write_text(out / "README.md", _readme(run, origin, result, stamp, base, cards, weights))
+    return out
+
+
+def _shared_name(model: str) -> str:
+    """A model's name for other people: of a folder its last part."""
+    return model if model in EMBEDDED_MODELS or not Path(model).exists() else Path(model).name
+
+
+def _cards(folder: Path, weights: str) -> Iterator[dict[str, Any]]:
+    """The cards of complete evaluations of an adapter, by the hash of its weights."""
+    for path in sorted(folder.glob(f"*/{CARD}")):
+        card = read_json(path)
+        if card["subject"].get("adapter") == weights and not card["partial"]:
+            yield card
+
+
+def _readme(
+    run: Path,
+    origin: Mapping[str, Any],
+    result: Mapping[str, Any],
+    stamp: Mapping[str, Any],
+    base: str,
+    cards: list[dict[str, Any]],
+    weights: str,
+) -> str:
+    config, adapter = origin["config"], weights == WEIGHTS[0]
+    what = "LoRA adapter" if adapter else "full model"
+    lines = [f"# {run.name}", "", f"A {what} of `{base}`, trained by `{origin['method']}` of `eef` on {origin['env']}."]
+    if base in EMBEDDED_MODELS:
+        lines += ["", f"The base model `{base}` is part of the package `eef`. It is a small model of generated pages."]
+    lines += ["", "## Results", ""]
+    lines += ["| test | subtasks | win rate | 95 % interval | mean reward |", "|---|---|---|---|---|"]
+    lines.append(_row("the run's own test", result["n_test"], result))
+    lines += [_row(f"`{card['protocol']['name']}`", card["rates"]["rated"], card["rates"]) for card in cards]
+    lines += ["", f"{_NOTE}.", ""]
+    if not cards:
+        lines += ["No complete evaluation by a named protocol was found.", ""]
+    for card in cards:
+        lines += [f"`{card['protocol']['name']}` (hash `{card['protocol']['hash']}`): {card['protocol']['title']}."]
+        lines += overlap_lines(card["overlap"])
+        lines += [f"Known flaw: {card['protocol']['flaw']}"] if card["protocol"]["flaw"] else []
+        lines += [
+            f"Departs from the protocol: {name} is {used!r}, not {wanted!r}."
+            for name, (wanted, used) in card["departures"].items()
+        ]
+        lines.append("")
+    lines += ["## Data", "", f"- environment: {origin['env']}, {config.get('train')} training subtasks"]
+    lines += [f"- experts: {result.get('experts')}"]
+    lines += [f"- {name}: `{value}`" for name, value in (stamp.get("hashes") or {}).items()]
+    lines += [
+        "",
+        "## Training",
+        "",
+        f"Seed {origin['seed']}, commit `{stamp.get('commit')}`. Settings other than the defaults:",
+        "",
+    ]
+    defaults = {name: getattr(Settings(), name) for name in Settings.__dataclass_fields__}
+    own = {k: v for k, v in config.items() if k not in _NOT_SHOWN and k != "model" and v != defaults.get(k)}
+    lines += [f"- {name}: `{value}`" for name, value in own.items() if not _is_path(value)]
+    lines += ["", "## Use", "", "```"]
+    if origin.get("group"):
+        lines += [f"eef sweep {origin['group']} --only {origin['method']}   # trains it again"]
+    lines += [f"eef evaluate FOLDER --protocol {card['protocol']['name']} -p model={base}" for card in cards] or [
+        f"eef evaluate FOLDER --protocol NAME -p model={base}"
+    ]
+    lines += ["```", ""]
+    return f"---\n{_metadata(run, origin, base, result, cards, adapter)}\n---\n\n" + "\n".join(lines)
+
+
+def _row(name: str, count: int, rates: Mapping[str, Any]) -> str:
+    ends = f"{rates['win_low']:.3f} to {rates['win_high']:.3f}"
+    return f"| {name} | {count} | {rates['win_rate']:.3f} | {ends} | {rates['mean_reward']:.3f} |"
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and "/" in value  # a folder of this machine
+
+
+def _metadata(
+    run: Path,
+    origin: Mapping[str, Any],
+    base: str,
+    result: Mapping[str, Any],
+    cards: list[dict[str, Any]],
+    adapter: bool,
+) -> str:
+    """The card's YAML, which the hub reads."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    rows = [(f"the run's own test ({origin['env']})", result), *((c["protocol"]["name"], c["rates"]) for c in cards)]
+    scores = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=origin["env"],
+            dataset_name=name,
+            dataset_config=name,  # results with one dataset_type and one config are merged
+            metric_type=metric,
+            metric_value=float(rates[metric]),
+        )
+        for name, rates in rows
+        for metric in ("win_rate", "mean_reward")
+    ]
+    data = ModelCardData(
+        base_model=None if base in EMBEDDED_MODELS else base,
+        library_name="peft" if adapter else "transformers",
+        tags=["eef", "agent", str(origin["env"])],
+        pipeline_tag="text-generation",
+        model_name=run.name,
+        eval_results=scores,
+    )
+    return data.to_yaml().strip()

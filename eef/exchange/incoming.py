@@ -1,0 +1,244 @@
+"""Conversations of others as trajectories: the Agent Data Protocol, and messages with or without masks.
+
+Every form becomes one of ETO's conversations, which :func:`eef.trajectory.from_sharegpt` reads: it finds the actions
+in ReAct answers, and the masks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eef.agents.chat import TASK
+from eef.envs import SPLITS, TextEnv, first_page, on_workers, take_step
+from eef.exchange.formats import MASK_KEYS, import_pyarrow
+from eef.experts.check import Report, check_lines
+from eef.trajectory import (
+    Trajectory,
+    TrajectoryError,
+    _rows,  # the reader of JSON and JSON Lines; a public name there would change the keys of all stages
+    check,
+    from_sharegpt,
+)
+
+Message = dict[str, Any]  # from, value and perhaps loss, as ETO writes them
+_ROLES = {"user": "human", "human": "human", "tool": "human", "assistant": "gpt", "gpt": "gpt", "agent": "gpt"}
+_FINISH = re.compile(r"\s*<finish>(.*?)(</finish>)?\s*", re.DOTALL)  # how the protocol marks a last message
+
+
+def rows_of_file(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON list, JSON Lines or a parquet file, each with its place: ``line 3``, ``row 3``.
+
+    FileNotFoundError; TrajectoryError for invalid JSON; ValueError where parquet cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file at {path}")
+    if path.suffix != ".parquet":
+        yield from _rows(path)
+        return
+    table = import_pyarrow(path).parquet.read_table(path)
+    yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
+
+
+def read(
+    path: Path, form: str, key: str | None = None, reward: float | None = None
+) -> list[tuple[str, Trajectory, bool]]:
+    """The trajectories of a file in the format ``form`` (a name in ``FORMATS``), each with its place and whether the
+    end is known.
+
+    ``key`` names the mask of messages; None takes the one known key that they have. ``reward`` is for rows that give
+    none; 1 counts as a win. The end is unknown where neither gives one: :func:`play_ends` finds it out.
+    :class:`TrajectoryError` names the file and the place of a row that cannot be read.
+    """
+    trajectories = []
+    for where, row in rows_of_file(path):
+        try:
+            if not isinstance(row, dict):
+                raise TrajectoryError(f"a JSON object was expected, not {type(row).__name__}")
+            messages, known = FORMATS[form](row, key)
+            trajectories.append((where, *_trajectory(row, messages, known, reward)))
+        except TrajectoryError as error:
+            raise TrajectoryError(f"{path}, {where}: {error}") from None
+    if not trajectories:
+        raise TrajectoryError(f"{path} is empty")
+    return trajectories
+
+
+def _trajectory(
+    row: Mapping[str, Any], messages: list[Message], known: float | None, reward: float | None
+) -> tuple[Trajectory, bool]:
+    opening = row.get("opening") or 0
+    if type(opening) is not int or not 0 <= opening < max(len(messages), 1):
+        raise TrajectoryError(f"'opening' must be the number of messages before the first page, not {opening!r}")
+    messages = messages[opening:]
+    end = row.get("reward") if row.get("reward") is not None else known if known is not None else reward
+    conversation = {"conversations": messages, "reward": 0.0 if end is None else end}
+    names = {name: row[name] for name in ("id", "item_id", "session_id") if row.get(name) is not None}
+    if row.get("task") is None and not names:
+        raise TrajectoryError("there is no 'task': write the id of the subtask")
+    if row.get("task") is None:
+        conversation["id"] = next(iter(names.values()))
+    item = from_sharegpt(conversation)
+    fields: dict[str, Any] = {"prompt": item.prompt.removeprefix(TASK), "source": "import"}
+    fields |= {name: row[name] for name in ("task", "source", "won", "outcome", "prefix") if row.get(name) is not None}
+    item = replace(item, **fields, info={name: value for name, value in item.info.items() if value})
+    check(item)
+    return item, end is not None
+
+
+# Formats
+
+
+def _messages(row: Mapping[str, Any], key: str | None) -> tuple[list[Message], None]:
+    return _conversation(row, "messages", "role", "content", key), None
+
+
+def _sharegpt(row: Mapping[str, Any], key: str | None) -> tuple[list[Message], None]:
+    return _conversation(row, "conversations", "from", "value", key), None
+
+
+def _conversation(row: Mapping[str, Any], field: str, role: str, content: str, key: str | None) -> list[Message]:
+    messages = row.get(field)
+    if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
+        raise TrajectoryError(f"{field!r} must be a list of messages")
+    key = key or _only_key(messages)
+    said: list[Message] = []
+    for place, message in enumerate(messages, start=1):
+        if message.get(role) == "system" and not said:
+            continue  # instructions are the environment's business
+        sender, text = _ROLES.get(str(message.get(role))), message.get(content)
+        if sender is None or not isinstance(text, str):
+            raise TrajectoryError(
+                f"message {place} needs {role!r}, one of {', '.join(_ROLES)}, and {content!r}, a text"
+            )
+        value = message.get(key) if key and sender == "gpt" else None
+        if value not in (None, 0, 1):
+            raise TrajectoryError(f"message {place}: {key!r} must be true, false, 0 or 1, not {value!r}")
+        said.append({"from": sender, "value": text, "loss": value})
+    return said
+
+
+def _only_key(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    keys = [key for key in MASK_KEYS if any(key in message for message in messages)]
+    if len(keys) > 1:
+        raise TrajectoryError(f"the messages have the masks {', '.join(keys)}: choose one with --mask-key")
+    return keys[0] if keys else None
+
+
+def _protocol(row: Mapping[str, Any], key: str | None) -> tuple[list[Message], float | None]:
+    """Agent Data Protocol: ``content`` of actions and observations (its own schema), or ``steps`` (ATIF)."""
+    if isinstance(row.get("steps"), list):
+        said, known = _atif(row["steps"]), (row.get("final_metrics") or {}).get("reward")
+    elif isinstance(row.get("content"), list):
+        said, known = _standard(row["content"]), (row.get("details") or {}).get("reward")
+        if known is None and row["content"]:
+            known = row["content"][-1].get("reward")
+    else:
+        raise TrajectoryError("a trajectory of the Agent Data Protocol has a list 'content' or 'steps'")
+    if said and said[-1]["from"] == "gpt" and not said[-1]["value"].strip():
+        said.pop()  # an empty closing message
+    return said, known
+
+
+def _standard(content: Sequence[Mapping[str, Any]]) -> list[Message]:
+    said: list[Message] = []
+    for place, item in enumerate(content, start=1):
+        kind = item.get("class_")
+        thought = item.get("reasoning_content") or item.get("description") or ""
+        if kind == "text_observation" and item.get("source") == "system" and not said:
+            continue
+        if kind == "text_observation":
+            said.append({"from": "human", "value": item.get("content")})
+        elif kind == "message_action":
+            said.append({"from": "gpt", "value": _unfinished(str(item.get("content")))})
+        elif kind == "api_action":
+            said.append(_call(place, item.get("function"), item.get("kwargs"), thought))
+        else:
+            raise TrajectoryError(f"item {place} is a {kind!r}: an environment of texts has no such action or page")
+    return said
+
+
+def _atif(steps: Sequence[Mapping[str, Any]]) -> list[Message]:
+    said: list[Message] = []
+    for place, step in enumerate(steps, start=1):
+        message, source = step.get("message") or "", step.get("source")
+        if source == "system" and not said:
+            continue
+        if source != "agent":
+            said.append({"from": "human", "value": message})
+            continue
+        calls, results = step.get("tool_calls") or [], (step.get("observation") or {}).get("results") or []
+        if len(calls) > 1 or len(results) > 1:
+            raise TrajectoryError(f"step {place} has {len(calls)} calls and {len(results)} results: one each is a turn")
+        if calls:
+            thought = step.get("reasoning_content") or message
+            said.append(_call(place, calls[0].get("function_name"), calls[0].get("arguments"), thought))
+        else:
+            said.append({"from": "gpt", "value": _unfinished(message)})
+        said += [{"from": "human", "value": result.get("content")} for result in results]
+    return said
+
+
+def _call(place: int, function: Any, arguments: Any, thought: str) -> Message:
+    """A call as an action: ``function[argument]``, after its thought."""
+    values = list(arguments.values()) if isinstance(arguments, dict) else []
+    if not isinstance(function, str) or len(values) != 1 or not isinstance(values[0], (str, int, float)):
+        raise TrajectoryError(
+            f"item {place} calls {function!r} with {arguments!r}: only a call with one argument is an action, such as "
+            "click[buy now]"
+        )
+    action = f"{function}[{values[0]}]"
+    return {"from": "gpt", "value": f"Thought: {thought}\nAction: {action}" if thought.strip() else action}
+
+
+def _unfinished(text: str) -> str:
+    match = _FINISH.fullmatch(text)
+    return match[1].strip() if match else text
+
+
+FORMATS: dict[str, Callable[[Mapping[str, Any], str | None], tuple[list[Message], float | None]]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "adp": _protocol,
+}
+
+
+# The check
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Trajectories that passed the check, and its report."""
+
+    trajectories: list[Trajectory]
+    report: Report
+
+
+def checked(path: Path, lines: Sequence[tuple[str, Trajectory, bool]], env: TextEnv) -> Checked:
+    """Replay ``lines`` of the file ``path`` as ``eef experts check`` does; unknown ends are those of the replay."""
+    tasks = {task for split in SPLITS for task in env.tasks(split)}
+    wanted = [line for line in lines if line[1].task in tasks]
+    ends = play_ends(env, [item for _, item, known in wanted if not known])
+    items = [(place, item if known else next(ends)) for place, item, known in wanted]
+    report = replace(check_lines(str(path), items, env), ignored=len(lines) - len(wanted))
+    passed = [item for item in report.trajectories if item.won or item.failed]
+    return Checked(passed, report)
+
+
+def play_ends(env: TextEnv, items: Sequence[Trajectory]) -> Iterator[Trajectory]:
+    """``items`` with the reward and the outcome that their actions have in ``env``. Pages are not compared here."""
+
+    def end(worker: Callable[[], TextEnv], item: Trajectory) -> Trajectory:
+        played = worker()
+        first_page(played, item.task)
+        reward, won, done = 0.0, False, False
+        for turn in item.turns:
+            if turn.action and not done:
+                step = take_step(played, turn.action)
+                reward, won, done = float(step.reward), bool(step.info.get("won")), step.done
+        return replace(item, reward=reward, won=won, outcome="done" if done else "max_steps")
+
+    return iter(on_workers(env, items, end))

@@ -1,0 +1,1 @@
+"""Environments behind a server: sessions that start in expert states, limits, the OpenEnv protocol."""

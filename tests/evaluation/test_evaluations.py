@@ -1,0 +1,282 @@
+"""``eef evaluate``: who can be evaluated, equal bytes, resuming, the card, comparisons, the model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from eef.agents import journal, simulation
+from eef.agents.chat import Dialogue
+from eef.cli import main
+from eef.envs.webshop import WebShop
+from eef.evaluation import subject
+from eef.evaluation.compare import compare, find_evaluation
+from eef.evaluation.evaluate import evaluate, evaluations
+from eef.evaluation.protocol import pin, read_protocol
+from eef.evaluation.subject import read_subject
+from eef.experiment import experiment
+from eef.files import PACKAGE, RunError, read_json
+from eef.models.pretrain import make_model, save
+from eef.settings import Settings
+from eef.trajectory import Trajectory, load
+
+SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}  # as in conftest
+
+
+@pytest.fixture(autouse=True)
+def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in ("EEF_SWEEP", "EEF_RUN_IDS", "EEF_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    options = {"aliases": "webshop", "constrained_decoding": True}
+    return str(save(make_model(tokenizer, 32, 1, 2), tokenizer, folder, options))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A protocol of 10 subtasks of a small generated shop."""
+    folder = tmp_path_factory.mktemp("protocols")
+    values = yaml.safe_load(read_protocol("webshop-embedded-v1").path.read_text())
+    values |= {"options": {"catalogue": SMALL, "max_steps": 6, "nouns": "letters"}, "hashes": {}}
+    values |= {"subtasks": 10}
+    (folder / "open.yaml").write_text(yaml.safe_dump(values))
+    env = WebShop(catalogue=SMALL, max_steps=6, nouns="letters")
+    return str(pin(read_protocol(str(folder / "open.yaml")), env, folder / "tiny-v1.yaml"))
+
+
+@pytest.fixture(scope="module")
+def whole(base: str, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation of ``base`` without an interruption."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        return evaluate(base, tiny, {"slots": 10}, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def run(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has trained and tested an adapter of ``base``."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = Settings(model=base, epochs=1, lora_r=2, max_new_tokens=33)
+    env = WebShop(catalogue=SMALL, max_steps=6)
+    row = experiment("sft_pos", env, settings, 0, train_tasks=20, test_tasks=2, root=root, wandb="disabled")
+    return root / row["run_id"]
+
+
+def test_equal_evaluations_have_equal_bytes_and_a_card(base: str, tiny: str, whole: Path, tmp_path: Path) -> None:
+    one, two = evaluate(base, tiny, {"slots": 3}, tmp_path), whole
+    assert one.parent == evaluations(tmp_path)
+    for name in ("card.json", "subtasks.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    card = read_json(one / "card.json")
+    rates, cost, episodes = card["rates"], card["cost"], load(one / "test" / "trajectories.jsonl")
+    assert rates["wins"] == sum(e.won for e in episodes) and rates["rated"] == card["subtasks"] == 10
+    assert rates["win_low"] <= rates["win_rate"] <= rates["win_high"] and "training seeds" in rates["covers"]
+    assert cost["steps"] == sum(map(len, episodes)) and cost["sampled_tokens"] == sum(
+        e.info["tokens"] for e in episodes
+    )
+    assert cost["read_tokens"] > 20 * 10 and card["departures"] == {} and card["acting"]["instructions"] == ""
+    assert card["overlap"]["goal"] == {"shared": 0, "of": 10} and card["protocol"]["hash"] == read_protocol(tiny).hash
+    assert not any(str(tmp_path) in text for text in (json.dumps(card), (one / "card.md").read_text()))
+    assert "seconds" not in json.dumps(card) and " seconds\n" in (one / "card.md").read_text()
+    assert "Partial" not in (one / "card.md").read_text() and (one / "browser.html").is_file()
+    before = (one / "card.json").stat().st_mtime_ns, (one / "card.json").read_bytes()
+    assert evaluate(base, tiny, {"slots": 7}, tmp_path) == one, "the same evaluation is found again"
+    assert (one / "card.json").read_bytes() == before[1]
+
+
+def test_read_tokens_are_those_that_the_policy_was_given(
+    base: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    encode, simulate = Dialogue.encode_observation, simulation.simulate
+
+    def counted(dialogue: Dialogue, observation: str) -> list[int]:
+        ids = encode(dialogue, observation)
+        counts.append(len(ids))
+        return ids
+
+    def play(*arguments: Any, **more: Any) -> list[Trajectory]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Dialogue, "encode_observation", counted)
+            return simulate(*arguments, **more)
+
+    monkeypatch.setattr(simulation, "simulate", play)
+    made = evaluate(base, tiny, {}, tmp_path, subtasks=3)
+    assert sum(counts) == read_json(made / "card.json")["cost"]["read_tokens"] > 0
+
+
+def test_an_interrupted_evaluation_resumes_after_its_finished_episodes(
+    base: str, tiny: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = journal.Journal.append
+
+    def stop(self: journal.Journal, number: int, trajectory: object) -> None:
+        if len(self.episodes) == 4:
+            raise KeyboardInterrupt
+        append(self, number, trajectory)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(base, tiny, {"slots": 4}, tmp_path / "cut")
+    (file,) = evaluations(tmp_path / "cut").glob("stages/.test-*.work/episodes.jsonl")
+    assert len(file.read_text().splitlines()) == 4
+    with open(file, "a") as out:
+        out.write('{"number": 9, "traj')  # the line that a killed process was writing
+    played: list[int] = []
+    simulate = simulation.simulate
+    monkeypatch.setattr(
+        simulation, "simulate", lambda p, e, starts, **o: played.append(len(starts)) or simulate(p, e, starts, **o)
+    )
+    resumed = evaluate(base, tiny, {"slots": 4}, tmp_path / "cut")
+    assert played == [6], "the four finished episodes are not played again"
+    for name in ("card.json", "subtasks.csv", "test/trajectories.jsonl"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    assert not file.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_bytes(tiny: str, tmp_path: Path) -> None:
+    def start(root: str) -> subprocess.Popen[bytes]:
+        words = ["evaluate", "embedded", "--protocol", tiny, "-p", "slots=1", "--root", str(tmp_path / root)]
+        return subprocess.Popen([sys.executable, "-m", "eef", *words], cwd=PACKAGE.parent, stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    process = start("cut")
+    while not (files := [p for p in tmp_path.glob("cut/evaluations/stages/.test-*.work/*.jsonl") if p.stat().st_size]):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(files[0].read_text().splitlines()) < 10
+    assert start("cut").wait() == 0
+    one, two = (next((tmp_path / root / "evaluations").glob("*__*/card.json")) for root in ("whole", "cut"))
+    assert one.read_bytes() == two.read_bytes() and one.parent.name == two.parent.name
+
+
+def test_a_run_is_evaluated_with_its_adapter_and_its_settings(run: Path, base: str, tiny: str, tmp_path: Path) -> None:
+    made = evaluate(run.name, tiny, {}, run.parent, subtasks=3)
+    card = read_json(made / "card.json")
+    assert card["subject"]["kind"] == "run" and card["departures"] == {"max_new_tokens": [64, 33]}
+    assert "**departs from the protocol:** max_new_tokens is 33, the protocol has 64" in (made / "card.md").read_text()
+    assert "Partial: 3 of the 10" in (made / "card.md").read_text()
+    adapter = read_json(evaluate(str(subject.tested_adapter(run)), tiny, {}, tmp_path, subtasks=3) / "card.json")
+    assert adapter["subject"]["kind"] == "adapter" and adapter["departures"] == {}
+    assert adapter["subject"]["adapter"] == card["subject"]["adapter"] and adapter["rates"] == card["rates"]
+    played = read_json(made / "test" / "stage.json")["key"]["inputs"]["adapter"]
+    assert played == subject.tested_adapter(run).name, "the adapter played, not the base model"
+    plain = read_json(evaluate(base, tiny, {}, tmp_path, subtasks=3) / "card.json")
+    assert "adapter" not in plain["subject"]
+
+
+def test_a_scripted_expert_and_a_comparison(
+    base: str, tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expert = evaluate("expert:perfect", tiny, {}, tmp_path)
+    card = read_json(expert / "card.json")
+    wins, noisy = card["rates"]["wins"], read_json(evaluate("expert:weak", tiny, {}, tmp_path) / "card.json")
+    assert wins > noisy["rates"]["wins"] and card["cost"]["sampled_tokens"] == 0 and card["acting"] is None
+    model = evaluate(base, tiny, {}, tmp_path, subtasks=8)
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", "perfect", str(model / "card.json"), "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "a: expert perfect\nb: model tiny" in printed and "partial: both played 8 of the protocol's 10" in printed
+    episodes = load(expert / "test" / "trajectories.jsonl")[:8]
+    lost = [e.won for e in load(model / "test" / "trajectories.jsonl")]
+    only = sum(a.won and not b for a, b in zip(episodes, lost, strict=True))
+    assert f"only by a {only}" in printed and "8 pairs" in printed and "other training seeds" in printed
+    swapped = list(compare(model, expert))
+    assert any(line.startswith("win rate: ") and "a minus b: -" in line for line in swapped)
+
+
+def test_evaluations_that_cannot_be_paired_are_refused(tiny: str, tmp_path: Path) -> None:
+    a = evaluate("expert:perfect", tiny, {}, tmp_path)
+    text = Path(tiny).read_text()
+    (tmp_path / "other-v1.yaml").write_text(
+        text.replace("name: tiny-v1", "name: other-v1").replace("seed: 0", "seed: 1")
+    )
+    b = evaluate("expert:perfect", str(tmp_path / "other-v1.yaml"), {}, tmp_path)
+    with pytest.raises(RunError, match="evaluate both by one protocol"):
+        list(compare(a, b))
+    with pytest.raises(RunError, match="no runs in"):
+        find_evaluation(tmp_path, "nothing")
+    (a / "card.json").unlink()
+    with pytest.raises(RunError, match="not a finished evaluation"):
+        find_evaluation(tmp_path, str(a))
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("expert:best", {}, "no scripted expert 'best' of webshop: use perfect, strong, weak"),
+        ("openai:gpt", {}, "write openai:MODEL@URL"),
+        ("http://localhost:8000", {}, "add -p model=NAME"),
+        ("embedded", {"temprature": 1}, "-p temprature: there is no such option here"),
+        ("embedded", {"model": "x"}, "embedded is a model itself"),
+        ("no/such/folder", {}, "no model 'no/such/folder'"),
+        ("webshop__rft__s0__00000000", {}, "no runs in"),
+    ],
+)
+def test_who_is_evaluated_is_checked(
+    what: str, options: dict, message: str, tiny: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
+    with pytest.raises((ValueError, RunError, OSError), match=message):
+        read_subject(what, protocol, env, options, tmp_path, "OPENAI_API_KEY")
+
+
+def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tmp_path: Path) -> None:
+    evaluated = evaluate(run.name, tiny, {}, run.parent)
+    assert main(["card", run.name, "--root", str(run.parent), "--out", str(tmp_path / "hub")]) == 0
+    assert {p.name for p in (tmp_path / "hub").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == ("tiny", "peft")
+    named = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert named["tiny-v1", "mean_reward"] == read_json(evaluated / "card.json")["rates"]["mean_reward"]
+    assert ("the run's own test (webshop)", "mean_reward") in named
+    text = (tmp_path / "hub" / "README.md").read_text() + (tmp_path / "hub" / "adapter_config.json").read_text()
+    assert "Departs from the protocol: max_new_tokens" in text and "eef evaluate FOLDER --protocol tiny-v1" in text
+    assert str(run.parent) not in text and "/models/" not in text
+    (tmp_path / "hub" / "notes.txt").write_text("mine")
+    assert main(["card", run.name, "--root", str(run.parent), "--out", str(tmp_path / "hub")]) == 2
+
+
+def test_an_endpoint_is_evaluated(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PACKAGE.parent / "tests" / "experts"))
+    from test_endpoint import Endpoint
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-3f9a1c77d2e84b60")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    endpoint = Endpoint()
+    try:
+        made = evaluate(f"openai:gpt@{endpoint.url}", tiny, {"concurrency": 2}, tmp_path, subtasks=3, yes=True)
+    finally:
+        endpoint.server.shutdown()
+        endpoint.server.server_close()
+    card = read_json(made / "card.json")
+    assert card["subject"]["kind"] == "endpoint" and card["departures"]["prompt"] == ["", "react"]
+    assert card["cost"]["steps"] == len(endpoint.bodies) == 18 and card["rates"]["wins"] == 0
+    assert {body["temperature"] for body in endpoint.bodies} == {0.0} and "sk-test" not in json.dumps(card)

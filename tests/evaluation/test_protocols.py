@@ -1,0 +1,128 @@
+"""Protocols: their files, the check of data and split, and what training and test share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eef.envs import make_env
+from eef.envs.webshop import WebShop
+from eef.envs.webshop.nouns import Nouns
+from eef.envs.webshop.worker_splits import worker_split
+from eef.evaluation.protocol import check, environment_of, hashes_of, names, overlap, pin, read_protocol, subtasks_of
+from eef.files import PACKAGE
+
+DATA = PACKAGE.parents[1] / "shared" / "webshop" / "data"
+ETO = PACKAGE.parents[1] / "shared" / "eto"
+SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}  # as in conftest
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_protocol_of_the_package_is_valid_and_named_after_its_file(name: str) -> None:
+    protocol = read_protocol(name)
+    assert protocol.name == name and protocol.hashes["subtasks"] and protocol.about and protocol.success
+    assert protocol.title and not protocol.title.endswith(".")
+
+
+@pytest.mark.slow
+def test_the_embedded_protocol_fits_its_environment_and_has_no_overlap() -> None:
+    protocol = read_protocol("webshop-embedded-v1")
+    env = environment_of(protocol, None)
+    check(protocol, env)
+    assert len(subtasks_of(protocol, env)) == protocol.subtasks == 500
+    assert overlap(env, subtasks_of(protocol, env)) == {"goal": 0, "product": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no WebShop data in {DATA}")
+@pytest.mark.parametrize(
+    ("name", "count", "goals", "products"),
+    [("webshop-small-v1", 500, 0, 400), ("webshop-verl-agent-v1", 127, 127, 127)],
+)
+def test_protocols_on_webshop_data(name: str, count: int, goals: int, products: int) -> None:
+    protocol = read_protocol(name)
+    env = environment_of(protocol, str(DATA))
+    check(protocol, env)
+    assert len(subtasks_of(protocol, env)) == count
+    assert overlap(env, subtasks_of(protocol, env)) == {"goal": goals, "product": products}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ETO.is_dir(), reason=f"there are no index files in {ETO}")
+@pytest.mark.parametrize(
+    ("name", "data", "steps"), [("scienceworld-eto-v1", ETO, 120), ("scienceworld-short-v1", None, 12)]
+)
+def test_protocols_of_scienceworld(name: str, data: Path | None, steps: int) -> None:
+    protocol = read_protocol(name)
+    env = environment_of(protocol, str(data) if data else None)
+    try:
+        check(protocol, env)
+        assert len(subtasks_of(protocol, env)) == protocol.subtasks and env.max_steps == steps
+        assert overlap(env, subtasks_of(protocol, env)) == {"subtask": 0}
+    finally:
+        env.close()  # type: ignore[attr-defined]
+
+
+def test_other_data_stop_with_a_message_that_names_what_differs(tmp_path: Path) -> None:
+    protocol = read_protocol("webshop-embedded-v1")
+    env = WebShop(catalogue=SMALL, nouns="letters", max_steps=15)
+    with pytest.raises(ValueError, match=r"not those of the protocol webshop-embedded-v1: catalogue is \w+, not abb"):
+        check(protocol, env)
+    own = read_protocol(str(pin(protocol, env, tmp_path / "mine.yaml")))
+    assert (own.name, own.subtasks) == ("mine", 20) and own.hashes == hashes_of(own, env)
+    check(own, env)
+    with pytest.raises(ValueError, match="the file exists, and a protocol never changes"):
+        pin(protocol, env, tmp_path / "mine.yaml")
+    with pytest.raises(ValueError, match="catalogue"):
+        check(own, WebShop(catalogue={**SMALL, "seed": 1}, nouns="letters", max_steps=15))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("version: 1", "version: 2"), "version 2 of the format is not supported"),
+        (("flaw: ", "flaws: "), "unknown field 'flaws'"),
+        (("success: ", "#success: "), "success missing"),
+        (("  prompt: ", "  prompts: "), "acting: unknown field 'prompts'"),
+        (("subtasks: 500", "subtasks: all"), "subtasks must be of type int, not 'all'"),
+    ],
+)
+def test_an_invalid_file_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    text = read_protocol("webshop-embedded-v1").path.read_text()
+    assert change[0] in text
+    (tmp_path / "x.yaml").write_text(text.replace(*change, 1))
+    with pytest.raises(ValueError, match=message):
+        read_protocol(str(tmp_path / "x.yaml"))
+
+
+def test_names_and_data_folders_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no protocol 'webshop-smal-v1' \\(did you mean 'webshop-small-v1'"):
+        read_protocol("webshop-smal-v1")
+    with pytest.raises(ValueError, match="needs data: add -p data=FOLDER"):
+        environment_of(read_protocol("webshop-small-v1"), None)
+    with pytest.raises(ValueError, match="has its own data"):
+        environment_of(read_protocol("webshop-embedded-v1"), str(tmp_path))
+    with pytest.raises(ValueError, match="there is no such folder"):
+        environment_of(read_protocol("webshop-small-v1"), str(tmp_path / "none"))
+
+
+def test_shared_goals_and_products_are_counted() -> None:
+    env = make_env("webshop", catalogue=SMALL, split={"train": [0, 1, 2], "test": [2, 3]}, allow_overlap=True)
+    assert overlap(env, env.tasks("test"))["goal"] == 1
+
+
+def test_verl_agents_workers_have_different_test_goals_which_are_trained() -> None:
+    split = worker_split(1000, 233)
+    assert 100 < len(split["test"]) <= 128 and set(split["test"]) <= set(split["train"]) and not split["eval"]
+    assert len(split["train"]) > 990, "16 workers together leave out almost no goal"
+    assert min(split["test"]) < 500 < max(split["test"]), "positions below 500 of other orders are goals of all places"
+    assert worker_split(1000, 234)["test"] != split["test"], "the ids are those of this catalogue's order"
+    with pytest.raises(ValueError, match="needs more than 500 goals"):
+        worker_split(500, 233)
+
+
+def test_the_tagger_can_be_named() -> None:
+    assert Nouns("letters").name == "stand-in:letters" and Nouns("letters")("Red shoe for men")[1] == 3
+    with pytest.raises(ValueError, match="nouns='spacy' must be"):
+        Nouns("spacy")  # type: ignore[arg-type]
