@@ -20,13 +20,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eef.files import PACKAGE, cache_folder, did_you_mean, joined_names, names_file, write_text
+from eef.files import did_you_mean, joined_names, names_file, write_text
+from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS, packaged_folder
 from eef.tracking.keys import file_key, model_key
 
 T = TypeVar("T")
 
-EMBEDDED_MODELS = {path.parent.name: path.parent for path in sorted(PACKAGE.glob("models/*/config.json"))}
-PACKAGED_MODELS = ("smollm2",)  # made by `eef model NAME` (eef.models.packaged)
 QUANTIZATIONS = (None, "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
@@ -57,11 +56,6 @@ def setting(default: Any, help: str, **metadata: Any) -> Any:
     """
     metadata["help"] = help
     return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
-
-
-def packaged_folder(name: str) -> Path | None:
-    """The folder of a packaged model, which may not exist yet; None for any other name."""
-    return cache_folder() / "models" / name if name in PACKAGED_MODELS else None
 
 
 def _model_key(name: str) -> Any:

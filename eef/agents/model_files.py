@@ -18,7 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer,
 from transformers.utils.import_utils import is_gguf_available
 
 from eef.agents.chat import load_options
-from eef.settings import EMBEDDED_MODELS, packaged_folder
+from eef.model_names import EMBEDDED_MODELS, packaged_folder
 
 EMBEDDED = "embedded"
 HALF = (torch.bfloat16, torch.float16)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eef.files import write_json
-from eef.settings import packaged_folder
+from eef.model_names import packaged_folder
 from eef.tracking.keys import file_key
 
 

@@ -20,7 +20,8 @@ from eef.envs import EnvError, TextEnv, env_from_parameters
 from eef.experts import expert_sources, on_tasks
 from eef.experts.check import check_lines, refuse_divergent
 from eef.files import did_you_mean, digest
-from eef.settings import EMBEDDED_MODELS, PACKAGED_MODELS, Settings
+from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS
+from eef.settings import Settings
 from eef.sweeps.spec import SweepError
 from eef.tracking.keys import model_key
 from eef.trajectory import Trajectory
