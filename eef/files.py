@@ -155,6 +155,11 @@ def read_last_row(path: Path) -> dict[str, Any]:
     return row if isinstance(row, dict) else {}
 
 
+def cache_folder() -> Path:
+    """The folder of hashes and packaged models: ``EEF_CACHE``, by default ``~/.cache/eef``."""
+    return Path(os.environ.get("EEF_CACHE") or Path.home() / ".cache" / "eef")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: `` (did you mean 'rft'?)``; empty if no known one is similar."""
     near = difflib.get_close_matches(word, list(known), 1)

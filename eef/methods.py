@@ -83,7 +83,14 @@ def rft(lab: Lab, n: int = 1) -> Path:
     return adapter
 
 
-def eef(lab: Lab, m: int = 5, mask_harmful: bool = True, recovery: bool = True, one_per_state: bool = True) -> Path:
+def eef(
+    lab: Lab,
+    m: int = 5,
+    mask_harmful: bool = True,
+    recovery: bool = True,
+    one_per_state: bool = True,
+    restart_only: bool = False,
+) -> Path:
     """Exploring expert failures (section 4): behaviour cloning, then iterations of simulations from s0 of every subtask
     and from ``m`` states of every failed expert trajectory, and SFT on one solution per important state.
 
@@ -121,7 +128,7 @@ def eef(lab: Lab, m: int = 5, mask_harmful: bool = True, recovery: bool = True, 
         for number, failure in enumerate(failures):
             keys = {0: (failure.task, 0)} | {index: (number, index) for index in cuts[number]}
             failure_outcomes = {index: outcomes[state] for index, state in keys.items() if state in outcomes}
-            solutions += select(failure, failure_outcomes, mask_harmful, recovery, one_per_state)
+            solutions += select(failure, failure_outcomes, mask_harmful, recovery, one_per_state, restart_only)
         if not solutions:
             show("warning: no simulation won, so EEF trains on the examples of behaviour cloning")
         examples = merge(expert_wins(lab), solutions, one_per_state and mask_harmful)

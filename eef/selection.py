@@ -99,6 +99,7 @@ def select(
     mask_harmful: bool = True,
     recovery: bool = True,
     one_per_state: bool = True,
+    restart_only: bool = False,
 ) -> list[Example]:
     """The training examples of one expert trajectory: one solution for each important state (section 4.2).
 
@@ -115,10 +116,14 @@ def select(
     * ``one_per_state=False``: every winning simulation gives one example. It carries loss from the important state that
       it solves, including the expert's actions from there; a win that solves no important state carries loss from the
       state it was simulated from.
+    * ``restart_only=True``: the same trajectories, but no expert action carries loss (``learn_from`` is the state that
+      the winning simulation started from). What is left of EEF is where its simulations start.
 
-    ValueError for the index of a state that the expert does not have, for a "win" that is not won, and for a win that
-    does not continue the expert's trajectory.
+    ValueError for ``restart_only`` without ``mask_harmful``, for the index of a state that the expert does not have,
+    for a "win" that is not won, and for a win that does not continue the expert's trajectory.
     """
+    if restart_only and not mask_harmful:
+        raise ValueError("restart_only=True needs mask_harmful=True: without the mask, expert actions carry loss")
     _check(expert, outcomes)
     learn_from_of: dict[int, int] = {}  # state that won -> first turn with loss
     for state in important_states(expert, outcomes, recovery):
@@ -128,6 +133,8 @@ def select(
     wins = {index: win for index, win in outcomes.items() if win is not None}
     if not one_per_state:
         learn_from_of = {index: learn_from_of.get(index, index) for index in wins}
+    if restart_only:
+        learn_from_of = {index: index for index in learn_from_of}
     return [Example(wins[index], learn_from_of[index] if mask_harmful else 0) for index in sorted(learn_from_of)]
 
 

@@ -20,12 +20,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eef.files import PACKAGE, did_you_mean, joined_names, names_file, write_text
+from eef.files import did_you_mean, joined_names, names_file, write_text
+from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS, packaged_folder
 from eef.tracking.keys import file_key, model_key
 
 T = TypeVar("T")
 
-EMBEDDED_MODELS = {path.parent.name: path.parent for path in sorted(PACKAGE.glob("models/*/config.json"))}
 QUANTIZATIONS = (None, "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
@@ -59,7 +59,7 @@ def setting(default: Any, help: str, **metadata: Any) -> Any:
 
 
 def _model_key(name: str) -> Any:
-    return model_key(str(EMBEDDED_MODELS.get(name, name)))
+    return model_key(str(EMBEDDED_MODELS.get(name) or packaged_folder(name) or name))
 
 
 def _experts_key(names: str) -> list[Any]:
@@ -73,7 +73,7 @@ class ModelSettings:
 
     model: str = setting(
         "embedded",
-        f"name or file or folder: {', '.join(EMBEDDED_MODELS)}; a GGUF file, or a name of the hub",
+        f"name or file or folder: {', '.join([*EMBEDDED_MODELS, *PACKAGED_MODELS])}; a GGUF file, or a name of the hub",
         key=_model_key,
     )
     quantize: str | None = setting(None, "nf4: 4-bit weights, for QLoRA", choices=QUANTIZATIONS)

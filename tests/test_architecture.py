@@ -19,6 +19,7 @@ ORDER = [
     ("eef.trajectory",),
     ("eef.selection",),
     ("eef.tracking",),
+    ("eef.model_names",),
     ("eef.settings",),
     ("eef.envs",),
     ("eef.serving",),

@@ -329,7 +329,13 @@ def test_an_option_that_the_method_lacks_is_named(run) -> None:
 
 
 def test_options_come_from_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert method_options("eef") == {"m": 5, "mask_harmful": True, "recovery": True, "one_per_state": True}
+    assert method_options("eef") == {
+        "m": 5,
+        "mask_harmful": True,
+        "recovery": True,
+        "one_per_state": True,
+        "restart_only": False,
+    }
     assert method_options("rft") == {"n": 1} and method_options("sft_pos") == {}
     with pytest.raises(ValueError, match=r"unknown method 'efe': choose one of .*\(did you mean 'eef'\?\)"):
         method_options("efe")

@@ -152,6 +152,21 @@ def test_select_by_hand(won: dict[int, bool], selected: list[tuple[int, int]]) -
     assert [(e.trajectory.prefix, e.learn_from) for e in examples] == selected
 
 
+@given(cases(), FLAGS)
+def test_restart_only_selects_the_same_trajectories_without_loss_on_expert_actions(case, flags: dict) -> None:
+    expert, outcomes = case
+    examples, restarts = (select(expert, outcomes, **flags, restart_only=only) for only in (False, True))
+    assert [e.trajectory for e in restarts] == [e.trajectory for e in examples]
+    for example, restart in zip(examples, restarts, strict=True):
+        start = restart.trajectory.prefix
+        assert not any(restart.mask[:start]) and restart.mask[start:] == example.mask[start:]
+
+
+def test_restart_only_needs_the_mask() -> None:
+    with pytest.raises(ValueError, match="restart_only=True needs mask_harmful=True"):
+        select(*figure_1(), mask_harmful=False, restart_only=True)
+
+
 def test_every_win_counts_without_one_per_state() -> None:
     expert = make_expert(6)
     outcomes = make_outcomes(expert, {0: True, 1: True, 2: False, 3: False, 4: True, 5: True})

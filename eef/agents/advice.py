@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eef.settings import EMBEDDED_MODELS, Settings
+from eef.model_names import EMBEDDED_MODELS
+from eef.settings import Settings
 
 
 def chat_warnings(settings: Settings, options: Mapping[str, Any], env: str) -> list[str]:

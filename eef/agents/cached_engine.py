@@ -22,6 +22,7 @@ from eef.agents.constraints import Constraints
 from eef.agents.engine import LocalPolicy
 from eef.agents.engine_check import check
 from eef.agents.kv_cache import STEP, Plan, RowLayer, available_memory
+from eef.agents.passes import few_groups, similar_groups
 from eef.agents.sampling import choose
 
 _CELLS = 1 << 26  # most elements of a mask in one pass (with eager attention: of the scores of all heads)
@@ -246,7 +247,8 @@ class CachedEngine:
         """Read the pending ids of ``slots``; logits of the next token, shape (len(slots), vocabulary)."""
         logits: dict[int, torch.Tensor] = {}
         widths, lengths = [len(self.pending[slot]) for slot in slots], [self.length(slot) for slot in slots]
-        for group in _similar(slots, widths, lengths):
+        groups = few_groups(slots, widths) if self.device.type == "cuda" else similar_groups(slots, widths, lengths)
+        for group in groups:
             for slot, row in zip(group, self._read_group(group), strict=True):
                 logits[slot] = row
         return torch.stack([logits[slot] for slot in slots])
@@ -321,23 +323,3 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
         return size
     different = np.nonzero(np.array(a[:size]) != np.array(b[:size]))[0]
     return int(different[0])
-
-
-def _similar(slots: list[int], widths: list[int], lengths: list[int]) -> list[list[int]]:
-    """Group slots that one pass can read without much padding.
-
-    ``widths`` are the tokens to read, ``lengths`` those of the whole conversations. Slots of one group have similar
-    widths and, if there is much to read, similar lengths. Slots with a few tokens to read stay together, because the
-    number of passes then costs more than padding.
-    """
-    groups: list[list[int]] = []
-    for place in sorted(range(len(slots)), key=lambda place: (widths[place] > 4, lengths[place])):
-        for group in groups[::-1]:
-            near = widths[place] <= 1.5 * widths[group[0]] and widths[group[0]] <= 1.5 * widths[place]
-            similar = near and lengths[place] <= 1.3 * lengths[group[0]] + 64
-            if similar or (widths[place] <= 4 and widths[group[0]] <= 4):
-                group.append(place)
-                break
-        else:
-            groups.append([place])
-    return [[slots[place] for place in group] for group in groups]

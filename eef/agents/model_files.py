@@ -18,7 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer,
 from transformers.utils.import_utils import is_gguf_available
 
 from eef.agents.chat import load_options
-from eef.settings import EMBEDDED_MODELS
+from eef.model_names import EMBEDDED_MODELS, packaged_folder
 
 EMBEDDED = "embedded"
 HALF = (torch.bfloat16, torch.float16)
@@ -35,7 +35,11 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "ma
 
 
 def folder_of(model: str) -> str:
-    """The folder of an embedded model, or the name itself for any other model."""
+    """The folder of an embedded or packaged model, or the name itself for any other model."""
+    if packaged := packaged_folder(model):
+        if not (packaged / "config.json").is_file():
+            raise FileNotFoundError(f"the model {model!r} is not on this machine yet: run `eef model {model}` once")
+        return str(packaged)
     if model not in EMBEDDED_MODELS:
         return model
     folder = EMBEDDED_MODELS[model]

@@ -11,7 +11,8 @@ from eef.evaluation.card import overlap_lines
 from eef.evaluation.evaluate import CARD, evaluations
 from eef.evaluation.subject import WEIGHTS, tested_adapter
 from eef.files import RunError, read_json, write_json, write_text
-from eef.settings import EMBEDDED_MODELS, Settings
+from eef.model_names import EMBEDDED_MODELS
+from eef.settings import Settings
 from eef.tracking.keys import file_key
 
 _NOT_SHOWN = ("environment", "artefact", "method", "train", "test", "data")

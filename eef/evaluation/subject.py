@@ -13,7 +13,8 @@ from eef.envs.extras import extras_of
 from eef.evaluation.protocol import Acting, Protocol
 from eef.experts.endpoint import Expert, read_key
 from eef.files import RunError, did_you_mean, read_json
-from eef.settings import EMBEDDED_MODELS, Settings
+from eef.model_names import EMBEDDED_MODELS
+from eef.settings import Settings
 from eef.tracking.keys import file_key, model_key
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a full model

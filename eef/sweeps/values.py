@@ -20,7 +20,8 @@ from eef.envs import EnvError, TextEnv, env_from_parameters
 from eef.experts import expert_sources, on_tasks
 from eef.experts.check import check_lines, refuse_divergent
 from eef.files import did_you_mean, digest
-from eef.settings import EMBEDDED_MODELS, Settings
+from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS
+from eef.settings import Settings
 from eef.sweeps.spec import SweepError
 from eef.tracking.keys import model_key
 from eef.trajectory import Trajectory
@@ -141,6 +142,11 @@ def check_model(name: str) -> None:
     A name of the hub must be in the local cache, or the hub must know it. ValueError or OSError if not.
     """
     if name in EMBEDDED_MODELS:
+        return
+    if name in PACKAGED_MODELS:
+        from eef.agents.model_files import folder_of
+
+        folder_of(name)  # FileNotFoundError if it has not been fetched
         return
     path = Path(name).expanduser()
     if path.exists():

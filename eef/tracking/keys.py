@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eef.files import PACKAGE, RunError, digest, write_json
+from eef.files import PACKAGE, RunError, cache_folder, digest, write_json
 
 # Libraries whose releases change results. Their versions are part of the key of each stage whose code imports them, so
 # that all stages of a run come from the same releases. The local part ("+cpu", "+cu130") and the device are not part of
@@ -241,7 +241,7 @@ def file_key(path: str | Path) -> str:
     stat = _stat(at)
     if stat[0] < 1_000_000:
         return _hash(at)
-    name = _cache_folder() / "hashes" / f"{digest(str(at))}.json"
+    name = cache_folder() / "hashes" / f"{digest(str(at))}.json"
     try:
         cached = json.loads(name.read_text(encoding="utf-8"))
         if cached["stat"] == list(stat):
@@ -253,10 +253,6 @@ def file_key(path: str | Path) -> str:
         with suppress(OSError, RuntimeError):  # the home folder may be read-only
             write_json(name, {"path": str(at), "stat": list(stat), "sha256": sha})
     return sha
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("EEF_CACHE") or Path.home() / ".cache" / "eef")
 
 
 def _hash(path: Path) -> str:

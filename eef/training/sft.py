@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eef.settings import TrainingSettings
-from eef.training.likelihoods import row_log_likelihoods
+from eef.training.likelihoods import learnt_log_probabilities, row_log_likelihoods
 from eef.training.packing import packed
 from eef.training.rows import Row, collate, flatten, merge_prefix_rows, rows_of
-from eef.training.trainer import OnStep, RowDataset, check_finite, options, run_trainer, save_trained
+from eef.training.trainer import (
+    GroupedTrainer,
+    OnStep,
+    RowDataset,
+    check_finite,
+    options,
+    run_trainer,
+    save_trained,
+)
 
 if TYPE_CHECKING:
     from eef.agents.policy import Policy
@@ -90,5 +98,21 @@ def fit(
     with packed(model, training.packing) as flat:
         collator = flatten if flat else partial(collate, pad=pad)
         return run_trainer(
-            model, RowDataset(rows, pad), collator, training, folder, seed=seed, work=work, on_step=on_step
-        )
+            model, RowDataset(rows, pad), collator, training, folder, seed=seed, work=work, on_step=on_step,
+            trainer=RowTrainer,
+        )  # fmt: skip
+
+
+class RowTrainer(GroupedTrainer):
+    """Trains by the mean loss per learnt token of a whole batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the Trainer then counts the learnt tokens of the whole batch
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        # num_items_in_batch counts the learnt tokens of all processes, and DDP takes the mean of their gradients
+        loss = -learnt_log_probabilities(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss

@@ -24,6 +24,7 @@ from eef.envs.webshop.pretraining import vocabulary
 from eef.lab import resolved
 from eef.models.pretrain import word_tokenizer
 from eef.settings import Settings
+from eef.training.likelihoods import learnt_log_probabilities
 from eef.training.rows import Row, collate, flatten
 from eef.training.sft import fit
 
@@ -171,6 +172,24 @@ def test_acting_equals_training(name: str) -> None:
         for logs, seen in zip(trained(policy, rows, flat), pairs, strict=True):
             worst = max(worst, *(float((row - logs[place - 1]).abs().max()) for place, row in seen))
         assert worst < 1e-4, f"flat={flat}"
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_training_computes_only_the_logits_of_learnt_tokens(name: str) -> None:
+    policy = policy_of(name)
+    items = [
+        {"input_ids": list(range(5, 5 + size)), "mask": [place % 3 == 2 for place in range(size)]} for size in (40, 17)
+    ]
+    batch = collate(items, policy.pad)
+    with torch.no_grad():
+        logs = policy.model(**batch).logits.float().log_softmax(-1)
+        learnt = learnt_log_probabilities(policy.model, batch)
+    expected = [
+        logs[row, place - 1, item["input_ids"][place]]
+        for row, item in enumerate(items)
+        for place in range(2, len(item["input_ids"]), 3)
+    ]
+    assert torch.allclose(learnt, torch.stack(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(SEEN_TOGETHER))

@@ -21,7 +21,8 @@ from eef.envs.webshop import WebShop
 from eef.envs.webshop.shopper import play_expert
 from eef.experts import expert_trajectories
 from eef.files import read_json, write_json
-from eef.settings import EMBEDDED_MODELS, Settings
+from eef.model_names import EMBEDDED_MODELS
+from eef.settings import Settings
 from eef.sweeps import points as points_module
 from eef.sweeps import values
 from eef.sweeps.executors import declared

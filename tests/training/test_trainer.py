@@ -9,9 +9,10 @@ from eef.agents.policy import Policy
 from eef.experts import demonstrations
 from eef.models.pretrain import save
 from eef.selection import Example
+from eef.training import likelihoods
 from eef.training.dpo import dpo, preference_losses
-from eef.training.likelihoods import log_likelihoods
-from eef.training.rows import IGNORE, Row, collate, rows_of
+from eef.training.likelihoods import learnt_log_probabilities, log_likelihoods
+from eef.training.rows import IGNORE, Row, collate, flatten, rows_of
 from eef.training.sft import fit, sft
 from eef.trajectory import Trajectory, Turn, without_loss
 
@@ -51,6 +52,36 @@ def test_the_loss_is_the_mean_over_the_learnt_tokens_only(policy: Policy, exampl
     assert torch.isclose(output.loss, torch.stack(expected).mean(), atol=1e-6)
     learnt = policy.tokenizer.decode([t for t, m in zip(rows[0].ids, rows[0].mask, strict=True) if m])
     assert learnt.count("<end>") == len(examples[0].trajectory) - 2
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("keeps", [False, True], ids=["all logits", "kept logits"])
+def test_logits_of_learnt_tokens_alone_give_the_same_loss_and_gradients(
+    policy: Policy, examples, flat: bool, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.deepcopy(policy.model).double()
+    for weight in model.parameters():
+        weight.requires_grad_(True)
+    rows, _ = rows_of(policy, [examples[0], Example(examples[1].trajectory, 2), examples[2]])
+    items = [{"input_ids": row.ids, "mask": row.mask} for row in rows]
+    batch = flatten(items) if flat else collate(items, pad=policy.pad)
+    targets = batch["labels"][:, 1:].flatten()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    expected = torch.nn.functional.cross_entropy(model(**inputs).logits[:, :-1].flatten(0, 1), targets)
+    expected.backward()
+    gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+    model.zero_grad()
+    shapes = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[:-1])))
+    monkeypatch.setattr(likelihoods, "_can_keep_logits", lambda _: keeps)
+    loss = -learnt_log_probabilities(model, batch).mean()
+    loss.backward()
+    learnt = sum(map(sum, (row.mask for row in rows)))
+    assert shapes == [(learnt,) if keeps else tuple(batch["input_ids"].shape)]
+    assert torch.isclose(loss, expected, atol=1e-9)
+    ours = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert len(ours) == len(gradients) > 10
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(ours, gradients, strict=True))
 
 
 def test_training_lowers_the_loss_changes_only_the_adapter_and_is_reproducible(
