@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo smoke test lint docs lock setup clean
+.PHONY: demo smoke test test-extras lint docs lock setup clean
 
 setup: .venv/ready
 	@echo "ready: 'source .venv/bin/activate' puts the command eef on the path; then 'eef' lists its commands"
@@ -29,6 +29,19 @@ smoke: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Export and OpenEnv are tested in an environment on top of .venv, since OpenEnv needs an older Pillow.
+OPTIONAL := datasets==5.2.0 openenv==0.10.0 pyarrow==26.0.1 trl==1.16.0
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+
+test-extras: .venv/ready
+	$(BIN)/python -m venv --clear build/extras
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" \
+	  > "$$(build/extras/bin/python -c '$(SITE)')/base.pth"
+	grep -v '^pillow==' constraints.txt > build/extras/constraints.txt
+	build/extras/bin/python -m pip install --disable-pip-version-check -q -c build/extras/constraints.txt $(OPTIONAL)
+	PYTHONPATH="$(CURDIR)" build/extras/bin/python -m pytest -m 'slow or not slow' -k 'openenv or parquet or datasets or trl' \
+	  tests/test_serving_openenv.py tests/exchange/test_exchange.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

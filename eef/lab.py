@@ -171,9 +171,9 @@ class Lab:
         def write(folder: Path) -> None:
             turns = self.env.max_steps if body is run_simulations else 0
             with Meter(name, total, partial(self.run.progress, name), turns) as meter:
-                more: dict[str, Any] = {}
-                if body is run_simulations:
-                    more = {"on_turn": meter.on_turn, "journal": work_folder(folder) / "episodes.jsonl"}
+                more: dict[str, Any] = {"on_turn": meter.on_turn} if body is run_simulations else {}
+                if body in (run_simulations, collect_experts, demonstrate):
+                    more["journal"] = work_folder(folder) / "episodes.jsonl"
                 trajectories = body(inputs, folder, meter.on_episodes, **more)
             self._check_code(body, inputs)
             trajectory.save(trajectories, folder / "trajectories.jsonl")

@@ -214,7 +214,7 @@ def load_lines(path: str | Path) -> list[tuple[str, Trajectory]]:
     path, trajectories = Path(path), []
     if not path.is_file():
         raise FileNotFoundError(f"no trajectory file at {path}: check the parameter that names it")
-    for where, row in _rows(path):
+    for where, row in placed_rows(path):
         try:
             ours = not isinstance(row, dict) or "conversations" not in row
             trajectories.append((where, from_dict(row) if ours else from_sharegpt(row)))
@@ -223,7 +223,8 @@ def load_lines(path: str | Path) -> list[tuple[str, Trajectory]]:
     return trajectories
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+def placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON list or of JSON Lines, each with its place. TrajectoryError for invalid JSON."""
     data = path.read_bytes()
     if data.lstrip().startswith(b"["):
         try:

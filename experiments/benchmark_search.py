@@ -166,6 +166,20 @@ def measure(name: str, search: Callable[[str], Hits], queries: list[str]) -> Non
           f"{memory.shared / 2**20:.0f} MB", flush=True)  # fmt: skip
 
 
+def compare_threads(index: MappedIndex, queries: list[str], rounds: int = 30) -> None:
+    """Prints the wall-clock time of ``queries`` in one and in two threads, measured in turns, and the ratio of both."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for threads in (1, 2) if number % 2 else (2, 1):
+            begin = time.perf_counter()
+            index.search_all(queries, threads=threads)
+            seconds[threads].append(time.perf_counter() - begin)
+    one, two = (statistics.median(times) for times in seconds.values())
+    low, middle, high = statistics.quantiles((a / b for a, b in zip(*seconds.values(), strict=True)), n=4)
+    print(f"{len(queries)} searches: {one:.3f} s in one thread, {two:.3f} s in two (medians of {rounds} rounds); "
+          f"ratio {middle:.2f}, quartiles {low:.2f} and {high:.2f}", flush=True)  # fmt: skip
+
+
 def recorded_queries(path: Path | None) -> list[str]:
     """The queries of a record such as ``search.jsonl.gz``."""
     if path is None:
@@ -210,10 +224,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     for query in queries:
         index.scored(query)
     measure("after", index.scored, queries)
-    for threads in (1, 2, 1, 2):
-        start = time.perf_counter()
-        index.search_all(queries, threads=threads)
-        print(f"{len(queries)} searches, {threads} thread(s): {time.perf_counter() - start:.2f} s", flush=True)
+    compare_threads(index, queries[:64])
     compared = recorded_queries(args.record) + random_queries(shop, args.random)
     equal = [index.scored(q) == plain.scored(q) for q in tqdm(compared, desc="comparison", mininterval=10)]
     print(f"hits, order and scores equal to plain scoring: {sum(equal)} of {len(equal)} queries")

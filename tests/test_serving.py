@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from eef import cli
 from eef.envs import EnvError, ReplayDivergence, Step, TextEnv
 from eef.envs.webshop import WebShop
-from eef.serving.limits import Limits
+from eef.serving import limits
+from eef.serving.limits import Limits, Message
 from eef.serving.sessions import Served, Session, ToolMistake
 
 
@@ -282,6 +284,29 @@ def test_a_long_request_is_refused(client: TestClient) -> None:
     assert refused.status_code == 413 and "at most 100 bytes" in refused.json()["detail"]
     assert client.post("/", content=(b"x" * 30 for _ in range(4))).status_code == 413  # without a length
     assert client.post("/", content=(b"x" * 30 for _ in range(3))).text == "90"
+
+
+@pytest.mark.parametrize("length", [b"300", b""], ids=["with a length", "without"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_rest_of_a_long_request_is_read_before_the_connection_closes(
+    length: bytes, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINGER", 0.2)
+    waiting, sent, left = [True, True, not ends], list[Message](), list[int]()
+
+    async def receive() -> Message:
+        if not waiting:
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": b"x" * 200, "more_body": waiting.pop(0)}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        left.append(len(waiting))
+
+    headers = [(b"content-length", length)] if length else []
+    asyncio.run(Limits(None, 100, 60.0)({"type": "http", "headers": headers}, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 413 and b"at most 100 bytes" in sent[1]["body"] and sent[1]["more_body"]
+    assert left[1] > 0 and left[-1] == 0 and not sent[-1].get("more_body") and len(sent) == 3
 
 
 @pytest.mark.parametrize("text", ["[1]", "1", "nothing", '{"a": ', "[" * 90, '"' + "é" * 20])

@@ -140,8 +140,11 @@ class Dialogue:
     def copy(self) -> Dialogue:
         return Dialogue(self.chat, self.aliases.copy() if self.aliases else None, self.turn)
 
-    def encode_observation(self, observation: str) -> list[int]:
-        """Ids from the end of the last answer to the beginning of the next one."""
+    def user_text(self, observation: str) -> str:
+        """The text of the next user turn: the observation with its prefix, symbols and, in the first one, instructions.
+
+        Each observation is passed once, in order.
+        """
         chat, text = self.chat, observation
         if self.aliases is not None:
             text = self.aliases.encode(text, prompt=self.turn == 0)
@@ -149,25 +152,36 @@ class Dialogue:
             text = f"{chat.instructions}\n\n{text}"
         if chat.react:
             text = f"{OBSERVATION if self.turn else TASK}{text}"
-        encode, first = content_encoder(chat.tokenizer), self.turn == 0
+        self.turn += 1
+        return text
+
+    def answer_text(self, turn: Turn) -> str:
+        """The text of a turn's answer, as the model writes it."""
+        without_thought = self.chat.react and turn.action and not turn.reply  # an expert that gives only actions
+        return self._with_symbols(f"Action: {turn.action}" if without_thought else turn.answer)
+
+    def _with_symbols(self, answer: str) -> str:
+        return self.aliases.encode_action(answer) if self.aliases is not None else answer
+
+    def encode_observation(self, observation: str) -> list[int]:
+        """Ids from the end of the last answer to the beginning of the next one."""
+        chat, first, text = self.chat, self.turn == 0, self.user_text(observation)
+        encode = content_encoder(chat.tokenizer)
         ids: list[int] = []
         for user_text, answer in chat.opening if first else ():
             ids += user_ids(encode, chat.scaffold, user_text, first) + self.encode_action(answer)
             first = False
-        self.turn += 1
         return ids + user_ids(encode, chat.scaffold, text, first)
 
     def encode_action(self, answer: str) -> list[int]:
         """Ids of the agent's answer with its end."""
-        text = self.aliases.encode_action(answer) if self.aliases is not None else answer
-        return list(_encode_answer(self.chat.tokenizer, self.chat.scaffold, text))
+        return list(_encode_answer(self.chat.tokenizer, self.chat.scaffold, self._with_symbols(answer)))
 
     def encode_turn(self, turn: Turn) -> list[int]:
         """Ids of a turn: those that a policy with this scaffold sampled, else those of its text."""
         if turn.ids and turn.chat == self.chat.hash:
             return list(turn.ids)
-        without_thought = self.chat.react and turn.action and not turn.reply  # an expert that gives only actions
-        return self.encode_action(f"Action: {turn.action}" if without_thought else turn.answer)
+        return list(_encode_answer(self.chat.tokenizer, self.chat.scaffold, self.answer_text(turn)))
 
     def decode_action(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, without their end: the inverse of :meth:`encode_action`."""

@@ -87,12 +87,8 @@ def run_simulations(
 
 def _play(policy: PlayablePolicy, inputs: Simulation, options: dict[str, Any], path: Path | None) -> list[Trajectory]:
     """The trajectories of all starts. Those in the journal at ``path`` are read, and the others are played."""
-    if path is None:
-        return simulate(policy, inputs.env, inputs.starts, **options)
     journal, seeds = Journal.open(path), streams(inputs.starts, inputs.seed)
-    for saved in journal.episodes.values():
-        options["on_progress"](1, int(saved.won), int(saved.info.get("tokens", 0)))
-    todo = [number for number in range(len(inputs.starts)) if number not in journal.episodes]
+    todo = journal.missing(range(len(inputs.starts)), options["on_progress"])
     simulate(
         policy, inputs.env, [inputs.starts[number] for number in todo], seeds=[seeds[number] for number in todo],
         on_end=lambda place, trajectory: journal.append(todo[place], trajectory), **options,

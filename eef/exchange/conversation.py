@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eef.agents.chat import OBSERVATION, TASK, Chat
-from eef.trajectory import Trajectory, Turn
+from eef.agents.chat import Chat
+from eef.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,13 @@ def messages_of(chat: Chat | None, trajectory: Trajectory, learn: Sequence[bool]
     messages = []
     for user_text, answer in chat.opening if chat else ():
         messages += [Message("user", user_text.strip()), Message("assistant", answer.strip())]
-    # The texts of Dialogue.encode_observation and encode_turn, which return ids only. They are not shared, since a
-    # change of that module would change the keys of all stages; the tests compare the ids of both.
-    aliases = chat.begin().aliases if chat else None
+    dialogue = chat.begin() if chat else None
     for index, turn in enumerate(trajectory.turns):
-        page, answer = trajectory.state(index), _answer(chat, turn)
-        if chat:
-            if aliases is not None:
-                page, answer = aliases.encode(page, prompt=index == 0), aliases.encode_action(answer)
-            if index == 0 and chat.instructions:
-                page = f"{chat.instructions}\n\n{page}"
-            if chat.react:
-                page = f"{OBSERVATION if index else TASK}{page}"
-            page, answer = page.strip(), answer.strip()
+        page, answer = trajectory.state(index), turn.answer
+        if dialogue:
+            page, answer = dialogue.user_text(page).strip(), dialogue.answer_text(turn).strip()
         messages += [Message("user", page), Message("assistant", answer, bool(learn[index]))]
     return messages
-
-
-def _answer(chat: Chat | None, turn: Turn) -> str:
-    if chat and chat.react and turn.action and not turn.reply:
-        return f"Action: {turn.action}"
-    return turn.answer
 
 
 def count_sampled(chat: Chat | None, trajectories: Sequence[Trajectory]) -> int:

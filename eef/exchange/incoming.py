@@ -19,9 +19,9 @@ from eef.experts.check import Report, check_lines
 from eef.trajectory import (
     Trajectory,
     TrajectoryError,
-    _rows,  # the reader of JSON and JSON Lines; a public name there would change the keys of all stages
     check,
     from_sharegpt,
+    placed_rows,
 )
 
 Message = dict[str, Any]  # from, value and perhaps loss, as ETO writes them
@@ -37,7 +37,7 @@ def rows_of_file(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file at {path}")
     if path.suffix != ".parquet":
-        yield from _rows(path)
+        yield from placed_rows(path)
         return
     table = import_pyarrow(path).parquet.read_table(path)
     yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eef.agents.journal import Journal
 from eef.envs import EnvError, TextEnv, on_workers
 from eef.envs.extras import ScriptedExperts, extras_of, play_scripted
 from eef.experts.check import check_lines, load_experts
@@ -57,17 +58,21 @@ class Demonstrations:
         object.__setattr__(self, "scripted", value)
 
 
-def collect_experts(inputs: Expertise, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
-    """The stage of :func:`expert_trajectories`."""
+def collect_experts(
+    inputs: Expertise, folder: Path, on_progress: OnProgress, journal: Path | None = None
+) -> list[Trajectory]:
+    """The stage of :func:`expert_trajectories`. ``journal`` is the file of its finished episodes."""
     experts = inputs.experts
     return expert_trajectories(
-        inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise
+        inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise, Journal.open(journal)
     )
 
 
-def demonstrate(inputs: Demonstrations, folder: Path, on_progress: OnProgress) -> list[Trajectory]:
-    """The stage of :func:`demonstrations`."""
-    return demonstrations(inputs.env, inputs.tasks, on_progress)
+def demonstrate(
+    inputs: Demonstrations, folder: Path, on_progress: OnProgress, journal: Path | None = None
+) -> list[Trajectory]:
+    """The stage of :func:`demonstrations`. ``journal`` is the file of its finished episodes."""
+    return demonstrations(inputs.env, inputs.tasks, on_progress, Journal.open(journal))
 
 
 def expert_trajectories(
@@ -77,13 +82,15 @@ def expert_trajectories(
     seed: int,
     on_progress: OnProgress | None = None,
     expert_noise: Mapping[str, Any] | None = None,
+    journal: Journal | None = None,
 ) -> list[Trajectory]:
     """Expert trajectories on ``tasks``, in the order of ``names``.
 
     ``names`` joins scripted experts of the environment and trajectory files by ``+`` (``strong+weak``, ``my.jsonl``).
     ``expert_noise`` replaces error rates of the scripted experts. A file's trajectories on other subtasks are ignored.
     The others are replayed in ``env``; one that diverges has the outcome ``replay_divergence``, so that no method
-    learns from it, and ``info["divergence"]`` (:mod:`eef.experts.check`).
+    learns from it, and ``info["divergence"]`` (:mod:`eef.experts.check`). Episodes of scripted experts that are in
+    ``journal`` are not played again, and the others are saved there.
 
     ValueError for an unknown or duplicated name, a file without a trajectory on ``tasks``, and an unknown or invalid
     error rate; :class:`eef.trajectory.TrajectoryError` for an invalid file.
@@ -95,7 +102,8 @@ def expert_trajectories(
             trajectories += _read(env, source, tasks)
         elif scripted:
             noise = replace(scripted.noise[source], **(expert_noise or {}))
-            trajectories += _played(env, scripted, noise, source, tasks, seed, on_progress)
+            first = len(trajectories)
+            trajectories += _played(env, scripted, noise, source, tasks, seed, on_progress, journal, first)
     return trajectories
 
 
@@ -120,12 +128,17 @@ def expert_sources(env: TextEnv, names: str, expert_noise: Mapping[str, Any] | N
     return [name if name in noise else Path(name) for name in sources]
 
 
-def demonstrations(env: TextEnv, tasks: Sequence[str], on_progress: OnProgress | None = None) -> list[Trajectory]:
-    """Perfect play on ``tasks``, on which the upper bound is trained. ValueError without scripted experts."""
+def demonstrations(
+    env: TextEnv, tasks: Sequence[str], on_progress: OnProgress | None = None, journal: Journal | None = None
+) -> list[Trajectory]:
+    """Perfect play on ``tasks``, on which the upper bound is trained. ValueError without scripted experts.
+
+    ``journal``: see :func:`expert_trajectories`.
+    """
     scripted = extras_of(env).experts
     if scripted is None:
         raise ValueError(f"{env.name} has no scripted expert: use a trajectory file, and no method that needs one")
-    return _played(env, scripted, scripted.perfect, "perfect", tasks, 0, on_progress)
+    return _played(env, scripted, scripted.perfect, "perfect", tasks, 0, on_progress, journal)
 
 
 def one_shot_example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
@@ -185,16 +198,25 @@ def _played(
     tasks: Sequence[str],
     seed: int,
     on_progress: OnProgress | None,
+    journal: Journal | None,
+    first: int = 0,
 ) -> list[Trajectory]:
-    """One episode of a scripted expert per subtask; ``env`` keeps its state where it can fork."""
+    """One episode of a scripted expert per subtask; ``env`` keeps its state where it can fork.
 
-    def play(worker: Callable[[], TextEnv], task: str) -> Trajectory:
+    In ``journal`` the subtasks are numbered from ``first``.
+    """
+    saved = journal or Journal()
+
+    def play(worker: Callable[[], TextEnv], number: int) -> None:
+        task = tasks[number - first]
         try:
             played = play_scripted(scripted, worker(), task, noise, seed)
         except EnvError:  # the environment failed: neither won nor lost
             played = Trajectory(task, "", (), outcome="env_error")
+        saved.append(number, replace(played, source=name))
         if on_progress:
             on_progress(1, int(played.won), 0)
-        return replace(played, source=name)
 
-    return on_workers(env, tasks, play)
+    numbers = range(first, first + len(tasks))
+    on_workers(env, saved.missing(numbers, on_progress), play)
+    return [saved.episodes[number] for number in numbers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -12,6 +13,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 GOING_AWAY, TOO_BIG = 1001, 1009  # codes of a closed WebSocket (RFC 6455, section 7.4.1)
+LINGER = 2.0  # seconds
 
 
 class Limits:
@@ -69,7 +71,7 @@ class Limits:
             body, more = body + message.get("body", b""), message.get("more_body", False)
             too_big = len(body) > self.max_bytes
         if too_big:
-            return await _answer(send, 413, f"a request has at most {self.max_bytes} bytes")
+            return await _answer(send, 413, f"a request has at most {self.max_bytes} bytes", receive if more else None)
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
         async def next_message() -> Message:
@@ -96,8 +98,23 @@ async def _close(send: Send, code: int, reason: str) -> Message:
     return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
 
-async def _answer(send: Send, status: int, detail: str) -> None:
+async def _answer(send: Send, status: int, detail: str, rest: Receive | None = None) -> None:
+    """Answer and close the connection.
+
+    Before that, the ``rest`` of the request is read and dropped, for at most ``LINGER`` seconds. A client that still
+    sends would lose the answer.
+    """
     body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": rest is not None})
+    if rest is not None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while (await rest()).get("more_body", False):
+                    pass
+        await send({"type": "http.response.body"})

@@ -16,6 +16,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from eef import experts
 from eef.agents import journal, simulation
 from eef.agents.chat import Dialogue
 from eef.cli import main
@@ -122,22 +123,28 @@ def test_read_tokens_are_those_that_the_policy_was_given(
     assert sum(counts) == read_json(made / "card.json")["cost"]["read_tokens"] > 0
 
 
-def test_an_interrupted_evaluation_resumes_after_its_finished_episodes(
-    base: str, tiny: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupted(what: str, tiny: str, options: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of finished episodes of an evaluation that was interrupted after four of them."""
     append = journal.Journal.append
 
-    def stop(self: journal.Journal, number: int, trajectory: object) -> None:
+    def stop(self: journal.Journal, number: int, trajectory: Trajectory) -> None:
         if len(self.episodes) == 4:
             raise KeyboardInterrupt
-        append(self, number, trajectory)  # type: ignore[arg-type]
+        append(self, number, trajectory)
 
     with monkeypatch.context() as patch:
         patch.setattr(journal.Journal, "append", stop)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(base, tiny, {"slots": 4}, tmp_path / "cut")
-    (file,) = evaluations(tmp_path / "cut").glob("stages/.test-*.work/episodes.jsonl")
+            evaluate(what, tiny, options, root)
+    (file,) = evaluations(root).glob("stages/.test-*.work/episodes.jsonl")
     assert len(file.read_text().splitlines()) == 4
+    return file
+
+
+def test_an_interrupted_evaluation_resumes_after_its_finished_episodes(
+    base: str, tiny: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = interrupted(base, tiny, {"slots": 4}, tmp_path / "cut", monkeypatch)
     with open(file, "a") as out:
         out.write('{"number": 9, "traj')  # the line that a killed process was writing
     played: list[int] = []
@@ -149,6 +156,22 @@ def test_an_interrupted_evaluation_resumes_after_its_finished_episodes(
     assert played == [6], "the four finished episodes are not played again"
     for name in ("card.json", "subtasks.csv", "test/trajectories.jsonl"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("name", ["weak", "perfect"])
+def test_an_interrupted_evaluation_of_a_scripted_expert_resumes(
+    name: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = interrupted(f"expert:{name}", tiny, {}, tmp_path / "cut", monkeypatch)
+    played, play = list[str](), experts.play_scripted
+    with monkeypatch.context() as patch:
+        patch.setattr(experts, "play_scripted", lambda *args: played.append(args[2]) or play(*args))
+        resumed = evaluate(f"expert:{name}", tiny, {}, tmp_path / "cut")
+    whole = evaluate(f"expert:{name}", tiny, {}, tmp_path / "whole")
+    assert played == [each.task for each in load(whole / "test" / "trajectories.jsonl")][4:]
+    for table in ("card.json", "subtasks.csv", "test/trajectories.jsonl"):
+        assert (resumed / table).read_bytes() == (whole / table).read_bytes()
     assert not file.exists()
 
 

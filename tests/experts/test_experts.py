@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import pytest
 
+from eef import experts
+from eef.agents.journal import Journal
 from eef.envs import EnvError, TextEnv
-from eef.envs.extras import extras_of
+from eef.envs.extras import extras_of, play_scripted
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.generate import CatalogueSpec, generate
 from eef.envs.webshop.shopper import play_expert
@@ -89,6 +91,23 @@ def test_scripted_experts_and_files_are_joined_in_order(shop: WebShop, tasks: li
     assert [item.source for item in trajectories[::20]] == ["strong", "weak", "mine"]
     assert sum(episodes) == 40
     assert trajectories[:20] == expert_trajectories(shop, "strong", tasks, 0)
+
+
+def test_saved_episodes_of_joined_experts_are_not_played_again(
+    shop: WebShop, tasks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = expert_trajectories(shop, "strong+weak", tasks, 0)
+    journal = Journal.open(tmp_path / "episodes.jsonl")
+    for number in (0, 3, 19, 20, 39):  # the subtasks of the second expert follow those of the first
+        journal.append(number, whole[number])
+    played, episodes = list[str](), list[int]()
+    monkeypatch.setattr(experts, "play_scripted", lambda *args: played.append(args[2]) or play_scripted(*args))
+    again = expert_trajectories(
+        shop, "strong+weak", tasks, 0, lambda *more: episodes.append(more[0]), journal=Journal.open(journal.path)
+    )
+    assert again == whole and sum(episodes) == 40
+    assert played == [task for place, task in enumerate(tasks * 2) if place not in (0, 3, 19, 20, 39)]
+    assert len(Journal.open(journal.path).episodes) == 40
 
 
 def test_a_file_keeps_its_sources_and_skips_other_subtasks(shop: WebShop, tasks: list[str], tmp_path: Path) -> None:

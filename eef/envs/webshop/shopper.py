@@ -154,17 +154,23 @@ def _fits(env: ShopEnv, row: tuple[str, str, float], goal: dict, insight: bool) 
     if insight:
         twin = env.fork()
         twin.step(f"click[{asin.lower()}]")
-        for value in goal["goal_options"]:
-            twin.step(f"click[{value.lower()}]")
+        for value in _wanted(goal):
+            twin.step(f"click[{value}]")
         return bool(twin.step("click[buy now]").info["won"])
     words = title.lower().split()
     return price <= goal["price_upper"] and all(word in words for word in [*goal["attributes"], goal["query"]])
 
 
+def _wanted(goal: dict) -> list[str]:
+    """The wanted options as the page shows them. A synthetic goal gives the group of each, a human goal does not."""
+    options = goal["goal_options"]
+    return [value.lower() for value in (options.values() if isinstance(options, dict) else options)]
+
+
 def _on_item(
     goal: dict, clickables: list[str], memory: _Memory, rng: random.Random, noise: ShopperNoise, risk: float
 ) -> str:
-    wanted = [value.lower() for value in goal["goal_options"]]
+    wanted = _wanted(goal)
     left = [value for value in wanted if value not in memory.chosen]
     lacking = [value for value in left if value not in clickables]
     if (memory.wrong or lacking) and rng.random() < noise.notice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import types
@@ -15,6 +16,7 @@ import pytest
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.official import SimServer, WebAgentTextEnv, register
+from eef.files import PACKAGE
 
 NAMES = ("items_shuffle", "items_ins_v2", "items_human_ins")
 
@@ -245,3 +247,35 @@ def test_registration(name: str, folder: Path) -> None:
     assert issubclass(made, module.Env) and known["id"] == "WebAgentTextEnv-v0" and known["entry_point"] is made
     env = made(observation_mode="text", human_goals=True, **known["kwargs"])
     assert isinstance(env, WebAgentTextEnv) and len(env.step("search[x]")) == (5 if name == "gymnasium" else 4)
+
+
+class Wrapper:
+    """A wrapper as ``experiments/play_wrappers.py`` drives it, which shows the page ``spoilt`` with a change."""
+
+    def __init__(self, server: SimServer, mode: str, spoilt: int) -> None:
+        self.env, self.pages, self.spoilt = WebAgentTextEnv(mode, server=server), 0, spoilt
+
+    def show(self, page: str) -> str:
+        self.pages += 1
+        return page + "." * (self.pages == self.spoilt)
+
+    def reset(self, session: int) -> str:
+        return self.show(self.env.reset(session=session)[0])
+
+    def step(self, action: str) -> tuple[str, float, bool]:
+        page, reward, done, _ = self.env.step(action)
+        return self.show(page), reward, done
+
+    def actions(self) -> Any:
+        return self.env.get_available_actions()
+
+
+@pytest.mark.parametrize("mode", ["text", "text_rich"])
+def test_the_script_that_plays_public_wrappers_reports_a_difference(folder: Path, mode: str, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(PACKAGE.parent / "experiments"))
+    script = importlib.import_module("play_wrappers")
+    server = SimServer(file_path=folder, human_goals=True, nouns="letters")
+    rows = list(script.random_episodes(server, count=5))
+    assert script.differences(Wrapper(server, mode, 0), rows, mode, server) == (len(rows), [])
+    where = [(row["session"], row["step"]) for row in rows]
+    assert script.differences(Wrapper(server, mode, 8), rows, mode, server) == (len(rows), [where[7]])

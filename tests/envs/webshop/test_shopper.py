@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
+from webshop_tiny import product
 
 from eef.envs import expert_states, restore
 from eef.envs.webshop import WebShop
@@ -38,6 +39,18 @@ def test_all_actions_are_valid_and_recorded_correctly(shop: WebShop, noise: Shop
             assert step.valid and step.observation == turn.observation
             assert step.done == (index == len(played) - 1 and played.outcome == "done")
         assert played.won == bool(step.info["won"]) and played.reward == step.reward
+
+
+@pytest.mark.parametrize("insight", [True, False])
+def test_options_of_synthetic_goals_are_chosen_by_value(insight: bool) -> None:
+    colour = {"Color": [{"value": "Red"}, {"value": "Blue"}], "Size": [{"value": "XL"}]}
+    shirt = product("B000000001", "soft cotton shirt", customization_options=colour, query="shirt")
+    attributes = {"B000000001": {"attributes": ["soft", "cotton"], "instruction": "find me a soft cotton shirt",
+                                 "instruction_attributes": ["soft", "cotton"]}}  # fmt: skip
+    shop = WebShop(([shirt], attributes, {}), human_goals=False, split={"train": [0, 1], "eval": [], "test": []})
+    for task in shop.tasks("train"):
+        played = play_expert(shop, task, insight=insight)
+        assert played.won and played.actions[2] in ("click[red]", "click[blue]") and "click[xl]" in played.actions
 
 
 def test_equal_arguments_give_equal_play_and_seeds_other_errors(shop: WebShop) -> None:
