@@ -192,7 +192,12 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", SHORT)
+SLOW = ("own_environment",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SHORT]
+)
 def test_a_notebook_runs_on_small_parameters(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = executed(name, tmp_path, SHORT[name], monkeypatch)
     assert not [words for words in EXPECTED[name] if words not in shown]

@@ -28,7 +28,8 @@ def base(tokenizer, tmp_path_factory) -> str:
     )
 
 
-@pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> None:
     """The number of rows is not a multiple of batch size or processes. Equal up to the order of float32 sums."""
     examples = [Example(t, 0) for t in demonstrations(shop, shop.tasks("train")) if t.won][:13]

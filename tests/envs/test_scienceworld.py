@@ -317,6 +317,7 @@ def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld,
     assert acted[1] and [("max_score" in item.info) for item in one[:3]] == acted and one[1].reward > 0
 
 
+@pytest.mark.slow
 def test_an_environment_error_is_counted_and_is_not_a_loss(policy: Policy, tmp_path: Path) -> None:
     env = ScienceWorld(TASKS, processes=1, java=tmp_path / "none")
     (played,) = simulate(replace(policy, constrained_decoding=False), env, [Start("find-animal/0")], max_steps=3)

@@ -128,6 +128,7 @@ def test_failures_are_restored_state_by_state(env: ScienceWorld, strong: list[Tr
     assert restore(env, failure.task, failure.actions[:4], pages) == pages[4]
 
 
+@pytest.mark.slow
 def test_late_tasks_fail_after_most_of_the_path(env: ScienceWorld) -> None:
     noise = LapseNoise(late_tasks=("find-plant",))
     plants, others = (

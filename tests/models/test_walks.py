@@ -49,6 +49,7 @@ def test_the_tokenizer_is_lossless(env: ScienceWorld, walks: list[Trajectory]) -
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == walk.prompt
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_walks(walks: list[Trajectory]) -> None:
     tokenizer = pretrain.bpe_tokenizer(texts(walks), 400)
     rows = pretrain.walk_rows(Chat.of(tokenizer), walks, 192)

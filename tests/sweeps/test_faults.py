@@ -224,6 +224,7 @@ run.finish({"method": method, "n": n, "win_rate": 0.5})
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_other_runs_are_kept(tmp_path: Path, small_disk: Path) -> None:
     points = [{"n": 1}, {"n": 5}]
     path = write(tmp_path, body=FILL, parameters={}, seeds=[0], points=points)
