@@ -686,15 +686,15 @@ def test_a_missing_file_stops_before_anything_starts(
 
 def test_the_notebooks_of_this_repository_declare_their_files() -> None:
     """The comments list exactly the names that the code knows."""
-    from eef.agents.model_files import EMBEDDED_MODELS
     from eef.envs.extras import extras_of
+    from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS
 
     known = launch.declared(EXPERIMENTS.parent / "notebooks" / "experiment.ipynb")
     files = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
     assert set(files) == {"data", "experts", "model", "env_options"} and set(files["env_options"]) == {"split"}
     assert files["data"] == inputs.Files()
     assert files["experts"] == inputs.Files(tuple(extras_of("webshop").experts.noise), joined=True)
-    assert files["model"].hub and set(files["model"].names) == set(EMBEDDED_MODELS)
+    assert files["model"].hub and set(files["model"].names) == {*EMBEDDED_MODELS, *PACKAGED_MODELS}
 
 
 @pytest.mark.slow

@@ -22,9 +22,8 @@ from eef.training import sft as sft_module
 from eef.training import trainer
 from eef.training.dpo import dpo
 from eef.training.rows import rows_of
-from eef.training.sft import fit, sft
+from eef.training.sft import RowTrainer, fit, sft
 from eef.training.stages import run_job_distributed
-from eef.training.trainer import GroupedTrainer
 from eef.trajectory import Trajectory, Turn
 
 SETTINGS = {"epochs": 4, "lr": 5e-3, "batch_size": 2, "seed": 0}
@@ -97,13 +96,13 @@ def test_a_loss_that_is_not_finite_between_two_logged_steps_is_detected(
     step: int, named: int, base: str, examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradients are finite, so only the loss shows it."""
-    calls, compute = count(1), GroupedTrainer.compute_loss
+    calls, compute = count(1), RowTrainer.compute_loss
 
     def poisoned(self, *args, **more):
         loss = compute(self, *args, **more)
         return loss + float("nan") * loss.detach() if next(calls) == step else loss
 
-    monkeypatch.setattr(GroupedTrainer, "compute_loss", poisoned)
+    monkeypatch.setattr(RowTrainer, "compute_loss", poisoned)
     with pytest.raises(FloatingPointError, match=f"the loss at step {named} of 101 is nan"):
         sft(trainable(base), examples[:2], tmp_path / "out", **MANY)
     assert not list((tmp_path / "out").glob("*"))
