@@ -339,7 +339,7 @@ def test_limits_are_positive(max_bytes: int, idle: float) -> None:
 def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "eef.serving.app", None)
     assert cli.main(["serve"]) == 2
-    assert "pip install 'eef[openenv]'" in capsys.readouterr().err
+    assert "pip install -e '.[openenv]'" in capsys.readouterr().err
 
 
 def test_an_address_in_use_is_named() -> None:
