@@ -572,3 +572,11 @@ def test_trl_computes_the_losses_of_our_sft() -> None:
     script = Path(__file__).parents[2] / "experiments" / "check_export.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0 and "largest difference" in done.stdout, done.stdout + done.stderr
+
+
+def test_an_import_of_which_nothing_is_left_says_so(tmp_path: Path, capsys) -> None:
+    messages = [{"role": "user", "content": "another page"}, {"role": "assistant", "content": "click[x]"}]
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"task": "3", "reward": 0, "messages": messages}))
+    assert imported(path, "messages", "--env", "webshop", "--drop") == 1
+    assert capsys.readouterr().out.endswith("nothing was written\n") and not (tmp_path / "out.jsonl").exists()
