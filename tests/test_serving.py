@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from eef import cli
+from eef.commands.serve import check_address
 from eef.envs import EnvError, ReplayDivergence, Step, TextEnv
 from eef.envs.webshop import WebShop
 from eef.serving import limits
@@ -337,4 +339,14 @@ def test_limits_are_positive(max_bytes: int, idle: float) -> None:
 def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "eef.serving.app", None)
     assert cli.main(["serve"]) == 2
-    assert "pip install 'eef[openenv]'" in capsys.readouterr().err
+    assert "pip install -e '.[openenv]'" in capsys.readouterr().err
+
+
+def test_an_address_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1:{port} .*: choose another --port or --host"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    with pytest.raises(ValueError, match="cannot listen at nowhere.invalid:80"):
+        check_address("nowhere.invalid", 80)

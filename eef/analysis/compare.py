@@ -31,8 +31,11 @@ def find(root: Path, word: str) -> Path:
     matches = [path for path in runs if word in path.name]
     if len(matches) == 1:
         return matches[0]
-    names = ", ".join(path.name for path in (matches or runs)[:8]) or "none"
-    raise RunError(f"{len(matches) or 'no'} runs in {root} contain {word!r}: {names}; `eef runs` lists all")
+    if not runs:
+        raise RunError(f"no run {word!r}: {root} contains no runs; --root names another folder")
+    names = ", ".join(path.name for path in (matches or runs)[:8])
+    count, other = len(matches) or "no", "" if matches else "the runs are "
+    raise RunError(f"{count} runs in {root} contain {word!r}: {other}{names}; `eef runs --root {root}` lists all")
 
 
 def list_runs(

@@ -50,6 +50,8 @@ def _evaluate(
     if protocol is None or (what is None and not pin):
         raise ValueError("write eef evaluate WHAT --protocol NAME, or --compare A B; --list shows the protocols")
     options = parse_overrides(overrides)
+    if "data" in options:
+        options["data"] = str(options["data"])  # a folder may be called 2024
     from eef.evaluation.evaluate import evaluate, pin_protocol
 
     if pin:

@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from eef.commands import Overrides, Root, environment, parse_overrides, runs_folder
 from eef.envs import ENVIRONMENTS
+from eef.files import did_you_mean
 
 MaskKey = Literal["train", "step_loss_mask", "loss", "loss_mask"]
 _NAMES = ", ".join(ENVIRONMENTS)
@@ -49,11 +50,17 @@ def export(
             raise ValueError("--stage belongs to a run, not to a file")
         if bool(prompt) != bool(env):
             raise ValueError("--prompt react and --env belong together: the instructions are the environment's")
+        if env and env not in ENVIRONMENTS:
+            raise ValueError(f"unknown environment {env!r}{did_you_mean(env, ENVIRONMENTS)}: use {_NAMES}")
+        if plain and (model or prompt):
+            raise ValueError("--plain writes the environment's own texts: leave out --model and --prompt, or --plain")
         source = File(Path(what), which, own_turns, None if plain else model, env)
         print(export_file(source, form, target, mask_key))
         return
     if which != "won" or own_turns or prompt or env:
         raise ValueError(f"--which, --own-turns, --prompt and --env belong to a file, and there is no file {what}")
+    if Path(what).suffix in (".jsonl", ".json"):
+        raise ValueError(f"there is no file {what}: name a file of trajectories, or a run")
     from eef.analysis.compare import find
 
     print(export_run(find(runs_folder(root), what), form, target, mask_key, stage, model, plain))

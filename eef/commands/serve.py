@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import Annotated
 
 from typer import Option
@@ -25,7 +26,8 @@ def serve(
     try:
         from eef.serving.app import make_app
     except ImportError as error:
-        raise ValueError(f"eef serve needs OpenEnv ({error}): pip install 'eef[openenv]'") from None
+        raise ValueError(f"eef serve needs OpenEnv ({error}): pip install -e '.[openenv]'") from None
+    check_address(host, port)
     import uvicorn
 
     from eef.serving.sessions import Served
@@ -48,6 +50,17 @@ def serve(
         )
     finally:
         getattr(world, "close", lambda: None)()  # ends the processes of an environment that has some
+
+
+def check_address(host: str, port: int) -> None:
+    """ValueError if no server can listen at this address, for example because another one does."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen at {host}:{port} ({error.strerror}): choose another --port or --host"
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

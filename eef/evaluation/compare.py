@@ -19,7 +19,9 @@ def find_evaluation(root: Path, word: str) -> Path:
     """The folder of an evaluation: ``word`` is the folder or its card, or an id or a unique part of one in ``root``."""
     path = Path(word)
     path = path.parent if path.name == CARD else path
-    folder = path if (path / "config.json").is_file() else find(evaluations(root), word)
+    folder = path if any((path / name).is_file() for name in (CARD, "config.json")) else find(evaluations(root), word)
+    if (folder / CARD).is_file() and not (folder / TABLE).is_file():
+        raise RunError(f"{folder} has {CARD}, but not {TABLE}, which pairs the subtasks: copy both files")
     if not (folder / CARD).is_file():
         raise RunError(
             f"{folder} has no {CARD}: it is not a finished evaluation; run eef evaluate WHAT --protocol NAME"

@@ -5,6 +5,7 @@ The version is part of the name. A protocol never changes; a changed one gets a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -82,7 +83,10 @@ def read_protocol(name: str) -> Protocol:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"no protocol {name!r}{did_you_mean(name, names())}: use a file, or {', '.join(names())}")
-    values = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        values = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text in UTF-8: name the YAML file of a protocol") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a protocol is a mapping")
     if values.get("version") != FORMAT:
@@ -91,12 +95,14 @@ def read_protocol(name: str) -> Protocol:
     _check_names(values, {each.name for each in own}, str(path))
     acting = values["acting"] if isinstance(values["acting"], dict) else {}
     _check_names(acting, {each.name for each in fields(Acting)}, f"{path}, acting")
-    kinds = {"str": str, "int": int, "Mapping[str, Any]": dict, "Mapping[str, str]": dict}
-    for each in own:
-        if (kind := kinds.get(str(each.type))) and type(values[each.name]) is not kind:
-            raise ValueError(f"{path}: {each.name} must be of type {kind.__name__}, not {values[each.name]!r}")
+    _check_types(values, {each.name: str(each.type) for each in own}, str(path))
+    _check_types(acting, {each.name: str(each.type) for each in fields(Acting)}, f"{path}, acting")
     if values["subtasks"] < 1:
         raise ValueError(f"{path}: subtasks must be at least 1")
+    if acting["prompt"] not in ("", "react"):
+        raise ValueError(f"{path}, acting: prompt must be empty or 'react', not {acting['prompt']!r}")
+    if acting["max_new_tokens"] < 1 or not 0 <= acting["temperature"] < math.inf:
+        raise ValueError(f"{path}, acting: max_new_tokens must be at least 1, and temperature at least 0")
     return Protocol(**{**values, "acting": Acting(**acting)}, path=path)
 
 
@@ -106,6 +112,23 @@ def _check_names(values: Mapping[str, Any], known: set[str], where: str) -> None
             raise ValueError(f"{where}: unknown field {name!r}{did_you_mean(name, known)}")
     if missing := sorted(known - set(values)):
         raise ValueError(f"{where}: {', '.join(missing)} missing")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "Mapping[str, Any]": (dict,),
+    "Mapping[str, str]": (dict,),
+}
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, str], where: str) -> None:
+    for name, written in types.items():
+        kinds = _KINDS.get(written)
+        if kinds and type(values[name]) not in kinds:
+            raise ValueError(f"{where}: {name} must be of type {kinds[0].__name__}, not {values[name]!r}")
 
 
 def environment_of(protocol: Protocol, data: str | None) -> TextEnv:

@@ -114,7 +114,8 @@ def tested_adapter(run: Path) -> Path:
 def _checked(options: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
     for name in options:
         if name not in known:
-            raise ValueError(f"-p {name}: there is no such option here{did_you_mean(name, known)}: {', '.join(known)}")
+            use = f"use {', '.join(known)}" if known else "there is none to set"
+            raise ValueError(f"-p {name}: there is no such option here{did_you_mean(name, known)}; {use}")
     return dict(options)
 
 

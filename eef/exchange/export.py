@@ -45,15 +45,24 @@ def export_file(source: File, form: str, out: Path | None = None, key: str | Non
     _check(form, out, source.model is None)
     if form == "pairs":
         raise ValueError(f"pairs need the simulations of a run, and {source.path} is a file: name a run of eef or eto")
+    _check_not_same(source.path, out)
     selected = selected_in_file(source.path, source.which, source.own_turns, source.model, source.react)
     return _export(selected, form, out or source.path.with_name(f"{source.path.stem}.{form}.jsonl"), key)
 
 
 def _check(form: str, out: Path | None, plain: bool) -> None:
     if form == "trl" and plain:
-        raise ValueError("the format trl needs the ids of a model: leave --plain out, and name a file's with --model")
+        raise ValueError(
+            "the format trl needs the token ids of a model: leave out --plain; for a file, add --model NAME"
+        )
     if out and form != "eef":
         formats.check_suffix(out)
+
+
+def _check_not_same(source: Path, out: Path | None) -> None:
+    """ValueError if ``out`` is the file that is read: what is not written would be lost."""
+    if out and out.exists() and out.samefile(source):
+        raise ValueError(f"--out {out} is the file that is read: choose another name")
 
 
 def _export(selected: Selected, form: str, out: Path, key: str | None) -> str:
@@ -93,6 +102,7 @@ def import_file(
     cannot be read, and for one without a reward if there is no environment.
     """
     lines = incoming.read(path, form, key, reward)
+    _check_not_same(path, out)
     if env is None:
         unknown = next((place for place, _, known in lines if not known), None)
         if unknown:
@@ -105,6 +115,7 @@ def import_file(
     result = incoming.checked(path, lines, env)
     text = str(result.report)
     if not result.trajectories or (result.report.divergences and not drop):
-        return f"{text}\nnothing was written; --drop leaves out what differs" if result.trajectories else text, False
+        hint = "; --drop leaves out what differs" if result.trajectories else ""
+        return f"{text}\nnothing was written{hint}", False
     count = formats.write_trajectories(out, result.trajectories)
     return f"{text}\nwrote {out}: {count} trajectories", True

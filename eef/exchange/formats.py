@@ -133,7 +133,7 @@ def import_pyarrow(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise ValueError(
-            f"{path}: parquet needs pyarrow: pip install -e '.[export]', or choose a name that ends in .jsonl"
+            f"{path}: parquet needs pyarrow: pip install -e '.[export]', or use JSON Lines (.jsonl)"
         ) from None
     return pyarrow
 

@@ -131,9 +131,9 @@ def _only_key(messages: Sequence[Mapping[str, Any]]) -> str | None:
 def _protocol(row: Mapping[str, Any], key: str | None) -> tuple[list[Message], float | None]:
     """Agent Data Protocol: ``content`` of actions and observations (its own schema), or ``steps`` (ATIF)."""
     if isinstance(row.get("steps"), list):
-        said, known = _atif(row["steps"]), (row.get("final_metrics") or {}).get("reward")
+        said, known = _atif(row["steps"]), _object(row.get("final_metrics"), "'final_metrics'").get("reward")
     elif isinstance(row.get("content"), list):
-        said, known = _standard(row["content"]), (row.get("details") or {}).get("reward")
+        said, known = _standard(row["content"]), _object(row.get("details"), "'details'").get("reward")
         if known is None and row["content"]:
             known = row["content"][-1].get("reward")
     else:
@@ -146,14 +146,14 @@ def _protocol(row: Mapping[str, Any], key: str | None) -> tuple[list[Message], f
 def _standard(content: Sequence[Mapping[str, Any]]) -> list[Message]:
     said: list[Message] = []
     for place, item in enumerate(content, start=1):
-        kind = item.get("class_")
+        kind = _object(item, f"item {place}").get("class_")
         thought = item.get("reasoning_content") or item.get("description") or ""
         if kind == "text_observation" and item.get("source") == "system" and not said:
             continue
         if kind == "text_observation":
             said.append({"from": "human", "value": item.get("content")})
         elif kind == "message_action":
-            said.append({"from": "gpt", "value": _unfinished(str(item.get("content")))})
+            said.append({"from": "gpt", "value": _unfinished(item.get("content"), place)})
         elif kind == "api_action":
             said.append(_call(place, item.get("function"), item.get("kwargs"), thought))
         else:
@@ -164,26 +164,39 @@ def _standard(content: Sequence[Mapping[str, Any]]) -> list[Message]:
 def _atif(steps: Sequence[Mapping[str, Any]]) -> list[Message]:
     said: list[Message] = []
     for place, step in enumerate(steps, start=1):
-        message, source = step.get("message") or "", step.get("source")
+        message, source = _object(step, f"step {place}").get("message") or "", step.get("source")
         if source == "system" and not said:
             continue
         if source != "agent":
             said.append({"from": "human", "value": message})
             continue
-        calls, results = step.get("tool_calls") or [], (step.get("observation") or {}).get("results") or []
+        calls, results = (
+            step.get("tool_calls") or [],
+            _object(step.get("observation"), "'observation'").get("results") or [],
+        )
         if len(calls) > 1 or len(results) > 1:
             raise TrajectoryError(f"step {place} has {len(calls)} calls and {len(results)} results: one each is a turn")
         if calls:
-            thought = step.get("reasoning_content") or message
-            said.append(_call(place, calls[0].get("function_name"), calls[0].get("arguments"), thought))
+            thought, call = step.get("reasoning_content") or message, _object(calls[0], f"the call of step {place}")
+            said.append(_call(place, call.get("function_name"), call.get("arguments"), thought))
         else:
-            said.append({"from": "gpt", "value": _unfinished(message)})
-        said += [{"from": "human", "value": result.get("content")} for result in results]
+            said.append({"from": "gpt", "value": _unfinished(message, place)})
+        for result in results:
+            said.append({"from": "human", "value": _object(result, f"the result of step {place}").get("content")})
     return said
 
 
-def _call(place: int, function: Any, arguments: Any, thought: str) -> Message:
+def _object(value: Any, what: str) -> dict[str, Any]:
+    """``value``, or an empty object for None. TrajectoryError if it is something else."""
+    if not isinstance(value, (dict, type(None))):
+        raise TrajectoryError(f"{what} must be a JSON object, not {value!r}")
+    return value or {}
+
+
+def _call(place: int, function: Any, arguments: Any, thought: Any) -> Message:
     """A call as an action: ``function[argument]``, after its thought."""
+    if not isinstance(thought, str):
+        raise TrajectoryError(f"the thought of item {place} must be a text, not {thought!r}")
     values = list(arguments.values()) if isinstance(arguments, dict) else []
     if not isinstance(function, str) or len(values) != 1 or not isinstance(values[0], (str, int, float)):
         raise TrajectoryError(
@@ -194,7 +207,9 @@ def _call(place: int, function: Any, arguments: Any, thought: str) -> Message:
     return {"from": "gpt", "value": f"Thought: {thought}\nAction: {action}" if thought.strip() else action}
 
 
-def _unfinished(text: str) -> str:
+def _unfinished(text: Any, place: int) -> str:
+    if not isinstance(text, str):
+        raise TrajectoryError(f"the message of item {place} must be a text, not {text!r}")
     match = _FINISH.fullmatch(text)
     return match[1].strip() if match else text
 

@@ -114,6 +114,8 @@ def selected_in_file(
     if react and not model:
         raise ValueError("--prompt react needs --model: it is a part of a model's chat")
     trajectories = load(path)
+    if not trajectories:
+        raise ValueError(f"{path} is empty")
     wanted = [t for t in trajectories if (t.won and which != "failed") or (t.failed and which != "won")]
     if not wanted:
         raise ValueError(f"{path}: none of {len(trajectories)} trajectories {_VERB[which]}: choose with --which")

@@ -1,4 +1,4 @@
-"""A served environment as an OpenEnv server (``pip install eef[openenv]``).
+"""A served environment as an OpenEnv server (``pip install -e '.[openenv]'``).
 
 A session is a WebSocket at ``/ws``, or an HTTP session of the Model Context Protocol at ``/mcp``. OpenEnv's routes
 ``/reset`` and ``/step`` keep no session, so they are left out (its mode ``production``).

@@ -269,7 +269,7 @@ def _executor(folder: Path, resources: Mapping[str, Any]) -> Any:
         import submitit
         from submitit.slurm.slurm import _make_sbatch_string
     except ImportError:
-        raise LaunchError("--executor slurm needs submitit: pip install 'eef[slurm]'") from None
+        raise LaunchError("--executor slurm needs submitit: pip install -e '.[slurm]'") from None
     known = set(inspect.signature(_make_sbatch_string).parameters) - {"command", "folder", "map_count"}
     if unknown := sorted(set(resources) - known):
         raise LaunchError(f"slurm: unknown resource {unknown[0]!r}; submitit knows {', '.join(sorted(known))}")

@@ -237,7 +237,7 @@ def report(name: str, pictures: Iterable[Path], about: str, save: bool = True) -
     try:
         wr: Any = import_module("wandb_workspaces.reports.v2")
     except ImportError:
-        raise RunError("a W&B report needs wandb-workspaces: pip install 'eef[report]'") from None
+        raise RunError("a W&B report needs wandb-workspaces: pip install -e '.[report]'") from None
     import wandb
 
     entity = os.environ.get("WANDB_ENTITY") or (wandb.Api(timeout=30).default_entity if save else "entity") or ""

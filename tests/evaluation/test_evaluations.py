@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,8 +239,17 @@ def test_evaluations_that_cannot_be_paired_are_refused(tiny: str, tmp_path: Path
     b = evaluate("expert:perfect", str(tmp_path / "other-v1.yaml"), {}, tmp_path)
     with pytest.raises(RunError, match="evaluate both by one protocol"):
         list(compare(a, b))
-    with pytest.raises(RunError, match="no runs in"):
+    with pytest.raises(
+        RunError, match="no runs in .* contain 'nothing': the runs are .*`eef runs --root .*evaluations`"
+    ):
         find_evaluation(tmp_path, "nothing")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shutil.copyfile(a / "card.json", shared / "card.json")
+    with pytest.raises(RunError, match=r"has card.json, but not subtasks.csv, which pairs the subtasks: copy both"):
+        find_evaluation(tmp_path, str(shared / "card.json"))
+    shutil.copyfile(a / "subtasks.csv", shared / "subtasks.csv")
+    assert any("a minus b: +0.0 points" in line for line in compare(a, find_evaluation(tmp_path, str(shared))))
     (a / "card.json").unlink()
     with pytest.raises(RunError, match="not a finished evaluation"):
         find_evaluation(tmp_path, str(a))
@@ -254,7 +264,8 @@ def test_evaluations_that_cannot_be_paired_are_refused(tiny: str, tmp_path: Path
         ("embedded", {"temprature": 1}, "-p temprature: there is no such option here"),
         ("embedded", {"model": "x"}, "embedded is a model itself"),
         ("no/such/folder", {}, "no model 'no/such/folder'"),
-        ("webshop__rft__s0__00000000", {}, "no runs in"),
+        ("webshop__rft__s0__00000000", {}, "no run 'webshop__rft__s0__00000000': .* contains no runs; --root names"),
+        ("expert:weak", {"noise": 1}, "-p noise: there is no such option here; there is none to set"),
     ],
 )
 def test_who_is_evaluated_is_checked(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eef.cli import main
 from eef.envs import make_env
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.nouns import Nouns
@@ -86,6 +87,10 @@ def test_other_data_stop_with_a_message_that_names_what_differs(tmp_path: Path) 
         (("success: ", "#success: "), "success missing"),
         (("  prompt: ", "  prompts: "), "acting: unknown field 'prompts'"),
         (("subtasks: 500", "subtasks: all"), "subtasks must be of type int, not 'all'"),
+        (("temperature: 0.0", "temperature: hot"), "acting: temperature must be of type float, not 'hot'"),
+        (("temperature: 0.0", "temperature: -1"), "acting: max_new_tokens must be at least 1, and temperature"),
+        (("one_shot: false", "one_shot: 3"), "acting: one_shot must be of type bool, not 3"),
+        (('prompt: ""', "prompt: reakt"), "acting: prompt must be empty or 'react', not 'reakt'"),
     ],
 )
 def test_an_invalid_file_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
@@ -94,6 +99,18 @@ def test_an_invalid_file_is_refused(change: tuple[str, str], message: str, tmp_p
     (tmp_path / "x.yaml").write_text(text.replace(*change, 1))
     with pytest.raises(ValueError, match=message):
         read_protocol(str(tmp_path / "x.yaml"))
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="x.yaml is not a text in UTF-8"):
+        read_protocol(str(tmp_path / "x.yaml"))
+
+
+def test_a_data_folder_may_have_a_number_as_its_name(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "expert:strong", "--protocol", "webshop-small-v1", "-p", "data=2024"]) == 2
+    assert "-p data=2024: there is no such folder" in capsys.readouterr().err
 
 
 def test_names_and_data_folders_are_checked(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_file_exports_the_trajectories_that_flags_choose(tmp_path: Path, base:
         "role": "user", "content": "page 0", "train": False,
     }  # fmt: skip
     assert main(["export", str(path), "--format", "trl"]) == 2
-    assert "name a file's with --model" in capsys.readouterr().err
+    assert "for a file, add --model NAME" in capsys.readouterr().err
     assert main(["export", str(path), "--format", "trl", "--model", base]) == 0
     assert "1 rows of 1 examples of mine.jsonl" in capsys.readouterr().out
 
@@ -186,7 +186,7 @@ def test_a_file_exports_the_trajectories_that_flags_choose(tmp_path: Path, base:
     "words, message",
     [
         (["--format", "trl", "--mask-key", "loss"], "the format trl has no key"),
-        (["--format", "trl", "--plain"], "the format trl needs the ids of a model"),
+        (["--format", "trl", "--plain"], "the format trl needs the token ids of a model"),
         (["--format", "messages", "--which", "all"], "belong to a file, and there is no file"),
         (["--format", "messages", "--out", "rows.csv"], "must end in .jsonl, .json"),
         (["--format", "eef", "--out", "rows.parquet"], "our own format is JSON Lines"),
@@ -195,6 +195,27 @@ def test_a_file_exports_the_trajectories_that_flags_choose(tmp_path: Path, base:
 def test_options_that_do_not_fit_are_refused(run: Path, words: list[str], message: str, capsys) -> None:
     assert export(run, *words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["mine.jsonl", "--format", "eef", "--out", "mine.jsonl"], "--out mine.jsonl is the file that is read"),
+        (["empty.jsonl", "--format", "eef"], "empty.jsonl is empty"),
+        (["none.jsonl", "--format", "eef"], "there is no file none.jsonl: name a file of trajectories, or a run"),
+        (["mine.jsonl", "--format", "messages", "--prompt", "react", "--env", "webshp"], "did you mean 'webshop'"),
+        (["mine.jsonl", "--format", "messages", "--model", "embedded", "--plain"], "leave out --model and --prompt"),
+    ],
+)
+def test_a_file_that_cannot_be_exported_is_refused(
+    words: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_trajectories([failure(), simulation(0, won=True)], tmp_path / "mine.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    assert main(["export", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert len(load(tmp_path / "mine.jsonl")) == 2
 
 
 @pytest.mark.parametrize("one_shot", [False, True])
@@ -456,9 +477,15 @@ def test_the_agent_data_protocol_becomes_trajectories(tmp_path: Path, capsys) ->
         ({"class_": "web_observation", "html": "<p>"}, "item 4 is a 'web_observation'"),
         ({"class_": "api_action", "function": "type", "kwargs": {"bid": "1", "text": "a"}}, "only a call with one"),
         ({"class_": "text_observation", "content": "again", "source": "user"}, "turns must alternate"),
+        ("again", "item 4 must be a JSON object, not 'again'"),
+        ({"class_": "message_action", "content": None}, "the message of item 4 must be a text, not None"),
+        (
+            {"class_": "api_action", "function": "a", "kwargs": {"b": "c"}, "description": 5},
+            "the thought of item 4 must",
+        ),
     ],
 )
-def test_what_is_no_turn_of_texts_is_refused(tmp_path: Path, change: dict, message: str, capsys) -> None:
+def test_what_is_no_turn_of_texts_is_refused(tmp_path: Path, change: Any, message: str, capsys) -> None:
     row = standard()
     row["content"][3] = change
     path = tmp_path / "theirs.json"
@@ -466,6 +493,23 @@ def test_what_is_no_turn_of_texts_is_refused(tmp_path: Path, change: dict, messa
     assert imported(path, "adp", "--reward", "1") == 2
     error = capsys.readouterr().err
     assert message in error and "theirs.json, item 2" in error
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("steps", ["x"], "step 1 must be a JSON object, not 'x'"),
+        ("steps", [{"source": "agent", "tool_calls": ["x"]}], "the call of step 1 must be a JSON object"),
+        ("steps", [{"source": "agent", "observation": "x"}], "'observation' must be a JSON object"),
+        ("steps", [{"source": "agent", "observation": {"results": ["x"]}}], "the result of step 1 must be"),
+        ("final_metrics", 3, "'final_metrics' must be a JSON object, not 3"),
+    ],
+)
+def test_malformed_steps_are_refused(tmp_path: Path, field: str, value: Any, message: str, capsys) -> None:
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps([{**atif(), field: value}]))
+    assert imported(path, "adp") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_masks_of_others_are_checked(tmp_path: Path) -> None:
@@ -528,3 +572,11 @@ def test_trl_computes_the_losses_of_our_sft() -> None:
     script = Path(__file__).parents[2] / "experiments" / "check_export.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0 and "largest difference" in done.stdout, done.stdout + done.stderr
+
+
+def test_an_import_of_which_nothing_is_left_says_so(tmp_path: Path, capsys) -> None:
+    messages = [{"role": "user", "content": "another page"}, {"role": "assistant", "content": "click[x]"}]
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"task": "3", "reward": 0, "messages": messages}))
+    assert imported(path, "messages", "--env", "webshop", "--drop") == 1
+    assert capsys.readouterr().out.endswith("nothing was written\n") and not (tmp_path / "out.jsonl").exists()

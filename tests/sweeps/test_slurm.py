@@ -187,7 +187,7 @@ def test_without_slurm_or_with_unknown_resources(tmp_path: Path, monkeypatch: py
     with pytest.raises(LaunchError, match="srun is not available"):
         check_slurm({"mem": "4GB"})
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(LaunchError, match=r"needs submitit: pip install 'eef\[slurm\]'"):
+    with pytest.raises(LaunchError, match=r"needs submitit: pip install -e '\.\[slurm\]'"):
         check_slurm({})
     with pytest.raises(SweepError, match="unknown executor 'cloud'"):
         sweep(write(tmp_path), root=tmp_path / "runs", executor="cloud")

@@ -287,7 +287,7 @@ def test_the_report_compares_method_environment_and_seed(monkeypatch: pytest.Mon
 
 def test_a_report_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-    with pytest.raises(RunError, match=r"pip install 'eef\[report\]'"):
+    with pytest.raises(RunError, match=r"pip install -e '\.\[report\]'"):
         mirror.report("demo", [], "about", save=False)
 
 

@@ -101,7 +101,8 @@ class WebAgentTextEnv:
         """Start an episode. Returns ``(observation, None)``, or ``(observation, {})`` with the gymnasium API.
 
         An integer is the index of a goal, as is one in ``options["session"]``; for another name, or none, a goal is
-        drawn. A session that was started before keeps its goal. ``seed`` (gymnasium) restarts the draws of the server.
+        drawn. A session that was started before keeps its goal. IndexError if there is no such goal; ValueError for
+        ``seed``, which has no effect here.
         """
         if options.pop("seed", None) is not None:
             raise ValueError("reset(seed=...) has no effect here: pass session=..., the index of a goal")

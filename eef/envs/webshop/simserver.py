@@ -48,6 +48,8 @@ class SimServer:
         seed: int = 0,
         nouns: Tagger | None = None,
     ) -> None:
+        if file_path is None and not human_goals:
+            raise ValueError("the embedded catalogue has human goals only: set human_goals=True, or name a file_path")
         data = None if file_path is None else _data(Path(file_path), attr_path, bool(human_goals))
         shop = WebShop(
             data, bool(human_goals), seed=seed, nouns=nouns, num_products=num_products, split="ratio",
@@ -68,6 +70,8 @@ class SimServer:
             while len(drawn) < limit_goals:
                 drawn[self.draw_goal()] = None
             self.goals = [goals[number] for number in drawn]
+        if not self.goals:
+            raise ValueError("no goal is left: choose another filter_goals or limit_goals")
 
     @property
     def weights(self) -> list[float]:
@@ -101,6 +105,8 @@ class SimServer:
         session = self.user_sessions.get(name)
         if session is None:
             number = self.draw_goal() if number is None else number
+            if not -len(self.goals) <= number < len(self.goals):
+                raise IndexError(f"session {number}: there is no such goal; the server has {len(self.goals)} goals")
             session = {"goal": self.goals[number], "done": False, "number": range(len(self.goals))[number]}
             self.user_sessions[name] = session
         if self.assigned_instruction_text is not None:

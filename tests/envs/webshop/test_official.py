@@ -231,7 +231,14 @@ def test_options_that_cannot_be_used_are_refused(folder: Path) -> None:
         WebAgentTextEnv(step_api="five")
     with pytest.raises(ValueError, match="get_image needs the image features"):
         WebAgentTextEnv(get_image=True)
+    with pytest.raises(ValueError, match="the embedded catalogue has human goals only: set human_goals=True"):
+        WebAgentTextEnv("text")
+    with pytest.raises(ValueError, match="no goal is left: choose another filter_goals or limit_goals"):
+        WebAgentTextEnv("text", file_path=folder, human_goals=True, filter_goals=lambda number, goal: False)
     env = WebAgentTextEnv("text", file_path=folder, human_goals=True)
+    count = len(env.server.goals)
+    with pytest.raises(IndexError, match=f"session {count}: there is no such goal; the server has {count} goals"):
+        env.reset(session=count)
     with pytest.raises(ValueError, match=r"reset\(seed=...\) has no effect here: pass session"):
         env.reset(seed=1)
     with pytest.raises(TypeError, match="unexpected argument 'mode'"):
