@@ -18,7 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer,
 from transformers.utils.import_utils import is_gguf_available
 
 from eef.agents.chat import load_options
-from eef.model_names import EMBEDDED_MODELS, packaged_folder
+from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS, packaged_folder
 
 EMBEDDED = "embedded"
 HALF = (torch.bfloat16, torch.float16)
@@ -200,7 +200,7 @@ def check_playable(model: str) -> None:
 
 def no_model(name: str, error: OSError | ValueError) -> OSError | ValueError:
     """The error for a model that cannot be read; ``error`` itself if its files are there, but are not accepted."""
-    known = f"a folder, a GGUF file, a hub name, or {' or '.join(map(repr, EMBEDDED_MODELS))}"
+    known = f"a folder, a GGUF file, a hub name, or {' or '.join(map(repr, [*EMBEDDED_MODELS, *PACKAGED_MODELS]))}"
     if problem := folder_problem(name):
         return OSError(f"no model {name!r}: {problem}, or set the parameter model to {known}")
     reason = str(error).partition("\n")[0].rstrip(".")

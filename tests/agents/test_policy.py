@@ -21,13 +21,15 @@ DRAW = {slot: (lambda: 0.0) for slot in range(16)}
 
 
 def uncached(policy: Policy, history: list[int]) -> list[int]:
-    """Greedy decoding of one conversation that reads everything again for each token."""
+    """Greedy decoding of one conversation that reads everything again for each token. A control token is the end."""
     answer: list[int] = []
     end = list(policy.chat.end)
     while answer[-len(end) :] != end:
         with torch.no_grad():
             logits = policy.model(input_ids=torch.tensor([history + answer])).logits[0, -1]
         answer.append(int(logits.argmax()))
+        if answer[-len(end) :] != end and policy.ends(answer[-1]):
+            return answer[:-1] + end
         if len(answer) == policy.max_new_tokens and answer[-len(end) :] != end:
             answer += end
     return answer
