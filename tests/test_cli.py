@@ -311,6 +311,7 @@ def test_from_sweep_file_to_figure_and_again(
     )
 
 
+@pytest.mark.slow
 def test_a_failed_point_leaves_a_page_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, root = write(tmp_path), tmp_path / "runs"
     spec = yaml.safe_load(path.read_text())
@@ -324,6 +325,7 @@ def test_a_failed_point_leaves_a_page_of_the_others(tmp_path: Path, capsys: pyte
     assert "1 points are not finished: n0-s0" in (root / "reports" / "demo.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_figure_of_a_read_only_checkout_goes_to_the_root(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

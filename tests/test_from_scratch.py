@@ -147,7 +147,7 @@ def compare(env: TextEnv, parameters: dict[str, Any], root: Path) -> dict[str, A
     return notebook
 
 
-@pytest.mark.parametrize(("m", "iterations", "seed"), [(2, 1, 5), (5, 2, 2)])
+@pytest.mark.parametrize(("m", "iterations", "seed"), [pytest.param(2, 1, 5, marks=pytest.mark.slow), (5, 2, 2)])
 def test_the_flat_loop_is_the_method(
     m: int, iterations: int, seed: int, base: str, corridor_experts: str, tmp_path: Path, monkeypatch
 ) -> None:

@@ -37,7 +37,13 @@ def test_the_package_exports_what_users_need() -> None:
         _ = eef.nothing
 
 
-@pytest.mark.parametrize("code", [LIGHT, SHADOWED], ids=["imports no library", "no module shadows a name"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(LIGHT, id="imports no library"),
+        pytest.param(SHADOWED, id="no module shadows a name", marks=pytest.mark.slow),
+    ],
+)
 def test_importing_the_package_in_a_new_process(code: str) -> None:
     quiet = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}  # wandb prints its mode
     done = subprocess.run(

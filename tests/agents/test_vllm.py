@@ -496,6 +496,7 @@ def test_something_else_at_the_address_is_an_error(vllm: VLLM, base: str) -> Non
 # A run
 
 
+@pytest.mark.slow
 def test_a_run_records_which_engine_played(vllm: VLLM, base: str, shop, tmp_path: Path) -> None:
     def start(**changes: Any) -> dict[str, Any]:
         limits = {"max_new_tokens": 8, "temperature": 0.0}

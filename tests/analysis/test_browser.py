@@ -151,6 +151,7 @@ return found;"""
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here (Debian: apt install chromium)")
+@pytest.mark.slow
 def test_two_thousand_trajectories_load(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     page = " [SEP] ".join(f"B{i:09d} [SEP] a product with a title of some words [SEP] ${i}.00" for i in range(10))

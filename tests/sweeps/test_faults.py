@@ -288,6 +288,7 @@ def result(root: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_modules_of_the_current_folder_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a clone in a folder named ``eef``, nor modules with the names of libraries, hide the real ones."""
     for name in ("random", "eef", "papermill", "yaml"):

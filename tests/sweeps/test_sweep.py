@@ -568,6 +568,7 @@ def test_a_point_whose_code_cannot_be_checked_is_not_finished(
     assert point.state == "failed" and not point.mark.exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_notices_an_edit_of_a_module_while_it_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -759,6 +760,7 @@ def test_finished_points_of_other_releases_are_named_in_one_line(
     assert "warning" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_sweep_from_another_folder_has_nothing_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
