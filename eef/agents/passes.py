@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PASS_ON_GPU = 2048  # tokens that a GPU reads in the time that it takes to launch a pass
+PASS_ON_GPU = 2048  # tokens; an estimate of what a GPU reads while a pass is launched, not tuned
 
 
 def similar_groups(slots: list[int], widths: list[int], lengths: list[int]) -> list[list[int]]:
@@ -26,8 +26,9 @@ def similar_groups(slots: list[int], widths: list[int], lengths: list[int]) -> l
 
 
 def few_groups(slots: list[int], widths: list[int], padding: int = PASS_ON_GPU) -> list[list[int]]:
-    """Group slots into few passes: a slot joins the slots with fewer tokens to read if that pads at most ``padding``
-    tokens.
+    """Group slots into few passes, in the order of their tokens to read.
+
+    A slot joins the last group if this adds at most ``padding`` tokens of padding.
     """
     groups: list[list[int]] = []
     for place in sorted(range(len(slots)), key=lambda place: widths[place]):

