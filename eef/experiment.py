@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from eef.agents.actions import problem_counts
 from eef.agents.advice import training_warnings
@@ -52,7 +49,6 @@ def experiment(
     _check(method, options, env, settings, train_tasks, test_tasks)
     defaults = method_options(method)
     options = {name: value for name, value in options.items() if name in BUDGET or value != defaults[name]}
-    torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = make_chat(settings, env, tasks)
     for text in training_warnings(settings):

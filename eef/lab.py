@@ -8,6 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eef import trajectory
 from eef.agents import react
 from eef.agents.actions import describe_problems, problem_counts
@@ -170,7 +172,8 @@ class Lab:
 
         def write(folder: Path) -> None:
             turns = self.env.max_steps if body is run_simulations else 0
-            with Meter(name, total, partial(self.run.progress, name), turns) as meter:
+            on_cpu = not (torch.cuda.is_available() or self.settings.engine or self.settings.processes > 1)
+            with Meter(name, total, partial(self.run.progress, name), turns, on_cpu) as meter:
                 more: dict[str, Any] = {"on_turn": meter.on_turn} if body is run_simulations else {}
                 if body in (run_simulations, collect_experts, demonstrate):
                     more["journal"] = work_folder(folder) / "episodes.jsonl"

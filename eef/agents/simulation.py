@@ -11,8 +11,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eef.agents.chat import Chat
 from eef.agents.engine import PlayablePolicy
 from eef.agents.episode import Start, streams
@@ -23,7 +21,7 @@ from eef.agents.rollout import OnProgress, OnTurn, simulate
 from eef.agents.vllm import served
 from eef.envs import TextEnv, make_env
 from eef.files import write_json
-from eef.processes import check_gpu_count, end_with_parent
+from eef.processes import check_gpu_count, end_with_parent, use_threads
 from eef.settings import ActingSettings, ModelSettings
 from eef.trajectory import Trajectory
 
@@ -82,7 +80,9 @@ def run_simulations(
     }
     if inputs.processes > 1:
         return simulate_together(load, inputs.env, inputs.starts, inputs.processes, **options)
-    return _play(Policy.load(**load), inputs, options, journal)
+    local = Policy.load(**load)
+    use_threads(local.model)
+    return _play(local, inputs, options, journal)
 
 
 def _play(policy: PlayablePolicy, inputs: Simulation, options: dict[str, Any], path: Path | None) -> list[Trajectory]:
@@ -128,7 +128,7 @@ def simulate_together(
     try:
         for number, part in enumerate(parts):
             our_end, worker_end = context.Pipe()
-            arguments = (worker_end, number, torch.get_num_threads(), *shared, *part, options)
+            arguments = (worker_end, number, processes, *shared, *part, options)
             worker = context.Process(target=_work, args=arguments, daemon=True)
             try:
                 worker.start()
@@ -179,7 +179,7 @@ class _Warning:
 def _work(
     pipe: Connection,
     number: int,
-    threads: int,
+    processes: int,
     policy: dict[str, Any],
     recipe: tuple[str, dict[str, Any]] | None,
     env: TextEnv | None,
@@ -191,13 +191,13 @@ def _work(
     """What a worker does: sends progress as tuples and warnings, then the trajectories; a failure as a string."""
     end_with_parent()
     try:
-        torch.set_num_threads(threads)
         os.environ["LOCAL_RANK"] = str(number)  # its GPU
         own_env = make_env(recipe[0], **recipe[1]) if recipe else env
         assert own_env is not None
         if own_env.state_key() != state_key:
             raise ValueError(f"the worker's environment has the state key {own_env.state_key()}, not {state_key}")
         loaded = Policy.load(**policy)
+        use_threads(loaded.model, processes)
         send_progress: OnProgress = lambda *counts: pipe.send(counts)  # noqa: E731
         send_turn: OnTurn = lambda *counts: pipe.send(counts)  # noqa: E731
         callbacks: dict[str, Any] = {"on_progress": send_progress, "on_turn": send_turn}

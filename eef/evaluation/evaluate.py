@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -128,9 +127,6 @@ def _play(
     settings = subject.settings or Settings()
     lab = Lab(run, env, settings, protocol.seed, [], tasks, cast(Chat, chat))  # only a policy of ours has a chat
     if subject.settings is not None:
-        import torch
-
-        torch.set_num_threads(int(os.environ.get("EEF_THREADS", "1")))  # one: the same sums on every machine
         return lab.evaluate(subject.adapter)
     if subject.endpoint is not None:
         one_shot = bool(subject.acting and subject.acting.one_shot)

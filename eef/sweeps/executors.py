@@ -23,7 +23,7 @@ from eef.files import PACKAGE, RunError, digest, disk_errors, plain, write_json,
 from eef.processes import end_with_parent
 from eef.sweeps.inputs import last_on_path, read_notebook
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "EEF_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _POLL_SECONDS = 5.0  # between two queries of Slurm's queue
 _LOST_SECONDS = 15.0  # how late the result of a job may appear after it left the queue (shared disks lag)
 

@@ -152,7 +152,7 @@ def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm
             while waiting or running:
                 while waiting and len(running) < jobs:
                     point = waiting.pop(0)
-                    execution = _execution(spec, name, point, root)
+                    execution = _execution(spec, name, point, root, jobs)
                     point.work, point.state = execution.start(), "runs"
                     running.append(point)
                     screen.log(f"start   {point.label}  (log: {point.base}.log)")
@@ -176,13 +176,13 @@ def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm
                 point.state, point.seconds = "stopped", round(time.monotonic() - point.start, 1)
 
 
-def _execution(spec: Spec, name: str, point: Point, root: Path) -> Execution:
-    """The execution of a point. Files of an earlier attempt are removed."""
+def _execution(spec: Spec, name: str, point: Point, root: Path, jobs: int) -> Execution:
+    """The execution of a point, one of ``jobs`` on its machine. Files of an earlier attempt are removed."""
     with disk_errors(root):
         for suffix in (".runs", ".log"):
             Path(f"{point.base}{suffix}").unlink(missing_ok=True)
     point.start = time.monotonic()
-    env = {"EEF_SWEEP": name, "EEF_RUN_IDS": f"{point.base}.runs"}
+    env = {"EEF_SWEEP": name, "EEF_RUN_IDS": f"{point.base}.runs", "EEF_JOBS": str(jobs)}
     return Execution(spec.notebook, point.base, point.parameters, root, env)
 
 
@@ -194,7 +194,7 @@ def _submit(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, scr
     if len(new) < len(todo):
         screen.log(f"{len(todo) - len(new)} points were submitted to Slurm before")
     if new:
-        executions = [_execution(spec, name, point, root) for point in new]
+        executions = [_execution(spec, name, point, root, jobs=1) for point in new]
         for point, job in zip(new, submit(executions, root, spec.slurm, f"eef-{name}", jobs), strict=True):
             point.work = job
         screen.log(f"submitted to Slurm: {len(new)} jobs, {new[0].work.id} to {new[-1].work.id}")  # type: ignore[union-attr]

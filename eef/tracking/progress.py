@@ -1,7 +1,8 @@
 """What a person sees of a stage while it runs: its name in plain words, a bar or lines, and how far it has come.
 
-A row of progress has ``step`` of ``steps`` (training steps, or episodes), ``tokens_per_second``, ``seconds_left`` (both
-where they are known), and ``loss``, or ``episodes``, ``wins`` and ``win_rate``.
+A row of progress has ``step`` of ``steps`` (training steps, or episodes), ``tokens_per_second``,
+``tokens_per_cpu_second``, ``seconds_left`` (where they are known), and ``loss``, or ``episodes``, ``wins`` and
+``win_rate``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 REPORT_SECONDS = 1.0  # the least time between two reports of a rollout
 LINE_SECONDS = 30.0  # the least time between two lines where there is no terminal
 _IN_NOTEBOOK = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+_ROUNDED = ("tokens_per_second", "tokens_per_cpu_second", "seconds_left")
 _SIZES = ("0 0 27em", "0 0 8em", "1 1 auto")  # of name, bar and text in a notebook: all bars are equally wide
 _NAMES = {
     "experts": "expert trajectories",
@@ -64,7 +66,8 @@ def describe(row: Mapping[str, Any]) -> str:
     if "wins" in row:
         parts.append(f"{row['wins']} won")
     if row.get("tokens_per_second"):
-        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+        per_cpu = f" ({row['tokens_per_cpu_second']:,.0f} per CPU s)" if row.get("tokens_per_cpu_second") else ""
+        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s{per_cpu}")
     if row.get("seconds_left"):
         parts.append(f"{clock(row['seconds_left'])} left")
     return ", ".join(parts)
@@ -81,7 +84,7 @@ class Meter:
 
     In a notebook and on a terminal it draws a bar, elsewhere it prints a line every ``LINE_SECONDS``. :meth:`on_step`
     is for training; :meth:`on_turn` and :meth:`on_episodes` are for rollouts of ``total`` episodes of at most
-    ``turns_per_episode`` turns. ``report(row, logged)`` receives each
+    ``turns_per_episode`` turns, which this process's CPU plays if ``on_cpu``. ``report(row, logged)`` receives each
     training step, and the totals of a rollout at most once per ``REPORT_SECONDS`` and at the end. ``logged`` is False
     for a training step that carries the loss of an earlier one. No result depends on what is shown.
     """
@@ -92,13 +95,15 @@ class Meter:
         total: int | None = None,
         report: Callable[[Mapping[str, Any], bool], None] | None = None,
         turns_per_episode: int = 0,
+        on_cpu: bool = False,
     ) -> None:
-        self.name, self.report = stage_name(stage), report
+        self.name, self.report, self.on_cpu = stage_name(stage), report, on_cpu
         self.total, self.turns_per_episode = total, turns_per_episode
         self.totals: dict[str, int] = {"episodes": 0, "wins": 0, "tokens": 0}
         self.turns = self.sampled = 0  # of all episodes, those in play included
         self.row: dict[str, Any] = {}
         self.start = self.printed = time.monotonic()
+        self.cpu_start = time.process_time()
         self.reported = float("-inf")
         # disable=None: no bar where the output is neither a terminal nor a notebook
         self.bar: Any = tqdm(total=total or 1, bar_format=self._format(""), miniters=1, mininterval=0.5, disable=None)
@@ -124,7 +129,7 @@ class Meter:
     def on_step(self, step: int, steps: int, row: Mapping[str, float]) -> None:
         """Show a training step. ``row`` is what training logged at it, with its speed; the last loss stays shown."""
         last_loss: dict[str, Any] = {"loss": self.row["loss"]} if "loss" in self.row else {}
-        rounded = {name: round(row[name], 1) for name in ("tokens_per_second", "seconds_left") if name in row}
+        rounded = {name: round(row[name], 1) for name in _ROUNDED if name in row}
         self.row = {"step": step, "steps": steps, **last_loss, **row, **rounded}
         self._report(logged="loss" in row)
         self._show()
@@ -148,6 +153,8 @@ class Meter:
             self.row["turns"] = self.turns
         if (tokens := max(self.sampled, self.totals["tokens"])) and seconds:
             self.row["tokens_per_second"] = round(tokens / seconds, 1)
+            if self.on_cpu and (cpu_seconds := time.process_time() - self.cpu_start):
+                self.row["tokens_per_cpu_second"] = round(tokens / cpu_seconds, 1)
         done = ended / max(1, total)
         if self.turns_per_episode and total:  # episodes that play at once end late, and then together
             done = max(done, min(0.99, self.turns / (total * self.turns_per_episode)))

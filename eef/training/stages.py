@@ -15,17 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eef import trajectory
 from eef.agents.chat import Chat
 from eef.agents.policy import Policy, load_arguments
 from eef.files import read_json, write_json
-from eef.processes import check_gpu_count, end_with_parent
+from eef.processes import check_gpu_count, end_with_parent, use_threads
 from eef.selection import Example
 from eef.settings import ModelSettings, PreferenceSettings, TrainingSettings
 from eef.training.dpo import dpo
-from eef.training.ranks import is_main_process
+from eef.training.ranks import is_main_process, world_size
 from eef.training.sft import sft
 from eef.training.trainer import OnStep
 from eef.trajectory import Trajectory
@@ -114,6 +112,7 @@ def run_job(job: dict[str, Any], data: Sequence[Any], folder: Path, on_step: OnS
     arguments of :func:`~eef.training.sft.sft` or :func:`~eef.training.dpo.dpo`).
     """
     policy = Policy.load(**job["policy"], trainable=True)
+    use_threads(policy.model, world_size())
     if job["new_adapter"]:
         policy.new_adapter(**job["new_adapter"])
     train: Callable[..., dict[str, Any]] = sft if job["kind"] == "sft" else dpo
@@ -134,7 +133,7 @@ def run_job_distributed(
     command += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["-m", "eef.training.stages", str(folder)]
     # PYTHONSAFEPATH: modules in the current folder must not hide a library or this package
-    env = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ, "PYTHONSAFEPATH": "1"}
+    env = {**os.environ, "PYTHONSAFEPATH": "1"}
     with open(folder / "job.log", "w+", encoding="utf-8", errors="replace") as log:
         with subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -165,7 +164,6 @@ def _process_error(log: str) -> str:
 
 def _main(folder: Path) -> None:
     """One of the processes that :func:`run_job_distributed` starts."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     job = read_json(folder / "job.json")
     data: list[Any]
     if job["kind"] == "sft":

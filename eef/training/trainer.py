@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from eef.processes import SMALL_MODEL
 from eef.settings import OPTIMIZERS, TrainingSettings
 from eef.training.checkpoints import Checkpoints, remove_checkpoints
 from eef.training.packing import HALF
@@ -28,8 +29,6 @@ from eef.training.rows import Row
 
 if TYPE_CHECKING:
     from eef.agents.policy import Policy
-
-SMALL_MODEL = 20_000_000  # parameters; on a CPU a smaller model trains faster on two rows at a time than on one
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 
@@ -60,8 +59,9 @@ def run_trainer(
 
     ``work`` is a folder for checkpoints: a call with equal arguments resumes from the last complete one, to equal
     weights on a CPU. :func:`save_trained` removes them. ``on_step(step, steps, row)`` is called after each step:
-    ``row`` is the row logged at that step, if any, with ``tokens_per_second`` and ``seconds_left``. After a restart it
-    first gets the rows logged before the checkpoint, in order, without these two.
+    ``row`` is the row logged at that step, if any, with ``tokens_per_second``, ``seconds_left`` and, on a CPU,
+    ``tokens_per_cpu_second``. After a restart it first gets the rows logged before the checkpoint, in order, without
+    these.
     ``trainer`` makes the Trainer (default: :class:`GroupedTrainer`).
 
     Weights that train and are in half precision are held in float32 while training, under autocast, because half
@@ -239,12 +239,12 @@ class StepMonitor(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for row in _logged(state):  # of the checkpoint that training resumes from
             self._report(int(row["step"]), state, row)
-        self.start, self.first = time.perf_counter(), state.global_step
+        self.start, self.cpu_start, self.first = time.perf_counter(), time.process_time(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log |= state.global_step >= state.max_steps
         if not control.should_log:
-            self._report(state.global_step, state, self._speed(state))
+            self._report(state.global_step, state, self._speed(args, state))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, model: Any = None, **_: Any
@@ -256,13 +256,19 @@ class StepMonitor(TrainerCallback):
         if not args.fp16:  # the gradient scaler of float16 expects such gradients and skips their steps
             check_finite(f"the gradient norm at {step}", float(logs.get("grad_norm", 0.0)), args.learning_rate)
         check_weights(model, step, args.learning_rate)
-        self._report(state.global_step, state, {**_logged(state)[-1], **self._speed(state)})
+        self._report(state.global_step, state, {**_logged(state)[-1], **self._speed(args, state)})
 
-    def _speed(self, state: Any) -> dict[str, float]:
-        """The tokens per second of all processes, which take equal shares, and the seconds until the last step."""
+    def _speed(self, args: Any, state: Any) -> dict[str, float]:
+        """The tokens per second of all processes, which take equal shares, and the seconds until the last step.
+
+        On a CPU also the tokens per CPU second, which other programs on the machine change little.
+        """
         seconds, steps = time.perf_counter() - self.start, state.global_step - self.first
         left = seconds / steps * (state.max_steps - state.global_step)
-        return {"tokens_per_second": self.batches.tokens * world_size() / seconds, "seconds_left": left}
+        speed = {"tokens_per_second": self.batches.tokens * world_size() / seconds, "seconds_left": left}
+        if args.use_cpu:
+            speed["tokens_per_cpu_second"] = self.batches.tokens / (time.process_time() - self.cpu_start)
+        return speed
 
     def _report(self, step: int, state: Any, row: dict[str, float]) -> None:
         if self.on_step and is_main_process():

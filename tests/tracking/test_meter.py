@@ -41,6 +41,8 @@ def test_a_row_in_words() -> None:
     assert describe(row) == "120 of 300 steps, loss 0.412, 5,200 tokens/s, 1:15 left"
     row = {"step": 9, "steps": 60, "episodes": 9, "wins": 4, "tokens_per_second": 310.0, "seconds_left": 4000}
     assert describe(row) == "9 of 60 episodes, 4 won, 310 tokens/s, 1:06:40 left"
+    row = {"step": 2, "steps": 30, "tokens_per_second": 41.2, "tokens_per_cpu_second": 68.7}
+    assert describe(row) == "2 of 30 steps, 41 tokens/s (69 per CPU s)"
 
 
 def test_a_meter_reports_each_step_and_carries_the_last_loss() -> None:
@@ -66,6 +68,18 @@ def test_a_rollout_is_reported_once_per_second_and_at_its_end(monkeypatch: pytes
     assert [row["step"] for row in rows] == [1, 4, 7, 8] and {row["steps"] for row in rows} == {8}
     assert {round(row["tokens_per_second"]) for row in rows} == {250}
     assert rows[1]["wins"] == 2 and rows[1]["win_rate"] == 0.5 and rows[1]["seconds_left"] == pytest.approx(1.6)
+
+
+def test_the_speed_per_cpu_second_of_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, cpu = 100.0, 7.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "process_time", lambda: cpu)
+    with Meter("test", 2, on_cpu=True) as meter, Meter("test", 2) as elsewhere:
+        now, cpu = now + 10.0, cpu + 4.0
+        for each in (meter, elsewhere):
+            each.on_episodes(1, 0, 100)
+    assert (meter.row["tokens_per_second"], meter.row["tokens_per_cpu_second"]) == (10.0, 25.0)
+    assert "tokens_per_cpu_second" not in elsewhere.row
 
 
 def test_a_rollout_is_seen_before_its_first_episode_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_no_checkpoint_has_broken_weights_and_a_restart_equals_an_undisturbed_tr
 
 def logged(rows: Iterable[dict[str, float]]) -> list[dict[str, float]]:
     """The logged rows of a training without their speed."""
-    speed = ("tokens_per_second", "seconds_left")
+    speed = ("tokens_per_second", "tokens_per_cpu_second", "seconds_left")
     return [{name: value for name, value in row.items() if name not in speed} for row in rows if "step" in row]
 
 
@@ -186,6 +186,7 @@ def test_each_step_is_reported_once_with_its_logged_row(base: str, examples, tmp
     assert all(row["step"] == step for step, _, row in seen if "step" in row)
     assert [step for step, _, row in seen if "step" in row] == [*range(2, 101, 2), 101]
     assert all(row["tokens_per_second"] > 0 for _, _, row in seen) and seen[-1][2]["seconds_left"] == 0
+    assert all(row["tokens_per_cpu_second"] > 0 for _, _, row in seen)
     assert seen[0][2]["seconds_left"] > seen[90][2]["seconds_left"] > 0
     assert set(report["losses"][0]) == {"step", "epoch", "loss", "learning_rate"}
 
