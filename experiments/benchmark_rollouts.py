@@ -1,12 +1,16 @@
 """Rollouts with the KV cache compared with a plain baseline: the ratio of CPU seconds for the same greedy actions.
 
     python experiments/benchmark_rollouts.py
+    python experiments/benchmark_rollouts.py --model smollm2 --episodes 8
 
 The baseline reads each conversation again at every turn: one ``generate`` for the batch of all live episodes, padded on
 the left. Our engine keeps the KV cache across turns. The second part simulates from M states of each expert failure,
 once with common prefixes read once, and once with every conversation read whole when it starts. The model is a Llama
 with random weights and a tokenizer trained on some pages. It never buys, so every episode takes all its turns. Both
 parts are played without instructions and with the environment's instructions before the first page.
+
+``--model`` plays a real model in its place, and prints the limit: the arithmetic of its weights on each token that the
+engine reads once, divided by the speed of matrix products of its size.
 """
 
 from __future__ import annotations
@@ -125,6 +129,16 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
+def reading_limit(policy: Policy, tokens: int) -> float:
+    """The least CPU seconds for ``tokens`` in one thread: two operations per weight, at the speed of a product."""
+    config = policy.model.config
+    a, b = torch.randn(1024, config.hidden_size), torch.randn(config.hidden_size, config.intermediate_size)
+    times = [cpu(lambda: [a @ b for _ in range(50)])[0] / 50 for _ in range(5)]
+    rate = 2 * a.numel() * b.shape[1] / min(times)
+    weights = sum(each.numel() for name, each in policy.model.named_parameters() if "embed_tokens" not in name)
+    return 2 * weights * tokens / rate
+
+
 def starts_of(experts: Sequence[Trajectory], m: int) -> list[Start]:
     """The simulations of an iteration of EEF: M states of each failure."""
     return [Start(one.task, one, index) for one in experts if one.failed for index in cut_points(len(one), m)]
@@ -140,20 +154,27 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=16, help="most tokens of an answer")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--model", help="a real model in place of the random one, in float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
     shop = Short(max_steps=15)
     experts = expert_trajectories(shop, "strong", shop.tasks("train"), 0)
     failed = [one for one in experts if one.failed][: options.failures]
     pages = [one.state(i) for one in experts[:60] for i in range(len(one))]
-    bare = random_policy(pages, options.width, options.layers, options.words)
+    if options.model:
+        bare = Policy.load(options.model, dtype="float32", max_new_tokens=options.words, constrained_decoding=False)
+    else:
+        bare = random_policy(pages, options.width, options.layers, options.words)
     size = sum(weights.numel() for weights in bare.model.parameters()) / 1e6
     print(f"{size:.1f} million parameters, answers of at most {options.words} tokens, one thread; CPU seconds")
     episode.read_action = whole_reply
-    instructed = replace(bare, chat=replace(bare.chat, instructions=react.opening("webshop")[0]["content"]))
+    policies = {"with the model's instructions" if bare.chat.instructions else "pages alone": bare}
+    if not options.model:
+        chat = replace(bare.chat, instructions=react.opening("webshop")[0]["content"])
+        policies["with instructions"] = replace(bare, chat=chat)
     simulate(bare, shop, [Start(shop.tasks("train")[0])], temperature=0.0, max_steps=2)  # warm
 
-    for name, policy in (("pages alone", bare), ("with instructions", instructed)):
+    for name, policy in policies.items():
         tasks, shop.max_steps, Short.further = shop.tasks("train")[: options.episodes], options.turns, 1000
         initial = [Start(task) for task in tasks]
         slow, theirs = cpu(lambda policy=policy, tasks=tasks: plain(policy, shop, tasks))
@@ -163,6 +184,9 @@ def main() -> None:
         prompt = len(policy.chat.begin().encode_observation(ours[0].prompt))
         print(f"{name}: {len(ours)} episodes, {sum(map(len, theirs))} turns, {prompt} tokens before the first answer")
         print(f"  histories read again each turn {slow:.1f}, with the cache {fast:.1f}: {slow / fast:.1f} times")
+        if options.model:
+            tokens = sum(len(policy.chat.render(each, [False] * len(each))[0]) for each in ours)
+            print(f"  limit for the {tokens:,} tokens of these conversations: {reading_limit(policy, tokens):.1f}")
 
         shop.max_steps, Short.further, starts = 30, options.further, starts_of(failed, options.m)
         apart = NoSharingPolicy(**{each.name: getattr(policy, each.name) for each in fields(policy)})
