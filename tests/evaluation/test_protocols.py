@@ -139,7 +139,12 @@ def test_verl_agents_workers_have_different_test_goals_which_are_trained() -> No
         worker_split(500, 233)
 
 
-def test_the_tagger_can_be_named() -> None:
+def test_the_tagger_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Nouns("letters").name == "stand-in:letters" and Nouns("letters")("Red shoe for men")[1] == 3
-    with pytest.raises(ValueError, match="nouns='spacy' must be"):
-        Nouns("spacy")  # type: ignore[arg-type]
+    shops = [WebShop(catalogue=SMALL, nouns="".join(name)) for name in (["let", "ters"], ["lette", "rs"])]
+    assert shops[0].nouns is shops[1].nouns, "each title is tagged once in a process"
+    with pytest.raises(ValueError, match=r"nouns='letter' must be 'letters' or the package .*did you mean 'letters'"):
+        WebShop(data="no such folder", nouns="letter")  # before the data are read
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="nouns='spacy' must be .*spaCy is not installed: `pip install en-core-web-sm"):
+        Nouns("spacy")

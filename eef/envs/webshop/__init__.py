@@ -57,7 +57,7 @@ class _Built:
 _CACHED_SHOPS = 4
 _LARGE = 100_000  # products; a search takes long enough for threads, and NumPy runs in several at once
 _shops: dict[tuple[Any, ...], _Built] = {}
-_taggers: dict[int, tuple[Tagger | None, Nouns]] = {}
+_taggers: dict[int | str, tuple[Tagger | None, Nouns]] = {}
 
 
 class WebShop:
@@ -68,10 +68,11 @@ class WebShop:
     generated catalogue, whose options are ``catalogue`` (:class:`~eef.envs.webshop.generate.CatalogueSpec`).
     ``human_goals``: human instructions, or else the synthetic ones. ``observation``: ``text`` or ``text_rich``.
     ``seed``: seed of the drawn prices and price caps. ``show_attrs``: show an Attributes page per product. ``nouns``:
-    the tagger of nouns in titles, a callable, a mapping or ``letters`` (default: spaCy if installed, see
-    :mod:`eef.envs.webshop.nouns`). ``num_products``: use only the first products of the file. ``split``: ``auto``,
-    ``official``, ``webshop-11k``, ``webshop-3k``, ``verl-agent``, ``ratio``, a folder of index files or a dictionary,
-    see :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is the catalogue's own split.
+    the tagger of nouns in titles: ``letters``, the package of a spaCy pipeline, a callable or a mapping (default:
+    ``en_core_web_sm`` if installed, else ``letters``, see :class:`~eef.envs.webshop.nouns.Nouns`).
+    ``num_products``: use only the first products of the file. ``split``: ``auto``, ``official``, ``webshop-11k``,
+    ``webshop-3k``, ``verl-agent``, ``ratio``, a folder of index files or a dictionary, see
+    :func:`eef.envs.webshop.goals.split_goals`; with the embedded catalogue ``auto`` is the catalogue's own split.
     ``allow_overlap``: accept goals that train and test share. ``max_steps``: the step limit, which rollouts enforce.
 
     An episode is won if its reward is 1. Each process builds a shop once per set of options. ValueError for an option
@@ -100,13 +101,13 @@ class WebShop:
             raise ValueError(f"num_products must be at least 1, not {num_products}")
         if catalogue is not None and data is not None:
             raise ValueError("'catalogue' sets options of the generated catalogue: leave it out if 'data' is given")
+        self.nouns = _tagger(nouns)
         built = _build(data, human_goals, seed, num_products, catalogue)
         rule = built.own_split if split == "auto" and built.own_split is not None else split
         self.shop, self.skipped = built.shop, built.skipped
         self.generated = data is None
         self.observation, self.show_attrs, self.max_steps = observation, show_attrs, max_steps
         self._split = goal_makers.split_goals(self.shop.goals, rule, allow_overlap)
-        self.nouns = _tagger(nouns)
         digest = hashlib.sha256(json.dumps(self._split, sort_keys=True).encode()).hexdigest()
         self._stamp = {
             "catalogue": built.catalogue,
@@ -286,9 +287,9 @@ def _store(data: str | Path | Triple | None, num_products: int | None) -> Path |
 
 def _tagger(tagger: Tagger | None) -> Nouns:
     """One :class:`Nouns` per tagger and process, so that each title is tagged once."""
-    cached = _taggers.get(id(tagger))
-    if cached is None or cached[0] is not tagger:
+    key = tagger if isinstance(tagger, str) else id(tagger)
+    if key not in _taggers:
         if len(_taggers) >= 8:
             _taggers.clear()
-        cached = _taggers[id(tagger)] = (tagger, Nouns(tagger))
-    return cached[1]
+        _taggers[key] = (tagger, Nouns(tagger))  # the reference to the tagger keeps its id from being reused
+    return _taggers[key][1]

