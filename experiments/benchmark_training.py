@@ -1,11 +1,12 @@
-"""CPU time saved by merging the steps of a trajectory into one row and by sorting rows by length.
+"""CPU time saved by merging the steps of a trajectory into one row, by sorting rows by length, and by fewer logits.
 
     python experiments/benchmark_training.py --trajectories 24 --turns 8
+    python experiments/benchmark_training.py --trajectories 2 --turns 5 --rounds 1 --model smollm2
 
 SFT could train on winning trajectories with one row per step (all before the step is context), in random order, or with
-one row per trajectory and the union of the masks, grouped by length. Each variant reads everything once, forward and
-backward, on the embedded model with its LoRA adapter, on one thread. The script fails unless the losses and the
-gradients are the same.
+one row per trajectory and the union of the masks, grouped by length. Its logits could be those of all tokens, or of the
+tokens that carry loss. Each variant reads everything once, forward and backward, with a LoRA adapter in float32, on one
+thread. The script fails unless the losses and the gradients are the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from eef.agents.policy import Policy
 from eef.envs import make_env
 from eef.experts import demonstrations
 from eef.selection import Example
+from eef.training.likelihoods import learnt_log_probabilities
 from eef.training.rows import Row, collate, merge_prefix_rows, rows_of
 
 
@@ -35,7 +37,7 @@ class Pass:
     gradient: torch.Tensor
 
 
-def read(policy: Policy, rows: list[Row], order: list[int], size: int) -> Pass:
+def read(policy: Policy, rows: list[Row], order: list[int], size: int, all_logits: bool = True) -> Pass:
     """Forward and backward over all rows, ``size`` at a time."""
     learnt = [weight for weight in policy.model.parameters() if weight.requires_grad]
     policy.model.zero_grad()
@@ -43,7 +45,10 @@ def read(policy: Policy, rows: list[Row], order: list[int], size: int) -> Pass:
     for at in range(0, len(order), size):
         items = [{"input_ids": rows[i].ids, "mask": rows[i].mask} for i in order[at : at + size]]
         batch = collate(items, policy.pad)
-        part = policy.model(**batch, num_items_in_batch=1, use_cache=False).loss  # a sum: divided by one item
+        if all_logits:
+            part = policy.model(**batch, num_items_in_batch=1, use_cache=False).loss  # a sum: divided by one item
+        else:
+            part = -learnt_log_probabilities(policy.model, batch).sum()
         part.backward()
         loss += float(part.detach())
         tokens += batch["input_ids"].numel()
@@ -56,6 +61,7 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=24)
     parser.add_argument("--turns", type=int, default=8, help="within one")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="embedded")
     options = parser.parse_args()
     torch.set_num_threads(1)
     env = make_env("webshop")
@@ -63,7 +69,7 @@ def main() -> None:
     won = won[: options.trajectories]
     if len(won) < options.trajectories:
         parser.error(f"only {len(won)} trajectories have {options.turns} turns within one: reduce --trajectories")
-    policy = Policy.load()
+    policy = Policy.load(options.model, dtype="float32")
     policy.new_adapter(seed=0)
     for name, weight in policy.model.named_parameters():
         if "lora_B" in name:  # with the initial zeros, half of the gradient would be zero
@@ -78,16 +84,17 @@ def main() -> None:
     random_order = torch.randperm(len(merged)).tolist()
     length_order = list(LengthGroupedSampler(8, lengths=[len(row.ids) for row in merged]))
     variants = {
-        "a row per step, at random, 8 at a time": (step_rows, step_order, 8),
-        "a row per step, at random, 2 at a time": (step_rows, step_order, 2),
-        "a row per trajectory, at random, 8 at a time": (merged, random_order, 8),
-        "a row per trajectory, by length, 2 at a time (what eef does)": (merged, length_order, 2),
+        "a row per step, at random, 8 at a time": (step_rows, step_order, 8, True),
+        "a row per step, at random, 2 at a time": (step_rows, step_order, 2, True),
+        "a row per trajectory, at random, 8 at a time": (merged, random_order, 8, True),
+        "a row per trajectory, by length, 2 at a time": (merged, length_order, 2, True),
+        "the same, logits of tokens with loss (what eef does)": (merged, length_order, 2, False),
     }
     read(policy, merged, length_order[:4], 2)  # warm-up
     passes: dict[str, list[Pass]] = {name: [] for name in variants}
     for _ in range(options.rounds):
-        for name, (rows, order, size) in variants.items():
-            passes[name].append(read(policy, rows, order, size))
+        for name, variant in variants.items():
+            passes[name].append(read(policy, *variant))
     last = passes[list(variants)[-1]]
     learnt = sum(sum(row.mask) for row in merged)
     print(f"{len(won)} trajectories, {np.mean([len(t) for t in won]):.1f} turns on average, {learnt} learnt tokens")
