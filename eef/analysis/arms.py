@@ -7,7 +7,6 @@ An arm is a method with its experts and its budget; its runs differ in the seed 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from eef.analysis.statistics import interval
+from eef.analysis.statistics import over_seeds
 from eef.files import digest
 from eef.trajectory import Trajectory, load
 
@@ -98,13 +97,14 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per arm: means over seeds, and the 95 % interval of the win rate over seeds; NaN for one seed.
 
-    The interval is computed from the runs' ``eval/episodes.csv`` (:func:`eef.analysis.statistics.interval`).
+    :class:`FigureError` for several runs of one seed.
     """
     frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, *PROBLEM_COLUMNS])])
     more = [*PROBLEM_COLUMNS] + [name for name in group_columns(frame) if name not in RUN_COLUMNS]
     rows = []
     for key, group in frame.groupby(ARM_COLUMNS, dropna=False, sort=True):
-        low, high = _win_interval(group)
+        _check_one_run_per_seed(group)
+        _, low, high = over_seeds(pd.to_numeric(group["win_rate"]))
         means = group[[c for c in [*RUN_COLUMNS[5:-1], *more] if not c.startswith("win_l") and c != "win_high"]]
         means = means.apply(pd.to_numeric, errors="coerce").mean()
         rows.append(
@@ -139,22 +139,12 @@ def shown_groups(names: Iterable[str]) -> list[str]:
     return order if len(order) <= _MOST_GROUPS else []
 
 
-def _win_interval(group: pd.DataFrame) -> tuple[float, float]:
-    if len(group) == 1:
-        return math.nan, math.nan
-    return interval(read_episodes(group))[1:]
-
-
 def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
     """The test episodes of one arm's runs: the rows of each ``eval/episodes.csv``, with ``seed`` and ``error``.
 
     :class:`FigureError` for several runs of one seed, and where a file is missing.
     """
-    if len(group) != group["seed"].nunique():
-        raise FigureError(
-            f"several runs of one method and seed ({_first_three(list(group['run_id']))}): they differ in a parameter "
-            "that the figure does not show; draw one sweep with --sweep, or choose another --root"
-        )
+    _check_one_run_per_seed(group)
     tables = []
     for row in records(group):
         path = Path(row["folder"]) / "eval" / "episodes.csv"
@@ -163,6 +153,14 @@ def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
         tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=row["seed"]))
     episodes = pd.concat(tables, ignore_index=True)
     return episodes.assign(error=episodes.get("error", pd.Series(False, index=episodes.index)).astype(bool))
+
+
+def _check_one_run_per_seed(group: pd.DataFrame) -> None:
+    if len(group) != group["seed"].nunique():
+        raise FigureError(
+            f"several runs of one method and seed ({_first_three(list(group['run_id']))}): they differ in a parameter "
+            "that the figure does not show; draw one sweep with --sweep, or choose another --root"
+        )
 
 
 def read_stage(row: dict[str, Any], name: str) -> list[Trajectory]:
