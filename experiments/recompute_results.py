@@ -55,7 +55,7 @@ def with_ends(values: pd.Series) -> str:
 def of_method(row: dict[str, str], sweep: str) -> Cells:
     own = find(sweep, row["method"], row.get("experts", ""))
     rft = find(sweep, "RFT × 6") if "minus RFT × 6" in row else own
-    cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{100 * own['win_rate'].mean():.1f}"}
+    cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{(100 * own['win_rate']).mean():.1f}"}
     cells["95 % interval"] = spread(*over_seeds(100 * own["win_rate"])[1:], ".1f")
     cells |= {name: f"{100 * own[f'win_rate_{name}'].mean():.1f}" for name in ("easy", "medium", "hard") if name in row}
     cells["mean reward"] = f"{own['mean_reward'].mean():.3f}".lstrip("0")
