@@ -127,6 +127,11 @@ def test_the_main_job_from_sweep_to_figure(
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
     assert main(words) == 0  # nothing is left to run: only the figure is drawn again
     assert table.read_bytes() == first
+    (index,) = (tmp_path / "runs" / "sweeps").glob("*.json")
+    again = ["--root", str(tmp_path / "runs"), "--sweep", index.stem, "--out", str(tmp_path / "again")]
+    assert main(["figures", *again]) == 0
+    for name in ("outcomes.csv", "subtasks.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "figure" / name).read_bytes()
     (book,) = (tmp_path / "runs" / "notebooks").glob("demo-*__figures.ipynb")
     shown = outputs_of(book)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000
