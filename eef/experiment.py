@@ -9,6 +9,7 @@ from typing import Any
 
 from eef.agents.actions import problem_counts
 from eef.agents.advice import training_warnings
+from eef.agents.chat import Chat
 from eef.agents.vllm import Server
 from eef.analysis import evaluate
 from eef.analysis.arms import variant
@@ -75,7 +76,7 @@ def experiment(
             "experts": "perfect" if method == "ceiling" else settings.experts,
             "seed": seed,
             **lab.evaluate(adapter),
-            **_budget(lab.simulations),
+            **_budget(lab.simulations, chat),
             **lab.expert_counts,
         }
         write_views(run.folder)  # trajectories for reading, which W&B shows
@@ -116,12 +117,13 @@ def _label(method: str, options: Mapping[str, Any], experts: str) -> str:
     return label if names == Settings.experts else f"{label}-{names}"
 
 
-def _budget(simulations: Sequence[Trajectory]) -> dict[str, Any]:
+def _budget(simulations: Sequence[Trajectory], chat: Chat) -> dict[str, Any]:
     """The columns of the result that count what the method simulated."""
     cost = evaluate.cost(simulations)
     problems = problem_counts(t.info for t in simulations)
     return {
         **{name: value for name, value in cost.items() if name != "errors"},
+        "prefilled_tokens": evaluate.tokens_read(chat, simulations),
         "simulation_errors": cost["errors"],
         **{f"simulation_{name}": value for name, value in problems.items()},
     }

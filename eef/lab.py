@@ -215,6 +215,9 @@ class Lab:
             with Meter(name, report=partial(self.run.progress, name)) as meter:
                 report = body(inputs, folder, work_folder(folder), meter.on_step)
             self._check_code(body, inputs)
+            if kind == "dpo" and not report["dropped"]:
+                turns = [(side, [turn.learn for turn in side.turns]) for pair in inputs.pairs for side in pair]
+                report["learnt_tokens"] = sum(sum(self.chat.render(*each)[1]) for each in turns)
             losses = report.pop("losses")
             if losses and losses[-1]["loss"] > 2 * losses[0]["loss"]:
                 show(

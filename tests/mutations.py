@@ -136,6 +136,7 @@ MUTATIONS = [
     Mutation("normalisation: the sign of a difference", "eef/analysis/statistics.py",
              'both[f"{value}_a"].astype(float) - both[f"{value}_b"].astype(float)', 'both[f"{value}_b"].astype(float) - both[f"{value}_a"].astype(float)',
              "tests/analysis/test_statistics.py"),
+    Mutation("normalisation: intervals by the normal quantile", "eef/analysis/statistics.py", "_t_quantile(len(numbers) - 1) *", "1.96 *", "tests/analysis/test_statistics.py"),
     Mutation("normalisation: the expert's turns cost steps", "eef/analysis/evaluate.py", "len(trajectory) - trajectory.prefix", "len(trajectory)", "tests/analysis/test_evaluate.py"),
     Mutation("normalisation: equal wins count twice", "eef/methods.py", "        distinct[key] = distinct.pop(key, trajectory)", "        distinct[key, len(distinct)] = trajectory", "tests/test_methods.py -k distinct"),
     # models

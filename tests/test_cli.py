@@ -303,6 +303,7 @@ def test_from_sweep_file_to_figure_and_again(
     )
     table = (out / "win_rate_vs_budget.csv").read_bytes()
     assert table.count(b"\n") == 3 and (out / "win_rate_vs_budget.png").is_file()
+    assert "no outcomes.csv: " in output and "episodes.csv is missing" in output, "a notebook that plays no episodes"
     assert main(["figures", "--root", str(root), "--sweep", "demo", "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "win_rate_vs_budget.csv").read_bytes() == table
     assert os.listdir(root / "sweeps" / "demo")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from eef import trajectory
+from eef.agents.policy import load_chat
 from eef.agents.rollout import Start
 from eef.experiment import experiment
 from eef.methods import FAILED, METHODS, REQUIRED, eef, eto, merge, method_options, wins
@@ -256,7 +257,10 @@ def test_eto_learns_from_pairs_of_a_win_and_its_own_loss(run, shop, root: Path) 
         assert all(won.task == lost.task for won, lost in zip(sides[::2], sides[1::2], strict=True))
         assert [t.won for t in sides] == [True, False] * (len(sides) // 2)
         assert {t.source for t in sides[1::2]} == {"policy"}
-        assert json.loads((folder / "dpo.json").read_text())["pairs"] == len(sides) // 2
+        report = json.loads((folder / "dpo.json").read_text())
+        chat = load_chat(json.loads((root / row["run_id"] / "config.json").read_text())["config"]["model"])
+        learnt = [chat.render(t, [turn.learn for turn in t.turns])[1] for t in sides]
+        assert report["pairs"] == len(sides) // 2 and report["learnt_tokens"] == sum(map(sum, learnt)) > len(sides)
         start = json.loads((folder / "stage.json").read_text())["key"]["inputs"]["start"]
         assert start.startswith("dpo-0" if iteration else "bc")
 

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from eef.agents.model_files import folder_of
+from eef.analysis.outcomes import read_outcomes
 from eef.cli import main
 from eef.envs import TextEnv, expert_states
 from eef.envs.extras import extras_of
@@ -115,10 +116,22 @@ def test_the_main_job_from_sweep_to_figure(
         least = 20 * point.get("n", "m" in point)
         assert row["episodes"] > least if "m" in point else row["episodes"] == least
     assert frame["win_rate"].between(0, 1).all() and frame["errors"].eq(0).all()
+    outcomes = read_outcomes(tmp_path / "figure").groupby("run_id")
+    assert outcomes["won"].mean().to_dict() == pytest.approx(frame.set_index("run_id")["win_rate"].to_dict())
+    budget = pd.read_csv(tmp_path / "figure" / "outcomes.csv").set_index("run_id").loc[frame["run_id"]]
+    assert budget["sampled_tokens"].tolist() == frame["tokens"].tolist()
+    simulating = budget[budget["episodes"] > 0]
+    assert (simulating["prefilled_tokens"] > 50 * simulating["episodes"]).all(), "a page has more than 50 tokens"
+    assert (budget[["examples", "loss_tokens", "optimiser_steps", "seconds"]] > 0).all(axis=None)
     for kind in ("png", "svg"):
         assert (tmp_path / "figure" / f"win_rate_vs_budget.{kind}").stat().st_size > 10_000
     assert main(words) == 0  # nothing is left to run: only the figure is drawn again
     assert table.read_bytes() == first
+    (index,) = (tmp_path / "runs" / "sweeps").glob("*.json")
+    again = ["--root", str(tmp_path / "runs"), "--sweep", index.stem, "--out", str(tmp_path / "again")]
+    assert main(["figures", *again]) == 0
+    for name in ("outcomes.csv", "subtasks.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "figure" / name).read_bytes()
     (book,) = (tmp_path / "runs" / "notebooks").glob("demo-*__figures.ipynb")
     shown = outputs_of(book)
     assert (tmp_path / "figure" / "learning_curves.png").stat().st_size > 10_000

@@ -6,13 +6,16 @@ An arm is a method with its experts and its budget; its runs differ in the seed 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from eef.analysis.statistics import interval
+from eef.analysis.statistics import over_seeds
+from eef.files import digest
 from eef.trajectory import Trajectory, load
 
 RUN_COLUMNS = ["method", "m", "n", "experts", "seed", "episodes", "env_steps", "tokens"]
@@ -92,16 +95,16 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: means over seeds, and the 95 % interval of the win rate.
+    """One row per arm: means over seeds, and the 95 % interval of the win rate over seeds; NaN for one seed.
 
-    With one seed the interval is the run's own, over test tasks. With several it is a bootstrap over seeds and tasks,
-    from the runs' ``eval/episodes.csv``.
+    :class:`FigureError` for several runs of one seed.
     """
     frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, *PROBLEM_COLUMNS])])
     more = [*PROBLEM_COLUMNS] + [name for name in group_columns(frame) if name not in RUN_COLUMNS]
     rows = []
     for key, group in frame.groupby(ARM_COLUMNS, dropna=False, sort=True):
-        low, high = _win_interval(group)
+        _check_one_run_per_seed(group)
+        _, low, high = over_seeds(pd.to_numeric(group["win_rate"]))
         means = group[[c for c in [*RUN_COLUMNS[5:-1], *more] if not c.startswith("win_l") and c != "win_high"]]
         means = means.apply(pd.to_numeric, errors="coerce").mean()
         rows.append(
@@ -136,23 +139,12 @@ def shown_groups(names: Iterable[str]) -> list[str]:
     return order if len(order) <= _MOST_GROUPS else []
 
 
-def _win_interval(group: pd.DataFrame) -> tuple[float, float]:
-    if len(group) == 1:
-        return float(group["win_low"].iloc[0]), float(group["win_high"].iloc[0])
-    _, low, high = interval(read_episodes(group))
-    return float(low), float(high)
-
-
 def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
     """The test episodes of one arm's runs: the rows of each ``eval/episodes.csv``, with ``seed`` and ``error``.
 
     :class:`FigureError` for several runs of one seed, and where a file is missing.
     """
-    if len(group) != group["seed"].nunique():
-        raise FigureError(
-            f"several runs of one method and seed ({_first_three(list(group['run_id']))}): they differ in a parameter "
-            "that the figure does not show; draw one sweep with --sweep, or choose another --root"
-        )
+    _check_one_run_per_seed(group)
     tables = []
     for row in records(group):
         path = Path(row["folder"]) / "eval" / "episodes.csv"
@@ -161,6 +153,14 @@ def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
         tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=row["seed"]))
     episodes = pd.concat(tables, ignore_index=True)
     return episodes.assign(error=episodes.get("error", pd.Series(False, index=episodes.index)).astype(bool))
+
+
+def _check_one_run_per_seed(group: pd.DataFrame) -> None:
+    if len(group) != group["seed"].nunique():
+        raise FigureError(
+            f"several runs of one method and seed ({_first_three(list(group['run_id']))}): they differ in a parameter "
+            "that the figure does not show; draw one sweep with --sweep, or choose another --root"
+        )
 
 
 def read_stage(row: dict[str, Any], name: str) -> list[Trajectory]:
@@ -199,6 +199,23 @@ def _parts(method: str) -> tuple[str, str]:
         name = max((each for each in NAMES if method.startswith(f"{each}_")), key=len, default=method)
         options = method[len(name) + 1 :]
     return name, options
+
+
+def varying(runs: pd.DataFrame, all_names: bool = False) -> list[str]:
+    """The keys of the configuration in which the runs differ, other than the seed.
+
+    Those that an arm's name shows (method, budget, experts and the method's options) are left out unless ``all_names``.
+    """
+    configs = [dict(config or {}) for config in runs["config"]]
+    keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key != "seed"]
+    keys = [key for key in keys if len({digest(config.get(key)) for config in configs}) > 1]
+    options = {name for method in runs["method"] for name in re.findall(r"(\w+)=", _parts(str(method))[1])}
+    return keys if all_names else [key for key in keys if key not in {*ARM_COLUMNS, *options}]
+
+
+def as_text(value: Any) -> str:
+    """A value of a configuration as text; lists and mappings as JSON."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def is_ablation(method: str) -> bool:

@@ -177,7 +177,7 @@ def win_difference(a: Path, b: Path) -> Paired:
             raise RunError(f"{folder.name} has no {path.relative_to(folder)}: it was not tested; start the run again")
         tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=0))  # paired by subtask, also across seeds
     try:
-        return paired(tables[0], tables[1])
+        return paired(tables[0], tables[1], over="task")
     except ValueError as error:
         raise RunError(f"{a.name} and {b.name} cannot be paired: {error}") from None
 
@@ -196,7 +196,7 @@ def compare(a: Path, b: Path) -> Iterator[str]:
     wins = win_difference(a, b)
     ends = f"95 % interval {100 * wins.low:+.1f} to {100 * wins.high:+.1f} over subtasks"
     yield (
-        f"\nwin rate, a minus b: {100 * wins.difference:+.1f} points ({ends}, p = {wins.p:.4f}, "
+        f"\nwin rate, a minus b: {100 * wins.difference:+.1f} points ({ends}, "
         f"{wins.pairs} subtasks{f', {wins.errors} excluded for errors' if wins.errors else ''})"
     )
 

@@ -15,7 +15,7 @@ import pandas as pd
 from eef.analysis.arms import FigureError, arm_name, arm_names, by_arm, comparable, read_episodes, read_stage, records
 from eef.analysis.evaluate import results
 from eef.analysis.figures import picture
-from eef.analysis.statistics import paired
+from eef.analysis.statistics import interval, paired
 from eef.analysis.tables import write_table
 from eef.envs.extras import extras_of
 
@@ -29,8 +29,8 @@ def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
     arm, RFT arms of one or more n, and sft_pos, which is RFT at 0 episodes; other methods are ignored. RFT at EEF's
     budget is interpolated per seed and task: ``won`` of the two neighbouring arms is weighted linearly in simulated
     episodes. A cell uses the seeds that all its arms have; intervals are those of
-    :func:`eef.analysis.statistics.paired`, over seeds and tasks. Runs of one cell must be comparable; all runs must be
-    comparable if neither parameter is of the catalogue, data, environment or model.
+    :func:`eef.analysis.statistics.paired`, over seeds. Runs of one cell must be comparable; all runs must be comparable
+    if neither parameter is of the catalogue, data, environment or model.
 
     Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``difference_map.csv`` has a row per
     cell: x and y (values), seeds, n_test, episodes_eef (mean over seeds), win_eef, win_rft (interpolated), win_bc,
@@ -56,7 +56,7 @@ def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
     about = (
         f"{used['env'].iloc[0]} · {names}, minus RFT interpolated at its simulated episodes · "
         f"{seeds} seed{'s' * (seeds != '1')} · {tests} test tasks\n"
-        "in points, with the 95 % interval over tasks and seeds; pale and hatched where it includes 0"
+        "in points, with the 95 % t-interval over seeds; pale and hatched where it includes 0 or there is none"
     )
     across, down = table["x"].nunique(), table["y"].nunique()
     left = 0.45 + 0.078 * max(len(str(value)) for value in table["y"])
@@ -113,7 +113,7 @@ def _cell(runs: pd.DataFrame, where: str) -> dict[str, Any]:
         points = [(spent[arm][seed], tables[arm][tables[arm]["seed"] == seed]) for arm in (*bc, *rft)]
         parts.append(_at_budget(points, budget).assign(seed=seed))
     try:
-        difference = paired(table, pd.concat(parts), n_perm=1)  # its p-value is not shown
+        difference = paired(table, pd.concat(parts))
     except ValueError as error:
         raise FigureError(f"{where}: {error}") from None
     both = table.merge(pd.concat(parts), on=["seed", "task"], suffixes=("", "_rft"))
@@ -128,9 +128,8 @@ def _cell(runs: pd.DataFrame, where: str) -> dict[str, Any]:
         "seeds": len(seeds),
         "n_test": table["task"].nunique(),
         "episodes_eef": sum(spent[eef[0]][seed] for seed in seeds) / len(seeds),
-        "win_eef": both["won"].astype(float).mean(),
-        "win_rft": both["won_rft"].mean(),
-        "win_bc": cloned.loc[~cloned["error"], "won"].astype(float).mean(),
+        **{f"win_{name}": interval(both, value)[0] for name, value in (("eef", "won"), ("rft", "won_rft"))},
+        "win_bc": interval(cloned).mean,
         **{name: getattr(difference, name) for name in ("difference", "low", "high")},
         "expert_win_rate": expert["won"].mean(),
         **{f"expert_wins_{name}": wins[name].mean() for name in list(skills)[:1]},
@@ -172,7 +171,7 @@ def _draw_map(axes: Any, table: pd.DataFrame) -> None:
     for row in records(table):
         x, y = (levels[name].index(row[name]) for name in ("x", "y"))
         points, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-        includes_zero = low <= 0 <= high
+        includes_zero = not (low > 0 or high < 0)  # also without an interval
         colour = scale.to_rgba(points)
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.55
@@ -184,7 +183,7 @@ def _draw_map(axes: Any, table: pd.DataFrame) -> None:
             ink = "#e6e6e6" if dark else "#666666"
         texts: list[tuple[float, str, dict[str, Any]]] = [
             (-0.2, f"{points:+.1f}", {"fontsize": 13, "weight": "normal" if includes_zero else "bold"}),
-            (0.08, f"[{low:+.1f}, {high:+.1f}]", {"fontsize": 9}),
+            (0.08, "one seed" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]", {"fontsize": 9}),
             (0.31, f"EEF {100 * row['win_eef']:.0f} %, RFT {100 * row['win_rft']:.0f} %", {"fontsize": 7.5}),
         ]
         for shift, text, style in texts:

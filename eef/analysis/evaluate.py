@@ -20,6 +20,7 @@ from eef.files import write_json
 from eef.trajectory import Trajectory, load
 
 if TYPE_CHECKING:
+    from eef.agents.chat import Chat
     from eef.envs.extras import Skill
 
 RATED = ("done", "max_steps")  # outcomes that count; any other is an infrastructure error
@@ -141,6 +142,18 @@ def summary(
         by_group = per_task["won"].groupby([groups[task] for task in per_task.index]).mean()
         out |= {f"win_rate_{group}": float(rate) for group, rate in by_group.items()}
     return out
+
+
+def tokens_read(chat: Chat, trajectories: Iterable[Trajectory]) -> int:
+    """The tokens that a policy read (prefilled): prompts and pages, each once, as with a cache of keys and values.
+
+    An expert's turns before the start of a simulation are read, too. The page after the last action is not read.
+    """
+    count = 0
+    for trajectory in trajectories:
+        ids, _ = chat.render(trajectory, [False] * len(trajectory))
+        count += len(ids)
+    return count - sum(int(trajectory.info.get("tokens", 0)) for trajectory in trajectories)
 
 
 def cost(trajectories: Iterable[Trajectory]) -> dict[str, int]:

@@ -104,9 +104,10 @@ def subtitle_of(runs: pd.DataFrame) -> str:
 
 def _subtitle(runs: pd.DataFrame, arms: pd.DataFrame) -> str:
     half = 50 * (arms["win_high"] - arms["win_low"])
+    if half.isna().all():
+        return f"{subtitle_of(runs)} · no intervals: one seed per method"
     widths = " to ".join(dict.fromkeys(f"±{width:.1f}" for width in (half.min(), half.max())))
-    units = "tasks" if runs["seed"].nunique() == 1 else "tasks and seeds"
-    return f"{subtitle_of(runs)} · 95 % intervals over {units}: {widths} points"
+    return f"{subtitle_of(runs)} · 95 % t-intervals over seeds: {widths} points"
 
 
 def _draw(axes: Any, arms: pd.DataFrame) -> None:
@@ -125,22 +126,23 @@ def _draw(axes: Any, arms: pd.DataFrame) -> None:
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         line = line.sort_values("episodes")
         x = line["episodes"] + (number - (len(lines) - 1) / 2) * right * 0.008
-        y, low, high = (100 * line[name] for name in ("win_rate", "win_low", "win_high"))
+        y, low, high = (100 * line[name].fillna(line["win_rate"]) for name in ("win_rate", "win_low", "win_high"))
         name = line_name([arm_of(row) for row in records(line)])
         name += f", experts: {experts}" if several[method] and pd.notna(experts) else ""
+        ends = [y - low, high - y]
         bars = axes.errorbar(
-            x, y, yerr=[(y - low).clip(lower=0), (high - y).clip(lower=0)], color=colour, marker=marker, markersize=7,
+            x, y, yerr=ends if line["win_low"].notna().any() else None, color=colour, marker=marker, markersize=7,
             linewidth=2, elinewidth=1.2, capsize=3, markeredgecolor="white", markeredgewidth=0.8, label=name, zorder=3,
         )  # fmt: skip
         handles.append(bars)
         letters = [letter for letter in ("n", "m") if line[letter].nunique() > 1]
         below = len(lines) > 1 and (number == 0 or is_ablation(str(method)))
-        for at, ends, row in zip(x, zip(low, high, strict=True), records(line), strict=True):
+        for at, places, row in zip(x, zip(low, high, strict=True), records(line), strict=True):
             if text := ", ".join(f"{each.upper()}={row[each]:.0f}" for each in letters if pd.notna(row[each])):
                 # beyond the interval's end, with a white edge to stay legible
-                end, shift = _free(at / right * 470, [place / top * 235 for place in ends], below, taken, levels)
+                end, shift = _free(at / right * 470, [place / top * 235 for place in places], below, taken, levels)
                 axes.annotate(
-                    text, (at, ends[end]), xytext=(0, shift), fontsize=8.5,
+                    text, (at, places[end]), xytext=(0, shift), fontsize=8.5,
                     textcoords="offset points", ha="center", va="bottom" if end else "top", color=colour,
                     weight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )  # fmt: skip
@@ -151,7 +153,8 @@ def _draw(axes: Any, arms: pd.DataFrame) -> None:
         name = line_name([arm_of(row)]) + (f", experts: {row['experts']}" if experts else "")
         level = axes.axhline(100 * row["win_rate"], color=grey, linestyle=style, linewidth=1.6, label=name, zorder=2)
         handles.append(level)
-        axes.axhspan(100 * row["win_low"], 100 * row["win_high"], color=grey, alpha=0.07, linewidth=0, zorder=1)
+        if pd.notna(row["win_low"]):
+            axes.axhspan(100 * row["win_low"], 100 * row["win_high"], color=grey, alpha=0.07, linewidth=0, zorder=1)
     axes.set_xlim(0, right * 1.1)
     axes.set_ylim(0, top)
     axes.set_xlabel("simulated episodes")

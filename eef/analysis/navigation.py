@@ -31,9 +31,9 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
 
     The main bar is of the environment's first skill, the thin bar of all its other skills together. Shares are over the
     wins of all seeds together (each win counts once; a seed without a win has no share of its own), with 95 % intervals
-    from a bootstrap over seeds and tasks. Each expert has one bar for its wins and one for its failures on the training
-    subtasks. For an environment that :func:`eef.envs.make_env` cannot create, the skills are the columns of its
-    ``episodes.csv``, and there are no bars for experts; a message says so.
+    over seeds. Each expert has one bar for its wins and one for its failures on the training subtasks. For an
+    environment that :func:`eef.envs.make_env` cannot create, the skills are the columns of its ``episodes.csv``, and
+    there are no bars for experts; a message says so.
 
     Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``navigation.csv`` has a row per
     bar: bar, method, experts, n, m, seeds, episodes (wins; failures in an expert's bar of failures), the first skill's
@@ -59,7 +59,7 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
     for name in ("n", "m"):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
     path = write_table(table, out, "navigation")
-    subtitle = f"{subtitle_of(runs)} · 95 % intervals"
+    subtitle = f"{subtitle_of(runs)} · 95 % t-intervals over seeds"
     wide = max(len(line) for bar in table["bar"] for line in _wrapped(bar).split("\n"))
     size, margins = (8, 1.6 + 0.4 * len(table)), (0.25 + 0.078 * wide, 1.6, 0.7, 0.9)
     with picture(out, "navigation", size, "Navigation skills in won episodes", subtitle, margins) as axes:
@@ -88,8 +88,8 @@ def _shares(table: pd.DataFrame, skills: list[str], won: bool) -> dict[str, Any]
     shares: dict[str, Any] = {"episodes": int(counted.sum())}
     for name, used in ((main, rated[main]), ("other", rated[others].any(axis=1))):
         share = (math.nan,) * 3
-        if counted.any():  # all tasks are drawn, and those without a counted episode add nothing
-            share = interval(rated.assign(share=used.astype(float).where(counted)), value="share")
+        if counted.any():
+            share = interval(rated.assign(share=used)[counted], value="share")
         shares |= dict(zip((name, f"{name}_low", f"{name}_high"), share, strict=True))
     return shares
 
@@ -145,7 +145,8 @@ def _draw_bars(axes: Any, table: pd.DataFrame, labels: Mapping[str, str]) -> Non
             axes.barh(at, share, high, color=colour, alpha=alpha, hatch=hatch, edgecolor="white", linewidth=0, zorder=2)
             ends = [[max(0, share - low)], [max(0, up - share)]]
             grey, wide = ("#222222", 1.2) if name == main else ("#777777", 0.8)
-            axes.errorbar(share, at, xerr=ends, color=grey, elinewidth=wide, capsize=3 * wide - 1, zorder=3)
+            if pd.notna(low):
+                axes.errorbar(share, at, xerr=ends, color=grey, elinewidth=wide, capsize=3 * wide - 1, zorder=3)
         text = f"{100 * row[main]:.0f} % of {counted}"
         axes.text(102, y, text, va="center", fontsize=8.5)
     axes.set_yticks(range(len(table)), [_wrapped(bar) for bar in table["bar"]])
@@ -158,7 +159,7 @@ def _draw_bars(axes: Any, table: pd.DataFrame, labels: Mapping[str, str]) -> Non
     handles: list[Any] = [
         Patch(color="#555555", label=f"{labels[main]} used"),
         *([Patch(color="#555555", alpha=0.4, label=f"{' or '.join(labels[name] for name in others)} used")] * thin),
-        Line2D([], [], color="#222222", linewidth=1.2, label="95 % interval"),
+        Line2D([], [], color="#222222", linewidth=1.2, label="95 % t-interval over seeds"),
     ]
     place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.48 / (0.4 * len(table))), "borderaxespad": 0}
     axes.legend(handles=handles, ncols=3, frameon=False, fontsize=8.5, **place)

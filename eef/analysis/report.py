@@ -6,7 +6,6 @@ import base64
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from eef.agents.actions import problem_counts
-from eef.analysis.arms import Arm, FigureError, arm_names, arm_of, by_arm, records
+from eef.analysis.arms import ARM_COLUMNS, Arm, FigureError, arm_names, arm_of, as_text, by_arm, records, varying
 from eef.analysis.browser import folded, some
 from eef.analysis.figures import win_rate_vs_budget
-from eef.analysis.tables import markdown, paired_table, results_table
+from eef.analysis.tables import markdown, paired_table, results_table, spread
 from eef.analysis.views import style
 from eef.files import PACKAGE, digest, read_json, read_rows, write_text
 from eef.tracking.runs import load_runs
@@ -143,10 +142,7 @@ def _grid(frame: pd.DataFrame) -> dict[str, Any] | None:
 
 def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """Win rates in %: a row per arm, environment and varying parameter, a column per seed, and their mean."""
-    named = ("method", "n", "m", "experts")  # part of the arm's name, as are ablations
-    keys = [
-        k for k in _varying(runs) if k not in named and not runs["method"].str.contains(f"[_ ]{re.escape(k)}=").any()
-    ]
+    keys = varying(runs)
     rows: dict[tuple[str, ...], dict[Any, float]] = {}
     groups = by_arm(runs)
     names = arm_names(groups)
@@ -170,9 +166,10 @@ def _paired(table: pd.DataFrame, names: Mapping[Arm, str]) -> pd.DataFrame:
     lines = []
     for row in records(table):
         sides = [names[arm_of(row, start)] for start in ("", "against_")]
-        ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        ends = spread(row["low"], row["high"], "+.1f", 100)
         line = {"method": sides[0], "minus": sides[1], "difference": f"{100 * row['difference']:+.1f}"}
-        line |= {"95 % interval": ends, "p": f"{row['p']:.4f}", "seeds": row["seeds"], "pairs": row["pairs"]}
+        line |= {"95 % interval": ends, "p (Holm)": "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.4f}"}
+        line |= {"seeds": row["seeds"], "with a gain": row["gains"], "pairs": row["pairs"]}
         for part in parts:
             difference = row[f"{part}_difference"]
             line[f"on {part} subtasks"] = "" if pd.isna(difference) else f"{100 * difference:+.1f}"
@@ -180,25 +177,18 @@ def _paired(table: pd.DataFrame, names: Mapping[Arm, str]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _varying(runs: pd.DataFrame) -> list[str]:
-    """The keys of the configuration in which the runs differ, other than the seed."""
-    configs = [dict(config or {}) for config in runs["config"]]
-    keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
-    return [key for key in keys if len({digest(config.get(key)) for config in configs}) > 1]
-
-
 def _varying_note(runs: pd.DataFrame) -> str:
-    keys = _varying(runs)
+    keys = varying(runs, all_names=True)
     return f"They differ in these parameters: {', '.join(keys)}." if keys else ""
 
 
 def _short(value: Any) -> str:
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    text = as_text(value)
     return text if len(text) < 60 else text[:57] + "…"
 
 
 def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
-    keys, rows = [key for key in _varying(runs) if key not in ("method", "n", "m", "experts")], []
+    keys, rows = [key for key in varying(runs, all_names=True) if key not in ARM_COLUMNS], []
     groups = by_arm(runs)
     shown = arm_names(groups)
     names = {row["run_id"]: shown[arm] for arm, group in groups.items() for row in records(group)}
@@ -240,10 +230,10 @@ def _spark(metrics: list[dict[str, Any]]) -> Any:
 
 
 def _shared(runs: pd.DataFrame) -> dict[str, Any]:
-    varying = _varying(runs)
+    different = varying(runs, all_names=True)
     stamps = _stamps(runs)
     same = {key: value for key, value in stamps[0].items() if len({digest(each.get(key)) for each in stamps}) == 1}
-    return {"config": {k: v for k, v in runs["config"].iloc[0].items() if k not in varying}, "stamp": same}
+    return {"config": {k: v for k, v in runs["config"].iloc[0].items() if k not in different}, "stamp": same}
 
 
 def _episodes(runs: pd.DataFrame) -> list[dict[str, Any]]:

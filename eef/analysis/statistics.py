@@ -1,20 +1,29 @@
 """Means, 95 % intervals and paired differences.
 
+A claim about a method is a claim about new training seeds. Its interval is Student t over seeds, by :func:`over_seeds`
+and nothing else, and each seed counts once. One seed has no interval. :func:`task_bootstrap` and :func:`wilson` are
+about one trained policy and other subtasks.
+
 Tables have a row per episode, with columns ``seed`` (training seed), ``task``, the value (``won``) and optionally
-``error``. Episodes with an infrastructure error are excluded. Intervals are percentile bootstraps at 95 %. All draws
-depend on the ``seed`` argument alone, not on the order of rows.
+``error``. Episodes with an infrastructure error are excluded. No result depends on the order of rows.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+import mpmath
 import numpy as np
 import pandas as pd
 
+_KEYS = ["seed", "task"]
+
 
 class Interval(NamedTuple):
-    """A mean with the ends of its 95 % interval."""
+    """A mean with the ends of its 95 % interval; the ends are NaN for a single value."""
 
     mean: float
     low: float
@@ -22,41 +31,68 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Method a minus method b on the same pairs: mean difference, 95 % interval, p-value, pairs used and excluded."""
+    """Method a minus method b on the same pairs.
+
+    ``p`` is the two-sided p-value of a t-test over seeds, not adjusted for several comparisons (:func:`holm`).
+    ``gains`` counts those of the ``seeds`` with a positive difference, ``pairs`` and ``errors`` the pairs used and
+    excluded.
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    gains: int
+    seeds: int
     pairs: int
     errors: int
 
 
-def interval(table: pd.DataFrame, n_boot: int = 2000, seed: int = 0, value: str = "won") -> Interval:
-    """Mean of ``value`` over training seeds and tasks, with a two-level bootstrap.
+def over_seeds(values: Iterable[float]) -> Interval:
+    """Mean of one value per training seed, with its 95 % interval by Student t. ValueError without a value."""
+    numbers = np.array([*values], dtype=float)
+    if not len(numbers):
+        raise ValueError("no values: a mean over seeds needs at least one")
+    mean = float(numbers.mean())
+    half = _t_quantile(len(numbers) - 1) * _standard_error(numbers) if len(numbers) > 1 else math.nan
+    return Interval(mean, mean - half, mean + half)
 
-    ``table`` has one row per (seed, task). Each replicate draws seeds, then tasks, and uses the same tasks for all its
-    seeds: the seeds share their test tasks, so drawing tasks separately for each seed would treat the luck of the test
-    set as if it averaged out. The interval is slightly wide where neither seeds nor tasks matter. ValueError for a
-    repeated (seed, task) and for an empty table.
+
+def t_test(values: Iterable[float]) -> float:
+    """Two-sided p-value of the mean of one value per training seed being 0, by Student t; NaN where all are equal."""
+    numbers = np.array([*values], dtype=float)
+    error = _standard_error(numbers) if len(numbers) > 1 else 0.0
+    return _t_tails(abs(float(numbers.mean())) / error, len(numbers) - 1) if error else math.nan
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several comparisons after Holm's correction, in their order. NaN stays NaN and does not count."""
+    order = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
+
+
+def interval(table: pd.DataFrame, value: str = "won") -> Interval:
+    """Mean of ``value`` over all rows, with its interval over seeds (:func:`over_seeds`).
+
+    ``table`` has one row per (seed, task). ValueError for a repeated (seed, task) and for an empty table.
     """
-    cells = _cells(without_errors(table), value)
-    return Interval(float(np.nanmean(cells.to_numpy())), *_bootstrap(cells, n_boot, seed))
+    rated = without_errors(table).sort_values(_KEYS)
+    _refuse_repeats(rated)
+    return over_seeds(_by_unit(rated[value], rated["seed"]))
 
 
-def paired(
-    a: pd.DataFrame, b: pd.DataFrame, n_boot: int = 2000, n_perm: int = 10_000, seed: int = 0, value: str = "won"
-) -> Paired:
+def paired(a: pd.DataFrame, b: pd.DataFrame, value: str = "won", over: str = "seed") -> Paired:
     """Mean of ``value`` of method ``a`` minus that of ``b``, on the same (seed, task) pairs.
 
-    The bootstrap is that of :func:`interval`; both methods share its draws. The p-value comes from a two-sided
-    sign-flip permutation test: if the methods were equal, the labels of each task could be swapped, for all its seeds
-    at once since these share the task. It is about these trained policies, not about new training seeds (the interval
-    is). A pair with an error on either side is excluded and counted.
+    Interval and p-value are over seeds. A pair with an error on either side is excluded and counted. ``over="task"``
+    puts subtasks in the place of seeds: that compares two trained policies and says nothing about their methods.
 
     ValueError where the two tables hold different (seed, task) pairs, and for a repeated pair.
     """
-    keys = ["seed", "task"]
     sets = [set(zip(table["seed"], table["task"], strict=True)) for table in (a, b)]
     if sets[0] != sets[1]:
         unmatched = sets[0] ^ sets[1]
@@ -67,20 +103,20 @@ def paired(
         )
     for table in (a, b):
         _refuse_repeats(table)
-    both = without_errors(a)[[*keys, value]].merge(without_errors(b)[[*keys, value]], on=keys, suffixes=("_a", "_b"))
+    rated = [without_errors(table)[[*_KEYS, value]].sort_values(_KEYS) for table in (a, b)]
+    both = rated[0].merge(rated[1], on=_KEYS, suffixes=("_a", "_b"))
     if both.empty:
         raise ValueError(f"no pair to compare: each of the {len(a)} has an infrastructure error on one side")
-    both["difference"] = both[f"{value}_a"].astype(float) - both[f"{value}_b"].astype(float)
-    cells = _cells(both, "difference")
-    low, high = _bootstrap(cells, n_boot, seed)
-    p = _sign_flip(cells.sum(axis=0).to_numpy(), n_perm, np.random.default_rng([seed, 1]))
-    return Paired(float(both["difference"].mean()), low, high, p, len(both), len(a) - len(both))
+    gain = both[f"{value}_a"].astype(float) - both[f"{value}_b"].astype(float)
+    by_unit = _by_unit(gain, both[over])
+    gains = int((gain.groupby(both[over]).sum() > 0).sum())
+    return Paired(*over_seeds(by_unit), t_test(by_unit), gains, len(by_unit), len(both), len(a) - len(both))
 
 
 def task_bootstrap(values: np.ndarray, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the 95 % intervals of the column means of ``values`` (tasks x columns), under draws of tasks."""
     n = len(values)
-    weights = _draws(np.random.default_rng(seed), n, n_boot)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float)
     low, high = np.percentile(weights @ values / n, [2.5, 97.5], axis=0)
     return low, high
 
@@ -95,48 +131,6 @@ def without_errors(table: pd.DataFrame) -> pd.DataFrame:
     return rated
 
 
-def _refuse_repeats(table: pd.DataFrame) -> None:
-    repeated = table[table.duplicated(["seed", "task"])]
-    if len(repeated):
-        first = repeated.iloc[0]
-        raise ValueError(
-            f"seed {first['seed']}, task {first['task']} is duplicated: the table needs one row per (seed, task)"
-        )
-
-
-def _cells(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """``value`` as seeds x tasks, both sorted; NaN where a pair is missing."""
-    _refuse_repeats(table)
-    return table.assign(**{value: table[value].astype(float)}).pivot(index="seed", columns="task", values=value)
-
-
-def _draws(rng: np.random.Generator, n: int, n_boot: int) -> np.ndarray:
-    """How often each of ``n`` units is drawn in each resample: (n_boot, n), rows sum to n."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float)
-
-
-def _bootstrap(cells: pd.DataFrame, n_boot: int, seed: int) -> tuple[float, float]:
-    """Ends of the 95 % interval of the mean of ``cells`` (seeds x tasks) under draws of rows, then of columns."""
-    rng = np.random.default_rng(seed)
-    values = cells.to_numpy()
-    present = ~np.isnan(values)
-    rows, columns = (_draws(rng, size, n_boot) for size in values.shape)
-    total = ((rows @ np.where(present, values, 0.0)) * columns).sum(axis=1)
-    drawn = ((rows @ present.astype(float)) * columns).sum(axis=1)
-    means = total[drawn > 0] / drawn[drawn > 0]  # a resample of missing pairs alone has no mean
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _sign_flip(clusters: np.ndarray, n_perm: int, rng: np.random.Generator) -> float:
-    """Two-sided p-value of sum(clusters) when the sign of each cluster may flip."""
-    sizes, counts = np.unique(np.abs(clusters[clusters != 0]), return_counts=True)
-    # clusters of one size are interchangeable, so only the number of positive ones needs a draw
-    positive = rng.binomial(counts, 0.5, size=(n_perm, len(counts)))
-    sums = np.abs((2 * positive - counts) @ sizes)
-    return float((1 + np.count_nonzero(sums >= abs(clusters.sum()) - 1e-9)) / (1 + n_perm))
-
-
 def wilson(wins: int, n: int) -> tuple[float, float]:
     """Ends of the 95 % Wilson interval of a rate of ``wins`` in ``n`` independent episodes.
 
@@ -148,3 +142,41 @@ def wilson(wins: int, n: int) -> tuple[float, float]:
     middle, half = rate + z * z / (2 * n), z * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
     scale = 1 + z * z / n
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _by_unit(values: pd.Series, units: pd.Series) -> pd.Series:
+    """The mean of ``values`` in each unit (seed).
+
+    Units with more rows than others weigh more, so that the mean over units is that over all rows: the value of a unit
+    is the mean of all rows plus the unit's sum of deviations from it, divided by the mean number of rows of a unit. Its
+    spread is that of a ratio estimate over clusters. Where all units have equally many rows, it is the unit's mean.
+    """
+    values = values.astype(float)
+    deviations = (values - values.mean()).groupby(units)
+    return values.mean() + deviations.sum() / deviations.size().mean()
+
+
+def _refuse_repeats(table: pd.DataFrame) -> None:
+    repeated = table[table.duplicated(_KEYS)]
+    if len(repeated):
+        first = repeated.iloc[0]
+        raise ValueError(
+            f"seed {first['seed']}, task {first['task']} is duplicated: the table needs one row per (seed, task)"
+        )
+
+
+def _standard_error(numbers: np.ndarray) -> float:
+    """Of the mean. Numbers that are equal but for rounding have none."""
+    deviation = float(numbers.std(ddof=1))
+    return 0.0 if deviation < 1e-12 else deviation / len(numbers) ** 0.5
+
+
+def _t_tails(t: float, df: int) -> float:
+    """Probability that Student t with ``df`` degrees of freedom is further from 0 than ``t``."""
+    return float(mpmath.betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))
+
+
+@lru_cache
+def _t_quantile(df: int) -> float:
+    """Half-width of the 95 % interval in standard errors: 12.71 for two seeds, 2.26 for ten."""
+    return float(mpmath.findroot(lambda t: _t_tails(float(t), df) - 0.05, (1.9, 13), solver="illinois", tol=1e-18))

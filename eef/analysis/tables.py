@@ -1,8 +1,8 @@
 """Tables from finished runs: the comparison of all arms, paired differences, and the paper's tables.
 
 Each number comes with its interval and its cost. The paper's tables are written as CSV (numbers, run ids) and as
-Markdown (for reading). Intervals and differences are those of :mod:`eef.analysis.statistics`: bootstraps over seeds and
-test subtasks, paired on equal ones.
+Markdown (for reading). Intervals and differences are those of :mod:`eef.analysis.statistics`: Student t over seeds,
+with differences paired on equal seeds and test subtasks. ``p_holm`` adjusts for all differences of a table.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from eef.analysis.arms import (
     records,
     shown_groups,
 )
-from eef.analysis.statistics import interval, paired
+from eef.analysis.statistics import holm, interval, paired
 from eef.files import disk_errors, read_json
 
 _COST = ("episodes", "env_steps", "tokens")
+_ON_GROUPS = ("difference", "low", "high", "pairs")  # columns of a difference on one group of subtasks
+_DIFFERENCE = ("difference", "low", "high", "p", "gains", "common_seeds")
 
 
 def results_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -50,9 +52,7 @@ def results_table(runs: pd.DataFrame) -> pd.DataFrame:
     for name in _COST:
         shown[name] = arms[name]
     shown["win %"] = [f"{100 * rate:.1f}" for rate in arms["win_rate"]]
-    shown["95 % interval"] = [
-        f"{100 * a:.1f} to {100 * b:.1f}" for a, b in zip(arms["win_low"], arms["win_high"], strict=True)
-    ]
+    shown["95 % interval"] = [spread(*ends, ".1f", 100) for ends in zip(arms["win_low"], arms["win_high"], strict=True)]
     for name in group_columns(arms):
         rates = [f"{100 * rate:.1f}" if pd.notna(rate) else "" for rate in arms[name]]
         shown[name.removeprefix("win_rate_")] = rates
@@ -75,7 +75,7 @@ def result_table(result: Mapping[str, Any]) -> pd.DataFrame:
     row = {
         "method": arm_name(arm_of(result)),
         "win rate": f"{win_rate} %",
-        "95 % interval": f"{low} to {high} %",
+        "95 % interval over subtasks": f"{low} to {high} %",
         "mean reward": "-" if reward is None else f"{reward:.3f}",
         "test subtasks": result["n_test"],
         "simulated episodes": result["episodes"],
@@ -95,10 +95,12 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
     (method, experts, n, m), trailing None omitted. Default: EEF minus RFT, all minus behaviour cloning, each ablation
     of EEF minus EEF with the same m and experts. Arms with different seeds are compared on their common seeds.
     Columns: both arms (the second as ``against_...``), ``seeds``, ``pairs``, ``errors`` (excluded pairs),
-    ``difference`` with ``low`` and ``high`` (fractions, 95 %), ``p`` (of one comparison, not adjusted for many),
-    simulated ``episodes`` of both (means over the seeds), and ``hard_...``: the same on the test subtasks of the group
-    ``hard``, NaN where there is none. If the environment has other groups than easy, medium and hard, at most four, the
-    table has these columns for each group instead. Written to ``out/paired.csv`` if ``out`` is given.
+    ``difference`` with ``low`` and ``high`` (fractions, 95 % over seeds; NaN for one seed), ``p`` (t-test over seeds),
+    ``p_holm`` (adjusted for all rows of the table), ``gains`` (seeds with a positive difference), simulated
+    ``episodes`` of both (means over the seeds), and ``hard_difference``, ``hard_low``, ``hard_high``, ``hard_pairs``:
+    the same on the test subtasks of the group ``hard``, NaN where there is none. If the environment has other groups
+    than easy, medium and hard, at most four, the table has these columns for each group instead. Written to
+    ``out/paired.csv`` if ``out`` is given.
 
     :class:`FigureError` for runs that are not comparable, an unknown arm, and arms without a common seed.
     """
@@ -112,7 +114,7 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
         raise FigureError(f"nothing to compare with these arms alone: {names}; against=(method, experts) names an arm")
     episodes = {arm: read_episodes(groups[arm]) for arm in groups if any(arm in pair for pair in pairs)}
     parts = _compared_groups(episodes.values())
-    table = pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs])
+    table = _with_holm(pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs]))
     for name in ("n", "m", "against_n", "against_m", *(f"{part}_pairs" for part in parts)):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
     if out is not None:
@@ -150,13 +152,13 @@ def _difference(
     row["seeds"] = len(seeds)
     shared = [(f"{part}_", _in_group(first, part), _in_group(second, part)) for part in parts]
     for start, table_a, table_b in (("", first, second), *shared):
-        difference: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p", "pairs"))
+        difference: dict[str, Any] = dict.fromkeys(_ON_GROUPS)
         if not table_a.empty or not start:
             try:
                 difference = paired(table_a, table_b)._asdict()
             except ValueError as error:
                 raise FigureError(f"{names}: {error}") from None
-        row |= {start + name: value for name, value in difference.items() if not start or name != "errors"}
+        row |= {start + name: value for name, value in difference.items() if not start or name in _ON_GROUPS}
     for start, arm in (("", a), ("against_", b)):
         spent = groups[arm].loc[groups[arm]["seed"].isin(seeds), "episodes"]
         row[f"{start}episodes"] = float(pd.to_numeric(spent).mean())
@@ -172,8 +174,9 @@ def main_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
 
     A row per method: win rate and mean reward (fractions) with 95 % intervals, the mean of ``max_score`` where episodes
     have one, win rates by group, simulated episodes, environment steps, sampled tokens and seconds (means over seeds;
-    the seconds of all stages, shared ones included), and its win rate minus RFT's with interval and p-value (of one
-    comparison, not adjusted for many; empty without an RFT run). :class:`FigureError` for runs that are not comparable.
+    the seconds of all stages, shared ones included), and its win rate minus RFT's: ``difference``, ``low``, ``high``,
+    ``p``, ``p_holm`` and ``gains`` (of ``common_seeds``) as in :func:`paired_table`, empty without an RFT run.
+    :class:`FigureError` for runs that are not comparable.
     """
     groups = by_arm(comparable(runs))
     best = _largest_eef(groups)
@@ -213,7 +216,8 @@ def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
         tables.append(table)
     if not tables:
         raise FigureError("no finished runs: the regime table has no rows")
-    return _write(pd.concat(tables, ignore_index=True), out, "regime_table")
+    whole = pd.concat(tables, ignore_index=True).drop(columns="p_holm")  # there it was for one regime
+    return _write(_with_holm(whole), out, "regime_table")
 
 
 def _largest_eef(groups: dict[Arm, pd.DataFrame]) -> Arm | None:
@@ -257,15 +261,23 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
         seconds = [read_json(Path(folder) / "timing.json")["seconds"] for folder in group["folder"]]
         row |= {"seconds": sum(seconds) / len(group), "errors": int(pd.to_numeric(group["errors"]).sum())}
         row |= {name: int(pd.to_numeric(group[name]).sum()) for name in problem_columns(pd.concat(groups.values()))}
-        row |= dict.fromkeys(("difference", "low", "high", "p"))
+        row |= dict.fromkeys(_DIFFERENCE)
         if against and arm != against:
             seeds = set(episodes["seed"]) & set(reference["seed"])
             first, second = (table[table["seed"].isin(seeds)] for table in (episodes, reference))
-            row |= {k: v for k, v in paired(first, second)._asdict().items() if k in ("difference", "low", "high", "p")}
+            values = paired(first, second)._asdict()
+            row |= {name: values[name.removeprefix("common_")] for name in _DIFFERENCE}
         rows.append({**row, "run_ids": " ".join(sorted(group["run_id"]))})
-    table = pd.DataFrame(rows)
-    for name in ("n", "m"):
+    table = _with_holm(pd.DataFrame(rows))
+    for name in ("n", "m", "gains", "common_seeds"):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
+    return table
+
+
+def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the column ``p_holm`` after ``p``."""
+    table["p"] = pd.to_numeric(table["p"])
+    table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"].tolist()))
     return table
 
 
@@ -279,25 +291,36 @@ def _write(table: pd.DataFrame, out: str | Path, stem: str) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """One of the paper's tables for reading: percentages, points and intervals as text."""
-    shown = []
+    shown, compared = [], table["p_holm"].notna().sum()
     for row in records(table):
         arm = arm_of(row)
         line: dict[str, Any] = {name: row[name] for name in ("train", "policy") if name in row}
         line |= {"method": arm_name(arm), "experts": arm.experts}
-        win, low, high = (100 * row[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
-        line["win %"] = f"{win:.1f} ({low:.1f} to {high:.1f})"
+        line["win %"] = _with_ends(row, "win_rate", "win_rate_low", "win_rate_high", ".1f", 100)
         line |= {name.removeprefix("win_rate_"): f"{100 * row[name]:.1f}" for name in group_columns(table)}
-        line["reward"] = f"{row['reward']:.3f} ({row['reward_low']:.3f} to {row['reward_high']:.3f})"
+        line["reward"] = _with_ends(row, "reward", "reward_low", "reward_high", ".3f")
         line |= {"max score": f"{row['max_score']:.3f}"} if "max_score" in row else {}
         line |= {name: f"{row[name]:,.0f}" for name in (*_COST, "seconds")}
         line |= {name.replace("_", " "): f"{row[name]:.0f}" for name in problem_columns(table)}
-        line |= {"difference": "", "p": ""}
+        line |= {"difference": "", "seeds with a gain": "", f"p (Holm, {compared} differences)": ""}
         if pd.notna(row["difference"]):
-            difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-            line["difference"] = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
-            line["p"] = f"{row['p']:.4f}"
+            line["difference"] = _with_ends(row, "difference", "low", "high", "+.1f", 100)
+            line["seeds with a gain"] = f"{row['gains']} of {row['common_seeds']}"
+        if pd.notna(row["p_holm"]):
+            line[f"p (Holm, {compared} differences)"] = f"{row['p_holm']:.4f}"
         shown.append(line)
     return pd.DataFrame(shown)
+
+
+def _with_ends(row: dict[str, Any], mean: str, low: str, high: str, form: str, scale: float = 1) -> str:
+    """A mean with its interval in brackets: ``70.5 (66.9 to 74.2)``."""
+    ends = spread(row[low], row[high], form, scale)
+    return f"{scale * row[mean]:{form}}" + (f" ({ends})" if ends else "")
+
+
+def spread(low: float, high: float, form: str, scale: float = 1) -> str:
+    """The ends of an interval as text, empty where there is no interval."""
+    return "" if pd.isna(low) else f"{scale * low:{form}} to {scale * high:{form}}"
 
 
 def markdown(frame: pd.DataFrame) -> str:

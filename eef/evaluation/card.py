@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from eef.agents.chat import Chat
-from eef.analysis.evaluate import cost
+from eef.analysis.evaluate import cost, tokens_read
 from eef.analysis.statistics import wilson, without_errors
 from eef.evaluation.protocol import Protocol
 from eef.evaluation.subject import Subject
@@ -42,15 +42,6 @@ def departures(protocol: Protocol, subject: Subject) -> dict[str, list[Any]]:
     if not used["instructions"] and used["prompt"] == wanted["prompt"]:
         used["instructions"] = wanted["instructions"]
     return {name: [wanted[name], used[name]] for name in wanted if wanted[name] != used[name]}
-
-
-def tokens_read(chat: Chat, trajectories: Sequence[Trajectory]) -> int:
-    """The tokens that a policy read: prompts and pages, each once. The page after the last action is not read."""
-    count = 0
-    for trajectory in trajectories:
-        ids, _ = chat.render(trajectory, [False] * len(trajectory))
-        count += len(ids)
-    return count - sum(int(trajectory.info.get("tokens", 0)) for trajectory in trajectories)
 
 
 def make_card(

@@ -57,7 +57,7 @@ def compare(a: Path, b: Path) -> Iterator[str]:
             yield f"{letter} departs from the protocol: {name} is {used!r}, not {wanted!r}"
     for value, what, unit, scale in (("won", "win rate", " points", 100), ("reward", "mean reward", "", 1)):
         try:
-            result = paired(tables[0], tables[1], value=value)
+            result = paired(tables[0], tables[1], value=value, over="task")
         except ValueError as error:
             raise RunError(f"{a.name} and {b.name} cannot be paired: {error}") from None
         means = [scale * table.loc[~table["error"].astype(bool), value].mean() for table in tables]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from eef.analysis.arms import FigureError
 from eef.analysis.figures import win_rate_vs_budget
+from eef.analysis.outcomes import outcome_table
 from eef.analysis.report import markdown_summary, page
 from eef.analysis.tables import markdown, results_table
 from eef.files import is_writable, read_json
@@ -15,6 +17,9 @@ from eef.sweeps.executors import declared, failure, start_notebook, stop
 from eef.sweeps.spec import find_notebook
 from eef.tracking import mirror
 from eef.tracking.records import default_root, load_runs, repo_root
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read_index(root: Path, name: str | None) -> dict[str, Any]:
@@ -51,6 +56,7 @@ def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out
     folder = _figure_folder(root, name, out)
     stems = figure.get("draw", ["win_rate_vs_budget"])
     text = f"\n{markdown(results_table(runs))}\n" if "win_rate_vs_budget" in stems else ""
+    _write_outcomes(runs, folder)
     if "notebook" in figure:
         parameters = {key: value for key, value in figure.items() if key != "notebook"}
         parameters |= {"root": str(root), "sweep": name, "out": str(folder)}
@@ -74,11 +80,21 @@ def draw_runs(root: Path, name: str | None, out: str | None) -> None:
     folder = _figure_folder(root, name or "all", out)
     text = markdown(results_table(runs))
     win_rate_vs_budget(runs, folder)
+    _write_outcomes(runs, folder)
     print(f"\n{text}\n")
     files = _print_files(folder, ["win_rate_vs_budget"])
     if name:
         publish(root, name, index, files)
     print(f"to repeat: {_figures_command(root, name, out)}", flush=True)
+
+
+def _write_outcomes(runs: pd.DataFrame, folder: Path) -> None:
+    """Write the outcome of every test subtask. Runs of a notebook of one's own may have none; the reason is printed."""
+    try:
+        outcome_table(runs, folder)
+        print(f"outcomes: {_relative(folder / 'outcomes.csv')}, {_relative(folder / 'subtasks.csv')}")
+    except FigureError as error:
+        print(f"no outcomes.csv: {error}")
 
 
 def _figures_command(root: Path, name: str | None, out: str | None) -> str:

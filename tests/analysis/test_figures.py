@@ -21,10 +21,12 @@ from eef.analysis.arms import (
     by_arm,
     comparable,
     is_ablation,
+    read_episodes,
     run_table,
     variant,
 )
 from eef.analysis.figures import _free, learning_curves, win_rate_vs_budget
+from eef.analysis.statistics import over_seeds
 from eef.analysis.tables import markdown, paired_table, result_table, results_table
 from eef.tracking.runs import log_metrics
 
@@ -109,11 +111,16 @@ def test_nothing_to_draw_and_doubled_runs(tmp_path: Path) -> None:
         win_rate_vs_budget(doubled, tmp_path)
 
 
-def test_one_seed_shows_the_runs_own_interval() -> None:
-    table = arm_table(runs()).set_index("method")
-    assert table.loc["sft_pos", "win_low"] == pytest.approx(0.1)
-    shown = results_table(runs())
-    assert shown.loc[shown["method"] == "ceiling", "95 % interval"].item() == "70.0 to 90.0"
+def test_one_seed_shows_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = arm_table(runs())
+    assert table[["win_low", "win_high"]].isna().all(axis=None) and table["win_rate"].notna().all()
+    assert results_table(runs())["95 % interval"].eq("").all()
+    bars, bands = [], []
+    monkeypatch.setattr(Axes, "axhspan", lambda axes, *ends, **_: bands.append(ends))
+    draw = Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda *a, yerr=None, **k: bars.append(yerr) or draw(*a, yerr=yerr, **k))
+    assert "no intervals: one seed per method" in win_rate_vs_budget(runs(), tmp_path).with_suffix(".svg").read_text()
+    assert bars == [None] * 3 and not bands
 
 
 def test_one_result_is_a_small_table_for_reading() -> None:
@@ -142,17 +149,26 @@ def test_tables_count_errors_of_simulations_and_dropped_experts(tmp_path: Path) 
     assert "errors,simulation_errors,expert_divergences,expert_errors,run_id" in path.read_text()
 
 
-def test_several_seeds_use_tasks_and_seeds(tmp_path: Path) -> None:
+def test_the_intervals_of_figure_3_are_student_t_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = seeded(tmp_path)
+    frame.loc[frame["folder"] == str(tmp_path / "rft0"), "win_rate"] = 0.0
     table = arm_table(frame).set_index("method")
     assert table.loc["rft", "seeds"] == 3
     for name in ("rft", "eef"):
-        assert (table["win_low"] < table["win_rate"])[name] and (table["win_rate"] < table["win_high"])[name]
+        rates = frame.loc[frame["method"] == name, "win_rate"]
+        ends = tuple(table.loc[name, ["win_rate", "win_low", "win_high"]])
+        assert ends == pytest.approx(over_seeds(rates)), name
+    half: list[float] = []
+    draw = Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda *a, yerr, **k: half.extend(yerr[0]) or draw(*a, yerr=yerr, **k))
+    win_rate_vs_budget(frame, tmp_path / "drawn")
+    assert sorted(half) == pytest.approx(sorted(100 * (table["win_rate"] - table["win_low"])))
+    assert max(half) == pytest.approx(4.30265 * 40 / 3, rel=1e-4)  # rates of 0, 40 and 40 %
     picture = win_rate_vs_budget(frame, tmp_path / "figure")
     assert picture.is_file() and len(picture.with_suffix(".csv").read_text().splitlines()) == 7
     (tmp_path / "rft1" / "eval" / "episodes.csv").unlink()
     with pytest.raises(FigureError, match=r"rft1/eval/episodes.csv is missing"):
-        arm_table(frame)
+        read_episodes(frame[frame["method"] == "rft"])
 
 
 def test_markdown_lines_up() -> None:
@@ -257,6 +273,7 @@ def test_paired_differences_of_the_default_pairs(tmp_path: Path) -> None:
     assert (4 * table["hard_difference"]).round(6).tolist() == [1, 4, 0, 1, 4, 0, -1]
     assert table["pairs"].eq(24).all() and table["hard_pairs"].eq(8).all() and table["seeds"].eq(2).all()
     assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+    assert table["gains"].tolist() == [2, 2, 2, 2, 2, 2, 0]
     assert table.loc[0, ["episodes", "against_episodes"]].tolist() == [900.5, 600.5]
     written = pd.read_csv(tmp_path / "paired.csv")
     assert list(written) == list(table) and written["n"].isna().sum() == 6

@@ -116,7 +116,8 @@ def test_the_page_has_the_comparison_and_needs_nothing_else(tmp_path: Path) -> N
     rows = cells(text)
     assert ["EEF, M = 5", "webshop", "60.0", "65.0", "62.5"] in rows
     (difference,) = [row for row in rows if row[:2] == ["EEF, M = 5", "RFT × 2"]]
-    assert difference[2] == "+20.0" and difference[5:7] == ["2", "80"]
+    assert difference[2] == "+20.0" and difference[5:8] == ["2", "2", "80"]
+    assert "Holm's method for all" in text and "t-intervals over seeds" in text
     for run_id in index["run_ids"]:
         assert f'href="../{run_id}"' in text and (path.parent / ".." / run_id).resolve().is_dir()
     assert ["EEF, M = 5", "strong", "2"] in [row[:3] for row in rows]  # the table of methods

@@ -1,4 +1,4 @@
-"""Intervals and paired differences: small cases by hand, and resampling on synthetic data."""
+"""Intervals and paired differences over seeds: small cases by hand, published values, and synthetic data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eef.analysis.statistics import interval, paired, wilson
+from eef.analysis.statistics import holm, interval, over_seeds, paired, t_test, wilson
 
 
 def table(won: np.ndarray) -> pd.DataFrame:
@@ -17,13 +17,44 @@ def table(won: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"seed": seeds.ravel(), "task": [f"t{i}" for i in tasks.ravel()], "won": won.ravel()})
 
 
-# Two-level bootstrap
+# Over seeds
+
+
+def test_intervals_over_seeds_have_the_published_ends() -> None:
+    """The four extra hours of sleep with the second drug (Student, 1908): 0.75 +- 2.262 * 1.789 / sqrt(10)."""
+    drug = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    assert over_seeds(drug) == pytest.approx((0.75, -0.5298, 2.0298), abs=1e-4)
+    assert t_test(drug) == pytest.approx(0.2176, abs=1e-4)
+    two = over_seeds([0.0, 2.0])
+    assert two == pytest.approx((1.0, 1 - 12.706205, 1 + 12.706205), abs=1e-5)
+
+
+def test_one_seed_has_a_mean_but_no_interval() -> None:
+    assert over_seeds([0.5])[0] == 0.5 and np.isnan([*over_seeds([0.5])[1:], t_test([0.5])]).all()
+    assert np.isnan(t_test([1.0, 1.0])), "without a spread there is no test"
+    with pytest.raises(ValueError, match="no values"):
+        over_seeds([])
+
+
+def test_holms_correction_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    with_empty = holm([0.5, math.nan, 0.6])
+    assert with_empty[::2] == [1.0, 1.0] and np.isnan(with_empty[1]), "a missing value is not a comparison"
 
 
 def test_interval_by_hand() -> None:
     assert interval(table(np.ones((3, 4)))) == (1.0, 1.0, 1.0)
-    got = interval(table(np.array([[1, 0], [1, 0]])))
-    assert got == (0.5, 0.0, 1.0)  # two tasks, one never won: a draw may hold either alone
+    got = interval(table(np.array([[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]])))
+    assert got == pytest.approx((0.5, 0.5 - 4.30265 * 0.25 / 3**0.5, 0.5 + 4.30265 * 0.25 / 3**0.5), abs=1e-5)
+    assert got == pytest.approx(over_seeds([0.25, 0.75, 0.5]))
+
+
+def test_a_seed_with_fewer_rows_weighs_less() -> None:
+    rows = table(np.array([[1, 1, 0], [1, 0, 0]])).drop(index=2)
+    got = interval(rows)
+    assert got.mean == pytest.approx(3 / 5)
+    deviations = (2 * (1 - 3 / 5) / 2.5, 3 * (1 / 3 - 3 / 5) / 2.5)  # of a ratio estimate over two clusters
+    assert got == pytest.approx(over_seeds(3 / 5 + each for each in deviations))
 
 
 def test_interval_of_other_values() -> None:
@@ -48,72 +79,59 @@ def test_interval_ignores_row_order() -> None:
     assert interval(rows) == interval(rows.sample(frac=1, random_state=1))
 
 
-def test_shared_tasks_are_drawn_together() -> None:
-    # with tasks that decide all, more seeds add no knowledge: the interval must not shrink
-    tasks = np.random.default_rng(0).integers(0, 2, 100)
-    one, many = interval(table(tasks[None])), interval(table(np.tile(tasks, (8, 1))))
-    assert one.high - one.low == pytest.approx(2 * 1.96 * tasks.std() / 10, rel=0.12)
-    assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.15)
-
-
-def simulated(rng: np.random.Generator, seeds: int, tasks: int, shift: float = 0.0) -> np.ndarray:
-    """Wins whose chance depends on seed and task; about 0.5 + shift on average."""
-    chance = 0.5 + shift + 0.05 * rng.standard_normal((seeds, 1)) + 0.2 * rng.standard_normal(tasks)
-    return (rng.random((seeds, tasks)) < chance).astype(int)
-
-
 def test_interval_covers_the_truth() -> None:
     rng = np.random.default_rng(0)
+    task_effect = 0.2 * rng.standard_normal(60)  # one test set: the interval is about new seeds on it
+    truth = np.clip(0.5 + 0.1 * rng.standard_normal((100_000, 1)) + task_effect, 0, 1).mean()
     covered = 0
-    for _ in range(150):
-        got = interval(table(simulated(rng, seeds=5, tasks=60)), n_boot=300)
-        covered += got.low <= 0.5 <= got.high
-    assert 0.88 <= covered / 150 <= 1.0
+    for _ in range(300):
+        chance = np.clip(0.5 + 0.1 * rng.standard_normal((5, 1)) + task_effect, 0, 1)
+        got = interval(table((rng.random((5, 60)) < chance).astype(int)))
+        covered += got.low <= truth <= got.high
+    assert 0.92 <= covered / 300 <= 0.98
 
 
 # Pairs
 
 
 def test_paired_by_hand() -> None:
-    a, b = table(np.array([[1, 1, 1, 0]])), table(np.array([[0, 0, 0, 0]]))
+    a, b = (
+        table(np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0]])),
+        table(np.array([[0, 0, 0, 0]] * 2 + [[1, 0, 0, 0]])),
+    )
     got = paired(a, b)
-    assert got.difference == 0.75 and got.pairs == 4 and got.errors == 0
-    assert got.p == pytest.approx(2 / 8, abs=0.02)  # of 8 ways to sign three equal gains, two are as large
+    assert got[:3] == pytest.approx(over_seeds([0.75, 0.25, 0.0])) and got.p == t_test([0.75, 0.25, 0.0])
+    assert (got.gains, got.seeds, got.pairs, got.errors) == (2, 3, 12, 0)
     swapped = paired(b, a)
-    assert (swapped.difference, swapped.low, swapped.high) == (-0.75, -got.high, -got.low)
-    assert swapped.p == got.p
+    assert swapped[:3] == pytest.approx((-got.difference, -got.high, -got.low))
+    assert swapped.p == got.p and swapped.gains == 0
+
+
+def test_two_policies_are_paired_over_subtasks() -> None:
+    a, b = table(np.array([[1, 1, 1, 0]])), table(np.array([[0, 0, 0, 0]]))
+    assert np.isnan(paired(a, b).low), "one seed has no interval over seeds"
+    got = paired(a, b, over="task")
+    assert got[:3] == pytest.approx(over_seeds([1, 1, 1, 0])) and got.seeds == 4
 
 
 def test_equal_methods_do_not_differ() -> None:
     rows = table(np.array([[1, 0, 1], [0, 0, 1]]))
-    assert paired(rows, rows)[:4] == (0.0, 0.0, 0.0, 1.0)
-
-
-def test_seeds_of_one_task_are_one_cluster() -> None:
-    # ten seeds that win on one task more are one observation, not ten
-    a, b = np.zeros((10, 5)), np.zeros((10, 5))
-    a[:, 0] = 1
-    assert paired(table(a), table(b)).p == 1.0
+    assert paired(rows, rows)[:3] == (0.0, 0.0, 0.0)
 
 
 def test_pairing_narrows_the_interval() -> None:
     rng = np.random.default_rng(1)
-    skill = np.tile(rng.integers(0, 2, 200), (5, 1))
+    skill = (rng.random((5, 200)) < np.array([[0.2], [0.35], [0.5], [0.65], [0.8]])).astype(int)
     a, b = skill | (rng.random(skill.shape) < 0.1), skill
-    got, alone_a, alone_b = paired(table(a), table(b)), interval(table(a)), interval(table(b))
-    unpaired = math.hypot(alone_a.high - alone_a.low, alone_b.high - alone_b.low)
-    assert got.high - got.low < 0.6 * unpaired
-    assert got.low > 0 and got.p < 0.01
+    got, alone = paired(table(a), table(b)), interval(table(a))
+    assert got.high - got.low < 0.2 * (alone.high - alone.low)
+    assert got.low > 0 and got.p < 0.05
 
 
 def test_p_value_is_uniform_when_nothing_differs() -> None:
     rng = np.random.default_rng(2)
-    ps = [
-        paired(table(rng.integers(0, 2, (3, 40))), table(rng.integers(0, 2, (3, 40))), n_boot=50, n_perm=400).p
-        for _ in range(150)
-    ]
-    assert np.mean(np.array(ps) < 0.05) < 0.12
-    assert 0.4 < np.mean(ps) < 0.65
+    ps = np.array([t_test(rng.standard_normal(3)) for _ in range(1000)])
+    assert 0.03 < np.mean(ps < 0.05) < 0.07 and 0.47 < ps.mean() < 0.53
 
 
 def test_paired_leaves_out_pairs_with_an_error() -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from eef.analysis.arms import FigureError
+from eef.analysis.statistics import holm, over_seeds, t_test
 from eef.analysis.tables import ablation_table, main_table, readable, regime_table
 
 
@@ -75,7 +76,7 @@ def test_the_main_table(runs: pd.DataFrame, tmp_path: Path) -> None:
     assert eef["win_rate"] == pytest.approx(0.6) and eef["reward"] == pytest.approx(0.8)
     assert eef["max_score"] == pytest.approx(0.88)
     assert (eef["win_rate_easy"], eef["win_rate_hard"]) == (1.0, pytest.approx(0.2))
-    assert eef["difference"] == pytest.approx(0.2) and eef["low"] < 0.2 < eef["high"]
+    assert [*eef[["difference", "low", "high"]]] == pytest.approx([0.2] * 3), "both seeds gain two subtasks"
     assert (eef["seconds"], eef["episodes"], eef["seeds"]) == (10.5, 100, 2)
     assert pd.isna(table.iloc[3]["difference"])  # RFT x 6 against itself
     again = pd.read_csv(tmp_path / "out" / "main_table.csv")
@@ -83,7 +84,28 @@ def test_the_main_table(runs: pd.DataFrame, tmp_path: Path) -> None:
         runs[(runs["m"] == 5) & (runs["experts"] == "strong") & (runs["method"] == "eef")]["run_id"]
     )
     text = (tmp_path / "out" / "main_table.md").read_text()
-    assert "| EEF, M = 5" in text and "+20.0 (" in text and "60.0 (" in text
+    assert "| EEF, M = 5" in text and "+20.0 (" in text and "60.0 (" in text and "2 of 2" in text
+
+
+def test_differences_have_t_intervals_over_seeds_and_holms_p_values(tmp_path: Path) -> None:
+    wins = {("rft", 6): (4, 4, 3), ("eef", 5): (6, 8, 5), ("sft_pos", None): (2, 1, 3)}
+    rows = []
+    for (method, number), each in wins.items():
+        option = {"n": number} if method == "rft" else {"m": number}
+        rows += [run(tmp_path, method, count, seed, **option) for seed, count in enumerate(each)]
+        rows += [run(tmp_path, method, count, seed, train=50, **option) for seed, count in enumerate(each)]
+    first = pd.DataFrame([row for row in rows if row["config"]["train"] == 150])
+    table = main_table(first, tmp_path / "out").set_index("method")
+    for method, values in (("eef", [0.2, 0.4, 0.2]), ("sft_pos", [-0.2, -0.3, 0.0])):
+        assert tuple(table.loc[method, ["difference", "low", "high"]]) == pytest.approx(over_seeds(values))
+        assert table.loc[method, "p"] == pytest.approx(t_test(values))
+    assert table.loc["eef", "p_holm"] == pytest.approx(min(1, 2 * table.loc["eef", "p"])), "the smaller of two"
+    assert table["p_holm"].notna().sum() == 2 and table.loc["eef", ["gains", "common_seeds"]].tolist() == [3, 3]
+    text = (tmp_path / "out" / "main_table.md").read_text()
+    assert "| p (Holm, 2 differences) |" in text and "3 of 3" in text
+    both = regime_table(pd.DataFrame(rows), tmp_path / "out")
+    assert both["p_holm"].dropna().tolist() == pytest.approx(holm(both["p"].dropna())), "of all regimes together"
+    assert both["p_holm"].min() == pytest.approx(4 * both["p"].min())
 
 
 def test_the_ablation_table(runs: pd.DataFrame, tmp_path: Path) -> None:

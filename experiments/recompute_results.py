@@ -1,0 +1,97 @@
+"""Recomputes the numbers of the results pages from the committed tables, and compares them with the pages' tables.
+
+    python experiments/recompute_results.py
+
+Each row of a page is printed as recomputed: means over training seeds, 95 % t-intervals over seeds, and paired
+differences with each seed's, the seeds that gain, and p-values of t-tests over seeds after Holm's correction for all
+differences of the page. A line with ``!=`` names a cell that says something else; the exit code is then 1. Win rates
+come from figures/SWEEP/outcomes.csv where it is committed, else from the row of each run in win_rate_vs_budget.csv.
+regimes_webshop and map have neither, so their pages are not covered.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from eef.analysis.arms import arm_name, arm_of, records
+from eef.analysis.outcomes import read_outcomes
+from eef.analysis.statistics import holm, over_seeds, t_test
+from eef.analysis.tables import spread
+
+ROOT = Path(__file__).parents[1]
+PAGES = {f"docs/results/{name}.md": name for name in ("demo", "figure3", "paper_webshop", "scienceworld")}
+PAGES |= {"README.md": "figure3", "docs/results/README.md": ""}  # the latter names the sweep in each row
+Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one
+
+
+def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
+    """The rows of each arm of a sweep, one per training seed, by name and experts."""
+    table = pd.read_csv(ROOT / "figures" / sweep / "win_rate_vs_budget.csv").set_index("run_id")
+    if (ROOT / "figures" / sweep / "outcomes.csv").is_file():
+        outcomes = read_outcomes(ROOT / "figures" / sweep).query("not error").astype({"won": float})
+        table["win_rate"] = outcomes.groupby("run_id")["won"].mean()
+        for group, part in outcomes.groupby("group") if "group" in outcomes else ():
+            table[f"win_rate_{group}"] = part.groupby("run_id")["won"].mean()
+    keys = [(arm_name(arm_of(row)).replace(" (SFT-pos)", ""), row["experts"]) for row in records(table)]
+    return {key: rows.set_index("seed").sort_index() for key, rows in table.groupby(pd.Series(keys, index=table.index))}
+
+
+def find(sweep: str, label: str, experts: str = "") -> pd.DataFrame:
+    """The rows of an arm as pages write it: ``EEF, M = 5``, or ``EEF, M = 5 (strong+weak)`` with its experts."""
+    name, given = re.fullmatch(r"([^(:]+?)(?: \((.+)\))?(?::.*)?", label).groups()
+    return arms(sweep)[name, given or experts or ("perfect" if name == "ceiling" else "strong")]
+
+
+def with_ends(values: pd.Series) -> str:
+    mean, *ends = over_seeds(values)
+    return f"{mean:+.1f} ({spread(*ends, '+.1f')})".replace("-", "−")
+
+
+def of_method(row: dict[str, str], sweep: str) -> Cells:
+    own = find(sweep, row["method"], row.get("experts", ""))
+    rft = find(sweep, "RFT × 6") if "minus RFT × 6" in row else own
+    cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{(100 * own['win_rate']).mean():.1f}"}
+    cells["95 % interval"] = spread(*over_seeds(100 * own["win_rate"])[1:], ".1f")
+    cells |= {name: f"{100 * own[f'win_rate_{name}'].mean():.1f}" for name in ("easy", "medium", "hard") if name in row}
+    cells["mean reward"] = f"{own['mean_reward'].mean():.3f}".lstrip("0")
+    gain = None if own.equals(rft) else 100 * (own["win_rate"] - rft["win_rate"])
+    return {**cells, "minus RFT × 6": "" if gain is None else with_ends(gain)}, gain
+
+
+def of_difference(row: dict[str, str], sweep: str) -> Cells:
+    label, hard = re.subn(", hard subtasks$", "", row["difference"])
+    column, (a, b) = "win_rate_hard" if hard else "win_rate", label.split(" minus ")
+    sweeps = re.findall(r"\w+", row.get("sweep", sweep))
+    gain = pd.concat([100 * (find(each, a)[column] - find(each, b)[column]) for each in sweeps])
+    mean, ends = with_ends(gain).rstrip(")").split(" (")
+    return {"mean": mean, "95 % interval": ends, "seeds with a gain": f"{(gain > 0).sum()} of {len(gain)}"}, gain
+
+
+def compare(text: str, sweep: str) -> list[str]:
+    """Print the tables of a page as recomputed; returns the cells that say otherwise. KeyError for an unknown name."""
+    rows, wrong = [], []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
+        rows += [dict(zip(head, line, strict=True)) for line in body if head[0] in ("method", "difference")]
+    found = [of_method(row, sweep) if "method" in row else of_difference(row, sweep) for row in rows]
+    adjusted = holm([math.nan if gain is None else t_test(gain) for _, gain in found])
+    for row, (cells, gain), p in zip(rows, found, adjusted, strict=True):
+        cells["p (Holm)"] = "" if math.isnan(p) else "< .001" if p < 0.0005 else f"{p:.3f}".lstrip("0")
+        label, *names = [name for name in row if name not in ("experts", "sweep")]
+        bad = [f"{row[label]}, {name}: {row[name]} != {cells[name]}" for name in names if row[name] != cells[name]]
+        each = [] if gain is None else [" ".join(f"{value:+.1f}" for value in gain)]
+        print("  " + "; ".join([row[label], *(f"{name} {cell}" for name, cell in cells.items() if cell), *each]))
+        wrong += bad
+    print(*wrong, sep="\n")
+    return wrong
+
+
+if __name__ == "__main__":
+    pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+    wrong = [cell for page, text in pages.items() for cell in (print(page), compare(text, PAGES[page]))[1]]
+    sys.exit(f"{len(wrong)} cells of the pages differ" if wrong else 0)

@@ -1,0 +1,115 @@
+"""The results pages: each number is that of the committed tables, and intervals have the coverage that they claim."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
+FIGURES = [ROOT / "figures" / name / "README.md" for name in ("", "figure3", "scienceworld")]
+ROWS = {"demo": 7, "figure3": 21, "paper_webshop": 16, "scienceworld": 7, "README": 5, "docs/results/README": 9}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that computes the numbers of the pages."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return import_module("recompute_results")
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_each_number_of_the_pages_is_that_of_the_committed_tables(script: ModuleType, capsys: Any) -> None:
+    for page, sweep in script.PAGES.items():
+        assert script.compare(text_of(page), sweep) == [], page
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+        stem = page.removesuffix(".md")
+        assert len(rows) == ROWS.get(stem, ROWS[Path(stem).name]), page
+    assert len(text_of("experiments/recompute_results.py").splitlines()) < 100
+
+
+def test_a_number_that_is_not_in_the_tables_is_named(script: ModuleType) -> None:
+    page = text_of("docs/results/figure3.md")
+    bad = script.compare(
+        page.replace("| 52.7 | 42.1", "| 52.9 | 42.1").replace("7 of 8 | .005", "8 of 8 | .006"), "figure3"
+    )
+    assert [cell.partition(", ")[::2] for cell in bad[:1]] == [("RFT × 6", "win %: 52.9 != 52.7")]
+    assert [cell.rsplit(", ", 1)[1] for cell in bad[1:]] == [
+        "seeds with a gain: 8 of 8 != 7 of 8",
+        "p (Holm): .006 != .005",
+    ]
+    with pytest.raises(KeyError, match="new column"):
+        script.compare(page.replace("| mean | 95", "| new column | 95"), "figure3")
+    with pytest.raises(KeyError, match="EEF, M = 3"):
+        script.compare(page.replace("EEF, M = 2", "EEF, M = 3"), "figure3")
+
+
+def test_win_rates_come_from_the_outcomes_where_they_are_committed(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "figures" / "demo"
+    folder.mkdir(parents=True)
+    for name in ("win_rate_vs_budget", "outcomes", "subtasks"):
+        (folder / f"{name}.csv").write_text(text_of(f"figures/demo/{name}.csv"))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.compare(text_of("docs/results/demo.md"), "demo") == []
+    lines = (folder / "outcomes.csv").read_text().splitlines()
+    lines[1] = lines[1].replace(",1111", ",0000", 1)  # the ceiling wins four subtasks less
+    (folder / "outcomes.csv").write_text("\n".join(lines))
+    assert script.compare(text_of("docs/results/demo.md"), "demo")[0].endswith("win %: 88.3 != 87.0")
+
+
+def differences(script: ModuleType, sweep: str) -> list[pd.Series]:
+    """All differences of two arms of a sweep, of all and of hard subtasks."""
+    known = script.arms(sweep)
+    columns = [[rows[name] for rows in known.values()] for name in ("win_rate", "win_rate_hard")]
+    return [100 * (a - b) for rows in columns for a in rows for b in rows if a is not b and not a.isna().any()]
+
+
+def test_each_interval_of_a_difference_in_prose_is_that_of_two_arms(script: ModuleType) -> None:
+    computed = [each for sweep in ("figure3", "paper_webshop", "scienceworld") for each in differences(script, sweep)]
+    pairs = [
+        [script.find(sweep, name)["win_rate"] for name in ("EEF, M = 5", "RFT × 6")]
+        for sweep in ("figure3", "paper_webshop")
+    ]
+    computed.append(pd.concat([100 * (a - b) for a, b in pairs]))
+    known = {script.with_ends(values) for values in computed}
+    number = r"([+−]\d+\.\d) \(([+−]\d+\.\d to [+−]\d+\.\d)\)"
+    for path in [ROOT / "README.md", *FIGURES]:
+        claimed = {f"{mean} ({ends})" for mean, ends in re.findall(number, path.read_text(encoding="utf-8"))}
+        assert len(claimed) >= 4 and claimed <= known, path
+    for path in RESULTS:
+        claimed = {f"{mean} ({ends})" for mean, ends in re.findall(number, path.read_text(encoding="utf-8"))}
+        assert claimed <= known, path
+
+
+@pytest.mark.parametrize(
+    "path", [*RESULTS, *FIGURES, ROOT / "README.md"], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_a_page_with_several_differences_says_whether_they_are_adjusted(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    number = r"[+−]\d+\.\d(?: \(| \| )[+−]\d+\.\d to [+−]\d+\.\d"
+    if len(re.findall(number, text)) > 1:
+        assert re.search(
+            r"Holm's method for (?:these|the)\s\w+\sdifferences|not adjusted for (?:its|these)\s\w+", text
+        ), path
+
+
+def test_intervals_over_seeds_cover_what_they_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    table = import_module("check_coverage").coverage(sweeps=1000, seed=1).set_index(["case", "seeds"])
+    committed = pd.read_csv(ROOT / "figures" / "coverage" / "coverage.csv").set_index(["case", "seeds"])
+    for found, margin in ((table, 2.5), (committed, 0.8)):
+        assert (found.loc["normal", "t, %"] - 95).abs().max() < margin
+        assert found.loc[("normal", 5), "bootstrap, %"] < 88 and found.loc[("bimodal", 3), "t, %"] < 80
+    assert (committed.loc["normal", "t, %"] >= 93).all()
+    assert (table["t, %"] - committed["t, %"]).abs().max() < 4
