@@ -1,7 +1,8 @@
 """The outcome of every test subtask in every run of a sweep, and what each run cost, as two small tables.
 
 ``outcomes.csv`` has a row per run and ``subtasks.csv`` a row per test subtask. Every win rate, interval and paired
-difference of a sweep can be computed from them (:func:`read_outcomes`), long after the run folders are gone.
+difference of a sweep can be computed from them (:func:`read_outcomes`), long after the run folders are gone. Equal runs
+give equal tables, so the seconds are in a third one, ``seconds.csv``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from eef.analysis.tables import write_table
 from eef.files import read_json, read_rows
 
 BUDGET = ["episodes", "env_steps", "sampled_tokens", "prefilled_tokens", "examples", "loss_tokens", "optimiser_steps"]
-BUDGET += ["seconds"]
 _SIGNS = {"0": False, "1": True}
 
 
@@ -30,8 +30,9 @@ def outcome_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
 
     The budget covers the whole run: simulated episodes, environment steps, sampled and prefilled tokens of the
     simulations (a token of a page is prefilled once); training examples, tokens with loss (over all epochs) and
-    optimiser steps of all its trainings; seconds of all stages, shared ones included. Empty where a run of an earlier
-    version did not record it.
+    optimiser steps of all its trainings. Empty where a run of an earlier version did not record it.
+
+    ``seconds.csv``: run_id, and the seconds of all stages, shared ones included.
 
     ``subtasks.csv``: ``test_set``, task, and group where the environment has groups. Runs with the same subtasks share
     a ``test_set``. :class:`FigureError` if a run has no ``eval/episodes.csv``.
@@ -52,15 +53,16 @@ def outcome_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
         row |= {"test_set": sets.setdefault(subtasks, len(sets) + 1), "outcomes": "".join(signs)}
         rows.append({**row, **_budget(run), "run_id": run["run_id"]})
     table = pd.DataFrame(rows)
-    for name in ("n", "m", *BUDGET[:-1]):
+    for name in ("n", "m", *BUDGET):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
-    table["seconds"] = table["seconds"].round(1)
     names = ["test_set", "task", "group"]
     lines = [
         dict(zip(names, (number, *subtask), strict=False)) for subtasks, number in sets.items() for subtask in subtasks
     ]
     write_table(pd.DataFrame(lines), out, "subtasks")
     write_table(table, out, "outcomes")
+    times = [{"run_id": run["run_id"], "seconds": _seconds(run)} for run in records(frame)]
+    write_table(pd.DataFrame(times).sort_values("run_id"), out, "seconds")
     return table
 
 
@@ -99,5 +101,9 @@ def _budget(run: dict[str, Any]) -> dict[str, Any]:
         cost["examples"] += report.get("examples", report.get("pairs", math.nan))
         cost["loss_tokens"] += round(report["learnt_tokens"] * last["epoch"]) if "learnt_tokens" in report else math.nan
         cost["optimiser_steps"] += last["step"]
-    clock = folder / "timing.json"
-    return {**cost, "seconds": read_json(clock)["seconds"] if clock.is_file() else math.nan}
+    return cost
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    clock = Path(run["folder"]) / "timing.json"
+    return round(read_json(clock)["seconds"], 1) if clock.is_file() else math.nan

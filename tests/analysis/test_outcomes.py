@@ -52,6 +52,9 @@ def test_the_outcomes_come_back_with_their_rates_and_differences(tmp_path: Path)
     ]
     table = outcome_table(pd.DataFrame(rows).sample(frac=1, random_state=0), tmp_path / "out")
     assert table["outcomes"].tolist() == ["0111", "11-1", "0011", "0000"], "sorted, with leading zeros"
+    seconds = pd.read_csv(tmp_path / "out" / "seconds.csv")
+    assert seconds["seconds"].tolist() == [12.3] * 4 and seconds["run_id"].is_monotonic_increasing
+    assert "seconds" not in table, "equal runs give equal tables"
     assert (tmp_path / "out" / "subtasks.csv").read_text().splitlines()[1:] == [
         "1,a,easy",
         "1,b,hard",
