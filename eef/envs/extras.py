@@ -60,6 +60,11 @@ class Skill:
             ) from None
 
 
+def uses(action: str, skill: Skill) -> bool:
+    """Whether an action uses a skill."""
+    return re.match(skill.pattern, action.strip(), re.IGNORECASE) is not None
+
+
 @dataclass(frozen=True)
 class ScriptedExperts:
     """Experts that play by rules and make random mistakes.
