@@ -73,6 +73,7 @@ def experiment(
             "method": variant(method, {name: value for name, value in options.items() if name not in BUDGET}),
             "m": {**defaults, **options}.get("m"),
             "n": {**defaults, **options}.get("n"),
+            **({"k": options["k"]} if "k" in options else {}),
             "experts": "perfect" if method == "ceiling" else settings.experts,
             "seed": seed,
             **lab.evaluate(adapter),

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from eef.agents.actions import problem_counts
-from eef.analysis.arms import Arm, FigureError, arm_names, arm_of, by_arm, records
+from eef.analysis.arms import ARM_COLUMNS, Arm, FigureError, arm_names, arm_of, by_arm, records
 from eef.analysis.browser import folded, some
 from eef.analysis.figures import win_rate_vs_budget
 from eef.analysis.tables import markdown, paired_table, results_table
@@ -143,7 +143,7 @@ def _grid(frame: pd.DataFrame) -> dict[str, Any] | None:
 
 def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """Win rates in %: a row per arm, environment and varying parameter, a column per seed, and their mean."""
-    named = ("method", "n", "m", "experts")  # part of the arm's name, as are ablations
+    named = ARM_COLUMNS  # part of the arm's name, as are ablations
     keys = [
         k for k in _varying(runs) if k not in named and not runs["method"].str.contains(f"[_ ]{re.escape(k)}=").any()
     ]
@@ -198,7 +198,7 @@ def _short(value: Any) -> str:
 
 
 def _runs(runs: pd.DataFrame, folder_of_page: Path) -> dict[str, Any]:
-    keys, rows = [key for key in _varying(runs) if key not in ("method", "n", "m", "experts")], []
+    keys, rows = [key for key in _varying(runs) if key not in ARM_COLUMNS], []
     groups = by_arm(runs)
     shown = arm_names(groups)
     names = {row["run_id"]: shown[arm] for arm, group in groups.items() for row in records(group)}

@@ -29,6 +29,7 @@ from eef.analysis.arms import (
     read_episodes,
     records,
     shown_groups,
+    whole_numbers,
 )
 from eef.analysis.statistics import interval, paired
 from eef.files import disk_errors, read_json
@@ -92,9 +93,9 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
     :func:`eef.analysis.statistics.paired`.
 
     ``against`` is a list of pairs of arms (first minus second), or one reference arm for all others; an arm is
-    (method, experts, n, m), trailing None omitted. Default: EEF minus RFT, all minus behaviour cloning, each ablation
-    of EEF minus EEF with the same m and experts. Arms with different seeds are compared on their common seeds.
-    Columns: both arms (the second as ``against_...``), ``seeds``, ``pairs``, ``errors`` (excluded pairs),
+    (method, experts, n, m, k), trailing None omitted. Default: EEF minus RFT, all minus behaviour cloning, each
+    ablation of EEF minus EEF with the same numbers and experts. Arms with different seeds are compared on their common
+    seeds. Columns: both arms (the second as ``against_...``), ``seeds``, ``pairs``, ``errors`` (excluded pairs),
     ``difference`` with ``low`` and ``high`` (fractions, 95 %), ``p`` (of one comparison, not adjusted for many),
     simulated ``episodes`` of both (means over the seeds), and ``hard_...``: the same on the test subtasks of the group
     ``hard``, NaN where there is none. If the environment has other groups than easy, medium and hard, at most four, the
@@ -112,8 +113,8 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
         raise FigureError(f"nothing to compare with these arms alone: {names}; against=(method, experts) names an arm")
     episodes = {arm: read_episodes(groups[arm]) for arm in groups if any(arm in pair for pair in pairs)}
     parts = _compared_groups(episodes.values())
-    table = pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs])
-    for name in ("n", "m", "against_n", "against_m", *(f"{part}_pairs" for part in parts)):
+    table = whole_numbers(pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs]))
+    for name in (f"{part}_pairs" for part in parts):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
     if out is not None:
         write_table(table, out, "paired")
@@ -217,10 +218,10 @@ def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
 
 
 def _largest_eef(groups: dict[Arm, pd.DataFrame]) -> Arm | None:
-    """The complete EEF with the largest m, on the most common experts; None if there is no EEF."""
+    """The complete EEF with the largest m and without k, on the most common experts; None if there is no EEF."""
     complete = [arm for arm in groups if arm.method == "eef"]
     usual = _most_common_experts(groups)
-    return max(complete, key=lambda arm: (arm.m or 0, arm.experts == usual), default=None)
+    return max(complete, key=lambda arm: (arm.k is None, arm.m or 0, arm.experts == usual), default=None)
 
 
 def _largest_rft(groups: dict[Arm, pd.DataFrame], experts: str) -> Arm | None:
@@ -263,10 +264,7 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
             first, second = (table[table["seed"].isin(seeds)] for table in (episodes, reference))
             row |= {k: v for k, v in paired(first, second)._asdict().items() if k in ("difference", "low", "high", "p")}
         rows.append({**row, "run_ids": " ".join(sorted(group["run_id"]))})
-    table = pd.DataFrame(rows)
-    for name in ("n", "m"):
-        table[name] = pd.to_numeric(table[name]).astype("Int64")
-    return table
+    return whole_numbers(pd.DataFrame(rows))
 
 
 def _write(table: pd.DataFrame, out: str | Path, stem: str) -> pd.DataFrame:
