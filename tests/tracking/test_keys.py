@@ -146,6 +146,7 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "divergent_experts": [({"divergent_experts": "drop"}, set())],  # a run that is not refused has the same experts
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
+    "updates": [({"updates": 50}, POLICY)],
     "lr": [({"lr": 1e-3}, POLICY)],
     "lr_schedule": [({"lr_schedule": "linear"}, POLICY)],
     "warmup_ratio": [({"warmup_ratio": 0.1}, POLICY)],

@@ -103,6 +103,21 @@ def test_training_lowers_the_loss_changes_only_the_adapter_and_is_reproducible(
     assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
 
 
+def test_updates_count_optimiser_steps_instead_of_epochs(policy: Policy, tmp_path, examples) -> None:
+    """As many updates as the epochs have give the same weights; the schedule spans the updates."""
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop"})
+    weights, losses = [], []
+    for length in ({"epochs": 3}, {"updates": 6}, {"updates": 5}):
+        loaded = Policy.load(str(base))
+        loaded.new_adapter(seed=0, r=4, alpha=8)
+        rows, _ = rows_of(loaded, examples[:8])
+        losses.append(fit(loaded.model, rows, pad=0, folder=tmp_path, **{**SETTINGS, **length}))
+        weights.append(torch.cat([w.flatten() for n, w in loaded.model.named_parameters() if "lora_B" in n]))
+    assert torch.equal(weights[0], weights[1]) and losses[0] == losses[1] and losses[0][-1]["step"] == 6
+    rates = [row["learning_rate"] for row in losses[2]]
+    assert len(rates) == 5 and rates[0] == SETTINGS["lr"] and 0 < rates[-1] < 0.1 * SETTINGS["lr"]
+
+
 def test_accumulated_batches_train_like_undivided_ones(policy: Policy, tmp_path, examples) -> None:
     base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop"})
     weights = []
