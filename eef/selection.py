@@ -165,7 +165,7 @@ def with_random_segment(example: Example, expert: Trajectory, seed: Sequence[int
     learnt = [sum(turn.learn for turn in expert.turns[at : at + size]) for at in range(len(expert) - size + 1)]
     starts = [at for at, number in enumerate(learnt) if number == learnt[begin]]
     start = starts[np.random.default_rng([*seed, begin]).integers(len(starts))]
-    segment = replace(expert, turns=expert.turns[: start + size], prefix=start + size)
+    segment = replace(expert, turns=expert.turns[: start + size], prefix=start + size, won=False, reward=0.0)
     return [Example(win, win.prefix), Example(segment, start)]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from eef.agents.policy import Policy
 from eef.experts import demonstrations
 from eef.models.pretrain import save
 from eef.selection import Example
+from eef.settings import ModelSettings, PreferenceSettings, TrainingSettings
 from eef.training import likelihoods
 from eef.training.dpo import dpo, preference_losses
 from eef.training.likelihoods import learnt_log_probabilities, log_likelihoods
 from eef.training.rows import IGNORE, Row, collate, flatten, rows_of
 from eef.training.sft import fit, sft
+from eef.training.stages import FineTuning, PreferenceTuning, _dpo_training
 from eef.trajectory import Trajectory, Turn, without_loss
 
 SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -116,6 +119,14 @@ def test_updates_count_optimiser_steps_instead_of_epochs(policy: Policy, tmp_pat
     assert torch.equal(weights[0], weights[1]) and losses[0] == losses[1] and losses[0][-1]["step"] == 6
     rates = [row["learning_rate"] for row in losses[2]]
     assert len(rates) == 5 and rates[0] == SETTINGS["lr"] and 0 < rates[-1] < 0.1 * SETTINGS["lr"]
+
+
+def test_dpo_has_epochs_of_its_own_and_no_updates() -> None:
+    settings = TrainingSettings(updates=7), PreferenceSettings(dpo_epochs=2, dpo_lr=1e-5)
+    inputs = PreferenceTuning(ModelSettings(), None, *settings, [], Path(), 0)
+    training = _dpo_training(inputs)
+    assert (training.epochs, training.updates, training.lr) == (2.0, None, 1e-5) and "0 pairs, 2 epochs" in inputs.size
+    assert "3 examples, 7 updates, 8 a step" in FineTuning(ModelSettings(), None, settings[0], [1, 2, 3], None, 0).size
 
 
 def test_accumulated_batches_train_like_undivided_ones(policy: Policy, tmp_path, examples) -> None:
