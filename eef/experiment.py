@@ -9,12 +9,12 @@ from typing import Any
 
 from eef.agents.actions import problem_counts
 from eef.agents.advice import training_warnings
-from eef.agents.random_navigation import RandomNavigation
 from eef.agents.vllm import Server
 from eef.analysis import evaluate
 from eef.analysis.arms import variant
 from eef.analysis.browser import write_views
 from eef.envs import TextEnv
+from eef.envs.extras import navigation_skills
 from eef.files import digest, short_names
 from eef.lab import Lab, make_chat, resolved
 from eef.methods import BUDGET, IN_EVERY_NAME, METHODS, REQUIRED, check_options, method_options, option_problem
@@ -104,7 +104,7 @@ def _check(
         Server(settings.engine)  # raises for an invalid address
     check_optimizer(settings.optimizer)
     check_options(options)
-    RandomNavigation.of(env, options.get("random_navigation", 0.0))  # ValueError for an environment without skills
+    navigation_skills(env, options.get("random_navigation", 0.0))  # ValueError for an environment without skills
     limits = {"train_tasks": train_tasks, "test_tasks": test_tasks, "max_steps": env.max_steps}
     for name, count in limits.items():
         if count is not None and (type(count) is not int or count < 1):

@@ -23,7 +23,7 @@ from eef.agents.simulation import Simulation, run_simulations
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
-from eef.envs.extras import extras_of
+from eef.envs.extras import extras_of, navigation_skills
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, one_shot_example
 from eef.experts.check import expert_counts, refuse_divergent
 from eef.files import read_json, write_json
@@ -99,7 +99,8 @@ class Lab:
 
         ``random_navigation`` is the probability of a random navigation action, in each turn.
         """
-        navigation = RandomNavigation.of(self.env, random_navigation)
+        skills = navigation_skills(self.env, random_navigation)
+        navigation = RandomNavigation(random_navigation, skills) if skills else None
         simulations = self._simulate(name, adapter, starts, seed, self.settings.temperature, navigation)
         self.simulations += simulations
         return simulations

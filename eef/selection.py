@@ -10,12 +10,11 @@ whose simulation ended in an infrastructure error are left out.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
-
-import numpy as np
 
 from eef.trajectory import Trajectory
 
@@ -164,7 +163,7 @@ def with_random_segment(example: Example, expert: Trajectory, seed: Sequence[int
         return [example]
     learnt = [sum(turn.learn for turn in expert.turns[at : at + size]) for at in range(len(expert) - size + 1)]
     starts = [at for at, number in enumerate(learnt) if number == learnt[begin]]
-    start = starts[np.random.default_rng([*seed, begin]).integers(len(starts))]
+    start = random.Random(" ".join(map(str, (*seed, begin)))).choice(starts)
     segment = replace(expert, turns=expert.turns[: start + size], prefix=start + size, won=False, reward=0.0)
     return [Example(win, win.prefix), Example(segment, start)]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from eef.agents.actions import uses
 from eef.analysis.arms import arm_name, by_arm, read_episodes
 from eef.analysis.tables import markdown
-from eef.envs.extras import extras_of, uses
+from eef.envs.extras import extras_of
 from eef.files import read_json
 from eef.tracking.runs import default_root, load_runs
 from eef.trajectory import load

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eef.agents.actions import uses
 from eef.envs import TextEnv, action_texts, actions_now
-from eef.envs.extras import Skill, extras_of, uses
+
+if TYPE_CHECKING:  # the code of extras changes no simulation
+    from eef.envs.extras import Skill
 
 
 @dataclass(frozen=True)
 class RandomNavigation:
     """With ``probability``, a turn's action is a uniformly random available action that uses one of ``skills``.
 
-    If no such action is available, the policy acts. A random action carries loss like the policy's own.
+    The skills are those of the environment (:func:`eef.envs.extras.navigation_skills`). If no such action is available,
+    the policy acts. A random action carries loss like the policy's own.
     """
 
     probability: float
     skills: tuple[Skill, ...]
-
-    @classmethod
-    def of(cls, env: TextEnv, probability: float) -> Self | None:
-        """With the navigation skills of ``env``; None if ``probability`` is 0. ValueError if it has no skills."""
-        skills = tuple(extras_of(env).skills.values())
-        if probability and not skills:
-            raise ValueError(
-                f"random_navigation={probability:g} needs navigation skills, and the environment {env.name!r} has "
-                "none: add them to its Extras (eef/envs/extras.py), or leave the option out"
-            )
-        return cls(probability, skills) if probability else None
 
     def draw(self, stream: np.random.Generator, env: TextEnv) -> str | None:
         """The random action of the next turn; None if the policy acts. EnvError if the environment fails."""

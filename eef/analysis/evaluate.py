@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from eef.agents.actions import problem_counts
+from eef.agents.actions import problem_counts, uses
 from eef.analysis.statistics import task_bootstrap, without_errors
-from eef.envs.extras import Skill, uses
 from eef.files import write_json
 from eef.trajectory import Trajectory, load
+
+if TYPE_CHECKING:
+    from eef.envs.extras import Skill
 
 RATED = ("done", "max_steps")  # outcomes that count; any other is an infrastructure error
 ANSWERS = [

@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from eef.agents.actions import uses
 from eef.analysis.arms import FigureError, plain_eef, read_stage, records
 from eef.analysis.figures import picture
 from eef.analysis.tables import write_table
-from eef.envs.extras import Extras, Skill, extras_of, uses
+from eef.envs.extras import Extras, Skill, extras_of
 from eef.selection import Outcomes, Segment, cut_points, important_states, segments
 from eef.trajectory import Trajectory
 

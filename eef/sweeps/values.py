@@ -16,8 +16,8 @@ from typing import Any
 
 from eef.agents.advice import chat_warnings, training_warnings
 from eef.agents.chat import load_options
-from eef.agents.random_navigation import RandomNavigation
 from eef.envs import EnvError, TextEnv, env_from_parameters
+from eef.envs.extras import navigation_skills
 from eef.experts import expert_sources, on_tasks
 from eef.experts.check import check_lines, refuse_divergent
 from eef.files import did_you_mean, digest
@@ -100,7 +100,7 @@ def _check_in_environment(parameters: Mapping[str, Any], points: Sequence[Mappin
                 if count > available:
                     notices.append(f"{name}={count}, but there are {available} {split} subtasks: all of them are used")
         for point in points:
-            RandomNavigation.of(env, point.get("random_navigation", 0.0))  # ValueError if env has no skills
+            navigation_skills(env, point.get("random_navigation", 0.0))  # ValueError if env has no skills
         if all("experts" in point for point in points):
             for point in _distinct(points, ("experts", "expert_noise", "train_tasks", "divergent_experts")):
                 notices += check_experts(env, point)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from eef.agents import react
-from eef.agents.actions import EXPLANATIONS, Problem
+from eef.agents.actions import EXPLANATIONS, Problem, uses
 from eef.agents.chat import Chat
 from eef.agents.constraints import Constraints
 from eef.agents.engine import Engine
@@ -19,7 +19,7 @@ from eef.agents.policy import Policy
 from eef.agents.random_navigation import RandomNavigation
 from eef.agents.rollout import simulate
 from eef.envs import EnvError, Step
-from eef.envs.extras import extras_of, uses
+from eef.envs.extras import extras_of, navigation_skills
 from eef.experts import expert_trajectories
 from eef.selection import cut_points
 from eef.tracking import keys
@@ -282,8 +282,7 @@ def test_random_navigation_has_a_stream_of_its_own(shop, experts, policy: Policy
     """Slots and order change nothing, and with probability 0 nothing changes."""
     starts = starts_of(shop, experts, 1)[10:30]
     plain = simulate(policy, shop, starts, seed=1)
-    assert RandomNavigation.of(shop, 0.0) is None
-    never, half = (RandomNavigation(share, RandomNavigation.of(shop, 1.0).skills) for share in (0.0, 0.5))
+    never, half = (RandomNavigation(share, navigation_skills(shop, 1.0)) for share in (0.0, 0.5))
     assert simulate(policy, shop, starts, seed=1, navigation=never) == plain
     played = simulate(policy, shop, starts, seed=1, navigation=half)
     assert played == simulate(policy, shop, starts[::-1], seed=1, navigation=half, slots=3)[::-1] != plain
@@ -294,7 +293,7 @@ def test_random_navigation_has_a_stream_of_its_own(shop, experts, policy: Policy
 
 def test_the_policy_acts_where_no_navigation_is_available_and_reads_the_random_actions(shop, policy: Policy) -> None:
     """With probability 1 it only searches. Its answers are those that it gives from the same state of a replay."""
-    always = RandomNavigation.of(shop, 1.0)
+    always = RandomNavigation(1.0, navigation_skills(shop, 1.0))
     starts = [Start(task) for task in shop.tasks("train")[:4]]
     played = simulate(policy, shop, starts, temperature=0.0, navigation=always)
     for one in played:
@@ -311,7 +310,9 @@ def test_the_policy_acts_where_no_navigation_is_available_and_reads_the_random_a
 
 def test_a_random_action_is_an_action_without_a_thought(shop, thinker: Policy) -> None:
     Scripted.replies = ("Thought: I look. Action: search[lamp]",)
-    (played,) = simulate(thinker, shop, [Start(shop.tasks("train")[0])], navigation=RandomNavigation.of(shop, 1.0))
+    (played,) = simulate(
+        thinker, shop, [Start(shop.tasks("train")[0])], navigation=RandomNavigation(1.0, navigation_skills(shop, 1.0))
+    )
     moves = [turn for turn, random in zip(played.turns, navigation_of(played), strict=True) if random]
     assert len(moves) > 1 and all(turn.reply == "" and turn.learn and not turn.ids for turn in moves)
     assert played.info["invalid"] == 0
@@ -319,7 +320,7 @@ def test_a_random_action_is_an_action_without_a_thought(shop, thinker: Policy) -
 
 def test_random_navigation_in_an_environment_that_fails_costs_one_episode(shop, policy: Policy) -> None:
     starts = [Start(task) for task in shop.tasks("train")[:3]]
-    navigation = RandomNavigation.of(shop, 1.0)
+    navigation = RandomNavigation(1.0, navigation_skills(shop, 1.0))
     expected = simulate(policy, shop, starts, navigation=navigation)
     world = Faulty(shop, "available_actions", starts[1].task)
     played = simulate(policy, world, starts, navigation=navigation)
@@ -328,8 +329,8 @@ def test_random_navigation_in_an_environment_that_fails_costs_one_episode(shop, 
 
 def test_random_navigation_needs_skills() -> None:
     with pytest.raises(ValueError, match="random_navigation=0.1 needs navigation skills, and the environment 'dense'"):
-        RandomNavigation.of(Dense(), 0.1)
-    assert RandomNavigation.of(Dense(), 0.0) is None
+        navigation_skills(Dense(), 0.1)
+    assert navigation_skills(Dense(), 0.0) == ()
 
 
 def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> None:
