@@ -289,6 +289,9 @@ def test_random_navigation_has_a_stream_of_its_own(shop, experts, policy: Policy
     assert sum(map(sum, map(navigation_of, played))) > 2 * sum(map(sum, map(navigation_of, plain)))
     used = {action for one in played for action in one.actions}
     assert {"click[next >]", "click[< prev]", "click[back to search]"} <= used
+    samples = [Start(starts[0].task, sample=sample) for sample in (0, 1)]
+    greedy = simulate(policy, shop, samples, temperature=0.0, navigation=half)
+    assert greedy[0].actions != greedy[1].actions
 
 
 def test_the_policy_acts_where_no_navigation_is_available_and_reads_the_random_actions(shop, policy: Policy) -> None:
