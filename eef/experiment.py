@@ -15,9 +15,10 @@ from eef.analysis import evaluate
 from eef.analysis.arms import variant
 from eef.analysis.browser import write_views
 from eef.envs import TextEnv
+from eef.envs.extras import navigation_skills
 from eef.files import digest, short_names
 from eef.lab import Lab, make_chat, resolved
-from eef.methods import BUDGET, METHODS, REQUIRED, method_options, option_problem
+from eef.methods import BUDGET, IN_EVERY_NAME, METHODS, REQUIRED, check_options, method_options, option_problem
 from eef.settings import Settings
 from eef.tracking.progress import show
 from eef.tracking.runs import Run, stamp
@@ -43,13 +44,13 @@ def experiment(
 
     ``train_tasks`` and ``test_tasks`` limit each split to its first subtasks. ``config`` is recorded with the run.
     ``wandb`` shows the run on W&B (:meth:`eef.tracking.runs.Run.open`). An option that equals its default does not
-    enter the run's name, except the budget ``n`` and ``m``. ValueError for an unknown method, TypeError for an option
+    enter the run's name, except ``n`` and ``m``. ValueError for an unknown method, TypeError for an option
     that the method does not have and for an environment without ``state_key()``.
     """
     options = dict(options or {})
     _check(method, options, env, settings, train_tasks, test_tasks)
     defaults = method_options(method)
-    options = {name: value for name, value in options.items() if name in BUDGET or value != defaults[name]}
+    options = {name: value for name, value in options.items() if name in IN_EVERY_NAME or value != defaults[name]}
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = make_chat(settings, env, tasks)
     for text in training_warnings(settings):
@@ -73,6 +74,7 @@ def experiment(
             "method": variant(method, {name: value for name, value in options.items() if name not in BUDGET}),
             "m": {**defaults, **options}.get("m"),
             "n": {**defaults, **options}.get("n"),
+            **({"k": options["k"]} if "k" in options else {}),
             "experts": "perfect" if method == "ceiling" else settings.experts,
             "seed": seed,
             **lab.evaluate(adapter),
@@ -102,10 +104,11 @@ def _check(
     if settings.engine:
         Server(settings.engine)  # raises for an invalid address
     check_optimizer(settings.optimizer)
-    counts = {name: options[name] for name in BUDGET if name in options}
+    check_options(options)
+    navigation_skills(env, options.get("random_navigation", 0.0))  # ValueError for an environment without skills
     limits = {"train_tasks": train_tasks, "test_tasks": test_tasks, "max_steps": env.max_steps}
-    for name, count in [*counts.items(), *((name, limit) for name, limit in limits.items() if limit is not None)]:
-        if type(count) is not int or count < 1:
+    for name, count in limits.items():
+        if count is not None and (type(count) is not int or count < 1):
             raise ValueError(f"{name}={count!r} must be a positive integer")
 
 

@@ -17,12 +17,13 @@ from eef.agents.advice import chat_warnings
 from eef.agents.chat import Chat
 from eef.agents.model_files import check_playable, context_of, options_of
 from eef.agents.policy import load_chat
+from eef.agents.random_navigation import RandomNavigation
 from eef.agents.rollout import Start
 from eef.agents.simulation import Simulation, run_simulations
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
 from eef.envs import TextEnv
-from eef.envs.extras import extras_of
+from eef.envs.extras import extras_of, navigation_skills
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, one_shot_example
 from eef.experts.check import expert_counts, refuse_divergent
 from eef.files import read_json, write_json
@@ -91,9 +92,16 @@ class Lab:
         inputs = Demonstrations(self.env, self.tasks)
         return self._trajectories("demonstrations", demonstrate, inputs, len(self.tasks))
 
-    def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
-        """Simulations of the policy with ``adapter``, in the order of ``starts``; they count towards the budget."""
-        simulations = self._simulate(name, adapter, starts, seed, self.settings.temperature)
+    def simulate(
+        self, name: str, adapter: Path, starts: Sequence[Start], seed: int, random_navigation: float = 0.0
+    ) -> list[Trajectory]:
+        """Simulations of the policy with ``adapter``, in the order of ``starts``; they count towards the budget.
+
+        ``random_navigation`` is the probability of a random navigation action, in each turn.
+        """
+        skills = navigation_skills(self.env, random_navigation)
+        navigation = RandomNavigation(random_navigation, skills) if skills else None
+        simulations = self._simulate(name, adapter, starts, seed, self.settings.temperature, navigation)
         self.simulations += simulations
         return simulations
 
@@ -142,10 +150,10 @@ class Lab:
         folder = self.run.stage("eval", key, lambda path: evaluate.score(inputs, path))
         return read_json(folder / "summary.json")
 
-    def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
+    def from_s0(self, adapter: Path, iteration: int, sample: int, random_navigation: float = 0.0) -> list[Trajectory]:
         """One simulation from s0 of every training subtask; ``sample`` numbers the repetitions."""
-        starts = [Start(task, sample=sample) for task in self.tasks]
-        return self.simulate(f"s0-{iteration}-{sample}", adapter, starts, self.sampling_seed(iteration))
+        starts, seed = [Start(task, sample=sample) for task in self.tasks], self.sampling_seed(iteration)
+        return self.simulate(f"s0-{iteration}-{sample}", adapter, starts, seed, random_navigation)
 
     def sampling_seed(self, iteration: int) -> int:
         """The seed of an iteration's simulations, different in each."""
@@ -156,12 +164,18 @@ class Lab:
         return None if self.settings.restart == "base" else adapter
 
     def _simulate(
-        self, name: str, adapter: Path | None, starts: Sequence[Start], seed: int, temperature: float
+        self,
+        name: str,
+        adapter: Path | None,
+        starts: Sequence[Start],
+        seed: int,
+        temperature: float,
+        navigation: RandomNavigation | None = None,
     ) -> list[Trajectory]:
         settings = self._resolved
         inputs = Simulation(
             self.env, settings.group(ModelSettings), self.chat, settings.group(ActingSettings), adapter, starts,
-            temperature, seed, settings.processes,
+            temperature, seed, navigation, settings.processes,
         )  # fmt: skip
         return self._trajectories(name, run_simulations, inputs, len(starts))
 

@@ -10,8 +10,9 @@ whose simulation ended in an infrastructure error are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """A win to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context."""
+    """A trajectory to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context."""
 
     trajectory: Trajectory
     learn_from: int
@@ -53,6 +54,16 @@ def cut_points(n: int, m: int) -> list[int]:
         raise ValueError(f"M must be at least 1, not {m}: otherwise no expert state is simulated")
     length = max(1, n // (m + 1))
     return [j * length for j in range(1, m + 1) if j * length < n]
+
+
+def outcome(simulations: Sequence[Trajectory]) -> Trajectory | None:
+    """The outcome of a state: the first win if at least half of its ``simulations`` won, else None.
+
+    Half is enough: from such a state the policy wins as often as it loses, so it has a solution of its own and needs
+    none of the expert's later actions. ``simulations`` contains no infrastructure error.
+    """
+    wins = [simulation for simulation in simulations if simulation.won]
+    return wins[0] if wins and 2 * len(wins) >= len(simulations) else None
 
 
 def segments(expert: Trajectory, outcomes: Outcomes) -> list[Segment]:
@@ -136,6 +147,25 @@ def select(
     if restart_only:
         learn_from_of = {index: index for index in learn_from_of}
     return [Example(wins[index], learn_from_of[index] if mask_harmful else 0) for index in sorted(learn_from_of)]
+
+
+def with_random_segment(example: Example, expert: Trajectory, seed: Sequence[int]) -> list[Example]:
+    """The control for "beneficial": ``example`` with loss on the simulation alone, and an example of a segment of
+    ``expert``, the trajectory that the simulation started from. The segment is drawn uniformly among those with as many
+    turns as ``expert`` has with loss in ``example``, and of these as many with ``learn=True``.
+
+    Only which expert turns carry loss changes, not how many. The draw depends on ``seed`` and ``learn_from`` alone. An
+    example without loss on expert turns is returned as it is.
+    """
+    win, begin = example.trajectory, example.learn_from
+    size = win.prefix - begin
+    if size <= 0:
+        return [example]
+    learnt = [sum(turn.learn for turn in expert.turns[at : at + size]) for at in range(len(expert) - size + 1)]
+    starts = [at for at, number in enumerate(learnt) if number == learnt[begin]]
+    start = random.Random(" ".join(map(str, (*seed, begin)))).choice(starts)
+    segment = replace(expert, turns=expert.turns[: start + size], prefix=start + size, won=False, reward=0.0)
+    return [Example(win, win.prefix), Example(segment, start)]
 
 
 def count(examples: Iterable[Example]) -> dict[str, int]:

@@ -131,12 +131,13 @@ class ExpertSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """SFT; DPO shares all but epochs, lr and the options of a new adapter."""
+    """SFT; DPO shares all but epochs, updates, lr and the options of a new adapter."""
 
     tune: str = setting(
         "lora", "lora: an adapter (with nf4 weights: QLoRA); full: all weights", choices=("lora", "full")
     )
     epochs: float = setting(10.0, "passes over the examples", positive=True, argument="num_train_epochs")
+    updates: int | None = setting(None, "optimiser steps of each SFT, instead of epochs; 0: by epochs")
     lr: float = setting(4e-3, "largest learning rate", positive=True, argument="learning_rate")
     lr_schedule: str = setting(
         "cosine", "learning rate after the warm-up", choices=SCHEDULES, argument="lr_scheduler_type"
@@ -330,10 +331,7 @@ def _parameter(each: Any) -> str:
 
 
 def write_parameters(path: Path) -> None:
-    """Rewrite the settings in the parameters cell of a notebook, from the line ``PARAMETERS`` on.
-
-    ValueError for a notebook without that line.
-    """
+    """Rewrite the settings in a notebook's parameters cell. ValueError if it lacks the line ``PARAMETERS``."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         above, line, _ = "".join(cell["source"]).partition(PARAMETERS)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from eef.agents.actions import uses
 from eef.analysis.arms import arm_name, by_arm, read_episodes
-from eef.analysis.evaluate import uses
 from eef.analysis.tables import markdown
 from eef.envs.extras import extras_of
 from eef.files import read_json

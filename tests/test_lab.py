@@ -43,7 +43,7 @@ def test_iterations_samples_and_seeds_use_different_random_streams(
 ) -> None:
     seen: list[tuple] = []
     monkeypatch.setattr(
-        Lab, "simulate", lambda self, name, adapter, starts, seed: seen.append((seed, {s.sample for s in starts}))
+        Lab, "simulate", lambda self, name, adapter, starts, seed, _: seen.append((seed, {s.sample for s in starts}))
     )
     labs = [make(base, shop, tmp_path) for _ in range(2)]
     labs[1].seed = 1

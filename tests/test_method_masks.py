@@ -56,7 +56,7 @@ class Story:
     def experts(self) -> list[Trajectory]:
         return [EASY, FAILURE]
 
-    def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
+    def from_s0(self, adapter: Path, iteration: int, sample: int, random_navigation: float = 0.0) -> list[Trajectory]:
         return [played("easy", "features buy_now", True, "policy"), LOST]
 
     def simulate(self, name: str, adapter: Path, starts: list[Start], seed: int) -> list[Trajectory]:

@@ -16,7 +16,7 @@ from eef.agents.rollout import Start
 from eef.experiment import experiment
 from eef.methods import FAILED, METHODS, REQUIRED, eef, eto, merge, method_options, wins
 from eef.models.pretrain import make_model, save
-from eef.selection import Example, select
+from eef.selection import Example, count, select
 from eef.settings import Settings
 from eef.tracking.runs import load_runs
 from eef.trajectory import Trajectory, Turn
@@ -83,6 +83,33 @@ def test_every_method_runs_and_counts_its_budget(run, shop, root: Path) -> None:
     assert len(load_runs(root)) == 5
 
 
+def test_k_simulations_share_stages_and_count(run, shop, root: Path) -> None:
+    one, two, explicit = (run("eef", options={"m": 1, **more}) for more in ({}, {"k": 2}, {"k": 1}))
+    assert explicit == {**one, "seconds": ANY} and "k" not in one
+    assert two["k"] == 2 and "eef-m1-k2__" in two["run_id"] and two["episodes"] == 2 * one["episodes"]
+    rft = run("rft", options={"n": 2})
+    first, second, third = (stages(root, row["run_id"]) for row in (one, two, rft))
+    assert all(first[name] == second[name] for name in ("s0-0-0", "states-0"))
+    assert second["s0-0-1"] == third["s0-0-1"] and "states-0-1" in second
+
+
+def test_random_navigation_is_an_arm_of_its_own(run, root: Path) -> None:
+    plain, same, random = (
+        run("rft", options={"n": 1, **more}) for more in ({}, {"random_navigation": 0.0}, {"random_navigation": 0.5})
+    )
+    assert same == {**plain, "seconds": ANY}
+    assert random["method"] == "rft_random_navigation=0.5" and "rft_random_navigation-0.5-n1__" in random["run_id"]
+    first, second = (stages(root, row["run_id"]) for row in (plain, random))
+    assert first["bc"] == second["bc"] and first["s0-0-0"] != second["s0-0-0"]
+
+
+def test_another_temperature_changes_the_stages_of_its_own_run_only(run, root: Path) -> None:
+    rows = [run("rft", options={"n": 1}, **more) for more in ({}, {"temperature": 1.5})]
+    first, second = (stages(root, row["run_id"]) for row in rows)
+    assert first["bc"] == second["bc"] and first["s0-0-0"] != second["s0-0-0"]
+    assert stages(root, run("rft", options={"n": 1})["run_id"]) == first
+
+
 def test_a_second_start_reuses_every_stage_and_gives_the_same_row(run, root: Path, tmp_path: Path, capsys) -> None:
     first = run("eef", options={"m": 1})
     capsys.readouterr()
@@ -109,16 +136,19 @@ EXPERT_WIN = replace(played("easy", "w"), source="strong")
 FAILURE = replace(played("hard", "abcdefgh", won=False), source="strong")
 
 
-def ended(index: int, how: str, task: str = "hard") -> Trajectory:
+def ended(index: int, how: str, task: str = "hard", sample: int = 0) -> Trajectory:
     """The simulation from state ``index`` of ``FAILURE``: won, lost, or broken by an infrastructure error."""
-    turns = (*FAILURE.turns[:index], Turn(f"agent {index} {how}", "the end"))
+    turns = (*FAILURE.turns[:index], Turn(f"agent {index} {how}{sample or ''}", "the end"))
     outcome = "replay_divergence" if how == "broken" else "done"
     return Trajectory(task, "s0", turns, float(how == "won"), how == "won", "policy", outcome, prefix=index)
 
 
 @dataclass
 class FakeLab:
-    """A lab whose simulations end as ``ends`` says: per iteration, by the index of the state (0: s0 of "hard")."""
+    """A lab whose simulations end as ``ends`` says: per iteration, by the index of the state (0: s0 of "hard").
+
+    Several words are the ends of several samples.
+    """
 
     ends: Sequence[Mapping[int, str]]
     settings: Settings = field(default_factory=Settings)
@@ -128,6 +158,8 @@ class FakeLab:
     seeds: list[int] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     trained: dict[str, list] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.settings = Settings(iterations=len(self.ends))
@@ -139,14 +171,18 @@ class FakeLab:
     def experts(self) -> list[Trajectory]:
         return list(self.experts_)
 
-    def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
+    def _end(self, index: int, sample: int, task: str = "hard") -> Trajectory:
+        words = self.ends[self.iteration].get(index, "lost").split()
+        return ended(index, words[sample % len(words)], task, sample)
+
+    def from_s0(self, adapter: Path, iteration: int, sample: int, random_navigation: float = 0.0) -> list[Trajectory]:
         self.iteration = iteration
-        return [ended(0, self.ends[iteration].get(0, "lost"), task) for task in self.tasks]
+        return [self._end(0, sample, task) for task in self.tasks]
 
     def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
         self.seeds.append(seed)
         self.indices = [start.index for start in starts]
-        return [ended(start.index, self.ends[self.iteration].get(start.index, "lost")) for start in starts]
+        return [self._end(start.index, start.sample) for start in starts]
 
     def sampling_seed(self, iteration: int) -> int:
         return 100 + iteration
@@ -156,6 +192,7 @@ class FakeLab:
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
         self.trained[name] = [example for example in examples if example.trajectory.source == "policy"]
+        self.examples[name] = list(examples)
         return Path(name)
 
     def dpo(self, name: str, pairs: Sequence[tuple[Trajectory, Trajectory]], start: Path) -> Path:
@@ -212,6 +249,72 @@ def test_eef_starts_only_where_the_environment_allows_it() -> None:
     lab = FakeLab([{2: "won"}], blocked=FAILURE.state(4))
     eef(lab, m=3)
     assert lab.indices == [2, 6]
+
+
+@pytest.mark.parametrize("options", [{}, {"recovery": False}, {"one_per_state": False}])
+@pytest.mark.parametrize("experts", [(FAILURE,), (FAILURE, replace(FAILURE, source="weak"))], ids=["one", "two"])
+def test_random_segments_change_which_expert_turns_carry_loss_and_not_how_many(options: dict, experts: tuple) -> None:
+    """For all outcomes, and with a second expert whose solutions are dropped because they are of the same states."""
+    moved = 0
+    for ends in product(["won", "lost", "broken"], repeat=4):
+        story = [dict(zip((0, 2, 4, 6), ends, strict=True))]
+        runs: list[list[Example]] = []
+        for seed, random in ((0, False), (0, True), (0, True), (1, True)):
+            lab = FakeLab(story, experts_=(EXPERT_WIN, *experts), seed=seed)
+            eef(lab, m=3, random_segments=random, **options)
+            runs.append(lab.examples["sft-0"])
+        usual, control, again, other_seed = runs
+        assert control == again
+        totals = [count(examples) for examples in (usual, control, other_seed)]
+        assert len({total["expert_loss_turns"] for total in totals}) == len({t["loss_turns"] for t in totals}) == 1
+        simulations = [example for example in control if example.trajectory.source != "strong"]
+        assert [e.trajectory for e in simulations] == [e.trajectory for e in usual if e.trajectory is not EXPERT_WIN]
+        assert all(example.learn_from == example.trajectory.prefix for example in simulations)
+        for segment in (example.trajectory for example in control if example.trajectory.failed):
+            assert segment.turns == FAILURE.turns[: len(segment)] and segment.prefix == len(segment)
+        moved += control != other_seed
+    assert moved
+
+
+def test_a_state_has_won_if_at_least_half_of_its_simulations_won() -> None:
+    lab = FakeLab([{0: "won lost lost", 2: "lost won won", 4: "broken lost won", 6: "won broken broken"}])
+    eef(lab, m=3, k=3)
+    (solution,) = lab.trained["sft-0"]  # s0 lost, s2 won, s4 is a tie and so won, s6 won
+    assert (solution.trajectory, solution.learn_from) == (ended(2, "won", sample=1), 0), "the first win"
+    lab = FakeLab([{2: "won won", 4: "broken broken", 6: "won"}, {4: "lost", 6: "lost"}])
+    eef(lab, m=3, k=2)
+    assert solved(lab, "sft-0") == [(2, 0)], "a state without a valid simulation has no outcome"
+    assert solved(lab, "sft-1") == [(2, 0), (6, 4)], "a state that has won stays won"
+    assert lab.seeds == [100, 100, 101, 101]
+
+
+def test_all_experts_simulates_their_wins_too() -> None:
+    """A win ends as won: s6 was lost, but the actions after it are not harmful, and the win solves it."""
+    win = replace(FAILURE, won=True, reward=1.0)
+    for ends, examples in (
+        ({2: "won", 4: "lost", 6: "won"}, [(2, 0), (6, 4)]),
+        ({0: "won", 2: "won", 4: "won", 6: "lost"}, [(0, 0)]),
+        ({}, []),
+    ):
+        lab = FakeLab([ends], experts_=(win,))
+        eef(lab, m=3, all_experts=True)
+        assert lab.indices == [2, 4, 6] and solved(lab, "sft-0") == examples
+        assert lab.examples["sft-0"][0] == Example(win, 0)
+    lab = FakeLab([{}], experts_=(win, FAILURE, replace(win, info={"no_replay": "its first page is missing"})))
+    eef(lab, m=1, all_experts=True)
+    assert lab.indices == [4, 4], "what cannot be replayed is not simulated"
+    with pytest.raises(ValueError, match="there are none"):
+        eef(FakeLab([{}], experts_=(win,)))
+
+
+def test_own_pairs_are_of_the_current_policy() -> None:
+    expert = replace(played("hard", "w"), source="strong")
+    lab = FakeLab([{0: "lost won"}, {0: "won lost"}], experts_=(expert,))
+    eto(lab, n=2, own_pairs=True)
+    assert lab.trained["dpo-0"] == [(ended(0, "won", sample=1), ended(0, "lost"))]
+    assert lab.trained["dpo-1"] == [(ended(0, "won"), ended(0, "lost", sample=1))]
+    with pytest.raises(ValueError, match="ETO needs a subtask with a win and a failure of the agent: raise n or add"):
+        eto(FakeLab([{0: "lost"}], experts_=(expert,)), n=2, own_pairs=True)
 
 
 def test_eto_pairs_with_the_failures_of_all_iterations() -> None:
@@ -303,6 +406,12 @@ def test_a_file_that_differs_from_its_replay_stops_the_run_before_training(
         ("efe", {}, "unknown method 'efe': choose one of sft_pos, sft_all, nat, rft, eto, eef, ceiling"),
         ("eef", {"m": 0}, "m=0 must be a positive integer"),
         ("rft", {"n": 0}, "n=0 must be a positive integer"),
+        ("eef", {"k": 1.0}, "k=1.0 must be a positive integer"),
+        ("rft", {"random_navigation": 1.5}, "random_navigation=1.5 must be a number from 0 to 1"),
+        ("rft", {"random_navigation": float("nan")}, "random_navigation=nan must be a number from 0 to 1"),
+        ("eef", {"random_segments": True, "mask_harmful": False}, "random_segments=True needs mask_harmful=True and"),
+        ("eef", {"random_segments": True, "restart_only": True}, "random_segments=True needs mask_harmful=True and"),
+        ("eto", {"own_pairs": True}, "own_pairs=True needs n of at least 2"),
     ],
 )
 def test_a_wrong_method_or_number_is_named(run, method: str, options: dict, message: str) -> None:
@@ -339,8 +448,11 @@ def test_options_come_from_the_signature(monkeypatch: pytest.MonkeyPatch) -> Non
         "recovery": True,
         "one_per_state": True,
         "restart_only": False,
+        "random_segments": False,
+        "all_experts": False,
+        "k": 1,
     }
-    assert method_options("rft") == {"n": 1} and method_options("sft_pos") == {}
+    assert method_options("rft") == {"n": 1, "random_navigation": 0.0} and method_options("sft_pos") == {}
     with pytest.raises(ValueError, match=r"unknown method 'efe': choose one of .*\(did you mean 'eef'\?\)"):
         method_options("efe")
 

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from eef.selection import Example, Segment, count, cut_points, important_states, segments, select, solution
+from eef.selection import (
+    Example,
+    Segment,
+    count,
+    cut_points,
+    important_states,
+    segments,
+    select,
+    solution,
+    with_random_segment,
+)
 from eef.trajectory import Trajectory, Turn
 
 settings.register_profile("busy", deadline=None)  # a busy machine is no failure
@@ -160,6 +170,30 @@ def test_restart_only_selects_the_same_trajectories_without_loss_on_expert_actio
     for example, restart in zip(examples, restarts, strict=True):
         start = restart.trajectory.prefix
         assert not any(restart.mask[:start]) and restart.mask[start:] == example.mask[start:]
+
+
+@given(cases(), FLAGS, st.integers(0, 3))
+def test_a_random_segment_carries_as_much_loss_as_the_beneficial_one(case, flags: dict, seed: int) -> None:
+    expert, outcomes = case
+    for example in select(expert, outcomes, **flags):
+        drawn = with_random_segment(example, expert, (seed,))
+        assert drawn == with_random_segment(example, expert, (seed,))
+        totals = [count(examples) for examples in ([example], drawn)]
+        assert totals[0]["expert_loss_turns"] == totals[1]["expert_loss_turns"]
+        assert totals[0]["loss_turns"] == totals[1]["loss_turns"]
+        assert drawn[0] == replace(example, learn_from=max(example.learn_from, example.trajectory.prefix))
+        for segment in drawn[1:]:
+            size = example.trajectory.prefix - example.learn_from
+            assert len(segment.trajectory) == segment.learn_from + size == segment.trajectory.prefix
+            assert segment.trajectory.turns == expert.turns[: len(segment.trajectory)]
+            assert not segment.trajectory.won, "it ends before the win of an expert that won"
+
+
+def test_random_segments_begin_anywhere() -> None:
+    expert, outcomes = figure_1()
+    (example, _) = select(expert, outcomes)
+    starts = {with_random_segment(example, expert, (0, number))[1].learn_from for number in range(200)}
+    assert starts == set(range(7))
 
 
 def test_restart_only_needs_the_mask() -> None:

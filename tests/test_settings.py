@@ -45,6 +45,7 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "experiment.ipynb
         ({"gradient_checkpointing": 1}, "gradient_checkpointing=1 must be one of False, True"),
         ({"restart": "best"}, "restart='best' must be one of 'base', 'last'"),
         ({"micro_batch_size": 0}, "micro_batch_size=0 must be a positive integer"),
+        ({"updates": 0}, "updates=0 must be a positive integer"),
         ({"processes": 1.5}, "processes=1.5 must be a positive integer"),
         ({"slots": None}, "slots=None must be a positive integer"),
         ({"experts": None}, "experts=None must be a string"),

@@ -36,7 +36,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eef.envs.extras import Skill
 
 
 class Problem(StrEnum):
@@ -257,3 +260,8 @@ def _is_last(action: str, reply: str) -> bool:
     head = _CALL.match(action)
     closed = head is not None and _closing(action, head.end() - 1) == len(action) - 1
     return closed and not any(c.isalnum() or c in "[]" for c in reply.rpartition(action)[2])
+
+
+def uses(action: str, skill: Skill) -> bool:
+    """Whether an action uses a navigation skill."""
+    return re.match(skill.pattern, action.strip(), re.IGNORECASE) is not None

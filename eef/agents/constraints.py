@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from eef.agents.chat import Dialogue
 from eef.agents.search_constraint import Places, SearchConstraint, search_constraint
 from eef.agents.token_bytes import TokenBytes, token_bytes_of
-from eef.envs import EnvError
+from eef.envs import EnvError, action_texts
 
 
 class State(NamedTuple):
@@ -61,9 +61,7 @@ class Constraints:
         """
         chat, dialogue = dialogue.chat, dialogue.copy()
         token_bytes, end = token_bytes_of(chat.tokenizer), len(chat.end)
-        actions = available.get("actions")
-        if actions is None:
-            actions = [f"click[{name}]" for name in available["clickables"] if name != "search"]
+        actions = action_texts(available)
         rows = []
         for action in dict.fromkeys(actions):
             ids = tuple(dialogue.encode_action(action)[:-end])

@@ -66,8 +66,9 @@ def streams(starts: Sequence[Start], seed: int) -> list[list[int]]:
 class Episode:
     """An episode in progress. ``number`` is the place of its start in the list of starts.
 
-    ``prompt`` is the text of s0, ``draw`` the random stream. ``tokens`` counts sampled tokens, ``invalid`` the turns
-    without a valid action, ``problems`` the answers without a readable action. ``scores`` are the environment's own.
+    ``prompt`` is the text of s0, ``draw`` the random stream, ``navigation_stream`` that of random navigation.
+    ``tokens`` counts sampled tokens, ``invalid`` the turns without a valid action, ``problems`` the answers without a
+    readable action. ``scores`` are the environment's own.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Episode:
     env: TextEnv
     dialogue: Dialogue
     draw: Callable[[], float]
+    navigation_stream: np.random.Generator
     prompt: str
     turns: list[Turn]
     reward: float = 0.0
@@ -94,7 +96,8 @@ class Episode:
         ids = dialogue.encode_observation(prompt)
         for turn in turns:
             ids += dialogue.encode_turn(turn) + dialogue.encode_observation(turn.observation)
-        episode = cls(number, start, env, dialogue, np.random.default_rng(seed).random, prompt, turns)
+        draw, navigation = np.random.default_rng(seed).random, np.random.SeedSequence(seed, spawn_key=(1,))
+        episode = cls(number, start, env, dialogue, draw, np.random.default_rng(navigation), prompt, turns)
         episode._score(step)  # an episode without a readable action keeps the score of its first state
         return episode, ids
 

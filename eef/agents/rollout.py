@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +11,7 @@ from eef.agents.constraints import Constraints
 from eef.agents.engine import PlayablePolicy
 from eef.agents.episode import Episode, Start, StartStates, outcome_of, streams
 from eef.agents.invalid_actions import InvalidActions, OnWarning, print_warning
+from eef.agents.random_navigation import RandomNavigation
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError, Step, TextEnv, actions_now
 from eef.trajectory import Trajectory
@@ -27,6 +28,7 @@ def simulate(
     *,
     seed: int = 0,
     temperature: float = 1.0,
+    navigation: RandomNavigation | None = None,
     slots: int = 64,
     max_steps: int | None = None,
     source: str = "policy",
@@ -44,6 +46,9 @@ def simulate(
     environment that fails and a context that overflows end one episode with an ``outcome`` of their own; the others
     continue.
 
+    ``navigation`` replaces some of the policy's actions by random ones. They have a random stream of their own and are
+    not counted as sampled tokens.
+
     ``on_progress(episodes, wins, tokens)`` is called after each episode with what it adds: 1, 1 if it won else 0, and
     the number of sampled tokens. ``on_turn(turns, tokens)`` is called after each turn of the episodes in play, with the
     number of turns and of tokens sampled in it. ``on_end(number, trajectory)`` is called after each episode, with the
@@ -59,8 +64,9 @@ def simulate(
     slots = min(len(states.workers) or slots, slots)
     invalid = InvalidActions(policy.constrained_decoding, on_warning)
     rollouts = _Rollouts(
-        policy, starts, seeds, states, slots, limit, temperature, source, on_progress, on_turn, on_end, invalid
-    )
+        policy, starts, seeds, states, slots, limit, temperature, navigation, source, on_progress, on_turn, on_end,
+        invalid,
+    )  # fmt: skip
     step_threads = 1 if states.workers else getattr(env, "step_threads", 1)
     with ThreadPoolExecutor(max(step_threads, len(states.workers))) as threads:  # a worker is a process: a thread waits
         rollouts.map_workers = threads.map if states.workers else map
@@ -68,8 +74,10 @@ def simulate(
         while rollouts.queue or rollouts.live:
             rollouts.fill_free_slots()
             playing = rollouts.load_conversations()
-            constraints = rollouts.constraints(playing)
-            rollouts.take_turns(playing, constraints)
+            moves = rollouts.random_moves(playing)
+            answering = [slot for slot in playing if slot in rollouts.live and slot not in moves]
+            constraints = rollouts.constraints(answering)
+            rollouts.take_turns(playing, constraints, moves)
     return [trajectory for trajectory in rollouts.results if trajectory is not None]
 
 
@@ -101,6 +109,7 @@ class _Rollouts:
         slots: int,
         max_steps: int,
         temperature: float,
+        navigation: RandomNavigation | None,
         source: str,
         on_progress: OnProgress | None,
         on_turn: OnTurn | None,
@@ -109,6 +118,7 @@ class _Rollouts:
     ) -> None:
         self.policy, self.starts, self.seeds, self.states = policy, starts, seeds, states
         self.max_steps, self.temperature, self.source = max_steps, temperature, source
+        self.navigation = navigation
         self.on_progress, self.on_turn, self.on_end = on_progress, on_turn, on_end
         self.invalid_actions = invalid_actions
         self.engine = policy.engine(slots)
@@ -165,6 +175,22 @@ class _Rollouts:
             self.engine.start(prompts)
         return playing
 
+    def random_moves(self, playing: list[int]) -> dict[int, str]:
+        """The actions of the slots in which random navigation acts. Ends episodes whose environment fails."""
+        moves: dict[int, str] = {}
+        if self.navigation is None:
+            return moves
+        for slot in playing:
+            episode = self.live[slot]
+            try:
+                action = self.navigation.draw(episode.navigation_stream, episode.env)
+            except EnvError as error:
+                self._end(slot, outcome_of(error))
+                continue
+            if action is not None:
+                moves[slot] = action
+        return moves
+
     def constraints(self, playing: list[int]) -> dict[int, Constraints] | None:
         """The constraints of each slot's next answer; None for free decoding. Ends episodes that have none."""
         if not self.policy.constrained_decoding:
@@ -184,19 +210,25 @@ class _Rollouts:
             constraints[slot] = allowed
         return constraints
 
-    def take_turns(self, playing: list[int], constraints: dict[int, Constraints] | None) -> None:
-        """One turn of each playing episode: the policy answers, the environment steps, the policy reads."""
+    def take_turns(
+        self, playing: list[int], constraints: dict[int, Constraints] | None, moves: Mapping[int, str]
+    ) -> None:
+        """One turn of each playing episode: the policy answers, the environment steps, the policy reads.
+
+        In the slots of ``moves`` that action is taken instead, and the policy reads it as its own answer.
+        """
         episodes = {slot: self.live[slot] for slot in playing if slot in self.live}
         if not episodes:
             return
-        draws = {slot: episode.draw for slot, episode in episodes.items()}
-        answers = self.engine.generate(list(episodes), draws, self.temperature, constraints)
+        draws = {slot: episode.draw for slot, episode in episodes.items() if slot not in moves}
+        answers = self.engine.generate(list(draws), draws, self.temperature, constraints) if draws else {}
 
-        actions = {slot: constraints[slot].action(answers[slot]) for slot in episodes} if constraints else {}
+        actions = {slot: constraints[slot].action(answers[slot]) for slot in draws} if constraints else {}
+        actions |= moves
         cut_length = self.policy.max_new_tokens + len(self.policy.chat.end)  # a cut answer has the end appended
 
         def step(slot: int) -> str:
-            ids = answers[slot]
+            ids = answers.get(slot, [])
             is_cut = constraints is None and len(ids) >= cut_length
             return episodes[slot].take_turn(ids, actions.get(slot), is_cut, self.max_steps)
 
@@ -208,7 +240,9 @@ class _Rollouts:
             self.on_turn(len(episodes), sum(map(len, answers.values())))
         for slot, outcome in zip(episodes, outcomes, strict=True):
             if not outcome:
-                ids = episodes[slot].dialogue.encode_observation(episodes[slot].turns[-1].observation)
+                dialogue, last = episodes[slot].dialogue, episodes[slot].turns[-1]
+                ids = dialogue.encode_turn(last) if slot in moves else []  # the engine has the policy's own answers
+                ids += dialogue.encode_observation(last.observation)
                 if self.engine.length(slot) + len(ids) + self.policy.max_new_tokens > self.policy.context:
                     outcome = "context_overflow"
                 else:

@@ -17,6 +17,7 @@ from eef.agents.episode import Start, streams
 from eef.agents.invalid_actions import OnWarning, print_warning
 from eef.agents.journal import Journal
 from eef.agents.policy import Policy, load_arguments
+from eef.agents.random_navigation import RandomNavigation
 from eef.agents.rollout import OnProgress, OnTurn, simulate
 from eef.agents.vllm import served
 from eef.envs import TextEnv, make_env
@@ -31,7 +32,8 @@ class Simulation:
     """The inputs of a stage of simulations.
 
     ``acting`` is resolved. ``adapter`` is the folder of an adapter or a full model; None for the base model.
-    ``temperature`` 0 is greedy. ``processes`` share the work, one for each GPU; no result depends on their number.
+    ``temperature`` 0 is greedy. ``navigation`` adds random navigation. ``processes`` share the work, one for each GPU;
+    no result depends on their number.
     """
 
     env: TextEnv
@@ -42,6 +44,7 @@ class Simulation:
     starts: Sequence[Start]
     temperature: float
     seed: int
+    navigation: RandomNavigation | None = None
     processes: int = field(default=1, metadata={"key": None})
 
 
@@ -61,6 +64,7 @@ def run_simulations(
     options: dict[str, Any] = {
         "seed": inputs.seed,
         "temperature": inputs.temperature,
+        "navigation": inputs.navigation,
         "slots": acting.slots,
         "on_progress": on_progress,
         "on_turn": on_turn,

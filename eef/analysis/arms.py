@@ -24,7 +24,8 @@ RUN_COLUMNS += ["mean_reward", "n_test", "errors", "run_id"]
 # Simulations that ended in an error, and expert trajectories from which nothing was learnt. Tables written as CSV have
 # these columns only where one is not 0.
 PROBLEM_COLUMNS = ["simulation_errors", "expert_divergences", "expert_errors"]
-ARM_COLUMNS = ["method", "experts", "n", "m"]
+NUMBERS = ["n", "m", "k"]  # of simulations; part of an arm
+ARM_COLUMNS = ["method", "experts", *NUMBERS]
 NAMES = {  # of methods that have another name in figures; every other method is called by its own
     "sft_pos": "BC (SFT-pos)",
     "sft_all": "SFT-all",
@@ -52,6 +53,7 @@ class Arm(NamedTuple):
     experts: str
     n: int | None = None
     m: int | None = None
+    k: int | None = None  # None for 1
 
 
 def comparable(runs: pd.DataFrame) -> pd.DataFrame:
@@ -83,6 +85,8 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     It has the columns ``win_rate_GROUP`` of :func:`group_columns`, or those of easy, medium and hard.
     """
     columns = [*RUN_COLUMNS[:-1], *problem_columns(runs), RUN_COLUMNS[-1]]
+    if "k" in runs and runs["k"].notna().any():
+        columns.insert(columns.index("experts"), "k")
     if (groups := group_columns(runs)) and not {*groups} <= {*_GRADE_COLUMNS}:  # other groups than easy, medium, hard
         columns[columns.index(_GRADE_COLUMNS[0]) : columns.index(_GRADE_COLUMNS[-1]) + 1] = groups
     frame = runs.reindex(columns=columns)
@@ -91,7 +95,27 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
         if name not in ("method", "experts", "run_id"):
             whole = (numbers.dropna() % 1 == 0).all() and not name.startswith(("win_", "mean_"))
             frame[name] = numbers.astype("Int64") if whole else numbers.round(6)
-    return frame.sort_values([*ARM_COLUMNS, "seed", "run_id"], na_position="first", ignore_index=True)
+    order = [name for name in ARM_COLUMNS if name in frame]
+    return frame.sort_values([*order, "seed", "run_id"], na_position="first", ignore_index=True)
+
+
+def whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of arms or of pairs of arms, with their numbers of simulations as integers.
+
+    The columns of ``k`` are left out where no arm has it.
+    """
+    table = table.copy()
+    for name in table:
+        if str(name).removeprefix("against_") in NUMBERS:
+            table[name] = pd.to_numeric(table[name]).astype("Int64")
+    ks = [name for name in ("k", "against_k") if name in table]
+    return table if table[ks].notna().any(axis=None) else table.drop(columns=ks)
+
+
+def plain_eef(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of EEF with all its parts and one simulation per state."""
+    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, "method", "m", "k"])])
+    return frame[(frame["method"] == "eef") & frame["m"].notna() & frame["k"].isna()]
 
 
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +123,7 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
 
     :class:`FigureError` for several runs of one seed.
     """
-    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, *PROBLEM_COLUMNS])])
+    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, "k", *PROBLEM_COLUMNS])])
     more = [*PROBLEM_COLUMNS] + [name for name in group_columns(frame) if name not in RUN_COLUMNS]
     rows = []
     for key, group in frame.groupby(ARM_COLUMNS, dropna=False, sort=True):
@@ -116,7 +140,7 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
                 "win_high": high,
             }
         )
-    return pd.DataFrame(rows)
+    return whole_numbers(pd.DataFrame(rows))
 
 
 def problem_columns(table: pd.DataFrame) -> list[str]:
@@ -173,14 +197,15 @@ def read_stage(row: dict[str, Any], name: str) -> list[Trajectory]:
 
 def by_arm(runs: pd.DataFrame) -> dict[Arm, pd.DataFrame]:
     """The runs of each arm, in display order: behaviour cloning, RFT by n, EEF by m, ablations, the ceiling."""
-    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS])])
+    frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, "k"])])
     groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(ARM_COLUMNS, dropna=False))
     arms = {arm_of(dict(zip(ARM_COLUMNS, key, strict=True))): group for key, group in groups}
     return {arm: arms[arm] for arm in sorted(arms, key=_place)}
 
 
 def _place(arm: Arm) -> tuple[Any, ...]:
-    return _ORDER.index(arm.method if arm.method in _ORDER else ""), arm.method, arm.experts, arm.n or 0, arm.m or 0
+    place = _ORDER.index(arm.method if arm.method in _ORDER else "")
+    return place, arm.method, arm.experts, arm.n or 0, arm.m or 0, arm.k or 0
 
 
 def variant(method: str, options: Mapping[str, Any]) -> str:
@@ -234,7 +259,7 @@ def line_name(arms: Sequence[Arm]) -> str:
     """The display name of a line of arms of one method: with its numbers of simulations where they do not vary."""
     method = arms[0].method
     name, shown = method_name(method), NAMES.get(_parts(method)[0], "")
-    for letter, in_name in (("n", "× N"), ("m", "M states")):
+    for letter, in_name in (("n", "× N"), ("m", "M states"), ("k", "K simulations")):
         values = {getattr(arm, letter) for arm in arms} - {_DEFAULTS.get((method, letter))}
         if len(values) == 1 and in_name not in shown and None not in values:
             name += f", {letter.upper()} = {values.pop()}"
@@ -260,7 +285,7 @@ def arm_names(arms: Iterable[Arm]) -> dict[Arm, str]:
 
 def arm_of(row: Mapping[str, Any], start: str = "") -> Arm:
     """The arm of a row of a table; ``start`` begins the names of its columns."""
-    numbers = (row.get(start + name) for name in ("n", "m"))
-    n, m = (None if number is None or pd.isna(number) else int(number) for number in numbers)
+    numbers = (row.get(start + name) for name in NUMBERS)
+    n, m, k = (None if number is None or pd.isna(number) else int(number) for number in numbers)
     experts = row.get(start + "experts")
-    return Arm(str(row[start + "method"]), "" if experts is None or pd.isna(experts) else str(experts), n, m)
+    return Arm(str(row[start + "method"]), "" if experts is None or pd.isna(experts) else str(experts), n, m, k)

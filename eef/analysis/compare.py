@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from eef.analysis.arms import NAMES, arm_name, arm_names, arm_of
+from eef.analysis.arms import NAMES, NUMBERS, arm_name, arm_names, arm_of
 from eef.analysis.statistics import Paired, paired
 from eef.files import RunError, disk_errors, read_json, short_names
 
@@ -103,7 +103,7 @@ def list_runs(
 def _planned(origin: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the result that name the arm of an unfinished run, from its ``config.json``."""
     label, config = str(origin.get("method")), origin.get("config") or {}
-    numbers = {name: config[name] for name in ("n", "m") if f"-{name}{config.get(name)}" in label}
+    numbers = {name: config[name] for name in NUMBERS if f"-{name}{config.get(name)}" in label}
     label = label.removesuffix(f"-{short_names(str(config.get('experts')))}")
     label = label.removesuffix("".join(f"-{name}{value}" for name, value in numbers.items()))
     base = str(config.get("method") or label)

@@ -6,7 +6,6 @@ excluded from every rate.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from eef.agents.actions import problem_counts
+from eef.agents.actions import problem_counts, uses
 from eef.analysis.statistics import task_bootstrap, without_errors
 from eef.files import write_json
 from eef.trajectory import Trajectory, load
@@ -48,11 +47,6 @@ def score(inputs: Scores, folder: Path) -> None:
         table["group"] = table["task"].map(dict(inputs.groups))
     table.to_csv(folder / "episodes.csv", index=False)
     write_json(folder / "summary.json", summary(table, inputs.skills, groups=inputs.groups))
-
-
-def uses(action: str, skill: Skill) -> bool:
-    """Whether an action uses a skill."""
-    return re.match(skill.pattern, action.strip(), re.IGNORECASE) is not None
 
 
 def results(trajectories: Iterable[Trajectory], skills: Mapping[str, Skill]) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from eef.analysis.arms import FigureError, read_stage, records
-from eef.analysis.evaluate import uses
+from eef.agents.actions import uses
+from eef.analysis.arms import FigureError, plain_eef, read_stage, records
 from eef.analysis.figures import picture
 from eef.analysis.tables import write_table
 from eef.envs.extras import Extras, Skill, extras_of
@@ -61,7 +61,7 @@ def failed_trajectory(runs: pd.DataFrame, out: str | Path) -> Path:
     if there was no simulation or it ended in an error), needs_recovery (of s_i). :class:`FigureError` if there is no
     such run or trajectory.
     """
-    frame = runs[(runs["method"] == "eef") & runs["m"].notna()] if "method" in runs else runs
+    frame = plain_eef(runs)
     if frame.empty:
         raise FigureError("no finished EEF run: Figure 1 draws simulations from an expert's states")
     row = min(records(frame), key=lambda row: (-row["m"], row["seed"], str(row["experts"]), row["run_id"]))
@@ -189,7 +189,7 @@ def expert_state_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     if there is no such simulation, and for an environment without skills.
     """
     rows = []
-    for row in records(runs[(runs["method"] == "eef") & runs["m"].notna()]):
+    for row in records(plain_eef(runs)):
         skills = extras_of(row["env"]).skills
         if not skills:
             raise FigureError(f"{row['env']} has no navigation skills, which expert states are grouped by")

@@ -115,14 +115,15 @@ def _draw(axes: Any, arms: pd.DataFrame) -> None:
 
     handles: list[Any] = []
     simulated = (pd.to_numeric(arms["episodes"]).fillna(0) > 0) & (arms["method"] != "ceiling")
-    groups: list[Any] = list(arms[simulated].groupby(["method", "experts"], dropna=False, sort=False))
-    lines = sorted(groups, key=lambda item: (item[0][0] != "rft", str(item[0])))
+    k = arms["k"].fillna(1) if "k" in arms else pd.Series(1, arms.index)
+    groups: list[Any] = list(arms[simulated].groupby(["method", "experts", k[simulated]], dropna=False, sort=False))
+    lines = sorted(groups, key=lambda item: (item[0][0] != "rft", str(item[0][:2]), item[0][2]))
     several = arms[simulated].groupby("method")["experts"].nunique().gt(1)
     right = max(1.0, float(arms.loc[simulated, "episodes"].max() if simulated.any() else 1))
     top = min(102.0, 1.08 * 100 * float(arms[["win_high", "win_rate"]].max().max()) + 1)
     taken: list[tuple[float, float]] = []  # middles of labels, in points
     levels = [100 * rate / top * 235 for rate in arms.loc[~simulated, "win_rate"]]  # of horizontal lines
-    for number, ((method, experts), line) in enumerate(lines):
+    for number, ((method, experts, _), line) in enumerate(lines):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         line = line.sort_values("episodes")
         x = line["episodes"] + (number - (len(lines) - 1) / 2) * right * 0.008

@@ -14,7 +14,17 @@ from typing import Any
 
 import pandas as pd
 
-from eef.analysis.arms import Arm, FigureError, arm_names, by_arm, comparable, read_episodes, read_stage, records
+from eef.analysis.arms import (
+    Arm,
+    FigureError,
+    arm_names,
+    by_arm,
+    comparable,
+    read_episodes,
+    read_stage,
+    records,
+    whole_numbers,
+)
 from eef.analysis.evaluate import results, skill_columns
 from eef.analysis.figures import picture, subtitle_of
 from eef.analysis.statistics import interval
@@ -55,9 +65,7 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
         ids = " ".join(sorted(group["run_id"]))
         row = {"bar": names[arm], **arm._asdict(), "seeds": group["seed"].nunique()}
         rows.append({**row, **_shares(episodes[arm], list(labels), True), "run_ids": ids})
-    table = pd.DataFrame(rows)
-    for name in ("n", "m"):
-        table[name] = pd.to_numeric(table[name]).astype("Int64")
+    table = whole_numbers(pd.DataFrame(rows))
     path = write_table(table, out, "navigation")
     subtitle = f"{subtitle_of(runs)} · 95 % t-intervals over seeds"
     wide = max(len(line) for bar in table["bar"] for line in _wrapped(bar).split("\n"))

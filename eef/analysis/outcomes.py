@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from eef.analysis.arms import ARM_COLUMNS, FigureError, as_text, read_episodes, records, varying
+from eef.analysis.arms import ARM_COLUMNS, FigureError, as_text, read_episodes, records, varying, whole_numbers
 from eef.analysis.tables import write_table
 from eef.files import read_json, read_rows
 
@@ -52,8 +52,8 @@ def outcome_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
         row |= {name: as_text(run["config"].get(name)) for name in parameters}
         row |= {"test_set": sets.setdefault(subtasks, len(sets) + 1), "outcomes": "".join(signs)}
         rows.append({**row, **_budget(run), "run_id": run["run_id"]})
-    table = pd.DataFrame(rows)
-    for name in ("n", "m", *BUDGET):
+    table = whole_numbers(pd.DataFrame(rows))
+    for name in BUDGET:
         table[name] = pd.to_numeric(table[name]).astype("Int64")
     names = ["test_set", "task", "group"]
     lines = [

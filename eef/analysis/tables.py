@@ -29,6 +29,7 @@ from eef.analysis.arms import (
     read_episodes,
     records,
     shown_groups,
+    whole_numbers,
 )
 from eef.analysis.statistics import holm, interval, paired
 from eef.files import disk_errors, read_json
@@ -92,9 +93,9 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
     :func:`eef.analysis.statistics.paired`.
 
     ``against`` is a list of pairs of arms (first minus second), or one reference arm for all others; an arm is
-    (method, experts, n, m), trailing None omitted. Default: EEF minus RFT, all minus behaviour cloning, each ablation
-    of EEF minus EEF with the same m and experts. Arms with different seeds are compared on their common seeds.
-    Columns: both arms (the second as ``against_...``), ``seeds``, ``pairs``, ``errors`` (excluded pairs),
+    (method, experts, n, m, k), trailing None omitted. Default: EEF minus RFT, all minus behaviour cloning, each
+    ablation of EEF minus EEF with the same numbers and experts. Arms with different seeds are compared on their common
+    seeds. Columns: both arms (the second as ``against_...``), ``seeds``, ``pairs``, ``errors`` (excluded pairs),
     ``difference`` with ``low`` and ``high`` (fractions, 95 % over seeds; NaN for one seed), ``p`` (t-test over seeds),
     ``p_holm`` (adjusted for all rows of the table), ``gains`` (seeds with a positive difference), simulated
     ``episodes`` of both (means over the seeds), and ``hard_difference``, ``hard_low``, ``hard_high``, ``hard_pairs``:
@@ -114,8 +115,8 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
         raise FigureError(f"nothing to compare with these arms alone: {names}; against=(method, experts) names an arm")
     episodes = {arm: read_episodes(groups[arm]) for arm in groups if any(arm in pair for pair in pairs)}
     parts = _compared_groups(episodes.values())
-    table = _with_holm(pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs]))
-    for name in ("n", "m", "against_n", "against_m", *(f"{part}_pairs" for part in parts)):
+    table = _with_holm(whole_numbers(pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs])))
+    for name in (f"{part}_pairs" for part in parts):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
     if out is not None:
         write_table(table, out, "paired")
@@ -221,10 +222,10 @@ def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
 
 
 def _largest_eef(groups: dict[Arm, pd.DataFrame]) -> Arm | None:
-    """The complete EEF with the largest m, on the most common experts; None if there is no EEF."""
+    """The complete EEF with the largest m and without k, on the most common experts; None if there is no EEF."""
     complete = [arm for arm in groups if arm.method == "eef"]
     usual = _most_common_experts(groups)
-    return max(complete, key=lambda arm: (arm.m or 0, arm.experts == usual), default=None)
+    return max(complete, key=lambda arm: (arm.k is None, arm.m or 0, arm.experts == usual), default=None)
 
 
 def _largest_rft(groups: dict[Arm, pd.DataFrame], experts: str) -> Arm | None:
@@ -268,8 +269,8 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
             values = paired(first, second)._asdict()
             row |= {name: values[name.removeprefix("common_")] for name in _DIFFERENCE}
         rows.append({**row, "run_ids": " ".join(sorted(group["run_id"]))})
-    table = _with_holm(pd.DataFrame(rows))
-    for name in ("n", "m", "gains", "common_seeds"):
+    table = _with_holm(whole_numbers(pd.DataFrame(rows)))
+    for name in ("gains", "common_seeds"):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
     return table
 

@@ -164,6 +164,12 @@ def actions_now(env: TextEnv) -> dict[str, Any]:
     return actions
 
 
+def action_texts(available: dict[str, Any]) -> list[str]:
+    """The actions in a result of ``available_actions``, without searches."""
+    texts = available.get("actions")
+    return [f"click[{name}]" for name in available["clickables"] if name != "search"] if texts is None else texts
+
+
 def replay_workers(env: TextEnv, count: int) -> list[TextEnv]:
     """Workers for ``count`` concurrent episodes if ``env`` cannot fork; an empty list if it can."""
     try:

@@ -17,6 +17,7 @@ from eef.envs import (
     ReplayDivergence,
     Step,
     TextEnv,
+    action_texts,
     actions_now,
     first_page,
     replay,
@@ -163,10 +164,9 @@ def _at_random(env: TextEnv, extras: Extras, task: str, rng: random.Random) -> _
     while len(played.steps) < env.max_steps and not (played.steps and played.steps[-1].done):
         with _errors(env, "available_actions()"):
             available = actions_now(env)
-        actions = available.get("actions")
-        if actions is None:
-            actions = [f"click[{name}]" for name in available["clickables"] if name != "search"]
-            actions += [f"search[{extras.goal(played.pages[0])}]"] if available.get("has_search_bar") else []
+        actions = action_texts(available)
+        if available.get("actions") is None and available.get("has_search_bar"):
+            actions.append(f"search[{extras.goal(played.pages[0])}]")
         if not isinstance(actions, (list, tuple)) or not all(isinstance(action, str) for action in actions):
             raise _fault(env, "available_actions()", f"returned {str(actions)[:60]}", "{'actions': [texts]}")
         if not actions:

@@ -151,3 +151,14 @@ def extras_of(env: TextEnv | str) -> Extras:
         return Extras()
     extras: Extras = import_module(f"eef.envs.{name}.extras").EXTRAS
     return extras
+
+
+def navigation_skills(env: TextEnv, random_navigation: float) -> tuple[Skill, ...]:
+    """The skills of ``env`` if ``random_navigation``, a probability, is not 0. ValueError if ``env`` has none."""
+    skills = tuple(extras_of(env).skills.values()) if random_navigation else ()
+    if random_navigation and not skills:
+        raise ValueError(
+            f"random_navigation={random_navigation:g} needs navigation skills, and the environment {env.name!r} has "
+            "none: add them to its Extras (eef/envs/extras.py), or leave the option out"
+        )
+    return skills

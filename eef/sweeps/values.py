@@ -17,6 +17,7 @@ from typing import Any
 from eef.agents.advice import chat_warnings, training_warnings
 from eef.agents.chat import load_options
 from eef.envs import EnvError, TextEnv, env_from_parameters
+from eef.envs.extras import navigation_skills
 from eef.experts import expert_sources, on_tasks
 from eef.experts.check import check_lines, refuse_divergent
 from eef.files import did_you_mean, digest
@@ -35,8 +36,12 @@ def check_values(known: Mapping[str, Mapping[str, str]], points: Sequence[Mappin
 
     ``where`` begins each message. :class:`SweepError` for a value with which a point cannot run.
     """
+    from eef.methods import check_options
+
     notices: list[str] = []
     try:
+        for parameters in points:
+            check_options(parameters)
         if all(each.name in known for each in fields(Settings)):
             for parameters in _distinct(points, [each.name for each in fields(Settings)]):
                 notices += _check_settings(parameters)
@@ -56,13 +61,7 @@ def _distinct(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
 
 def _check_settings(parameters: Mapping[str, Any]) -> list[str]:
     """Check the settings and the model. Returns warnings, with those about the pages of an environment."""
-    from eef.methods import BUDGET
-
     settings = Settings.from_parameters(parameters)
-    for name in BUDGET:
-        count = parameters.get(name, 1)
-        if type(count) is not int or count < 1:
-            raise ValueError(f"{name}={count!r} must be a positive integer")
     if settings.engine:
         from eef.agents.vllm_server import Server
 
@@ -100,6 +99,8 @@ def _check_in_environment(parameters: Mapping[str, Any], points: Sequence[Mappin
                     raise ValueError(f"{name}={count} must be a positive integer, or 0 for all")
                 if count > available:
                     notices.append(f"{name}={count}, but there are {available} {split} subtasks: all of them are used")
+        for point in points:
+            navigation_skills(env, point.get("random_navigation", 0.0))  # ValueError if env has no skills
         if all("experts" in point for point in points):
             for point in _distinct(points, ("experts", "expert_noise", "train_tasks", "divergent_experts")):
                 notices += check_experts(env, point)

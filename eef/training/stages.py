@@ -43,7 +43,7 @@ class FineTuning:
     @property
     def size(self) -> str:
         """What is trained on, for people."""
-        return _size(self.training, len(self.examples), "examples", self.training.epochs)
+        return _size(self.training, len(self.examples), "examples")
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,16 @@ class PreferenceTuning:
     @property
     def size(self) -> str:
         """What is trained on, for people."""
-        return _size(self.training, len(self.pairs), "pairs", self.preference.dpo_epochs)
+        return _size(_dpo_training(self), len(self.pairs), "pairs")
 
 
-def _size(training: TrainingSettings, count: int, what: str, epochs: float) -> str:
-    return f"{count} {what}, {epochs:g} epochs, {training.batch_size} a step; the bar starts after the first step."
+def _size(training: TrainingSettings, count: int, what: str) -> str:
+    length = f"{training.updates} updates" if training.updates else f"{training.epochs:g} epochs"
+    return f"{count} {what}, {length}, {training.batch_size} a step; the bar starts after the first step."
+
+
+def _dpo_training(inputs: PreferenceTuning) -> TrainingSettings:
+    return replace(inputs.training, epochs=inputs.preference.dpo_epochs, updates=None, lr=inputs.preference.dpo_lr)
 
 
 def fine_tune(inputs: FineTuning, folder: Path, work: Path, on_step: OnStep) -> dict[str, Any]:
@@ -85,10 +90,9 @@ def fine_tune(inputs: FineTuning, folder: Path, work: Path, on_step: OnStep) -> 
 def preference_tune(inputs: PreferenceTuning, folder: Path, work: Path, on_step: OnStep) -> dict[str, Any]:
     """As :func:`fine_tune`, by DPO on pairs."""
     trajectory.save((side for pair in inputs.pairs for side in pair), folder / "pairs.jsonl")
-    preference = inputs.preference
-    training = replace(inputs.training, epochs=preference.dpo_epochs, lr=preference.dpo_lr)
+    training = _dpo_training(inputs)
     job = _job("dpo", inputs, training, work)
-    job["settings"]["beta"] = preference.dpo_beta
+    job["settings"]["beta"] = inputs.preference.dpo_beta
     return _run(job, inputs.pairs, folder, training.processes, on_step)
 
 

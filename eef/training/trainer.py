@@ -82,13 +82,14 @@ def run_trainer(
             f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}"
             + (f" x {ranks} processes" if ranks > 1 else "")
         )
-    steps = max(1, math.ceil(len(data) / batch_size)) * training.epochs  # type: ignore[arg-type]
+    steps = training.updates or max(1, math.ceil(len(data) / batch_size)) * training.epochs  # type: ignore[arg-type]
     halves = {weight.dtype for weight in model.parameters() if weight.requires_grad} & set(HALF)
     half = halves.pop() if halves else None
     if half:
         model.float()
     arguments = TrainingArguments(
         **_named_arguments(training),
+        max_steps=training.updates or -1,  # if positive, it sets the end of training and of the schedule
         output_dir=str(work or folder),
         per_device_train_batch_size=micro_batch_size,
         gradient_accumulation_steps=share // micro_batch_size,

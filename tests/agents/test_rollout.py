@@ -10,14 +10,16 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from eef.agents import react
-from eef.agents.actions import EXPLANATIONS, Problem
+from eef.agents.actions import EXPLANATIONS, Problem, uses
 from eef.agents.chat import Chat
 from eef.agents.constraints import Constraints
 from eef.agents.engine import Engine
 from eef.agents.episode import Start, streams
 from eef.agents.policy import Policy
+from eef.agents.random_navigation import RandomNavigation
 from eef.agents.rollout import simulate
 from eef.envs import EnvError, Step
+from eef.envs.extras import extras_of, navigation_skills
 from eef.experts import expert_trajectories
 from eef.selection import cut_points
 from eef.tracking import keys
@@ -267,6 +269,71 @@ def test_the_temperature_decides_between_the_best_and_a_drawn_action(shop, polic
     strip = [replace(t, info={}) for t in cold]
     assert strip == [replace(t, info={}) for t in greedy] != [replace(t, info={}) for t in warm]
     assert greedy == simulate(policy, shop, starts, seed=1, temperature=0.0)
+
+
+# Random navigation
+
+
+def navigation_of(played: Trajectory) -> list[bool]:
+    return [any(uses(action, skill) for skill in extras_of("webshop").skills.values()) for action in played.actions]
+
+
+def test_random_navigation_has_a_stream_of_its_own(shop, experts, policy: Policy) -> None:
+    """Slots and order change nothing, and with probability 0 nothing changes."""
+    starts = starts_of(shop, experts, 1)[10:30]
+    plain = simulate(policy, shop, starts, seed=1)
+    never, half = (RandomNavigation(share, navigation_skills(shop, 1.0)) for share in (0.0, 0.5))
+    assert simulate(policy, shop, starts, seed=1, navigation=never) == plain
+    played = simulate(policy, shop, starts, seed=1, navigation=half)
+    assert played == simulate(policy, shop, starts[::-1], seed=1, navigation=half, slots=3)[::-1] != plain
+    assert sum(map(sum, map(navigation_of, played))) > 2 * sum(map(sum, map(navigation_of, plain)))
+    used = {action for one in played for action in one.actions}
+    assert {"click[next >]", "click[< prev]", "click[back to search]"} <= used
+    samples = [Start(starts[0].task, sample=sample) for sample in (0, 1)]
+    greedy = simulate(policy, shop, samples, temperature=0.0, navigation=half)
+    assert greedy[0].actions != greedy[1].actions
+
+
+def test_the_policy_acts_where_no_navigation_is_available_and_reads_the_random_actions(shop, policy: Policy) -> None:
+    """With probability 1 it only searches. Its answers are those that it gives from the same state of a replay."""
+    always = RandomNavigation(1.0, navigation_skills(shop, 1.0))
+    starts = [Start(task) for task in shop.tasks("train")[:4]]
+    played = simulate(policy, shop, starts, temperature=0.0, navigation=always)
+    for one in played:
+        own = [index for index, random in enumerate(navigation_of(one)) if not random]
+        assert 1 < len(own) < len(one) and all(one.actions[index].startswith("search[") for index in own)
+        assert one.outcome == "max_steps" and len(one) == shop.max_steps
+        alone = simulate(policy, shop, [Start(one.task, one, index) for index in own[1:]], temperature=0.0)
+        assert [again.actions[index] for again, index in zip(alone, own[1:], strict=True)] == [
+            one.actions[index] for index in own[1:]
+        ]
+        ids = [policy.chat.begin().encode_action(one.actions[index]) for index in own]
+        assert one.info["tokens"] == sum(map(len, ids)), "random actions are not sampled"
+
+
+def test_a_random_action_is_an_action_without_a_thought(shop, thinker: Policy) -> None:
+    Scripted.replies = ("Thought: I look. Action: search[lamp]",)
+    (played,) = simulate(
+        thinker, shop, [Start(shop.tasks("train")[0])], navigation=RandomNavigation(1.0, navigation_skills(shop, 1.0))
+    )
+    moves = [turn for turn, random in zip(played.turns, navigation_of(played), strict=True) if random]
+    assert len(moves) > 1 and all(turn.reply == "" and turn.learn and not turn.ids for turn in moves)
+    assert played.info["invalid"] == 0
+
+
+def test_random_navigation_in_an_environment_that_fails_costs_one_episode(shop, policy: Policy) -> None:
+    starts = [Start(task) for task in shop.tasks("train")[:3]]
+    navigation = RandomNavigation(1.0, navigation_skills(shop, 1.0))
+    expected = simulate(policy, shop, starts, navigation=navigation)
+    world = Faulty(shop, "available_actions", starts[1].task)
+    played = simulate(policy, world, starts, navigation=navigation)
+    assert played[1].outcome == "env_error" and [played[0], played[2]] == [expected[0], expected[2]]
+
+
+def test_random_navigation_needs_skills() -> None:
+    with pytest.raises(ValueError, match="random_navigation=0.1 needs navigation skills, and the environment 'dense'"):
+        navigation_skills(Dense(), 0.1)
+    assert navigation_skills(Dense(), 0.0) == ()
 
 
 def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> None:

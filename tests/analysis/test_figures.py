@@ -11,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from eef.analysis.arms import (
+    NUMBERS,
     RUN_COLUMNS,
     Arm,
     FigureError,
@@ -21,6 +22,7 @@ from eef.analysis.arms import (
     by_arm,
     comparable,
     is_ablation,
+    plain_eef,
     read_episodes,
     run_table,
     variant,
@@ -28,6 +30,7 @@ from eef.analysis.arms import (
 from eef.analysis.figures import _free, learning_curves, win_rate_vs_budget
 from eef.analysis.statistics import over_seeds
 from eef.analysis.tables import markdown, paired_table, result_table, results_table
+from eef.methods import BUDGET
 from eef.tracking.runs import log_metrics
 
 
@@ -219,6 +222,8 @@ def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
         ("eto", {}, {"n": 1}, "ETO"),
         ("eto", {}, {"n": 2}, "ETO, N = 2"),
         ("eef", {}, {}, "EEF"),
+        ("eef", {}, {"m": 5, "k": 4}, "EEF, M = 5, K = 4"),
+        ("eef", {"recovery": False}, {"m": 5, "k": 4}, "EEF, M = 5, recovery=False, K = 4"),
     ],
 )
 def test_names_of_arms_have_all_options(method: str, options: Any, numbers: dict[str, int], name: str) -> None:
@@ -241,6 +246,20 @@ def test_arms_of_a_new_method_are_called_the_same_everywhere(tmp_path: Path, mon
     win_rate_vs_budget(several, tmp_path)
     assert labels == ["M=1", "M=5"] * 2 + [f"mine, N = 2, experts: {e}" for e in ("strong", "weak")]
     assert "mine, N = 2, M = 1, experts: weak" in set(results_table(several)["method"])
+
+
+def test_k_is_a_column_and_a_line_of_its_own_only_where_a_run_has_it(tmp_path: Path, monkeypatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "legend", lambda axes, handles, **_: labels.extend(h.get_label() for h in handles))
+    plain = pd.DataFrame([row("eef", 0.4, m=m) for m in (1, 5)])
+    both = pd.concat([plain, pd.DataFrame([row("eef", 0.5, m=5) | {"k": 4, "run_id": "k4"}])], ignore_index=True)
+    assert "k" not in run_table(plain) and "k" not in arm_table(plain)
+    assert run_table(both)["k"].dropna().tolist() == arm_table(both)["k"].dropna().tolist() == [4]
+    assert [arm_name(arm) for arm in by_arm(both)] == ["EEF, M = 1", "EEF, M = 5", "EEF, M = 5, K = 4"]
+    win_rate_vs_budget(both, tmp_path)
+    assert labels == ["EEF, M states", "EEF, M states, K = 4"]
+    assert set(plain_eef(both)["run_id"]) == set(plain["run_id"])
+    assert set(BUDGET) == set(NUMBERS) == set(Arm._fields[2:])
 
 
 def test_groups_of_any_environment_are_in_the_tables(tmp_path: Path) -> None:
@@ -288,7 +307,7 @@ def test_paired_differences_of_chosen_arms(tmp_path: Path) -> None:
     assert one[["hard_difference", "hard_pairs"]].isna().all(axis=None)
     reference = paired_table(frame, ("rft", "strong", 2))
     assert reference["against_method"].eq("rft").all() and len(reference) == 4
-    with pytest.raises(FigureError, match=r"no runs of \('rft', 'strong', 4, None\); there are \('sft_pos', "):
+    with pytest.raises(FigureError, match=r"no runs of \('rft', 'strong', 4, None, None\); there are \('sft_pos', "):
         paired_table(frame, ("rft", "strong", 4))
     with pytest.raises(FigureError, match="nothing to compare with these arms alone: EEF, M = 5"):
         paired_table(frame[frame["method"] == "eef"])

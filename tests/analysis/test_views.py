@@ -22,7 +22,7 @@ from eef.analysis import views
 from eef.analysis.arms import FigureError
 from eef.analysis.failed_trajectory import KINDS
 from eef.files import PACKAGE, write_json
-from eef.selection import Example, count, select
+from eef.selection import Example, count, select, with_random_segment
 from eef.trajectory import Trajectory, Turn, save
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -181,6 +181,15 @@ def run_folder(folder: Path, examples: list[Example], stage: str = "sft-0") -> P
     save([e.trajectory for e in examples], folder / stage / "examples.jsonl")
     write_json(folder / stage / "learn_from.json", {"learn_from": [e.learn_from for e in examples]})
     return folder
+
+
+def test_a_random_segment_is_named() -> None:
+    _, segment = with_random_segment(Example(win(expert(), 4), 2), expert(), (0,))
+    (row,) = views.example_table([segment]).to_dict("records")
+    assert row["kind"] == "random segment of the expert's actions" and row["loss_turns"] == 2
+    reasons = views._example_reasons(segment)
+    assert [why for learn, why in reasons if learn] == ["by the expert, in a random segment"] * 2
+    assert all("at which the random segment begins" in why for learn, why in reasons if not learn)
 
 
 def test_the_selection_of_a_run_is_that_of_its_last_sft(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from eef import methods
 from eef.agents.model_files import no_model
 from eef.agents.policy import Policy
 from eef.cli import main
+from eef.envs.extras import Extras
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.shopper import play_expert
 from eef.experts import expert_trajectories
@@ -80,6 +81,7 @@ def test_the_points_of_every_sweep_file_are_accepted(path: Path) -> None:
     [
         ({"method": "eef", "n": 6}, "the method 'eef' has no option 'n'.*its options are m, mask_harmful, recovery"),
         ({"method": "rft", "m": 5}, "the method 'rft' has no option 'm'; its options are n"),
+        ({"method": "eef", "random_navigation": 0.1}, "the method 'eef' has no option 'random_navigation'"),
         ({"method": "rft", "mask_harmful": False}, "the method 'rft' has no option 'mask_harmful'"),
         ({"method": "sft_pos", "n": 1}, "the method 'sft_pos' has no option 'n'; it has no options"),
         ({"n": 2}, "the method 'eef' has no option 'n'"),  # the notebook's default method
@@ -89,6 +91,31 @@ def test_the_points_of_every_sweep_file_are_accepted(path: Path) -> None:
 def test_an_option_that_a_points_method_lacks_is_refused(file, run, point: dict[str, Any], message: str) -> None:
     with pytest.raises(SweepError, match=rf"mine\.yaml: {message}"):
         run(file([point]))
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"method": "eef", "m": 0}, "m=0 must be a positive integer"),
+        ({"method": "eef", "k": -1}, "k=-1 must be a positive integer"),
+        ({"method": "rft", "random_navigation": -0.1}, "random_navigation=-0.1 must be a number from 0 to 1"),
+        ({"method": "rft", "random_navigation": 2}, "random_navigation=2.0 must be a number from 0 to 1"),
+        ({"method": "eef", "random_segments": True, "restart_only": True}, "random_segments=True needs mask_harmful"),
+        ({"method": "eto", "own_pairs": True}, "own_pairs=True needs n of at least 2"),
+        ({"method": "eef", "updates": -1}, "updates=-1 must be a positive integer"),
+    ],
+)
+def test_an_invalid_option_of_any_point_is_refused(file, run, point: dict[str, Any], message: str) -> None:
+    """The points around it have the same settings."""
+    with pytest.raises(SweepError, match=f"mine: {message}"):
+        run(file([{"method": "eef"}, point, {"method": "rft"}]))
+
+
+def test_random_navigation_is_refused_where_the_environment_has_no_skills(file, run, monkeypatch) -> None:
+    assert run(file([{"method": "rft", "random_navigation": 0.2}, {"method": "rft", "temperature": 1.5}]))
+    monkeypatch.setattr(WebShop, "extras", Extras(), raising=False)
+    with pytest.raises(SweepError, match="random_navigation=0.2 needs navigation skills, and the environment"):
+        run(file([{"method": "rft", "random_navigation": 0.2}, {"method": "eef"}]))
 
 
 def test_options_of_the_whole_sweep_reach_the_methods_that_have_them(file, run) -> None:

@@ -28,7 +28,7 @@ from transformers import LlamaConfig
 from eef import methods
 from eef.agents.chat import Chat
 from eef.agents.rollout import Start
-from eef.envs.extras import extras_of
+from eef.envs.extras import Extras, Skill, extras_of
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
 from eef.experiment import experiment
@@ -146,6 +146,7 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "divergent_experts": [({"divergent_experts": "drop"}, set())],  # a run that is not refused has the same experts
     "tune": [({"tune": "full"}, POLICY)],
     "epochs": [({"epochs": 3.0}, POLICY), ({"epochs": 10}, set())],
+    "updates": [({"updates": 50}, POLICY)],
     "lr": [({"lr": 1e-3}, POLICY)],
     "lr_schedule": [({"lr_schedule": "linear"}, POLICY)],
     "warmup_ratio": [({"warmup_ratio": 0.1}, POLICY)],
@@ -204,6 +205,18 @@ def test_the_seed_of_simulations_counts_beside_that_of_their_policy(stages, mode
         lab.simulate("s0", run.stage("bc", {}, None), [Start("0")], seed)
         stage_keys.append(run.keys["s0"])
     assert stage_keys[0] == stage_keys[2] != stage_keys[1]
+
+
+def test_the_probability_and_the_skills_of_random_navigation_count(stages, model: Path, world, monkeypatch) -> None:
+    stage_keys = []
+    for share, pattern in ((0.0, "x"), (0.1, "x"), (0.2, "x"), (0.1, "y"), (0.1, "x")):
+        monkeypatch.setattr(WebShop, "extras", Extras(skills={"one": Skill(pattern, "One", "one")}), raising=False)
+        run: Any = CannedRun(stages, tasks=6)
+        settings = Settings(model=str(model))
+        lab = Lab(run, world, settings, 0, world.tasks("train"), [], make_chat(settings, world, []))
+        lab.from_s0(run.stage("bc", {}, None), 0, 0, share)
+        stage_keys.append(run.keys["s0-0-0"])
+    assert len(set(stage_keys)) == 4 and stage_keys[1] == stage_keys[4]
 
 
 def official(folder: Path, **edits: str) -> str:
@@ -415,6 +428,7 @@ SOURCES = {
     "agents/episode.py": PLAY | SCORED,
     "agents/cached_engine.py": PLAY | SCORED,
     "agents/actions.py": PLAY | SCORED,
+    "agents/random_navigation.py": PLAY | SCORED,
     "agents/simulation.py": PLAY | SCORED,
     "agents/react.py": set(),  # it only affects the chat, whose hash is in the key
     "agents/vllm.py": PLAY | SCORED,

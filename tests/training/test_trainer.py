@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from eef.agents.policy import Policy
 from eef.experts import demonstrations
 from eef.models.pretrain import save
 from eef.selection import Example
+from eef.settings import ModelSettings, PreferenceSettings, TrainingSettings
 from eef.training import likelihoods
 from eef.training.dpo import dpo, preference_losses
 from eef.training.likelihoods import learnt_log_probabilities, log_likelihoods
 from eef.training.rows import IGNORE, Row, collate, flatten, rows_of
 from eef.training.sft import fit, sft
+from eef.training.stages import FineTuning, PreferenceTuning, _dpo_training
 from eef.trajectory import Trajectory, Turn, without_loss
 
 SETTINGS = {"epochs": 2, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -101,6 +104,29 @@ def test_training_lowers_the_loss_changes_only_the_adapter_and_is_reproducible(
         assert report["learnt_tokens"] < report["tokens"]
     assert weights[0] == weights[1]
     assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
+
+
+def test_updates_count_optimiser_steps_instead_of_epochs(policy: Policy, tmp_path, examples) -> None:
+    """As many updates as the epochs have give the same weights; the schedule spans the updates."""
+    base = save(policy.model, policy.tokenizer, tmp_path / "base", {"aliases": "webshop"})
+    weights, losses = [], []
+    for length in ({"epochs": 3}, {"updates": 6}, {"updates": 10, "warmup_ratio": 0.5}):
+        loaded = Policy.load(str(base))
+        loaded.new_adapter(seed=0, r=4, alpha=8)
+        rows, _ = rows_of(loaded, examples[:8])
+        losses.append(fit(loaded.model, rows, pad=0, folder=tmp_path, **{**SETTINGS, **length}))
+        weights.append(torch.cat([w.flatten() for n, w in loaded.model.named_parameters() if "lora_B" in n]))
+    assert torch.equal(weights[0], weights[1]) and losses[0] == losses[1] and losses[0][-1]["step"] == 6
+    rates = [row["learning_rate"] for row in losses[2]]
+    assert len(rates) == 10 and rates.index(max(rates)) == 5 and 0 < rates[-1] < 0.1 * rates[5]
+
+
+def test_dpo_has_epochs_of_its_own_and_no_updates() -> None:
+    settings = TrainingSettings(updates=7), PreferenceSettings(dpo_epochs=2, dpo_lr=1e-5)
+    inputs = PreferenceTuning(ModelSettings(), None, *settings, [], Path(), 0)
+    training = _dpo_training(inputs)
+    assert (training.epochs, training.updates, training.lr) == (2.0, None, 1e-5) and "0 pairs, 2 epochs" in inputs.size
+    assert "3 examples, 7 updates, 8 a step" in FineTuning(ModelSettings(), None, settings[0], [1, 2, 3], None, 0).size
 
 
 def test_accumulated_batches_train_like_undivided_ones(policy: Policy, tmp_path, examples) -> None:
