@@ -150,6 +150,9 @@ def main() -> None:
     if options.variant:
         print(json.dumps(one(options.variant, options.rows, options)))
         return
+    chosen = [name for name in VARIANTS if options.only in name]
+    if not chosen:
+        parser.error(f"no variant contains {options.only!r}: {'; '.join(VARIANTS)}")
     torch.set_num_threads(1)
     env = make_env("webshop")
     won = wins(expert_trajectories(env, "strong", env.tasks("train"), 0))[: options.trajectories]
@@ -163,9 +166,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         file.write_text(json.dumps([[row.ids, row.mask] for row in rows]))
-        for name in VARIANTS:
-            if options.only not in name:
-                continue
+        for name in chosen:
             command = [sys.executable, __file__, "--variant", name, "--rows", str(file), "--model", options.model]
             command += ["--dtype", options.dtype, "--batch-size", str(options.batch_size)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

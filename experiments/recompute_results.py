@@ -43,8 +43,8 @@ def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
 
 def find(sweep: str, label: str, experts: str = "") -> pd.DataFrame:
     """The rows of an arm as pages write it: ``EEF, M = 5``, or ``EEF, M = 5 (strong+weak)`` with its experts."""
-    name, given = re.fullmatch(r"([^(:]+?)(?: \((.+)\))?(?::.*)?", label).groups()
-    return arms(sweep)[name, given or experts or ("perfect" if name == "ceiling" else "strong")]
+    name, in_brackets = re.fullmatch(r"([^(:]+?)(?: \((.+)\))?(?::.*)?", label).groups()
+    return arms(sweep)[name, in_brackets or experts or ("perfect" if name == "ceiling" else "strong")]
 
 
 def with_ends(values: pd.Series) -> str:
@@ -78,9 +78,9 @@ def compare(text: str, sweep: str) -> list[str]:
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
         rows += [dict(zip(head, line, strict=True)) for line in body if head[0] in ("method", "difference")]
-    found = [of_method(row, sweep) if "method" in row else of_difference(row, sweep) for row in rows]
-    adjusted = holm([math.nan if gain is None else t_test(gain) for _, gain in found])
-    for row, (cells, gain), p in zip(rows, found, adjusted, strict=True):
+    recomputed = [of_method(row, sweep) if "method" in row else of_difference(row, sweep) for row in rows]
+    adjusted = holm([math.nan if gain is None else t_test(gain) for _, gain in recomputed])
+    for row, (cells, gain), p in zip(rows, recomputed, adjusted, strict=True):
         cells["p (Holm)"] = "" if math.isnan(p) else "< .001" if p < 0.0005 else f"{p:.3f}".lstrip("0")
         label, *names = [name for name in row if name not in ("experts", "sweep")]
         bad = [f"{row[label]}, {name}: {row[name]} != {cells[name]}" for name in names if row[name] != cells[name]]

@@ -108,8 +108,8 @@ def test_intervals_over_seeds_cover_what_they_claim(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     table = import_module("check_coverage").coverage(sweeps=1000, seed=1).set_index(["case", "seeds"])
     committed = pd.read_csv(ROOT / "figures" / "coverage" / "coverage.csv").set_index(["case", "seeds"])
-    for found, margin in ((table, 2.5), (committed, 0.8)):
-        assert (found.loc["normal", "t, %"] - 95).abs().max() < margin
-        assert found.loc[("normal", 5), "bootstrap, %"] < 88 and found.loc[("bimodal", 3), "t, %"] < 80
+    for coverage, margin in ((table, 2.5), (committed, 0.8)):
+        assert (coverage.loc["normal", "t, %"] - 95).abs().max() < margin
+        assert coverage.loc[("normal", 5), "bootstrap, %"] < 88 and coverage.loc[("bimodal", 3), "t, %"] < 80
     assert (committed.loc["normal", "t, %"] >= 93).all()
     assert (table["t, %"] - committed["t, %"]).abs().max() < 4
