@@ -40,9 +40,9 @@ def check_values(known: Mapping[str, Mapping[str, str]], points: Sequence[Mappin
 
     notices: list[str] = []
     try:
-        for parameters in points:
-            check_options(parameters)
-        if all(each.name in known for each in fields(Settings)):
+        if all(each.name in known for each in fields(Settings)):  # else its n and m may mean something else
+            for parameters in points:
+                check_options(parameters)
             for parameters in _distinct(points, [each.name for each in fields(Settings)]):
                 notices += _check_settings(parameters)
         if re.match(r"name of an environment\b", known.get("env", {}).get("help", "").strip("# ")):
