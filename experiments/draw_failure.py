@@ -4,8 +4,9 @@
 
 The policy is the behaviour clone of the demo (seed 0). Each state of each failure is simulated once, and the failures
 are sorted by how clearly these outcomes explain the method (clearest_first). One after another is then simulated 40
-fresh times from each state. The first whose labels are all reliable is drawn: each state is won clearly more or clearly
-less than half of the time (eef.analysis.failed_trajectory.is_reliable), and there is a beneficial and a harmful segment.
+fresh times from each state. The first is drawn that has a beneficial and a harmful segment and whose labels are all
+reliable: each state is won clearly more or clearly less than half of the time (is_reliable in
+eef/analysis/failed_trajectory.py).
 """
 
 from __future__ import annotations
