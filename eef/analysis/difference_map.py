@@ -48,8 +48,8 @@ def difference_map(
 
     Writes PNG, SVG, PDF and the table behind them into ``out``; returns the PNG's path. ``difference_map.csv`` has a
     row per cell: x and y (values), seeds, n_test, episodes_eef (mean over seeds), win_eef, win_rft (interpolated),
-    win_bc, difference, low, high, expert_win_rate, expert_wins_SKILL (share of the expert's wins that use the environment's
-    first skill, if it has any), x_name, y_name, run_ids. Rates are fractions.
+    win_bc, difference, low, high, expert_win_rate, expert_wins_SKILL (share of the expert's wins that use the
+    environment's first skill, if it has any), x_name, y_name, run_ids. Rates are fractions.
 
     :class:`FigureError`, naming the cell, if arms or common seeds are missing, and if EEF's budget exceeds the largest
     of RFT: nothing is extrapolated. Also for a ``headline`` without two values.

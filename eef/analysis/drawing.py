@@ -58,7 +58,7 @@ LOOKS = {
     "ceiling": Look("#8C8C8C", "*"),
     "expert": Look("#666666", "H"),
 }
-_OTHERS = [Look(colour, marker) for marker in "2X+x34" for colour in ("#661100", "#AA4466", "#4477AA", "#228833")]
+_OTHERS = [Look(colour, marker) for marker in "2+x34|_" for colour in ("#661100", "#AA4466", "#4477AA", "#228833")]
 LINES: list[Any] = ["-", "--", ":", "-."]
 FILLS = ["full", "none", "left", "bottom"]
 
@@ -100,7 +100,7 @@ def _other(method: str, taken: dict[str, Look]) -> Look:
 def marker_style(look: Look, size: float = 5.5) -> dict[str, Any]:
     """Keyword arguments of a matplotlib line for the markers of a look; ``size`` in points."""
     wide = {"*": 1.5, "D": 0.85, "d": 1.1, "P": 1.15, "X": 1.15}.get(look.marker, 1)
-    edge = "white" if look.fill == "full" and look.marker not in "1234+x" else look.colour
+    edge = "white" if look.fill == "full" and look.marker not in "1234+x|_" else look.colour
     return {
         "color": look.colour, "marker": look.marker, "markersize": size * wide, "markeredgecolor": edge,
         "markerfacecolor": "white" if look.fill == "none" else look.colour, "markerfacecoloralt": "white",
@@ -119,7 +119,7 @@ def picture(
     panels: Sequence[float] = (1,),
     gap: float = 0,
 ) -> Iterator[Any]:
-    """Axes to draw on, in a figure of ``WIDTH`` by ``high`` inches, which is written after the block (:func:`save`).
+    """Axes to draw on, in a figure of ``WIDTH`` by ``high`` inches; :func:`write_picture` writes it after the block.
 
     ``margins``: left, right, top and bottom. ``panels``: relative widths of panels side by side, ``gap`` inches apart.
     Yields the axes of the only panel, or a list of axes.
@@ -142,10 +142,10 @@ def picture(
         figure.suptitle(title, x=0.08 / WIDTH, y=1 - 0.06 / high, ha="left", va="top", fontsize=11, weight="bold")
         place: dict[str, Any] = {"ha": "left", "va": "top", "fontsize": 7.5, "color": "#444444"}
         figure.text(0.08 / WIDTH, 1 - 0.29 / high, subtitle, **place)
-        save(figure, Path(out), stem)
+        write_picture(figure, Path(out), stem)
 
 
-def save(figure: Any, out: Path, stem: str) -> None:
+def write_picture(figure: Any, out: Path, stem: str) -> None:
     """Write PNG (1,620 pixels wide), SVG and PDF (fonts embedded) into ``out``. Equal figures give equal bytes."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)

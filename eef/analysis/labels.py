@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ def place_labels(axes: Any, labels: Sequence[Label], size: float = 6.5) -> list[
     renderer = axes.figure.canvas.get_renderer()
     pixels = axes.figure.dpi / 72  # of a point
     frame = axes.get_window_extent(renderer)
-    boxes = occupied(axes)
+    boxes, others = occupied(axes), np.empty((0, 4))  # others: labels, which no joining line may cross
     texts: list[Any] = []
     for label in labels:
         text = axes.annotate(
@@ -46,37 +46,43 @@ def place_labels(axes: Any, labels: Sequence[Label], size: float = 6.5) -> list[
         own = text.get_window_extent(renderer)
         half = np.array([own.width, own.height]) / 2 + _PAD * pixels
         point = axes.transData.transform((label.x, label.y))
-        centre = _free_place(point, half, boxes, frame, pixels)
-        if centre is None:
+        for centre in _places(point, half, frame, pixels):
+            if _touches(np.array([[*(centre - half), *(centre + half)]]), boxes):
+                continue
+            end = np.clip(point, centre - half, centre + half)  # of the joining line, at the label
+            line = _along(np.array([point, end]), 0.3 * pixels)
+            far = np.hypot(*(end - point)) > _FAR * pixels
+            if not (far and _touches(line, others)):
+                break
+        else:
             text.remove()
             continue
         text.set_position(tuple((centre - point) / pixels))
-        end = np.clip(point, centre - half, centre + half)  # of the joining line, at the label
-        if np.hypot(*(end - point)) > _FAR * pixels:
+        if far:
             ends = axes.transData.inverted().transform([point, end])
             axes.plot(*ends.T, color=label.colour, linewidth=0.5, zorder=1.5, gid="label line")
-            boxes = np.vstack([boxes, _along(np.array([point, end]), 0.3 * pixels)])
-        boxes = np.vstack([boxes, [[*(centre - half), *(centre + half)]]])
+            boxes = np.vstack([boxes, line])
+        box = [[*(centre - half), *(centre + half)]]
+        boxes, others = np.vstack([boxes, box]), np.vstack([others, box])
         texts.append(text)
     return texts
 
 
-def _free_place(point: Any, half: Any, boxes: Any, frame: Any, pixels: float) -> Any:
-    """The centre of the nearest free box of twice ``half``, in pixels; None if there is none."""
-    largest = max(frame.width, frame.height)
-    for distance in np.arange(4 * pixels, largest, _STEP * pixels):
+def _places(point: Any, half: Any, frame: Any, pixels: float) -> Iterator[Any]:
+    """Centres of boxes of twice ``half`` inside ``frame``, in pixels: the nearest to ``point`` first."""
+    for distance in np.arange(4 * pixels, max(frame.width, frame.height), _STEP * pixels):
         for angle in _ANGLES:
             way = np.array([np.cos(angle), np.sin(angle)])
             centre = point + way * (distance + half * np.abs(way))
             low, high = centre - half, centre + half
-            if low[0] < frame.x0 or low[1] < frame.y0 or high[0] > frame.x1 or high[1] > frame.y1:
-                continue
-            apart = (
-                (boxes[:, 0] >= high[0]) | (boxes[:, 2] <= low[0]) | (boxes[:, 1] >= high[1]) | (boxes[:, 3] <= low[1])
-            )
-            if apart.all():
-                return centre
-    return None
+            if low[0] >= frame.x0 and low[1] >= frame.y0 and high[0] <= frame.x1 and high[1] <= frame.y1:
+                yield centre
+
+
+def _touches(some: Any, others: Any) -> bool:
+    """Whether any of ``some`` boxes overlaps any of the ``others``."""
+    a, b = some[:, None], others[None]
+    return bool(np.all((a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:]), axis=-1).any())
 
 
 def occupied(axes: Any) -> Any:

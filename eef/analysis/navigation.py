@@ -188,9 +188,9 @@ def _draw_bars(
         right = share
         if pd.notna(low):
             low, high = max(0.0, low), min(100.0, high)
-            axes.errorbar(
-                share, y, xerr=[[share - low], [high - share]], color="#222222", elinewidth=1, capsize=2.5, zorder=4
-            )
+            for colour, wide in (("white", 2.4), ("#222222", 1)):  # a white edge, to be seen on dark bars
+                ends = [[share - low], [high - share]]
+                axes.errorbar(share, y, xerr=ends, color=colour, elinewidth=wide, capthick=wide, capsize=2.5, zorder=4)
             right = max(right, high)
         if len(seeds) > 1:
             style = {"color": "white", "edgecolors": "#222222", "linewidths": 0.5, "clip_on": False}
