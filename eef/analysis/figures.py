@@ -62,8 +62,8 @@ def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     subtitle = _subtitle(runs, arms)
     top = 0.65 if "\n" in subtitle else 0.52
     high = max(3.1, _ROW * rows) + top + 0.6 + legend
-    margins = (0.5, 0.2, top, 0.6 + legend)
-    panels, gap = ((2.9, 1.5), 1.6) if two else ((1,), 0)
+    margins = (0.55, 0.2, top, 0.6 + legend)
+    panels, gap = ((2.85, 1.5), 1.6) if two else ((1,), 0)
     title = "Win rate against simulation budget"
     with picture(out, path.stem, high, title, subtitle, margins, panels, gap) as drawn:
         _draw_rates(drawn[0] if two else drawn, arms, groups, high)
@@ -125,7 +125,7 @@ def _draw_rates(axes: Any, arms: pd.DataFrame, groups: dict[Arm, pd.DataFrame], 
     for number, rows in enumerate(lines):
         arm = arm_of(rows[0])
         look, level = shown[arm], _without_simulations(rows[0])
-        style = marker_style(look, 4.5 if is_ablation(arm.method) else 6.5)  # at equal points both stay visible
+        style = marker_style(look, 5 if is_ablation(arm.method) else 6.5)  # at equal points both stay visible
         x = [0.0 if level else row["episodes"] for row in rows]
         y = [100 * row["win_rate"] for row in rows]
         ends = [[100 * (row["win_rate"] - row["win_low"]), 100 * (row["win_high"] - row["win_rate"])] for row in rows]
@@ -200,7 +200,7 @@ def _draw_differences(axes: Any, gains: dict[Arm, pd.Series], reference: Arm, na
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("\n".join(textwrap.wrap(f"minus {names[reference]}, points".replace("\n", " "), 32)))
+    axes.set_xlabel("\n".join(textwrap.wrap(f"minus {names[reference]}, points".replace("\n", " "), 26)))
 
 
 def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
