@@ -45,7 +45,7 @@ LOOKS = {
     "rft": Look("#0B4F8A", "s"),
     "eef": Look("#D55E00", "o"),
     "eef restart_only": Look("#E69F00", "^"),
-    "eef random_segments": Look("#CC79A7", "v"),
+    "eef random_segments": Look("#D98FBC", "v"),
     "eef mask_harmful": Look("#56B4E9", "P"),
     "eef recovery": Look("#117733", "<"),
     "eef one_per_state": Look("#882255", ">"),
@@ -55,8 +55,8 @@ LOOKS = {
     "eto own_pairs": Look("#44AA99", "1"),
     "nat": Look("#332288", "d"),
     "sft_all": Look("#8C6D31", "8"),
-    "ceiling": Look("#8C8C8C", "*"),
-    "expert": Look("#666666", "H"),
+    "ceiling": Look("#707070", "*"),
+    "expert": Look("#A8A8A8", "H"),
 }
 _OTHERS = [Look(colour, marker) for marker in "2+x34|_" for colour in ("#661100", "#AA4466", "#4477AA", "#228833")]
 LINES: list[Any] = ["-", "--", ":", "-."]
