@@ -306,6 +306,7 @@ def test_from_sweep_file_to_figure_and_again(
     assert "no outcomes.csv: " in output and "episodes.csv is missing" in output, "a notebook that plays no episodes"
     assert main(["figures", "--root", str(root), "--sweep", "demo", "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "win_rate_vs_budget.csv").read_bytes() == table
+    assert f"{tmp_path}/again/win_rate_vs_budget.pdf" in capsys.readouterr().out
     assert os.listdir(root / "sweeps" / "demo")
     assert (
         f"report: {root}/reports/demo.html" in output and "data:image/png" in (root / "reports/demo.html").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
+from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,3 +113,21 @@ def test_intervals_over_seeds_cover_what_they_claim(monkeypatch: pytest.MonkeyPa
         assert coverage.loc[("normal", 5), "bootstrap, %"] < 88 and coverage.loc[("bimodal", 3), "t, %"] < 80
     assert (committed.loc["normal", "t, %"] >= 93).all()
     assert (table["t, %"] - committed["t, %"]).abs().max() < 4
+
+
+def test_a_picture_is_drawn_again_from_the_committed_rows(tmp_path: Path) -> None:
+    """The table stays byte for byte; one that drawing would change is refused and stays too."""
+    spec = util.spec_from_file_location("redraw_figures", ROOT / "experiments" / "redraw_figures.py")
+    assert spec and spec.loader
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table = tmp_path / "win_rate_vs_budget.csv"
+    table.write_text(text_of("figures/scienceworld/win_rate_vs_budget.csv"))
+    before = table.read_bytes()
+    assert module.redraw(tmp_path) == table.with_suffix(".png") and table.with_suffix(".pdf").is_file()
+    assert table.read_bytes() == before and "scienceworld · 3 seeds" in table.with_suffix(".svg").read_text()
+    header, *rows = before.decode().splitlines()
+    table.write_text("\n".join([header, *rows[::-1], ""]))
+    with pytest.raises(ValueError, match="drawing it again changes the table"):
+        module.redraw(tmp_path)
+    assert table.read_text().splitlines()[1] == rows[-1]

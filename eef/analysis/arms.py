@@ -35,6 +35,15 @@ NAMES = {  # of methods that have another name in figures; every other method is
     "eef": "EEF, M states",
     "ceiling": "ceiling: SFT on perfect demonstrations",
 }
+_OPTION_NAMES = {  # of options in figures and tables; an option that is not here keeps its own
+    "restart_only=True": "restart only",
+    "random_segments=True": "random segments",
+    "mask_harmful=False": "harmful actions carry loss",
+    "recovery=False": "no recovery states",
+    "one_per_state=False": "all solutions",
+    "all_experts=True": "experts' wins too",
+    "own_pairs=True": "own pairs",
+}
 _DEFAULTS = {("eto", "n"): 1}  # numbers that a name leaves out
 GRADES = ("easy", "medium", "hard")
 _GRADE_COLUMNS = [f"win_rate_{grade}" for grade in GRADES]
@@ -195,6 +204,21 @@ def read_stage(row: dict[str, Any], name: str) -> list[Trajectory]:
     return load(path)
 
 
+def reference_arm(arms: Iterable[Arm], experts: str) -> Arm | None:
+    """What other arms are compared with: RFT with the largest n, else behaviour cloning; on ``experts`` if there are
+    several. None if there is neither.
+    """
+    for method in ("rft", "sft_pos"):
+        if own := [arm for arm in arms if arm.method == method]:
+            return max(own, key=lambda arm: (arm.n or 0, arm.experts == experts, -len(arm.experts)))
+    return None
+
+
+def most_common_experts(groups: Mapping[Arm, pd.DataFrame]) -> str:
+    """The experts of most runs."""
+    return str(pd.concat(groups.values())["experts"].mode()[0])
+
+
 def by_arm(runs: pd.DataFrame) -> dict[Arm, pd.DataFrame]:
     """The runs of each arm, in display order: behaviour cloning, RFT by n, EEF by m, ablations, the ceiling."""
     frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, "k"])])
@@ -226,6 +250,18 @@ def _parts(method: str) -> tuple[str, str]:
     return name, options
 
 
+def _option_texts(method: str) -> list[str]:
+    """The options in a method's name, each as ``name=value``."""
+    name, options = _parts(method)
+    ends = r"(?:_(?=[a-z]\w*=)|$)" if name in NAMES else r"(?:, |$)"
+    return [text for text, _ in re.findall(rf"([a-z]\w*?=(.+?)){ends}", options)]
+
+
+def method_options(method: str) -> tuple[str, list[str]]:
+    """A method without its options, and their names: ``("eef", ["restart_only"])``."""
+    return _parts(method)[0], [text.partition("=")[0] for text in _option_texts(method)]
+
+
 def varying(runs: pd.DataFrame, all_names: bool = False) -> list[str]:
     """The keys of the configuration in which the runs differ, other than the seed.
 
@@ -234,7 +270,7 @@ def varying(runs: pd.DataFrame, all_names: bool = False) -> list[str]:
     configs = [dict(config or {}) for config in runs["config"]]
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key != "seed"]
     keys = [key for key in keys if len({digest(config.get(key)) for config in configs}) > 1]
-    options = {name for method in runs["method"] for name in re.findall(r"(\w+)=", _parts(str(method))[1])}
+    options = {name for method in runs["method"] for name in method_options(str(method))[1]}
     return keys if all_names else [key for key in keys if key not in {*ARM_COLUMNS, *options}]
 
 
@@ -251,8 +287,11 @@ def is_ablation(method: str) -> bool:
 
 def method_name(method: str) -> str:
     """The display name of a method; the options of an ablation follow it."""
-    name, options = _parts(method)
-    return ", ".join(filter(None, (NAMES.get(name, name), options)))
+    name = _parts(method)[0]
+    known = [_OPTION_NAMES.get(text, text) for text in _option_texts(method)]
+    if name in NAMES:  # of others, the options stay as their author wrote them
+        known = [text.replace("_", " ").replace("=", " ") for text in known]
+    return ", ".join([NAMES.get(name, name), *known])
 
 
 def line_name(arms: Sequence[Arm]) -> str:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from eef.analysis.arms import FigureError, arm_name, arm_names, by_arm, comparable, read_episodes, read_stage, records
+from eef.analysis.drawing import WIDTH, picture
 from eef.analysis.evaluate import results
-from eef.analysis.figures import picture
 from eef.analysis.statistics import interval, paired
 from eef.analysis.tables import write_table
 from eef.envs.extras import extras_of
@@ -22,7 +24,15 @@ from eef.envs.extras import extras_of
 _IN_HASHES = {"catalogue", "data", "env", "model"}  # parameters that may change a run's hashes
 
 
-def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
+def difference_map(
+    runs: pd.DataFrame,
+    x: str,
+    y: str,
+    out: str | Path,
+    x_label: str = "",
+    y_label: str = "",
+    headline: Sequence[Any] = (),
+) -> Path:
     """Where EEF gains most: its win rate minus RFT's at EEF's budget, in each cell of two parameters of a sweep.
 
     ``x`` and ``y`` are dotted paths into the runs' configuration, such as ``expert_noise.late``. A cell needs one EEF
@@ -32,14 +42,22 @@ def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
     :func:`eef.analysis.statistics.paired`, over seeds. Runs of one cell must be comparable; all runs must be comparable
     if neither parameter is of the catalogue, data, environment or model.
 
-    Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``difference_map.csv`` has a row per
-    cell: x and y (values), seeds, n_test, episodes_eef (mean over seeds), win_eef, win_rft (interpolated), win_bc,
-    difference, low, high, expert_win_rate, expert_wins_SKILL (share of the expert's wins that use the environment's
-    first skill, if it has any), x_name, y_name, run_ids. Rates are fractions.
+    ``x_label`` and ``y_label`` say in words what the parameters are; without them the axes show the
+    paths as words. ``headline`` has the values of x and y of the setting that the main results are about: its cell is
+    framed, if there is one.
+
+    Writes PNG, SVG, PDF and the table behind them into ``out``; returns the PNG's path. ``difference_map.csv`` has a
+    row per cell: x and y (values), seeds, n_test, episodes_eef (mean over seeds), win_eef, win_rft (interpolated),
+    win_bc, difference, low, high, expert_win_rate, expert_wins_SKILL (share of the expert's wins that use the
+    environment's first skill, if it has any), x_name, y_name, run_ids. Rates are fractions.
 
     :class:`FigureError`, naming the cell, if arms or common seeds are missing, and if EEF's budget exceeds the largest
-    of RFT: nothing is extrapolated.
+    of RFT: nothing is extrapolated. Also for a ``headline`` without two values.
     """
+    if len(headline) not in (0, 2):
+        raise FigureError(
+            f"headline={list(headline)}: give the values of {x} and {y} of one setting, or leave it empty"
+        )
     used = runs[runs["method"].isin(["sft_pos", "rft", "eef"])] if "method" in runs else runs
     keys = [(_setting(row, x), _setting(row, y)) for row in records(used)]
     if used.empty or not {x.split(".")[0], y.split(".")[0]} & _IN_HASHES:
@@ -53,18 +71,33 @@ def difference_map(runs: pd.DataFrame, x: str, y: str, out: str | Path) -> Path:
     path = write_table(table, out, "difference_map")
     seeds, tests = (_range(table[name]) for name in ("seeds", "n_test"))
     names = " or ".join(dict.fromkeys(arm_name(arm) for arm in by_arm(used) if arm.method == "eef"))
+    framed = [*headline] in table[["x", "y"]].to_numpy().tolist()
     about = (
         f"{used['env'].iloc[0]} · {names}, minus RFT interpolated at its simulated episodes · "
         f"{seeds} seed{'s' * (seeds != '1')} · {tests} test tasks\n"
         "in points, with the 95 % t-interval over seeds; pale and hatched where it includes 0 or there is none"
     )
+    about += "\nblack frame: the setting of the main results" if framed else ""
     across, down = table["x"].nunique(), table["y"].nunique()
-    left = 0.45 + 0.078 * max(len(str(value)) for value in table["y"])
-    margins = (left, 0.85, 0.9, 0.65)
-    size = (max(7.5, left + 1.25 + 1.55 * across), 1.55 + 0.9 * down)
-    with picture(out, "difference_map", size, "Win rate of EEF minus RFT at equal budget", about, margins) as axes:
-        _draw_map(axes, table)
+    left = 0.5 + 0.065 * max(len(str(value)) for value in table["y"])
+    words = [label or _words(path) for label, path in ((x_label, x), (y_label, y))]
+    labels = [
+        textwrap.fill(words[0], int((WIDTH - left - 1.0) / 0.062)),
+        textwrap.fill(words[1], max(16, int(0.85 * down / 0.062))),
+    ]
+    left += 0.13 * labels[1].count("\n")
+    top, bottom = 0.68 + 0.13 * framed, 0.45 + 0.13 * labels[0].count("\n")
+    size = min(1.0, 0.72 * (WIDTH - left - 1.0) / across)  # of texts in cells: 1 if a cell has 1.4 inches or more
+    margins = (left, 0.62, top, bottom)
+    high = top + bottom + 0.85 * down
+    with picture(out, path.stem, high, "Win rate of EEF minus RFT at equal budget", about, margins) as axes:
+        _draw_map(axes, table, labels, headline if framed else (), size)
     return path.with_suffix(".png")
+
+
+def _words(path: str) -> str:
+    """A parameter's name as words: ``expert noise: late`` for ``expert_noise.late``."""
+    return path.replace("_", " ").replace(".", ": ")
 
 
 def _setting(row: dict[str, Any], path: str) -> Any:
@@ -157,7 +190,8 @@ def _range(values: pd.Series) -> str:
     return " to ".join(dict.fromkeys(f"{value:.0f}" for value in (values.min(), values.max())))
 
 
-def _draw_map(axes: Any, table: pd.DataFrame) -> None:
+def _draw_map(axes: Any, table: pd.DataFrame, labels: Sequence[str], headline: Sequence[Any], size: float) -> None:
+    """``labels`` of x and y; ``size`` scales the texts of the cells."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -181,10 +215,15 @@ def _draw_map(axes: Any, table: pd.DataFrame) -> None:
             at = (x - 0.49, y - 0.48)
             axes.add_patch(Rectangle(at, 0.98, 0.96, fill=False, hatch="//", edgecolor=edge, alpha=0.25, linewidth=0))
             ink = "#e6e6e6" if dark else "#666666"
+        if [row["x"], row["y"]] == [*headline]:
+            at = (x - 0.485, y - 0.475)
+            axes.add_patch(
+                Rectangle(at, 0.97, 0.95, fill=False, edgecolor="black", linewidth=2, zorder=3, gid="headline")
+            )
         texts: list[tuple[float, str, dict[str, Any]]] = [
-            (-0.2, f"{points:+.1f}", {"fontsize": 13, "weight": "normal" if includes_zero else "bold"}),
-            (0.08, "one seed" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]", {"fontsize": 9}),
-            (0.31, f"EEF {100 * row['win_eef']:.0f} %, RFT {100 * row['win_rft']:.0f} %", {"fontsize": 7.5}),
+            (-0.2, f"{points:+.1f}", {"fontsize": 12 * size, "weight": "normal" if includes_zero else "bold"}),
+            (0.08, "one seed" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]", {"fontsize": 8 * size}),
+            (0.31, f"EEF {100 * row['win_eef']:.0f} %, RFT {100 * row['win_rft']:.0f} %", {"fontsize": 6.8 * size}),
         ]
         for shift, text, style in texts:
             axes.text(x, y + shift, text.replace("-", "−"), ha="center", va="center", color=ink, **style)
@@ -192,12 +231,12 @@ def _draw_map(axes: Any, table: pd.DataFrame) -> None:
     axes.set_ylim(len(levels["y"]) - 0.5, -0.5)
     axes.set_xticks(range(len(levels["x"])), levels["x"])
     axes.set_yticks(range(len(levels["y"])), levels["y"])
-    axes.set_xlabel(table["x_name"].iloc[0])
-    axes.set_ylabel(table["y_name"].iloc[0])
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = axes.figure.colorbar(scale, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label("EEF minus RFT, points", fontsize=9)
+    bar.set_label("EEF minus RFT, points", fontsize=8)
     bar.outline.set_visible(False)

@@ -1,6 +1,8 @@
 """The paper's Figure 1: a failed expert trajectory, and how simulations from its states ended.
 
-The frames come from :func:`eef.tracking.runs.load_runs`; stages are read from the run folders.
+A label of a state is reliable if the state was simulated at least 20 times and the 95 % Wilson interval of its win rate
+lies above one half (won) or below it (lost). With 20 simulations that is at least 15 wins or at most 5, with 40 at
+least 27 or at most 13. The frames come from :func:`eef.tracking.runs.load_runs`; stages are read from the run folders.
 """
 
 from __future__ import annotations
@@ -14,21 +16,15 @@ import pandas as pd
 
 from eef.agents.actions import uses
 from eef.analysis.arms import FigureError, plain_eef, read_stage, records
-from eef.analysis.figures import picture
+from eef.analysis.drawing import picture
+from eef.analysis.failure_drawing import draw_examples, draw_trajectory
+from eef.analysis.statistics import wilson
 from eef.analysis.tables import write_table
 from eef.envs.extras import Extras, Skill, extras_of
-from eef.selection import Outcomes, Segment, cut_points, important_states, segments
+from eef.selection import Outcomes, cut_points, important_states, segments, select
 from eef.trajectory import Trajectory
 
-KINDS = {  # colour, hatch and label of a segment; the colours are distinct for colour-blind readers
-    "beneficial": ("#009E73", "", "beneficial: from a losing state to a winning one"),
-    "harmful": ("#D55E00", "////", "harmful: from a winning state to a losing one"),
-    "neutral": ("#B0B0B0", "", "neutral"),
-}
-MARKS = {  # marker, colour and sign of a state whose simulation won or lost
-    "won": ("o", "#009E73", "✓"),
-    "lost": ("s", "#D55E00", "✗"),
-}
+LEAST_SIMULATIONS = 20  # of a state with a reliable label
 
 
 def outcomes_of(expert: Trajectory, simulations: Iterable[Trajectory]) -> dict[int, Trajectory | None]:
@@ -49,36 +45,43 @@ def outcomes_of(expert: Trajectory, simulations: Iterable[Trajectory]) -> dict[i
     return outcomes
 
 
+def is_reliable(wins: int, simulations: int) -> bool:
+    """Whether the label of a state with that many wins is reliable, as the top of the module defines it."""
+    if simulations < LEAST_SIMULATIONS:
+        return False
+    low, high = wilson(wins, simulations)
+    return low > 0.5 or high < 0.5
+
+
 def failed_trajectory(runs: pd.DataFrame, out: str | Path) -> Path:
     """The paper's Figure 1: a failed expert trajectory, its segments, and how simulations from its states ended.
 
-    The run is the finished EEF run (no ablation) with the largest m, then the smallest seed, then the first by experts
-    and run id; its first iteration is drawn. The trajectory is the expert failure that has both beneficial and harmful
-    segments and has most of them, then the shortest, then the first by task and source.
+    The run is the finished EEF run (no ablation, one simulation per state) with the largest m, then the smallest seed,
+    then the first by experts and run id; its first iteration is drawn. The trajectory is the first by
+    :func:`clearest_first` of those with a beneficial and a harmful segment. Each label is the outcome of a single
+    simulation, which the picture says: another simulation of the same state may end otherwise. Use
+    ``experiments/draw_failure.py`` for a failure with reliable labels.
 
-    Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``failed_trajectory.csv`` has a row
-    per turn i: run_id, task, source, turn, action, segment (its kind), simulated (``won`` or ``lost`` from s_i; empty
-    if there was no simulation or it ended in an error), needs_recovery (of s_i). :class:`FigureError` if there is no
-    such run or trajectory.
+    Writes PNG, SVG, PDF and the table behind them into ``out``; returns the PNG's path. ``failed_trajectory.csv`` has a
+    row per turn i: run_id, task, source, turn, action, segment (its kind), simulated (``won`` or ``lost`` from s_i;
+    empty if there was no simulation or it ended in an error), needs_recovery (of s_i), carries_loss (how many of the
+    selected examples learn the turn). :class:`FigureError` if there is no such run or trajectory.
     """
     frame = plain_eef(runs)
     if frame.empty:
         raise FigureError("no finished EEF run: Figure 1 draws simulations from an expert's states")
     row = min(records(frame), key=lambda row: (-row["m"], row["seed"], str(row["experts"]), row["run_id"]))
-    candidates = []
-    for expert, outcomes in _explored(row):
-        parts = segments(expert, outcomes)
-        kinds = [part.kind for part in parts if part.kind != "neutral"]
-        if len(set(kinds)) == 2:
-            candidates.append((-len(kinds), len(expert), expert.task, expert.source, expert, outcomes))
-    if not candidates:
+    extras = extras_of(row["env"])
+    both = [pair for pair in _explored(row) if {"beneficial", "harmful"} <= {part.kind for part in segments(*pair)}]
+    if not both:
         raise FigureError(
             f"in {row['run_id']} no failed expert trajectory has both a beneficial and a harmful segment: "
             "add EEF runs with more states (m) or more training subtasks"
         )
-    expert, outcomes = min(candidates, key=lambda item: item[:4])[4:]
+    expert, outcomes = clearest_first(both, extras.skills)[0]
     about = f"{row['env']} · expert {expert.source or row['experts']} · M = {int(row['m'])} · seed {row['seed']}"
-    return draw_failure(expert, outcomes, out, about, extras_of(row["env"]), {"run_id": row["run_id"]})
+    about += " · each label rests on one simulation"
+    return draw_failure(expert, outcomes, out, about, extras, {"run_id": row["run_id"]})
 
 
 def draw_failure(
@@ -91,14 +94,28 @@ def draw_failure(
     counts: Mapping[int, tuple[int, int]] | None = None,
     notes: Mapping[int, str] | None = None,
 ) -> Path:
-    """Figure 1 of one failure: ``failed_trajectory.png``, ``.svg`` and ``.csv`` in ``out``; returns the PNG's path.
+    """Figure 1 of one failure: ``failed_trajectory.png``, ``.svg``, ``.pdf`` and ``.csv`` in ``out``; returns the PNG's
+    path.
+
+    On the right, a column for each example that is selected from the failure (:func:`eef.selection.select`) shows which
+    turns carry loss: the expert's, and those of the simulation that won.
 
     ``about`` is written above the goal, and ``columns`` are added to each row of the table. ``counts`` (wins and
-    simulations of a state) is for states that were simulated several times. ``notes`` (turn -> text) replaces the notes
-    of the environment beside the actions.
+    simulations of a state) is for states that were simulated several times; the win rate is drawn at each state.
+    :class:`FigureError` unless all labels are reliable and agree with ``outcomes``. ``notes`` (turn -> text) replaces
+    the notes of the environment beside the actions.
     """
+    for index in sorted(outcomes) if counts else []:
+        wins, simulations = (counts or {}).get(index, (0, 0))
+        if not is_reliable(wins, simulations) or (2 * wins > simulations) != (outcomes[index] is not None):
+            raise FigureError(
+                f"task {expert.task}: state {index} is labelled {'won' if outcomes[index] else 'lost'}, but {wins} of "
+                f"{simulations} simulations from it won, so the label is not reliable: simulate each state at least "
+                f"{LEAST_SIMULATIONS} times, or draw another failure"
+            )
     parts = segments(expert, outcomes)
     recover = set(important_states(expert, outcomes)) - {0}
+    examples = select(expert, outcomes)
     table = pd.DataFrame(
         {
             **(columns or {}),
@@ -109,19 +126,21 @@ def draw_failure(
             "segment": next((part.kind for part in parts if part.start <= index < part.stop), ""),
             "simulated": ("won" if outcomes[index] else "lost") if index in outcomes else "",
             "needs_recovery": index in recover,
+            "carries_loss": sum(example.trajectory.prefix > index and example.mask[index] for example in examples),
             **(dict(zip(("wins", "simulations"), counts.get(index, ("", "")), strict=True)) if counts else {}),
         }
         for index, turn in enumerate(expert.turns)
     )
     path = write_table(table, out, "failed_trajectory")
     goal = textwrap.shorten(extras.goal(expert.prompt), 440, placeholder=" …")
-    heading = textwrap.wrap(f"“{goal}”", 112)[:4]
-    size = (8, 0.75 + 0.17 * len(heading) + 0.25 * (len(expert) + len(outcomes) + 1) + 0.75)
-    margins = (0.15, 0.1, 0.7 + 0.17 * len(heading), 0.75)
+    heading = textwrap.wrap(f"“{goal}”", 110)[:4]
+    top = 0.5 + 0.14 * len(heading)
+    high = top + 0.22 * (len(expert) + len(outcomes) + 2) + 0.75
     subtitle = "\n".join([about, *heading])
     shown = {i: extras.note(turn.action, expert.state(i)) for i, turn in enumerate(expert.turns)} | dict(notes or {})
-    with picture(out, "failed_trajectory", size, "A failed expert trajectory", subtitle, margins) as axes:
-        _draw_trajectory(axes, expert, outcomes, parts, recover, shown, counts or {})
+    with picture(out, path.stem, high, "A failed expert trajectory", subtitle, (0.08, 0.08, top, 0.75)) as axes:
+        draw_trajectory(axes, expert, outcomes, parts, recover, shown, counts or {})
+        draw_examples(axes, expert, outcomes, examples)
     return path.with_suffix(".png")
 
 
@@ -206,72 +225,3 @@ def expert_state_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     table = groups.agg(simulations=("won", "size"), won=("won", "mean"))
     write_table(table, out, "expert_states")
     return table
-
-
-def _draw_trajectory(
-    axes: Any,
-    expert: Trajectory,
-    outcomes: Outcomes,
-    parts: list[Segment],
-    recover: set[int],
-    notes: Mapping[int, str],
-    counts: Mapping[int, tuple[int, int]],
-) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch, Rectangle
-
-    places: dict[tuple[str, int], float] = {}
-    for index in range(len(expert)):
-        for kind in ["state"] * (index in outcomes) + ["turn"]:
-            places[kind, index] = len(places) + 0.5
-    end = len(places) + 0.5
-    for part in parts:
-        top, bottom = places["state", part.start], places.get(("state", part.stop), end)
-        colour, hatch, _ = KINDS[part.kind]
-        high = bottom - top
-        axes.add_patch(Rectangle((0.06, top), 0.16, high, facecolor=colour, hatch=hatch, edgecolor="white"))
-        axes.add_patch(Rectangle((0.22, top), 7.53, high, facecolor=colour, alpha=0.09, linewidth=0))
-    for (kind, index), y in places.items():
-        if kind == "turn":
-            action = expert.turns[index].action
-            note = notes[index]
-            axes.text(0.62, y, f"a{index}", fontsize=8, color="#777777", ha="right", va="center")
-            words = textwrap.shorten(action, 84, placeholder=" …]" if action.endswith("]") else " …")
-            written = axes.text(0.72, y, words, fontsize=9, family="DejaVu Sans Mono", va="center")
-            room = 92 - len(words)
-            if note and room > 10:
-                axes.annotate(
-                    textwrap.shorten(note, room, placeholder=" …"), (1, 0.5), xycoords=written, xytext=(7, 0),
-                    textcoords="offset points", fontsize=8.5, color="#555555", va="center",
-                )  # fmt: skip
-            continue
-        ended = "won" if outcomes[index] else "lost"
-        marker, colour, sign = MARKS[ended]
-        axes.plot([0.14], [y], marker, color=colour, markersize=12, markeredgecolor="white", zorder=4)
-        axes.text(0.14, y, sign, color="white", fontsize=9, weight="bold", ha="center", va="center_baseline", zorder=5)
-        if index in counts:
-            note = "$s_{{{}}}$: {} of {} simulations from here won".format(index, *counts[index])
-        else:
-            note = f"$s_{{{index}}}$: the simulation from here {ended}"
-        written = axes.text(0.32, y, note, fontsize=9, va="center", color="#222222", parse_math=True)
-        if index in recover:
-            axes.annotate(
-                "▲ needs recovery", (1, 0.5), xycoords=written, xytext=(10, 0), textcoords="offset points",
-                fontsize=8.5, weight="bold", color="#8a3d00", va="center",
-            )  # fmt: skip
-    over = "episode ended" if expert.outcome == "done" else "out of steps"
-    axes.plot([0.14], [end], "s", color="#222222", markersize=9, markeredgecolor="white", zorder=4)
-    axes.text(0.32, end, f"end: {over}, reward {expert.reward:.2f}, failed", fontsize=9, weight="bold", va="center")
-    handles: list[Any] = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label) for colour, hatch, label in KINDS.values()
-    ]
-    for ended, (marker, colour, sign) in MARKS.items():
-        label = f"state whose simulation{'s mostly' if counts else ''} {ended} ({sign})"
-        handles.append(Line2D([], [], marker=marker, color=colour, linestyle="", markersize=8, label=label))
-    handles.append(
-        Line2D([], [], marker="^", color="#8a3d00", linestyle="", markersize=6, label="state that needs recovery")
-    )
-    axes.set_xlim(0, 7.75)
-    axes.set_ylim(end + 0.6, 0)
-    axes.axis("off")
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.005, 0), ncols=2, frameon=False, fontsize=8.5)

@@ -1,21 +1,21 @@
-"""The paper's Figure 3, learning curves, and the frame that all pictures share.
+"""The paper's Figure 3 and learning curves.
 
-Each picture is written as PNG and SVG into a folder, with the table behind it (CSV). The frames come from
+Each picture is written as PNG, SVG and PDF into a folder, with the table behind it (CSV). The frames come from
 :func:`eef.tracking.runs.load_runs`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import cycle
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from eef.analysis.arms import (
+    Arm,
     FigureError,
     arm_names,
     arm_of,
@@ -24,75 +24,64 @@ from eef.analysis.arms import (
     comparable,
     is_ablation,
     line_name,
+    method_name,
+    most_common_experts,
     records,
+    reference_arm,
     run_table,
 )
+from eef.analysis.drawing import LINES, LOOKS, Look, looks, marker_style, picture
+from eef.analysis.labels import Label, place_labels
+from eef.analysis.statistics import over_seeds
 from eef.analysis.tables import write_table
-from eef.files import disk_errors, read_rows
+from eef.files import read_rows
 
-# Okabe and Ito's colours, distinct for colour-blind readers; markers differ too.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
-_MARKERS = ["o", "s", "^", "D", "v", "P"]
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "svg.hashsalt": "eef",
-    "text.parse_math": False,  # prices have dollar signs
-}
-
-
-@contextmanager
-def picture(
-    out: str | Path, stem: str, size: tuple[float, float], title: str, subtitle: str, margins: Sequence[float] = ()
-) -> Iterator[Any]:
-    """Axes to draw on, in a figure of ``size`` inches; the figure is written as PNG (200 dpi) and SVG after the block.
-
-    ``margins``: left, right, top and bottom, in inches.
-    """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    (wide, high), (left, right, top, bottom) = size, margins or (0.68, 0.12, 0.7, 1.3)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=size, dpi=200)  # no pyplot, so no display and no state
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        yield axes
-        figure.suptitle(title, x=0.096 / wide, y=1 - 0.075 / high, ha="left", fontsize=14, weight="bold")
-        place: dict[str, Any] = {"ha": "left", "va": "top", "fontsize": 9, "color": "#444444"}
-        figure.text(0.096 / wide, 1 - 0.375 / high, subtitle, **place)
-        figure.subplots_adjust(left / wide, bottom / high, 1 - right / wide, 1 - top / high)
-        with disk_errors(Path(out)):
-            Path(out).mkdir(parents=True, exist_ok=True)
-            figure.savefig(Path(out) / f"{stem}.svg", metadata={"Date": None})
-            figure.savefig(Path(out) / f"{stem}.png", metadata={"Software": None})
+_ROW = 0.235  # inches, of an arm in the panel of differences
+_LINE = 0.165  # inches, of the legend
 
 
 def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     """The paper's Figure 3: test win rate against simulated episodes, RFT over N and EEF over M for each expert set.
 
-    Writes PNG, SVG and the table behind them (CSV, a row per run) into the folder ``out``; returns the PNG's path.
-    Points of two lines at the same budget are slightly offset. If there are more lines than colours, ablations of EEF
-    are not drawn (their rows stay in the CSV).
+    Each arm is a marker at its mean number of simulated episodes, with its 95 % t-interval over seeds, and each run is
+    a dot at its own number. Arms without simulations are horizontal lines that begin at 0 episodes. If two runs or more
+    share a seed with the reference, a second panel shows the differences from it on equal seeds
+    (:func:`paired_differences`). Points are never moved.
+
+    Writes PNG, SVG, PDF and the table behind them (CSV, a row per run) into the folder ``out``; returns the PNG's path.
     """
     arms = arm_table(comparable(runs))
-    if len(arms[arms["episodes"] > 0].groupby(["method", "experts"], dropna=False)) > len(_COLOURS):
-        arms = arms[~arms["method"].map(is_ablation)]
+    groups = by_arm(runs)
     path = write_table(run_table(runs), out, "win_rate_vs_budget")
-    rows = math.ceil(len(arms.groupby(["method", "experts"], dropna=False)) / 2)  # of the legend
-    size, margins = (8, 4.2 + 0.21 * rows), (0.68, 0.12, 0.7, 0.62 + 0.21 * rows)
+    reference = reference_arm(groups, most_common_experts(groups))
+    differences = paired_differences(runs, reference) if reference else {}
+    two = any(len(values) > 1 for values in differences.values())
+    names = {arm: textwrap.wrap(name, 25) for arm, name in arm_names(groups).items()}
+    legend = _LINE * math.ceil(len(_lines(arms)) / 3)
+    rows = sum(0.6 + 0.4 * len(names[arm]) for arm in differences) if two else 0
+    subtitle = _subtitle(runs, arms)
+    top = 0.65 if "\n" in subtitle else 0.52
+    high = max(3.1, _ROW * rows) + top + 0.6 + legend
+    margins = (0.55, 0.2, top, 0.6 + legend)
+    panels, gap = ((2.85, 1.5), 1.6) if two else ((1,), 0)
     title = "Win rate against simulation budget"
-    with picture(out, "win_rate_vs_budget", size, title, _subtitle(runs, arms), margins) as axes:
-        _draw(axes, arms)
+    with picture(out, path.stem, high, title, subtitle, margins, panels, gap) as drawn:
+        _draw_rates(drawn[0] if two else drawn, arms, groups, high)
+        if two and reference:
+            _draw_differences(drawn[1], differences, reference, {arm: "\n".join(own) for arm, own in names.items()})
     return path.with_suffix(".png")
+
+
+def paired_differences(runs: pd.DataFrame, reference: Arm) -> dict[Arm, pd.Series]:
+    """For each other arm that shares a seed with ``reference``: its win rate minus the reference's, by seed.
+
+    Win rates are those of whole runs (``win_rate``, a fraction). Where episodes ended in an infrastructure error,
+    :func:`eef.analysis.tables.paired_table` also leaves out the other arm's episode on the same subtask.
+    """
+    groups = by_arm(runs)
+    rates = {arm: pd.to_numeric(group.set_index("seed")["win_rate"]) for arm, group in groups.items()}
+    gains = {arm: (own - rates[reference]).dropna().sort_index() for arm, own in rates.items() if arm != reference}
+    return {arm: gain for arm, gain in gains.items() if len(gain)}
 
 
 def subtitle_of(runs: pd.DataFrame) -> str:
@@ -107,94 +96,131 @@ def _subtitle(runs: pd.DataFrame, arms: pd.DataFrame) -> str:
     if half.isna().all():
         return f"{subtitle_of(runs)} · no intervals: one seed per method"
     widths = " to ".join(dict.fromkeys(f"±{width:.1f}" for width in (half.min(), half.max())))
-    return f"{subtitle_of(runs)} · 95 % t-intervals over seeds: {widths} points"
+    return f"{subtitle_of(runs)} · small dots: single seeds\n95 % t-intervals over seeds: {widths} points"
 
 
-def _draw(axes: Any, arms: pd.DataFrame) -> None:
-    from matplotlib.patheffects import withStroke
+def _lines(arms: pd.DataFrame) -> list[list[dict[str, Any]]]:
+    """The arms, in lists of those that a line joins: of one method, one expert set and one K, by budget."""
+    joined: dict[Any, list[dict[str, Any]]] = {}
+    order = {arm: place for place, arm in enumerate(by_arm(arms))}
+    for row in sorted(records(arms), key=lambda row: order[arm_of(row)]):
+        arm = arm_of(row)
+        key = arm if _without_simulations(row) else (arm.method, arm.experts, arm.k)
+        joined.setdefault(key, []).append(row)
+    return [sorted(rows, key=lambda row: row["episodes"]) for rows in joined.values()]
 
-    handles: list[Any] = []
-    simulated = (pd.to_numeric(arms["episodes"]).fillna(0) > 0) & (arms["method"] != "ceiling")
-    k = arms["k"].fillna(1) if "k" in arms else pd.Series(1, arms.index)
-    groups: list[Any] = list(arms[simulated].groupby(["method", "experts", k[simulated]], dropna=False, sort=False))
-    lines = sorted(groups, key=lambda item: (item[0][0] != "rft", str(item[0][:2]), item[0][2]))
-    several = arms[simulated].groupby("method")["experts"].nunique().gt(1)
-    right = max(1.0, float(arms.loc[simulated, "episodes"].max() if simulated.any() else 1))
-    top = min(102.0, 1.08 * 100 * float(arms[["win_high", "win_rate"]].max().max()) + 1)
-    taken: list[tuple[float, float]] = []  # middles of labels, in points
-    levels = [100 * rate / top * 235 for rate in arms.loc[~simulated, "win_rate"]]  # of horizontal lines
-    for number, ((method, experts, _), line) in enumerate(lines):
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-        line = line.sort_values("episodes")
-        x = line["episodes"] + (number - (len(lines) - 1) / 2) * right * 0.008
-        y, low, high = (100 * line[name].fillna(line["win_rate"]) for name in ("win_rate", "win_low", "win_high"))
-        name = line_name([arm_of(row) for row in records(line)])
-        name += f", experts: {experts}" if several[method] and pd.notna(experts) else ""
-        ends = [y - low, high - y]
-        bars = axes.errorbar(
-            x, y, yerr=ends if line["win_low"].notna().any() else None, color=colour, marker=marker, markersize=7,
-            linewidth=2, elinewidth=1.2, capsize=3, markeredgecolor="white", markeredgewidth=0.8, label=name, zorder=3,
+
+def _without_simulations(row: dict[str, Any]) -> bool:
+    return row["method"] == "ceiling" or not row["episodes"] > 0  # also where it is unknown
+
+
+def _draw_rates(axes: Any, arms: pd.DataFrame, groups: dict[Arm, pd.DataFrame], high: float) -> None:
+    from matplotlib.lines import Line2D
+
+    shown, lines = looks(groups), _lines(arms)
+    names = arm_names(groups)
+    handles, labels = [], []
+    right = max([1.0, *pd.to_numeric(arms.loc[arms["method"] != "ceiling", "episodes"]).dropna()])
+    rates = [pd.to_numeric(group["win_rate"]).max() for group in groups.values()]
+    for number, rows in enumerate(lines):
+        arm = arm_of(rows[0])
+        look, level = shown[arm], _without_simulations(rows[0])
+        style = marker_style(look, 5 if is_ablation(arm.method) else 6.5)  # at equal points both stay visible
+        x = [0.0 if level else row["episodes"] for row in rows]
+        y = [100 * row["win_rate"] for row in rows]
+        ends = [[100 * (row["win_rate"] - row["win_low"]), 100 * (row["win_high"] - row["win_rate"])] for row in rows]
+        if level:
+            axes.axhline(y[0], color=look.colour, linestyle=look.line, linewidth=0.8, zorder=2)
+        for row in rows:
+            runs = groups[arm_of(row)]
+            if len(runs) > 1:
+                spent = pd.to_numeric(runs["episodes"]).fillna(0) * (not level)
+                rate = 100 * pd.to_numeric(runs["win_rate"])
+                axes.scatter(spent, rate, s=7, color=look.colour, alpha=0.4, linewidths=0, zorder=2.5)
+        # caps of different width tell intervals at equal budgets apart
+        axes.errorbar(
+            x, y, yerr=None if all(math.isnan(low) for low, _ in ends) else list(zip(*ends, strict=True)),
+            linestyle=look.line, linewidth=1.4, elinewidth=1, capsize=2 + 1.5 * (number % 4), capthick=1,
+            zorder=3 + (not level), **style,
         )  # fmt: skip
-        handles.append(bars)
-        letters = [letter for letter in ("n", "m") if line[letter].nunique() > 1]
-        below = len(lines) > 1 and (number == 0 or is_ablation(str(method)))
-        for at, places, row in zip(x, zip(low, high, strict=True), records(line), strict=True):
-            if text := ", ".join(f"{each.upper()}={row[each]:.0f}" for each in letters if pd.notna(row[each])):
-                # beyond the interval's end, with a white edge to stay legible
-                end, shift = _free(at / right * 470, [place / top * 235 for place in places], below, taken, levels)
-                axes.annotate(
-                    text, (at, places[end]), xytext=(0, shift), fontsize=8.5,
-                    textcoords="offset points", ha="center", va="bottom" if end else "top", color=colour,
-                    weight="bold", zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                )  # fmt: skip
-    greys = cycle([(":", "#222222"), ("-.", "#777777"), ((0, (1, 3)), "#999999"), ((0, (5, 1)), "#999999")])
-    for row in records(arms[~simulated].sort_values("win_rate")):
-        style, grey = ((0, (6, 3)), "#555555") if row["method"] == "ceiling" else next(greys)
-        experts = arms.loc[arms["method"] == row["method"], "experts"].nunique() > 1
-        name = line_name([arm_of(row)]) + (f", experts: {row['experts']}" if experts else "")
-        level = axes.axhline(100 * row["win_rate"], color=grey, linestyle=style, linewidth=1.6, label=name, zorder=2)
-        handles.append(level)
-        if pd.notna(row["win_low"]):
-            axes.axhspan(100 * row["win_low"], 100 * row["win_high"], color=grey, alpha=0.07, linewidth=0, zorder=1)
-    axes.set_xlim(0, right * 1.1)
-    axes.set_ylim(0, top)
+        name = _line_label(rows, names)
+        handles.append(Line2D([], [], linestyle=look.line, linewidth=0.8 if level else 1.4, label=name, **style))
+        letters = [letter for letter in ("n", "m") if len({row[letter] for row in rows if pd.notna(row[letter])}) > 1]
+        for place, row in enumerate(rows):
+            text = ", ".join(f"{each.upper()}={row[each]:.0f}" for each in letters if pd.notna(row[each]))
+            if text or level:
+                labels.append(Label(text or _short(arm, look), x[place], y[place], look.colour))
+    axes.set_xlim(-0.03 * right, 1.07 * right)
+    axes.set_ylim(0, min(104.0, 108 * max([*arms["win_high"].dropna(), *rates]) + 1))
     axes.set_xlabel("simulated episodes")
     axes.set_ylabel("test win rate (%)")
-    place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.15), "borderaxespad": 0}
-    axes.legend(handles=handles, ncols=2, frameon=False, fontsize=9, **place)
+    place_labels(axes, labels)
+    figure = axes.figure
+    axes.legend(
+        handles=handles, ncols=3, frameon=False, fontsize=7, loc="lower left", borderaxespad=0, columnspacing=1.2,
+        bbox_to_anchor=(0.08 / figure.get_figwidth(), 0.05 / high), bbox_transform=figure.transFigure,
+    )  # fmt: skip
 
 
-def _free(
-    x: float, ends: list[float], below: bool, taken: list[tuple[float, float]], levels: Sequence[float] = ()
-) -> tuple[int, float]:
-    """The end of an interval (0: low, 1: high) and the distance from it where a label overlaps no other label and none
-    of the horizontal lines at ``levels``, if there is such a place; in points.
-    """
-    sides = (0, 1) if below else (1, 0)
-    tried = [(end, (4 + step) * (1 if end else -1)) for step in (0, 11) for end in sides]
-    middles = [ends[end] + shift + (5 if end else -5) for end, shift in tried]
-    free = [not any(abs(x - a) < 30 and abs(middle - b) < 11 for a, b in taken) for middle in middles]
-    clear = [
-        ok and not any(abs(middle - level) < 7 for level in levels) for ok, middle in zip(free, middles, strict=True)
-    ]
-    place = next((choice.index(True) for choice in (clear, free) if any(choice)), 0)
-    taken.append((x, middles[place]))
-    return tried[place]
+def _line_label(rows: Sequence[dict[str, Any]], names: dict[Arm, str]) -> str:
+    """The legend's name of a line: of its arm if it has one, else without the number that varies."""
+    each = [arm_of(row) for row in rows]
+    if len(each) == 1:
+        return line_name(each) if each[0].method == "ceiling" else names[each[0]]
+    experts = f", experts: {each[0].experts}" if "experts:" in names[each[0]] else ""
+    return line_name(each) + experts
+
+
+def _short(arm: Arm, look: Look) -> str:
+    """A method's name without brackets and explanations, with its experts where it is not the first of its method."""
+    name = method_name(arm.method).split(":")[0].split(" (")[0]
+    return name if look.fill == "full" else f"{name}, {arm.experts}"
+
+
+def _draw_differences(axes: Any, gains: dict[Arm, pd.Series], reference: Arm, names: dict[Arm, str]) -> None:
+    shown = looks([reference, *gains])
+    heights = [0.6 + 0.4 * (1 + names[arm].count("\n")) for arm in gains]
+    places, at = [], 0.0
+    for height in heights:
+        places.append(at + height / 2)
+        at += height
+    for y, (arm, gain) in zip(places, gains.items(), strict=True):
+        look = shown[arm]
+        mean, low, high = (100 * end for end in over_seeds(gain))
+        axes.scatter(100 * gain, [y + 0.2] * len(gain), s=7, color=look.colour, alpha=0.5, linewidths=0, zorder=2.5)
+        bars = None if math.isnan(low) else [[mean - low], [high - mean]]
+        axes.errorbar(
+            [mean], [y - 0.15], xerr=bars, elinewidth=1, capsize=2, zorder=4, linestyle="", **marker_style(look)
+        )
+    axes.axvline(0, color="#222222", linewidth=0.9, zorder=2)
+    axes.set_yticks(places, [names[arm] for arm in gains], fontsize=7)
+    axes.set_ylim(at, 0)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -100), min(high, 100))  # no difference lies beyond, only an interval of few seeds
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("\n".join(textwrap.wrap(f"minus {names[reference]}, points".replace("\n", " "), 26)))
 
 
 def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
     """Training loss against steps, a line per training stage of each run, from the runs' ``metrics.jsonl``.
 
-    Runs that share a stage (behaviour cloning) share its line; colours are arms. Writes PNG, SVG and the table behind
-    them into ``out`` (``learning_curves.csv``: arm, stage, seed, step, epoch, loss, run_id) and returns the PNG's path.
-    :class:`FigureError` if no run logged a loss.
+    Runs that share a stage (behaviour cloning) share its line; colours are methods, and line styles tell arms of one
+    method apart. Writes PNG, SVG, PDF and the table behind them into ``out`` (``learning_curves.csv``: arm, stage,
+    seed, step, epoch, loss, run_id) and returns the PNG's path. :class:`FigureError` if no run logged a loss.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     lines: list[dict[str, Any]] = []
     seen: set[Any] = set()
     groups = by_arm(runs)
-    names = arm_names(groups)
+    names, shown = arm_names(groups), looks(groups)
+    styles: dict[str, tuple[str, Any]] = {}  # name -> colour and line style
+    bc = (LOOKS["sft_pos"].colour, "-")
+    dashes = {
+        arm: LINES[[other for other in groups if other.method == arm.method].index(arm) % len(LINES)] for arm in groups
+    }
     for arm, group in groups.items():
         for row in records(group):
             folder = Path(row["folder"])
@@ -204,6 +230,7 @@ def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
                     continue
                 seen |= {key, (key, row["run_id"])}
                 name = "BC, shared" if metric["stage"] == "bc" else names[arm]
+                styles[name] = bc if metric["stage"] == "bc" else (shown[arm].colour, dashes[arm])
                 about = {"arm": name, "stage": metric["stage"], "seed": row["seed"]}
                 lines.append({**about, **{k: metric[k] for k in ("step", "epoch", "loss")}, "run_id": row["run_id"]})
     if not lines:
@@ -212,11 +239,11 @@ def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
     path = write_table(table, out, "learning_curves")
     seeds = table["seed"].nunique()
     subtitle = f"{runs['env'].iloc[0]} · {seeds} seed{'s' * (seeds > 1)} · mean loss per trained token"
-    with picture(out, "learning_curves", (8, 5), "Learning curves", subtitle, (0.8, 0.12, 0.7, 0.6)) as axes:
-        order = list(table["arm"].unique())
+    with picture(out, "learning_curves", 4.2, "Learning curves", subtitle, (0.65, 0.1, 0.55, 0.5)) as axes:
         for _, line in table.groupby(["arm", "stage", "seed", "run_id"], sort=False):
             name = line["arm"].iloc[0]
-            axes.plot(line["step"], line["loss"], color=f"C{order.index(name) % 10}", linewidth=1.2, label=name)
+            colour, dash = styles[name]
+            axes.plot(line["step"], line["loss"], color=colour, linestyle=dash, linewidth=1, label=name)
         handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -224,5 +251,5 @@ def learning_curves(runs: pd.DataFrame, out: str | Path) -> Path:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("optimisation step")
         axes.set_ylabel("loss")
-        axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5)
+        axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=7)
     return path.with_suffix(".png")

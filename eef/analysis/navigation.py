@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +20,38 @@ from eef.analysis.arms import (
     arm_names,
     by_arm,
     comparable,
+    most_common_experts,
     read_episodes,
     read_stage,
     records,
     whole_numbers,
 )
+from eef.analysis.drawing import LOOKS, looks, picture
 from eef.analysis.evaluate import results, skill_columns
-from eef.analysis.figures import picture, subtitle_of
+from eef.analysis.figures import subtitle_of
 from eef.analysis.statistics import interval
 from eef.analysis.tables import write_table
 from eef.envs import ENVIRONMENTS
 from eef.envs.extras import Skill, extras_of
 from eef.trajectory import Trajectory
 
-_HUES = {"rft": "#0072B2", "eef": "#D55E00", "expert": "#CC79A7"}
+_CONTROLS = ("eef_restart_only=True", "eef_random_segments=True")
 
 
-def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
+def navigation(runs: pd.DataFrame, out: str | Path, most: int = 6) -> Path:
     """The paper's Figure 2: the share of won test episodes that use navigation skills; per arm, and for the experts.
 
-    The main bar is of the environment's first skill, the thin bar of all its other skills together. Shares are over the
-    wins of all seeds together (each win counts once; a seed without a win has no share of its own), with 95 % intervals
-    over seeds. Each expert has one bar for its wins and one for its failures on the training subtasks. For an
+    The left panel is of the environment's first skill (WebShop: Next), the right one of all its other skills together
+    (Prev or Back to Search). Shares are over the wins of all seeds together (each win counts once; a seed without a win
+    has no share of its own), with 95 % t-intervals over seeds; dots are single seeds. Each expert has one bar for its
+    wins and one for its failures on the training subtasks. Of the arms, ``most`` are drawn (:func:`drawn_arms`). For an
     environment that :func:`eef.envs.make_env` cannot create, the skills are the columns of its ``episodes.csv``, and
     there are no bars for experts; a message says so.
 
-    Writes PNG, SVG and the table behind them into ``out``; returns the PNG's path. ``navigation.csv`` has a row per
-    bar: bar, method, experts, n, m, seeds, episodes (wins; failures in an expert's bar of failures), the first skill's
-    name, ``other`` (the other skills), each with ``_low`` and ``_high``, and run_ids. Shares of no episodes are empty.
+    Writes PNG, SVG, PDF and the table behind them into ``out``; returns the PNG's path. ``navigation.csv`` has a row
+    for each arm, also for those that are not drawn: bar, method, experts, n, m, seeds, episodes (wins; failures in an
+    expert's bar of failures), the first skill's name, ``other`` (the other skills), each with ``_low`` and ``_high``,
+    and run_ids. Shares of no episodes are empty.
 
     :class:`FigureError` for an environment without skills, and for runs that are not comparable.
     """
@@ -65,14 +69,47 @@ def navigation(runs: pd.DataFrame, out: str | Path) -> Path:
         ids = " ".join(sorted(group["run_id"]))
         row = {"bar": names[arm], **arm._asdict(), "seeds": group["seed"].nunique()}
         rows.append({**row, **_shares(episodes[arm], list(labels), True), "run_ids": ids})
-    table = whole_numbers(pd.DataFrame(rows))
+    table = whole_numbers(pd.DataFrame([{k: v for k, v in row.items() if k != "by_seed"} for row in rows]))
     path = write_table(table, out, "navigation")
-    subtitle = f"{subtitle_of(runs)} · 95 % t-intervals over seeds"
-    wide = max(len(line) for bar in table["bar"] for line in _wrapped(bar).split("\n"))
-    size, margins = (8, 1.6 + 0.4 * len(table)), (0.25 + 0.078 * wide, 1.6, 0.7, 0.9)
-    with picture(out, "navigation", size, "Navigation skills in won episodes", subtitle, margins) as axes:
-        _draw_bars(axes, table, labels)
+    chosen = [names[arm] for arm in drawn_arms(groups, most_common_experts(groups), most)]
+    shown = [row for row in rows if row["method"] == "expert" or row["bar"] in chosen]
+    omitted = len(rows) - len(shown)
+    subtitle = f"{subtitle_of(runs)} · 95 % t-intervals over seeds · small dots: single seeds"
+    subtitle += f"\nnavigation.csv has {omitted} more arm{'s' * (omitted > 1)}" if omitted else ""
+    high, top = 1.1 + 0.34 * len(shown) + 0.13 * bool(omitted), 0.7 + 0.13 * bool(omitted)
+    panels = [(name, label) for name, label in _panels(labels).items()]
+    margins = (1.75, 0.15, top, 0.45)
+    title = "Navigation skills in won episodes"
+    with picture(
+        out, path.stem, high + 0.15 * bool(omitted), title, subtitle, margins, [1] * len(panels), 0.25
+    ) as axes:
+        colours = {names[arm]: look.colour for arm, look in looks(groups).items()}
+        for place, (name, label) in enumerate(panels):
+            _draw_bars(axes[place] if len(panels) > 1 else axes, shown, name, label, colours, not place)
     return path.with_suffix(".png")
+
+
+def drawn_arms(arms: Iterable[Arm], experts: str, most: int = 6) -> list[Arm]:
+    """The arms that Figure 2 draws, at most ``most``, in the order of ``arms``.
+
+    First behaviour cloning, RFT with the largest n, EEF with the largest m, its two controls (no loss on expert
+    actions, random segments) with the same m, and the ceiling, each on ``experts`` if there are several. Then the
+    others in their order.
+    """
+    arms = list(arms)
+    first: list[Arm] = []
+    for method in ("sft_pos", "rft", "eef", *_CONTROLS, "ceiling"):
+        if own := [arm for arm in arms if arm.method == method]:
+            best = {arm: (arm.k is None, arm.m or arm.n or 0, arm.experts == experts) for arm in own}
+            first.append(max(own, key=lambda arm: best[arm]))
+    chosen = [*first, *[arm for arm in arms if arm not in first]][:most]
+    return [arm for arm in arms if arm in chosen]
+
+
+def _panels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The columns that are drawn, with their labels: the first skill, and the others together if there are any."""
+    main, *others = labels
+    return {main: labels[main]} | ({"other": " or ".join(labels[name] for name in others)} if others else {})
 
 
 def _labels(env: str, episodes: pd.DataFrame) -> dict[str, str]:
@@ -93,11 +130,12 @@ def _shares(table: pd.DataFrame, skills: list[str], won: bool) -> dict[str, Any]
     main, *others = skills
     rated = table[~table["error"]]
     counted = rated["won"].astype(bool) == won
-    shares: dict[str, Any] = {"episodes": int(counted.sum())}
+    shares: dict[str, Any] = {"episodes": int(counted.sum()), "by_seed": {}}
     for name, used in ((main, rated[main]), ("other", rated[others].any(axis=1))):
         share = (math.nan,) * 3
         if counted.any():
             share = interval(rated.assign(share=used)[counted], value="share")
+            shares["by_seed"][name] = used[counted].groupby(rated["seed"][counted]).mean().tolist()
         shares |= dict(zip((name, f"{name}_low", f"{name}_high"), share, strict=True))
     return shares
 
@@ -129,45 +167,41 @@ def _expert_rows(rows: list[dict[str, Any]], skills: Mapping[str, Skill]) -> lis
     return bars
 
 
-def _wrapped(label: str) -> str:
-    return textwrap.fill(label, 34)
-
-
-def _draw_bars(axes: Any, table: pd.DataFrame, labels: Mapping[str, str]) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    main, *others = labels
-    thin = bool((table["other"] > 0).any())
-    for y, row in enumerate(records(table)):
-        hue = next((colour for name, colour in _HUES.items() if str(row["method"]).startswith(name)), "#777777")
+def _draw_bars(
+    axes: Any, rows: list[dict[str, Any]], name: str, label: str, colours: Mapping[str, str], with_names: bool
+) -> None:
+    """One panel: a bar for each row, with its interval, its seeds and its number."""
+    names = []
+    for y, row in enumerate(rows):
+        colour = colours.get(row["bar"], LOOKS["expert"].colour)
         failures = row["bar"].endswith("failures")
-        counted = f"{row['episodes']} {'failures' if failures else 'wins'}"
+        counted = "failures" if failures else "wins"
+        names.append(textwrap.fill(f"{row['bar'].split(': ')[0]} ({row['episodes']:,}\N{NO-BREAK SPACE}{counted})", 30))
         if not row["episodes"]:
-            axes.text(102, y, f"no {counted.split()[1]}", va="center", fontsize=8.5)
+            axes.text(1, y, f"no {counted}", va="center", fontsize=7)
             continue
-        bars = [(main, y - 0.09 * thin, 0.5, hue, 1.0), ("other", y + 0.28, 0.16, hue, 0.4)][: 1 + thin]
-        for name, at, high, colour, alpha in bars:
-            share, low, up = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-            hatch = "////" if failures and name == main else ""
-            axes.barh(at, share, high, color=colour, alpha=alpha, hatch=hatch, edgecolor="white", linewidth=0, zorder=2)
-            ends = [[max(0, share - low)], [max(0, up - share)]]
-            grey, wide = ("#222222", 1.2) if name == main else ("#777777", 0.8)
-            if pd.notna(low):
-                axes.errorbar(share, at, xerr=ends, color=grey, elinewidth=wide, capsize=3 * wide - 1, zorder=3)
-        text = f"{100 * row[main]:.0f} % of {counted}"
-        axes.text(102, y, text, va="center", fontsize=8.5)
-    axes.set_yticks(range(len(table)), [_wrapped(bar) for bar in table["bar"]])
-    axes.set_ylim(len(table) - 0.4, -0.6)
-    axes.set_xlim(0, 100)
+        share, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+        axes.barh(
+            y, share, 0.62, color=colour, hatch="////" if failures else "", edgecolor="white", linewidth=0, zorder=2
+        )
+        seeds = [100 * each for each in row["by_seed"][name]]
+        right = share
+        if pd.notna(low):
+            low, high = max(0.0, low), min(100.0, high)
+            for colour, wide in (("white", 2.4), ("#222222", 1)):  # a white edge, to be seen on dark bars
+                ends = [[share - low], [high - share]]
+                axes.errorbar(share, y, xerr=ends, color=colour, elinewidth=wide, capthick=wide, capsize=2.5, zorder=4)
+            right = max(right, high)
+        if len(seeds) > 1:
+            style = {"color": "white", "edgecolors": "#222222", "linewidths": 0.5, "clip_on": False}
+            axes.scatter(seeds, [y + 0.2] * len(seeds), s=9, zorder=3, **style)
+            right = max([right, *seeds])
+        axes.text(right + 3, y, f"{share:.0f} %", va="center", fontsize=7, gid="share")
+    axes.set_yticks(range(len(rows)), names if with_names else [""] * len(rows), fontsize=7)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 118)  # room for the number of a bar of 100 %
+    axes.set_xticks(range(0, 101, 25))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    failed = " (for failures: of failed ones)" if (table["method"] == "expert").any() else ""
-    axes.set_xlabel(f"share of won episodes{failed}, %")
-    handles: list[Any] = [
-        Patch(color="#555555", label=f"{labels[main]} used"),
-        *([Patch(color="#555555", alpha=0.4, label=f"{' or '.join(labels[name] for name in others)} used")] * thin),
-        Line2D([], [], color="#222222", linewidth=1.2, label="95 % t-interval over seeds"),
-    ]
-    place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.48 / (0.4 * len(table))), "borderaxespad": 0}
-    axes.legend(handles=handles, ncols=3, frameon=False, fontsize=8.5, **place)
+    axes.set_title("\n".join(textwrap.wrap(label, 40)), fontsize=8.5, loc="left", weight="bold", pad=4)
+    axes.set_xlabel("share that uses it (%)")

@@ -25,6 +25,7 @@ from eef.analysis.arms import (
     comparable,
     group_columns,
     is_ablation,
+    most_common_experts,
     problem_columns,
     read_episodes,
     records,
@@ -181,7 +182,7 @@ def main_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     """
     groups = by_arm(comparable(runs))
     best = _largest_eef(groups)
-    usual = best.experts if best else _most_common_experts(groups)
+    usual = best.experts if best else most_common_experts(groups)
     arms = [arm for arm in groups if not is_ablation(arm.method) and _in_main_table(arm.experts, usual)]
     arms = [arm for arm in arms if arm.method != "eef" or best is None or arm.m == best.m]
     return _write(_compared(groups, arms or list(groups), _largest_rft(groups, usual)), out, "main_table")
@@ -211,7 +212,7 @@ def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     tables = []
     for train, policy in sorted({(int(row["train"]), str(row["model"])) for row in records(configs)}):
         groups = by_arm(comparable(runs[(configs["train"] == train) & (configs["model"] == policy)]))
-        table = _compared(groups, list(groups), _largest_rft(groups, _most_common_experts(groups)))
+        table = _compared(groups, list(groups), _largest_rft(groups, most_common_experts(groups)))
         table.insert(0, "policy", Path(policy).name)
         table.insert(0, "train", train)
         tables.append(table)
@@ -224,7 +225,7 @@ def regime_table(runs: pd.DataFrame, out: str | Path) -> pd.DataFrame:
 def _largest_eef(groups: dict[Arm, pd.DataFrame]) -> Arm | None:
     """The complete EEF with the largest m and without k, on the most common experts; None if there is no EEF."""
     complete = [arm for arm in groups if arm.method == "eef"]
-    usual = _most_common_experts(groups)
+    usual = most_common_experts(groups)
     return max(complete, key=lambda arm: (arm.k is None, arm.m or 0, arm.experts == usual), default=None)
 
 
@@ -232,10 +233,6 @@ def _largest_rft(groups: dict[Arm, pd.DataFrame], experts: str) -> Arm | None:
     """RFT with the largest n, on ``experts`` if there are several; None if there is no RFT."""
     arms = [arm for arm in groups if arm.method == "rft"]
     return max(arms, key=lambda arm: (arm.n or 0, arm.experts == experts), default=None)
-
-
-def _most_common_experts(groups: dict[Arm, pd.DataFrame]) -> str:
-    return str(pd.concat(groups.values())["experts"].mode()[0])
 
 
 def _in_main_table(experts: str, usual: str) -> bool:

@@ -2,7 +2,7 @@
 
 The HTML is self-contained: no network, no server, no extension. JupyterLab displays what a function returns; ``.data``
 is the text, for a file. All contents of a trajectory are escaped. Segments have the colours of Figure 1
-(:mod:`eef.analysis.failed_trajectory`); all else follows the theme of JupyterLab, VS Code or the browser.
+(:mod:`eef.analysis.failure_drawing`); all else follows the theme of JupyterLab, VS Code or the browser.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from markupsafe import Markup
 from eef.agents.actions import EXPLANATIONS
 from eef.agents.chat import Chat
 from eef.analysis.arms import FigureError
-from eef.analysis.failed_trajectory import KINDS, MARKS
+from eef.analysis.failure_drawing import KINDS, MARKS
 from eef.envs import TextEnv
 from eef.envs.extras import extras_of
 from eef.files import PACKAGE, read_json

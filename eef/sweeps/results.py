@@ -140,7 +140,7 @@ def _print_missing(name: str, missing: list[str]) -> None:
 
 def _print_files(folder: Path, stems: list[str]) -> list[Path]:
     """Print the files of each figure on one line. Returns the paths of all files."""
-    files = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg", ".md", ".csv")]
+    files = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg", ".pdf", ".md", ".csv")]
     for stem in stems:
         print(f"figure: {', '.join(str(_relative(file)) for file in files if file.stem == stem and file.is_file())}")
     return files

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from eef.analysis.arms import FigureError
 from eef.analysis.failed_trajectory import (
@@ -15,6 +16,7 @@ from eef.analysis.failed_trajectory import (
     draw_failure,
     expert_state_table,
     failed_trajectory,
+    is_reliable,
     outcomes_of,
 )
 from eef.envs.extras import Extras, extras_of
@@ -102,6 +104,7 @@ def test_the_choice_of_the_trajectory(tmp_path: Path) -> None:
     for order in (1, -1):
         path = failed_trajectory(pd.DataFrame([ablation, fewer, later, best][::order]), tmp_path)
         assert set(pd.read_csv(path.with_suffix(".csv"))["task"]) == {"a"}
+        assert "each label rests on one simulation" in path.with_suffix(".svg").read_text()
 
 
 def test_two_experts_on_one_subtask_keep_their_own_simulations(tmp_path: Path) -> None:
@@ -134,13 +137,48 @@ def test_counts_and_notes_of_a_failure_that_was_simulated_often(
     monkeypatch.setitem(plt.rcParams, "svg.fonttype", "none")  # text stays text
     start = expert("t", 4)
     outcomes = {0: None, 2: played(start, 2, "+")}
-    path = draw_failure(
-        start, outcomes, tmp_path, "about", Extras(), counts={0: (1, 20), 2: (12, 20)}, notes={1: "good"}
-    )
+    counts = {0: (1, 20), 2: (15, 20)}
+    path = draw_failure(start, outcomes, tmp_path, "about", Extras(), counts=counts, notes={1: "good"})
     table = pd.read_csv(path.with_suffix(".csv"), keep_default_na=False)
     assert table.columns[0] == "task" and table["segment"].tolist() == ["beneficial"] * 2 + ["harmful"] * 2
+    assert table["carries_loss"].tolist() == [1, 1, 0, 0] and table["wins"].tolist() == ["1", "", "15", ""]
     drawn = path.with_suffix(".svg").read_text(encoding="utf-8")
-    assert "12 of 20 simulations from here won" in drawn and ">good<" in drawn and "mostly won" in drawn
+    assert "15 of 20 simulations from here won" in drawn and ">good<" in drawn and "most simulations won" in drawn
+    assert ">75 %<" in drawn and ">5 %<" in drawn and ">+1<" in drawn, "win rates, and the turn of the win"
+    pdf = path.with_suffix(".pdf").read_bytes()
+    again = draw_failure(start, outcomes, tmp_path / "again", "about", Extras(), counts=counts, notes={1: "good"})
+    assert pdf == again.with_suffix(".pdf").read_bytes() and b"/MediaBox [ 0 0 486 " in pdf
+
+
+def test_labels_that_are_not_reliable_are_refused(tmp_path: Path) -> None:
+    reliable = {(15, 20): True, (14, 20): False, (5, 20): True, (6, 20): False, (19, 19): False, (0, 0): False}
+    reliable |= {(27, 40): True, (26, 40): False, (13, 40): True, (14, 40): False}
+    assert {count: is_reliable(*count) for count in reliable} == reliable
+    start = expert("t", 4)
+    outcomes = {0: None, 2: played(start, 2, "+")}
+    for counts in ({0: (1, 20), 2: (14, 20)}, {0: (1, 20)}, {0: (20, 20), 2: (20, 20)}, {0: (0, 20), 2: (3, 20)}):
+        with pytest.raises(FigureError, match=r"task t: state [02] is labelled .* at least 20 times"):
+            draw_failure(start, outcomes, tmp_path, "about", Extras(), counts=counts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_examples_show_which_turns_carry_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s0 is solved from s2, so a0 and a1 carry loss; s4 needs recovery and is solved from s6: a4, a5 carry loss."""
+    squares: list[tuple[float, str]] = []
+    plot = Axes.plot
+
+    def recorded(axes: Any, *places: Any, **style: Any) -> Any:
+        if len(places) == 3 and "markerfacecolor" in style:
+            squares.append((round(places[0][0], 2), style["markerfacecolor"]))
+        return plot(axes, *places, **style)
+
+    monkeypatch.setattr(Axes, "plot", recorded)
+    row = explored(tmp_path / "a", [(expert("t", 8), "-+-+")])
+    table = pd.read_csv(failed_trajectory(pd.DataFrame([row]), tmp_path).with_suffix(".csv"))
+    assert table["carries_loss"].tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
+    first, second = sorted({x for x, _ in squares})
+    filled = [[colour != "white" for x, colour in squares if x == column] for column in (first, second)]
+    assert filled == [[True] * 2, [False] * 4 + [True] * 2]
 
 
 def test_titles_and_odd_texts_are_drawn(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 from eef.analysis.arms import (
     NUMBERS,
@@ -27,7 +29,8 @@ from eef.analysis.arms import (
     run_table,
     variant,
 )
-from eef.analysis.figures import _free, learning_curves, win_rate_vs_budget
+from eef.analysis.drawing import LOOKS, looks, write_picture
+from eef.analysis.figures import learning_curves, paired_differences, win_rate_vs_budget
 from eef.analysis.statistics import over_seeds
 from eef.analysis.tables import markdown, paired_table, result_table, results_table
 from eef.methods import BUDGET
@@ -77,10 +80,12 @@ def test_files_size_and_the_same_bytes_twice(tmp_path: Path) -> None:
     shuffled = runs().sample(frac=1, random_state=3)
     one = win_rate_vs_budget(runs(), tmp_path / "one")
     two = win_rate_vs_budget(shuffled, tmp_path / "two")
-    assert struct.unpack(">II", one.read_bytes()[16:24])[0] == 1600
-    for suffix in (".csv", ".svg", ".png"):
+    assert struct.unpack(">II", one.read_bytes()[16:24])[0] == 1620
+    for suffix in (".csv", ".svg", ".png", ".pdf"):
         assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes()
     assert "<dc:date>" not in one.with_suffix(".svg").read_text()
+    pdf = one.with_suffix(".pdf").read_bytes()
+    assert b"/MediaBox [ 0 0 486 " in pdf and b"/FontFile2" in pdf and b"Date" not in pdf, "6.75 inches, TrueType"
 
 
 def test_the_table_behind_the_figure(tmp_path: Path) -> None:
@@ -123,7 +128,7 @@ def test_one_seed_shows_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     draw = Axes.errorbar
     monkeypatch.setattr(Axes, "errorbar", lambda *a, yerr=None, **k: bars.append(yerr) or draw(*a, yerr=yerr, **k))
     assert "no intervals: one seed per method" in win_rate_vs_budget(runs(), tmp_path).with_suffix(".svg").read_text()
-    assert bars == [None] * 3 and not bands
+    assert bars == [None] * 5 and not bands
 
 
 def test_one_result_is_a_small_table_for_reading() -> None:
@@ -163,7 +168,12 @@ def test_the_intervals_of_figure_3_are_student_t_over_seeds(tmp_path: Path, monk
         assert ends == pytest.approx(over_seeds(rates)), name
     half: list[float] = []
     draw = Axes.errorbar
-    monkeypatch.setattr(Axes, "errorbar", lambda *a, yerr, **k: half.extend(yerr[0]) or draw(*a, yerr=yerr, **k))
+
+    def errorbar(*places: Any, yerr: Any = None, **style: Any) -> Any:
+        half.extend(yerr[0] if yerr else [])
+        return draw(*places, yerr=yerr, **style)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
     win_rate_vs_budget(frame, tmp_path / "drawn")
     assert sorted(half) == pytest.approx(sorted(100 * (table["win_rate"] - table["win_low"])))
     assert max(half) == pytest.approx(4.30265 * 40 / 3, rel=1e-4)  # rates of 0, 40 and 40 %
@@ -205,7 +215,7 @@ def compared(folder: Path, seeds: dict[str, tuple[int, ...]] | None = None, grad
 
 def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
     groups = by_arm(compared(tmp_path).sample(frac=1, random_state=2))
-    names = ["BC (SFT-pos)", "RFT × 2", "EEF, M = 5", "EEF, M = 5", "EEF, M = 5, recovery=False"]
+    names = ["BC (SFT-pos)", "RFT × 2", "EEF, M = 5", "EEF, M = 5", "EEF, M = 5, no recovery states"]
     assert [arm_name(arm) for arm in groups] == names
     assert arm_name(list(groups)[3], experts=True) == "EEF, M = 5, experts: strong+weak"
     assert arm_name(Arm("ceiling", "perfect"), experts=True) == "ceiling" and arm_name(Arm("new", "x")) == "new"
@@ -214,7 +224,10 @@ def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "options", "numbers", "name"),
     [
-        ("eef", {"recovery": False}, {"m": 5}, "EEF, M = 5, recovery=False"),
+        ("eef", {"recovery": False}, {"m": 5}, "EEF, M = 5, no recovery states"),
+        ("eef", {"restart_only": True}, {"m": 5}, "EEF, M = 5, restart only"),
+        ("eef", {"random_segments": True, "all_experts": True}, {}, "EEF, random segments, experts' wins too"),
+        ("rft", {"random_navigation": 0.25}, {"n": 6}, "RFT × 6, random navigation 0.25"),
         ("mine", {}, {"m": 1}, "mine, M = 1"),
         ("mine", {"my_size": 3, "best": True}, {"n": 2, "m": 1}, "mine, my_size=3, best=True, N = 2, M = 1"),
         ("eef_twice", {}, {"m": 5}, "eef_twice, M = 5"),
@@ -223,24 +236,24 @@ def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
         ("eto", {}, {"n": 2}, "ETO, N = 2"),
         ("eef", {}, {}, "EEF"),
         ("eef", {}, {"m": 5, "k": 4}, "EEF, M = 5, K = 4"),
-        ("eef", {"recovery": False}, {"m": 5, "k": 4}, "EEF, M = 5, recovery=False, K = 4"),
+        ("eef", {"recovery": False}, {"m": 5, "k": 4}, "EEF, M = 5, no recovery states, K = 4"),
     ],
 )
 def test_names_of_arms_have_all_options(method: str, options: Any, numbers: dict[str, int], name: str) -> None:
     arm = Arm(variant(method, options), "strong", **numbers)
     assert arm_name(arm) == name and arm_of(arm._asdict()) == arm
-    assert is_ablation(arm.method) == ("recovery" in name)
+    assert is_ablation(arm.method) == (method == "eef" and bool(options))
 
 
 def test_arms_of_a_new_method_are_called_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[str] = []
     monkeypatch.setattr(Axes, "legend", lambda axes, handles, **_: labels.extend(h.get_label() for h in handles))
-    monkeypatch.setattr(Axes, "annotate", lambda axes, text, *_, **__: labels.append(text))
+    monkeypatch.setattr("eef.analysis.figures.place_labels", lambda axes, each: labels.extend(e.text for e in each))
     one = pd.DataFrame([row("rft", 0.3, n=1), row("mine, size=3", 0.4, m=2), row("level", 0.1, m=3) | {"episodes": 0}])
     win_rate_vs_budget(one, tmp_path)
-    names = ["RFT × N", "mine, size=3, M = 2", "level, M = 3"]
-    assert labels == names
-    assert set(results_table(one)["method"]) == {"RFT × 1", *names[1:]} == set(arm_names(by_arm(one)).values())
+    names = ["RFT × 1", "level, M = 3", "mine, size=3, M = 2"]
+    assert labels == ["level", *names]
+    assert set(results_table(one)["method"]) == set(names) == set(arm_names(by_arm(one)).values())
     several = pd.DataFrame([row("mine", 0.4, m=m, n=2, experts=e) for m in (1, 5) for e in ("strong", "weak")])
     labels.clear()
     win_rate_vs_budget(several, tmp_path)
@@ -257,7 +270,7 @@ def test_k_is_a_column_and_a_line_of_its_own_only_where_a_run_has_it(tmp_path: P
     assert run_table(both)["k"].dropna().tolist() == arm_table(both)["k"].dropna().tolist() == [4]
     assert [arm_name(arm) for arm in by_arm(both)] == ["EEF, M = 1", "EEF, M = 5", "EEF, M = 5, K = 4"]
     win_rate_vs_budget(both, tmp_path)
-    assert labels == ["EEF, M states", "EEF, M states, K = 4"]
+    assert labels == ["EEF, M states", "EEF, M = 5, K = 4"]
     assert set(plain_eef(both)["run_id"]) == set(plain["run_id"])
     assert set(BUDGET) == set(NUMBERS) == set(Arm._fields[2:])
 
@@ -331,19 +344,148 @@ def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
         paired_table(frame, pair)
 
 
-def test_ablations_have_lines_and_names_of_their_own(tmp_path: Path) -> None:
-    frame = pd.DataFrame([row("rft", 0.2, n=5), row("eef", 0.4, m=5), row("eef_recovery=False", 0.3, m=5)])
-    drawn = win_rate_vs_budget(frame, tmp_path).with_suffix(".svg").read_text()
-    assert "EEF, M states, recovery=False" in drawn
+def drawn_of(frame: pd.DataFrame, out: Path, monkeypatch: pytest.MonkeyPatch, draw: Any = win_rate_vs_budget) -> Any:
+    """matplotlib's figure, after its files were written."""
+    figures: list[Any] = []
+
+    def keep(figure: Any, *place: Any) -> None:
+        write_picture(figure, *place)
+        figures.append(figure)
+
+    monkeypatch.setattr("eef.analysis.drawing.write_picture", keep)
+    draw(frame, out)
+    return figures[-1]
 
 
-def test_more_arms_than_colours_leave_ablations_to_their_table(tmp_path: Path) -> None:
-    parts = [row(f"eef_part{i}=False", 0.3, m=5) for i in range(4)]
+def main_comparison(seeds: int = 3) -> pd.DataFrame:
+    """The seven arms of the main comparison; the three EEF arms with M = 5 have the same budget in each seed."""
+    arms: list[tuple[str, float, dict[str, Any]]] = [
+        ("sft_pos", 0.41, {}), ("rft", 0.48, {"n": 6}), ("eef", 0.66, {"m": 1}), ("eef", 0.77, {"m": 5}),
+        ("eef_restart_only=True", 0.59, {"m": 5}), ("eef_random_segments=True", 0.72, {"m": 5}),
+        ("ceiling", 0.88, {"experts": "perfect"}),
+    ]  # fmt: skip
+    rows = []
+    for seed in range(seeds):
+        for place, (method, rate, more) in enumerate(arms):
+            each = row(method, rate + 0.01 * seed * (place - 3), seed, **more)
+            rows.append(
+                {
+                    **each,
+                    "run_id": f"webshop__{place}__s{seed}",
+                    "episodes": each["episodes"] + seed * bool(more),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def dots(axes: Any) -> dict[str, list[tuple[float, float]]]:
+    """Places of the dots of single seeds, by colour."""
+    groups = [group for group in axes.collections if type(group).__name__ == "PathCollection"]
+    return {to_hex(group.get_facecolor()[0]).upper(): [tuple(at) for at in group.get_offsets()] for group in groups}
+
+
+def test_each_marker_and_dot_stands_at_its_true_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = main_comparison()
+    left, _ = drawn_of(frame, tmp_path, monkeypatch).axes
+    means = {line.get_color(): line.get_xydata().tolist() for line in left.lines if line.get_markersize() == 6.5}
+    assert means["#D55E00"] == [[pytest.approx(101), pytest.approx(66 - 1)], [pytest.approx(501), pytest.approx(77)]]
+    assert means["#0B4F8A"] == [[pytest.approx(601), pytest.approx(48 - 2)]]
+    (small,) = [line for line in left.lines if line.get_color() == "#E69F00" and line.get_marker() == "^"]
+    assert small.get_xydata()[0].tolist() == pytest.approx([501, 60]), "at equal budget no point is moved"
+    single = dots(left)
+    assert single["#0B4F8A"] == [(600 + seed, pytest.approx(48 - 2 * seed)) for seed in range(3)]
+    assert single["#333333"] == [(0, pytest.approx(41 - 3 * seed)) for seed in range(3)], "BC, without simulations"
+    assert len(single) == 6, "all methods have dots"
+
+
+def test_the_panel_of_differences_pairs_equal_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = main_comparison()
+    frame = frame[(frame["method"] != "ceiling") | (frame["seed"] != 1)]
+    gains = paired_differences(frame, Arm("rft", "strong", 6))
+    assert [arm_name(arm) for arm in gains] == [
+        "BC (SFT-pos)", "EEF, M = 1", "EEF, M = 5", "EEF, M = 5, random segments", "EEF, M = 5, restart only",
+        "ceiling",
+    ]  # fmt: skip
+    ceiling = gains[Arm("ceiling", "perfect")]
+    assert ceiling.index.tolist() == [0, 2] and ceiling.tolist() == pytest.approx([0.40, 0.50])
+    _, right = drawn_of(frame, tmp_path, monkeypatch).axes
+    eef = gains[Arm("eef", "strong", None, 5)]
+    assert eef.tolist() == pytest.approx([0.29, 0.31, 0.33])
+    shown = [group.get_offsets()[:, 0].tolist() for group in right.collections if len(group.get_offsets()) == 3]
+    assert [pytest.approx(29), pytest.approx(31), pytest.approx(33)] in shown
+    mean, low, high = (100 * end for end in over_seeds(eef))
+    ends = [path.vertices[:, 0].tolist() for group in right.collections for path in group.get_paths()]
+    assert [pytest.approx(low), pytest.approx(high)] in ends and mean == pytest.approx(31)
+    assert any(line.get_xdata() == [0, 0] for line in right.lines if len(line.get_xdata()) == 2), "a line at zero"
+    assert right.get_xlabel() == "minus RFT × 6, points"
+    without_rft = frame[frame["method"] != "rft"]
+    assert drawn_of(without_rft, tmp_path, monkeypatch).axes[1].get_xlabel() == "minus BC (SFT-pos), points"
+    assert len(drawn_of(frame[frame["seed"] == 0], tmp_path, monkeypatch).axes) == 1, "one seed has no differences"
+
+
+def test_all_ablations_are_drawn_with_names_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, _ = drawn_of(main_comparison(), tmp_path, monkeypatch).axes
+    names = [text.get_text() for text in left.get_legend().get_texts()]
+    assert names == [
+        "BC (SFT-pos)", "RFT × 6", "EEF, M states", "EEF, M = 5, random segments", "EEF, M = 5, restart only",
+        "ceiling: SFT on perfect demonstrations",
+    ]  # fmt: skip
+    parts = [row(f"eef_part{i}=False", 0.3, m=5) for i in range(8)]
     many = pd.DataFrame([row("rft", 0.2, n=5), row("eto", 0.2, n=1), row("eef", 0.4, m=5), *parts])
-    path = win_rate_vs_budget(many, tmp_path)
-    drawn = path.with_suffix(".svg").read_text()
-    assert "EEF, M states" in drawn and "part0" not in drawn
-    assert set(pd.read_csv(path.with_suffix(".csv"))["method"]) == set(many["method"])
+    (axes,) = drawn_of(many, tmp_path, monkeypatch).axes
+    assert sum("part" in text.get_text() for text in axes.get_legend().get_texts()) == 8
+
+
+def test_a_method_has_one_colour_and_marker_in_all_pictures() -> None:
+    each = list(LOOKS.values())
+    assert len({look.colour for look in each}) == len({look.marker for look in each}) == len(each)
+    alone = looks([Arm("eef_restart_only=True", "strong", None, 5)])
+    among = looks(by_arm(main_comparison()))
+    assert set(alone.items()) <= set(among.items()) and len(set(among.values())) == 6
+    strong, weak, both = (Arm("eef", experts, None, 5) for experts in ("strong", "weak", "strong+weak"))
+    drawn = looks([both, weak, strong, Arm("eef", "strong", None, 5, 4)])
+    assert {(look.colour, look.marker) for look in drawn.values()} == {LOOKS["eef"][:2]}
+    assert len({look.line for look in drawn.values()}) == len({look.fill for look in drawn.values()}) == 4
+    assert drawn[strong] == LOOKS["eef"], "the first is solid and filled"
+    unknown = looks([Arm(f"mine{i}", "strong") for i in range(28)])
+    assert len(set(unknown.values())) == 28, "no two share a look while there are enough"
+
+
+def test_labels_of_a_crowded_picture_touch_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for seed in range(4):
+        for place, method in enumerate(("sft_pos", "sft_all", "nat", "mine")):
+            rows.append(row(method, 0.45 + 0.004 * place + 0.01 * seed, seed) | {"episodes": 0})
+        for m in (1, 2, 3, 5):
+            rows += [row("eef", 0.47 + 0.01 * m + 0.02 * seed, seed, m=m, experts=e) for e in ("strong", "both")]
+            rows += [row("rft", 0.46 + 0.01 * m + 0.02 * seed, seed, n=m)]
+        rows.append(row("ceiling", 0.56 + 0.01 * seed, seed, experts="perfect"))
+    frame = pd.DataFrame(rows)
+    frame["run_id"] = [f"webshop__{i}__s{seed}" for i, seed in enumerate(frame["seed"])]
+    figure = drawn_of(frame, tmp_path, monkeypatch)
+    axes, renderer = figure.axes[0], figure.canvas.get_renderer()
+    labels = [text for text in axes.texts if text.get_gid() == "point label"]
+    assert len(labels) == 4 + 8 + 4 + 1
+    boxes = [Text.get_window_extent(text, renderer) for text in labels]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number]), labels[number]
+    for line in axes.lines:
+        path = line.get_transform().transform_path(line.get_path())
+        for text, box in zip(labels, boxes, strict=True):
+            if line.get_linestyle() != "None":
+                assert not path.intersects_bbox(box, filled=False), (text, line)
+            if line.get_marker() not in ("None", ""):
+                half = line.get_markersize() * figure.dpi / 144
+                near = [box.padded(half).contains(*vertex) for vertex in path.vertices]
+                assert not any(near), (text, line)
+    for group in axes.collections:
+        for text, box in zip(labels, boxes, strict=True):
+            if type(group).__name__ == "PathCollection":
+                places = group.get_offset_transform().transform(group.get_offsets())
+                assert not any(box.contains(*place) for place in places), (text, "a dot")
+            else:
+                paths = [group.get_transform().transform_path(path) for path in group.get_paths()]
+                assert not any(path.intersects_bbox(box, filled=False) for path in paths), (text, "an interval")
 
 
 def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
@@ -373,12 +515,3 @@ def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FigureError, match="logged a training loss"):
         learning_curves(pd.DataFrame([{**rows[0], "folder": str(tmp_path / "empty")}]), tmp_path / "out")
-
-
-def test_a_label_keeps_clear_of_other_labels_and_of_horizontal_lines() -> None:
-    ends = [100.0, 140.0]
-    assert _free(50, ends, False, []) == (1, 4)  # above the interval; its middle is at 149
-    assert _free(50, ends, False, [(50, 149)]) == (0, -4)
-    assert _free(50, ends, False, [], levels=[150]) == (0, -4)
-    assert _free(50, ends, False, [], levels=[150, 90]) == (1, 15)
-    assert _free(50, ends, False, [], levels=[150, 90, 160, 80]) == (1, 4)  # no place is free: on a line

@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
-from eef.analysis.arms import FigureError
-from eef.analysis.navigation import navigation
+from eef.analysis.arms import Arm, FigureError
+from eef.analysis.drawing import LOOKS, write_picture
+from eef.analysis.navigation import drawn_arms, navigation
 from eef.trajectory import Trajectory, Turn, save
 
 PROMPT = "WebShop [SEP] Instruction: [SEP] a red mug, and price lower than $20 or $30 [SEP] Search"
@@ -60,7 +62,7 @@ def test_shares_and_order_of_figure_2(tmp_path: Path) -> None:
     table = pd.read_csv(path.with_suffix(".csv"))
     assert table["bar"].tolist() == [
         "expert: wins", "expert: failures", "BC (SFT-pos)", "RFT × 1", "RFT × 2", "EEF, M = 3",
-        "EEF, M = 3, recovery=False", "ceiling",
+        "EEF, M = 3, no recovery states", "ceiling",
     ]  # fmt: skip
     shares = table.set_index("bar")
     assert shares.loc["expert: wins", ["episodes", "next", "seeds"]].tolist() == [2, 1, 2]
@@ -96,13 +98,55 @@ def test_figure_2_refuses_what_cannot_be_drawn(tmp_path: Path) -> None:
         navigation(frame, tmp_path)
 
 
-def test_the_legend_names_the_skills(tmp_path: Path) -> None:
-    frame = shop_runs(tmp_path / "runs").iloc[:1]
-    episodes(tmp_path / "runs" / "back", [(True, True, True), (True, False, True)])
-    frame = frame.assign(folder=str(tmp_path / "runs" / "back"))
-    save([expert("x", 4, won=True)], tmp_path / "runs" / "back" / "experts" / "trajectories.jsonl")
-    drawn = navigation(frame, tmp_path).with_suffix(".svg").read_text()
-    assert "Next used" in drawn and "Prev or Back to Search used" in drawn
+def panels(frame: pd.DataFrame, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The axes of Figure 2, whose files are written too."""
+    drawn: list[Any] = []
+
+    def keep(figure: Any, *place: Any) -> None:
+        write_picture(figure, *place)
+        drawn.append(figure)
+
+    monkeypatch.setattr("eef.analysis.drawing.write_picture", keep)
+    navigation(frame, out)
+    return drawn[-1].axes
+
+
+def test_next_and_back_are_panels_with_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = panels(shop_runs(tmp_path / "runs"), tmp_path, monkeypatch)
+    assert [axes.get_title("left") for axes in (left, right)] == ["Next", "Prev or Back to Search"]
+    names = [label.get_text().replace("\N{NO-BREAK SPACE}", " ") for label in left.get_yticklabels()]
+    assert names == [
+        "expert (2 wins)", "expert (4 failures)", "BC (SFT-pos) (0 wins)", "RFT × 1 (5 wins)", "RFT × 2 (5 wins)",
+        "EEF, M = 3 (5 wins)", "EEF, M = 3, no recovery states\n(5 wins)", "ceiling (5 wins)",
+    ]  # fmt: skip
+    assert right.get_yticks().tolist() == left.get_yticks().tolist() and not right.get_yticklabels()[0].get_text()
+    assert [text.get_text() for text in left.texts] == ["100 %", "50 %", "no wins"] + ["60 %"] * 5
+    assert [text.get_text() for text in right.texts] == ["0 %", "0 %", "no wins"] + ["0 %"] * 5
+    widths = [bar.get_width() for bar in left.patches]
+    assert widths == pytest.approx([100, 50, 60, 60, 60, 60, 60])
+    colours = [to_hex(bar.get_facecolor()).upper() for bar in left.patches]
+    assert colours[2:5] == [LOOKS[name].colour for name in ("rft", "rft", "eef")]
+    assert colours[6] == LOOKS["ceiling"].colour
+    seeds = [sorted(group.get_offsets()[:, 0]) for group in left.collections if len(group.get_offsets()) == 2]
+    assert [pytest.approx(100 / 3), pytest.approx(100)] in seeds, "a dot for each seed"
+
+
+def test_six_arms_are_drawn_and_all_are_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = shop_runs(tmp_path / "runs")
+    more = [
+        frame[frame["method"] == "eef"].assign(m=1),
+        frame[frame["method"] == "eef"].assign(method="eef_restart_only=True"),
+        frame[frame["method"] == "eef"].assign(method="eef_random_segments=True"),
+    ]
+    path = tmp_path / "navigation.csv"
+    left, _ = panels(pd.concat([frame, *more]), tmp_path, monkeypatch)
+    names = [label.get_text().split(" (")[0].split("\n")[0] for label in left.get_yticklabels()]
+    assert names[2:] == [
+        "BC", "RFT × 2", "EEF, M = 3", "EEF, M = 3, random segments", "EEF, M = 3, restart only", "ceiling",
+    ]  # fmt: skip
+    assert len(pd.read_csv(path)) == 2 + 9
+    arms = [Arm("rft", "b", 6), Arm("rft", "a", 6), Arm("eef", "a", None, 9, 3), Arm("eef", "a", None, 5)]
+    assert drawn_arms(arms, "a", 2) == [arms[1], arms[3]] and drawn_arms(arms, "a", 3) == [arms[0], arms[1], arms[3]]
 
 
 def test_skills_of_an_environment_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +158,7 @@ def test_skills_of_an_environment_without_a_name(tmp_path: Path, capsys: pytest.
     assert table["bar"].tolist() == ["EEF, M = 3"]
     assert table.loc[0, ["episodes", "next", "other"]].tolist() == [2, 0.5, 0.5]
     assert "no bars for experts" in capsys.readouterr().out
-    assert "next used" in path.with_suffix(".svg").read_text()
+    assert "<!-- next -->" in path.with_suffix(".svg").read_text()
 
 
 def test_an_environment_without_skills_has_no_figure_2(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from eef.agents.actions import EXPLANATIONS, Problem
 from eef.agents.chat import Chat
 from eef.analysis import views
 from eef.analysis.arms import FigureError
-from eef.analysis.failed_trajectory import KINDS
+from eef.analysis.failure_drawing import KINDS
 from eef.files import PACKAGE, write_json
 from eef.selection import Example, count, select, with_random_segment
 from eef.trajectory import Trajectory, Turn, save
