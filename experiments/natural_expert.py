@@ -1,0 +1,136 @@
+"""Makes an expert whose failures nobody wrote: the embedded policy, trained on perfect play and sampled hot.
+
+    python experiments/natural_expert.py --catalogue "{seed: 22}" --seed 0 --out natural.jsonl
+    eef sweep experiments/demo.yaml -p "catalogue={seed: 22}" -p experts=natural.jsonl
+
+The expert is trained on other subtasks than it plays: on training subtasks after the first ``--tasks``, then on those
+of ``eval``. It plays the first ``--tasks`` training subtasks, once each. FILE.jsonl contains its trajectories, and
+FILE.json its win rate by grade, and its skills in wins and in failures. Equal arguments give equal files. Training and
+episodes are stages in the folder of runs: a second call resumes, and another temperature reuses the trained policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eef import trajectory
+from eef.agents.policy import load_chat
+from eef.agents.rollout import Start
+from eef.analysis.evaluate import results
+from eef.analysis.statistics import without_errors
+from eef.analysis.tables import markdown
+from eef.envs import TextEnv, make_env
+from eef.envs.extras import extras_of
+from eef.files import write_json
+from eef.lab import Lab
+from eef.methods import ceiling
+from eef.settings import Settings
+from eef.sweeps.strict_yaml import load_yaml
+from eef.tracking.runs import Run, stamp
+from eef.trajectory import Trajectory
+
+
+def split_tasks(env: TextEnv, tasks: int, train_subtasks: int) -> tuple[list[str], list[str]]:
+    """The subtasks that the expert plays and, apart from them, those that it is trained on. ValueError for too few."""
+    train = env.tasks("train")
+    others = [*train[tasks:], *env.tasks("eval")]
+    if not 0 < tasks <= len(train):
+        raise ValueError(f"--tasks={tasks} must be from 1 to the number of training subtasks, {len(train)}")
+    if not 0 < train_subtasks <= len(others):
+        raise ValueError(
+            f"--train-subtasks={train_subtasks} must be from 1 to {len(others)}, the number of train and eval subtasks "
+            f"after the first {tasks}: lower it, or have more with train and eval in --catalogue"
+        )
+    return train[:tasks], others[:train_subtasks]
+
+
+def play(lab: Lab, tasks: Sequence[str], source: str) -> list[Trajectory]:
+    """One episode on each of ``tasks`` by a policy trained on perfect play of ``lab.tasks``."""
+    episodes = lab.simulate("natural-expert", ceiling(lab), [Start(task) for task in tasks], lab.seed)
+    return [replace(episode, source=source, info={}) for episode in episodes]
+
+
+def describe(env: TextEnv, episodes: Sequence[Trajectory]) -> dict[str, Any]:
+    """Win rates by grade, and what wins and failures show: skills (paper, Figure 2), steps, and how failures end.
+
+    Rates and shares are fractions in [0, 1] of the episodes without infrastructure errors, which ``errors`` counts.
+    """
+    extras = extras_of(env)
+    table = results(episodes, extras.skills)
+    table["grade"] = table["task"].map(extras.groups(env, list(table["task"])) or {})
+    rated = without_errors(table)
+    wins, failures = rated[rated["won"]], rated[~rated["won"]]
+    grades = {"all": rated, **dict(iter(rated.groupby("grade")))}
+    return {
+        "errors": len(table) - len(rated),
+        "win_rate": {name: _rate(part) for name, part in grades.items()},
+        "wins": _shown(wins, [*extras.skills]),
+        "failures": _shown(failures, [*extras.skills]),
+        "failures_end": failures["outcome"].value_counts().to_dict(),
+    }
+
+
+def _rate(part: pd.DataFrame) -> dict[str, Any]:
+    return {"episodes": len(part), "wins": int(part["won"].sum()), "rate": float(part["won"].mean())}
+
+
+def _shown(part: pd.DataFrame, skills: Sequence[str]) -> dict[str, Any]:
+    shares = {name: float(part[name].mean()) for name in skills} if len(part) else {}
+    return {"episodes": len(part), **shares, "steps": float(part["steps"].mean()) if len(part) else None}
+
+
+def tables(about: Mapping[str, Any]) -> str:
+    """What :func:`describe` returned, as Markdown tables in %."""
+    rates = [{"subtasks": name, **row, "rate": f"{100 * row['rate']:.1f}"} for name, row in about["win_rate"].items()]
+    shown = [
+        {"of": name, **{key: _percent(key, value) for key, value in about[name].items()}}
+        for name in ("wins", "failures")
+    ]
+    ends = ", ".join(f"{name} {count}" for name, count in about["failures_end"].items())
+    return f"{markdown(pd.DataFrame(rates))}\n\n{markdown(pd.DataFrame(shown))}\n\nfailures end by: {ends}"
+
+
+def _percent(key: str, value: Any) -> str:
+    if value is None or key == "episodes":
+        return "" if value is None else str(value)
+    return f"{value:.1f}" if key == "steps" else f"{100 * value:.1f}"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalogue", default="{}", metavar="YAML", help="options of the catalogue, as in a sweep")
+    parser.add_argument("--max-steps", type=int, default=15, help="steps per episode, as in the sweep")
+    parser.add_argument("--tasks", type=int, default=250, help="how many subtasks it plays; the sweep's train_tasks")
+    parser.add_argument("--train-subtasks", type=int, default=350, help="how many other subtasks it is trained on")
+    parser.add_argument("--epochs", type=float, default=10.0, help="passes over the demonstrations")
+    parser.add_argument("--temperature", type=float, default=2.8, help="of its episodes: hotter is weaker")
+    parser.add_argument("--seed", type=int, default=0, help="of the expert: its training and its episodes")
+    parser.add_argument("--out", type=Path, default=Path("natural_expert.jsonl"), metavar="FILE.jsonl")
+    parser.add_argument("--root", metavar="DIR", help="folder of the runs (default experiments/runs)")
+    args = parser.parse_args(words)
+
+    options = load_yaml(args.catalogue, "--catalogue", command_line=True)
+    env = make_env("webshop", max_steps=args.max_steps, catalogue=options)
+    played, trained_on = split_tasks(env, args.tasks, args.train_subtasks)
+    settings = Settings(epochs=args.epochs, temperature=args.temperature)
+    chat = load_chat(settings.model)
+    run = Run.open(args.root, env.name, "natural-expert", args.seed, {}, stamp(env.stamp(), chat.hash))
+    lab = Lab(run, env, settings, args.seed, trained_on, [], chat)
+    episodes = play(lab, played, args.out.stem)
+
+    trajectory.save(episodes, args.out)
+    arguments = {key: value for key, value in vars(args).items() if key not in ("catalogue", "out", "root")}
+    about = describe(env, episodes)
+    subtasks = {"played": played, "trained_on": trained_on}
+    write_json(args.out.with_suffix(".json"), {**about, "catalogue": options, **arguments, **subtasks})
+    print(f"{tables(about)}\n\nwrote {args.out} and {args.out.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    main()
