@@ -59,7 +59,7 @@ def difference_map(
             f"headline={list(headline)}: give the values of {x} and {y} of one setting, or leave it empty"
         )
     used = runs[runs["method"].isin(["sft_pos", "rft", "eef"])] if "method" in runs else runs
-    keys = [(_setting(row, x), _setting(row, y)) for row in records(used)]
+    keys = [(setting_at(row, x), setting_at(row, y)) for row in records(used)]
     if used.empty or not {x.split(".")[0], y.split(".")[0]} & _IN_HASHES:
         comparable(used)
     cells = []
@@ -100,7 +100,7 @@ def _words(path: str) -> str:
     return path.replace("_", " ").replace(".", ": ")
 
 
-def _setting(row: dict[str, Any], path: str) -> Any:
+def setting_at(row: dict[str, Any], path: str) -> Any:
     """The value at a dotted path into a run's configuration; lists and dicts as JSON, so that values can be keys."""
     value = row["config"]
     for name in path.split("."):
@@ -108,7 +108,7 @@ def _setting(row: dict[str, Any], path: str) -> Any:
         by_name = {str(key): item for key, item in items.items()}
         if name not in by_name:
             raise FigureError(
-                f"the map's {path!r}: {name!r} is not in the configuration of {row['run_id']} (it has: "
+                f"{path!r}: {name!r} is not in the configuration of {row['run_id']} (it has: "
                 f"{', '.join(sorted(by_name)) or 'nothing'}); choose a parameter that every run of the sweep sets, a "
                 "nested one with dots"
             )
