@@ -1,0 +1,48 @@
+"""Parts of a sweep, joined, are the sweep's own tables."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "figures" / "demo"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return import_module("join_parts")
+
+
+def part(folder: Path, methods: list[str]) -> Path:
+    """The runs of ``methods`` in the demo's tables."""
+    folder.mkdir()
+    shutil.copy(DEMO / "subtasks.csv", folder)
+    for name in ("win_rate_vs_budget", "outcomes"):
+        table = pd.read_csv(DEMO / f"{name}.csv", dtype=str, keep_default_na=False)
+        table[table["method"].isin(methods)].to_csv(folder / f"{name}.csv", index=False)
+    return folder
+
+
+def test_two_parts_give_the_tables_of_the_whole_sweep(script: ModuleType, tmp_path: Path) -> None:
+    parts = [part(tmp_path / "a", ["rft", "ceiling"]), part(tmp_path / "b", ["eef", "sft_pos"])]
+    picture = script.join(parts, tmp_path / "whole")
+    assert picture.is_file()
+    for name in ("win_rate_vs_budget.csv", "outcomes.csv", "subtasks.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (DEMO / name).read_bytes(), name
+
+
+def test_parts_with_a_common_run_or_other_subtasks_are_refused(script: ModuleType, tmp_path: Path) -> None:
+    a, b = part(tmp_path / "a", ["rft"]), part(tmp_path / "b", ["rft", "eef"])
+    with pytest.raises(ValueError, match="__rft-n1__.* is in two parts"):
+        script.join([a, b], tmp_path / "whole")
+    (b / "subtasks.csv").write_text("test_set,task,group\n1,7,easy\n")
+    with pytest.raises(ValueError, match=r"subtasks.csv differs"):
+        script.join([a, b], tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
