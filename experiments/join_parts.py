@@ -3,7 +3,7 @@
     eef sweep experiments/main_comparison.yaml -p "seeds=[317, 318, 319, 320]" --out part
     python experiments/join_parts.py figures/main_comparison part --out figures/main_comparison
 
-Rows of ``win_rate_vs_budget.csv`` and ``outcomes.csv`` are joined, sorted as one sweep sorts them. The parts must have
+Rows of ``win_rate_vs_budget.csv``, ``outcomes.csv`` and ``seconds.csv`` are joined, sorted as one sweep sorts them. The parts must have
 the same test subtasks and no run in common.
 """
 
@@ -24,7 +24,7 @@ def join(parts: list[Path], out: Path) -> Path:
     if len(subtasks) > 1:
         raise ValueError(f"{parts[0]} and {parts[1]}: subtasks.csv differs, so these are not parts of one sweep")
     tables = {}
-    for name in ("win_rate_vs_budget", "outcomes"):
+    for name in ("win_rate_vs_budget", "outcomes", "seconds"):
         frames = [pd.read_csv(part / f"{name}.csv", dtype=str, keep_default_na=False) for part in parts]
         if len({tuple(frame) for frame in frames}) > 1:
             raise ValueError(f"{name}.csv has other columns in some parts: run them with the same code and parameters")
@@ -32,8 +32,8 @@ def join(parts: list[Path], out: Path) -> Path:
         if len(twice := table[table.duplicated("run_id")]):
             raise ValueError(f"{name}.csv: the run {twice['run_id'].iloc[0]} is in two parts: leave one of them out")
         table = table.reset_index(drop=True)
-        numbers = {key: pd.to_numeric(table[key]).fillna(-1) for key in ("n", "m", "seed")}
-        place = table.assign(**numbers).sort_values(KEYS).index
+        numbers = {key: pd.to_numeric(table[key]).fillna(-1) for key in ("n", "m", "seed") if key in table}
+        place = table.assign(**numbers).sort_values([key for key in KEYS if key in table]).index
         tables[name] = table.loc[place]
     out.mkdir(parents=True, exist_ok=True)
     (out / "subtasks.csv").write_bytes(subtasks.pop())

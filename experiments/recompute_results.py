@@ -19,21 +19,22 @@ from pathlib import Path
 import pandas as pd
 
 from eef.analysis.arms import arm_name, arm_of, records
-from eef.analysis.outcomes import read_outcomes
+from eef.analysis.outcomes import BUDGET, read_outcomes
 from eef.analysis.statistics import holm, over_seeds, t_test
 from eef.analysis.tables import spread
 
 ROOT = Path(__file__).parents[1]
-PAGES = {f"docs/results/{name}.md": name for name in ("demo", "figure3", "paper_webshop", "scienceworld")}
-PAGES |= {"README.md": "figure3", "docs/results/README.md": ""}  # the latter names the sweep in each row
+SWEEPS = "demo main_comparison figure3 paper_webshop scienceworld".split()
+PAGES = {**{f"docs/results/{name}.md": name for name in SWEEPS}, "README.md": "figure3", "docs/results/README.md": ""}
 Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one
 
 
 def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
     """The rows of each arm of a sweep, one per training seed, by name and experts."""
-    table = pd.read_csv(ROOT / "figures" / sweep / "win_rate_vs_budget.csv").set_index("run_id")
-    if (ROOT / "figures" / sweep / "outcomes.csv").is_file():
-        outcomes = read_outcomes(ROOT / "figures" / sweep).query("not error").astype({"won": float})
+    table = pd.read_csv((folder := ROOT / "figures" / sweep) / "win_rate_vs_budget.csv").set_index("run_id")
+    if (path := folder / "outcomes.csv").is_file():
+        table = table.join(pd.read_csv(path).set_index("run_id")[[name for name in BUDGET if name not in table]])
+        outcomes = read_outcomes(folder).query("not error").astype({"won": float})
         table["win_rate"] = outcomes.groupby("run_id")["won"].mean()
         for group, part in outcomes.groupby("group") if "group" in outcomes else ():
             table[f"win_rate_{group}"] = part.groupby("run_id")["won"].mean()
@@ -59,6 +60,7 @@ def of_method(row: dict[str, str], sweep: str) -> Cells:
     cells["95 % interval"] = spread(*over_seeds(100 * own["win_rate"])[1:], ".1f")
     cells |= {name: f"{100 * own[f'win_rate_{name}'].mean():.1f}" for name in ("easy", "medium", "hard") if name in row}
     cells["mean reward"] = f"{own['mean_reward'].mean():.3f}".lstrip("0")
+    cells |= {name: f"{own[name.replace(' ', '_')].mean():,.0f}" for name in row if name.replace(" ", "_") in BUDGET}
     gain = None if own.equals(rft) else 100 * (own["win_rate"] - rft["win_rate"])
     return {**cells, "minus RFT × 6": "" if gain is None else with_ends(gain)}, gain
 

@@ -26,7 +26,9 @@ def part(folder: Path, methods: list[str]) -> Path:
     shutil.copy(DEMO / "subtasks.csv", folder)
     for name in ("win_rate_vs_budget", "outcomes"):
         table = pd.read_csv(DEMO / f"{name}.csv", dtype=str, keep_default_na=False)
-        table[table["method"].isin(methods)].to_csv(folder / f"{name}.csv", index=False)
+        table = table[table["method"].isin(methods)]
+        table.to_csv(folder / f"{name}.csv", index=False)
+    table[["run_id"]].assign(seconds=len(methods)).to_csv(folder / "seconds.csv", index=False)
     return folder
 
 
@@ -36,6 +38,8 @@ def test_two_parts_give_the_tables_of_the_whole_sweep(script: ModuleType, tmp_pa
     assert picture.is_file()
     for name in ("win_rate_vs_budget.csv", "outcomes.csv", "subtasks.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (DEMO / name).read_bytes(), name
+    seconds = pd.read_csv(tmp_path / "whole" / "seconds.csv")["run_id"]
+    assert len(seconds) == 7 and list(seconds) == sorted(seconds)
 
 
 def test_parts_with_a_common_run_or_other_subtasks_are_refused(script: ModuleType, tmp_path: Path) -> None:
