@@ -3,8 +3,8 @@
     eef sweep experiments/main_comparison.yaml -p "seeds=[317, 318, 319, 320]" --out part
     python experiments/join_parts.py figures/main_comparison part --out figures/main_comparison
 
-Rows of ``win_rate_vs_budget.csv``, ``outcomes.csv`` and ``seconds.csv`` are joined, sorted as one sweep sorts them. The parts must have
-the same test subtasks and no run in common.
+Rows of ``win_rate_vs_budget.csv``, ``outcomes.csv`` and ``seconds.csv`` are joined, sorted as one sweep sorts them. The
+parts must have the same test subtasks and no run in common.
 """
 
 from __future__ import annotations
