@@ -24,8 +24,8 @@ from eef.analysis.statistics import holm, over_seeds, t_test
 from eef.analysis.tables import spread
 
 ROOT = Path(__file__).parents[1]
-SWEEPS = "demo main_comparison figure3 paper_webshop scienceworld".split()
-PAGES = {**{f"docs/results/{name}.md": name for name in SWEEPS}, "README.md": "figure3", "docs/results/README.md": ""}
+PAGES = {f"docs/results/{name}.md": name for name in "demo main_comparison figure3 paper_webshop scienceworld".split()}
+PAGES |= {"README.md": "main_comparison", "docs/results/README.md": ""}  # the latter names the sweep in each row
 Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one
 
 
