@@ -1,4 +1,4 @@
-"""Draws win rate against budget again for sweeps whose runs were not kept, from the committed rows of their runs.
+"""Draws win rate against budget again from a sweep's committed table, for sweeps whose run folders no longer exist.
 
     python experiments/redraw_figures.py                    # all folders with such a table
     python experiments/redraw_figures.py figures/figure3    # this one

@@ -80,7 +80,7 @@ def difference_map(
     about += "\nblack frame: the setting of the main results" if framed else ""
     across, down = table["x"].nunique(), table["y"].nunique()
     left = 0.5 + 0.065 * max(len(str(value)) for value in table["y"])
-    words = [label or _words(path) for label, path in ((x_label, x), (y_label, y))]
+    words = [label or in_words(path) for label, path in ((x_label, x), (y_label, y))]
     labels = [
         textwrap.fill(words[0], int((WIDTH - left - 1.0) / 0.062)),
         textwrap.fill(words[1], max(16, int(0.85 * down / 0.062))),
@@ -95,7 +95,7 @@ def difference_map(
     return path.with_suffix(".png")
 
 
-def _words(path: str) -> str:
+def in_words(path: str) -> str:
     """A parameter's name as words: ``expert noise: late`` for ``expert_noise.late``."""
     return path.replace("_", " ").replace(".", ": ")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from eef.analysis.arms import FigureError, arm_names, by_arm, comparable, records, reference_arm
-from eef.analysis.difference_map import setting_at
+from eef.analysis.arms import FigureError, arm_names, by_arm, comparable, most_common_experts, records, reference_arm
+from eef.analysis.difference_map import in_words, setting_at
 from eef.analysis.drawing import Look, looks, marker_style, picture
 from eef.analysis.figures import paired_differences, subtitle_of
 from eef.analysis.statistics import over_seeds
@@ -37,9 +37,10 @@ def win_rate_over_parameter(runs: pd.DataFrame, x: str, out: str | Path, x_label
         raise FigureError(f"{x!r} has values that are not numbers ({values[0]!r}): choose a parameter with numbers")
     rows = []
     for value, part in runs.assign(x=values).groupby("x"):
-        reference = reference_arm(by_arm(part), str(part["experts"].mode()[0]))
+        groups = by_arm(part)
+        reference = reference_arm(groups, most_common_experts(groups))
         gains = paired_differences(part, reference) if reference else {}
-        for arm, group in by_arm(part).items():
+        for arm, group in groups.items():
             gain = gains.get(arm, pd.Series(dtype=float))
             for row in records(group):
                 numbers = {"seed": row["seed"], "win_rate": row["win_rate"], "difference": gain.get(row["seed"])}
@@ -47,13 +48,14 @@ def win_rate_over_parameter(runs: pd.DataFrame, x: str, out: str | Path, x_label
     table = pd.DataFrame(rows).dropna(axis=1, how="all").sort_values(["x", "run_id"], ignore_index=True)
     path = write_table(table, out, "win_rate_over_parameter")
     subtitle = f"{subtitle_of(runs)} · small dots: single seeds · 95 % t-intervals over seeds"
-    margins, label = (0.55, 0.15, 0.6, 0.95), x_label or x.replace("_", " ").replace(".", ": ")
+    margins, label = (0.55, 0.15, 0.6, 0.95), x_label or in_words(x)
     with picture(out, path.stem, 4.0, "Win rate over a parameter", subtitle, margins, (1, 1), 0.75) as panels:
         _draw_panel(panels[0], table, "win_rate", "test win rate (%)")
         panels[0].set_ylim(0, None)
         panels[0].legend(frameon=False, fontsize=7, ncols=3, loc="upper left", bbox_to_anchor=(-0.05, -0.22))
         if "difference" in table:
-            reference = reference_arm(by_arm(table), str(table["experts"].mode()[0]))
+            groups = by_arm(table)
+            reference = reference_arm(groups, most_common_experts(groups))
             against = arm_names([reference])[reference] if reference else ""
             _draw_panel(panels[1], table.dropna(subset=["difference"]), "difference", f"minus {against}, points")
             panels[1].axhline(0, color="#222222", linewidth=0.9, zorder=2)
