@@ -10,7 +10,6 @@ import pytest
 
 from eef.analysis.arms import FigureError
 from eef.analysis.difference_map import difference_map
-from eef.analysis.drawing import write_picture
 from eef.analysis.statistics import over_seeds
 from eef.trajectory import Trajectory, Turn, save
 
@@ -130,22 +129,15 @@ def test_catalogues_may_differ_only_where_an_axis_changes_them(tmp_path: Path) -
         difference_map(mixed, "expert_noise.late", "catalogue.grades", tmp_path)
 
 
-def test_axes_are_in_words_and_the_headline_setting_is_framed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
-
-    def keep(figure: Any, *place: Any) -> None:
-        write_picture(figure, *place)
-        figures.append(figure)
-
-    monkeypatch.setattr("eef.analysis.drawing.write_picture", keep)
+def test_axes_are_in_words_and_the_headline_setting_is_framed(tmp_path: Path, drawn: list[Any]) -> None:
     frame = pd.DataFrame(cell(tmp_path / "runs", 0.7, EASY, ARMS) + cell(tmp_path / "runs", 0.0, EASY, ARMS))
     difference_map(frame, "expert_noise.late", "lr", tmp_path, "probability of a late error", headline=[0.7, 1e-3])
-    axes = figures[-1].axes[0]
+    axes = drawn[-1].axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("probability of a late error", "lr")
     (framed,) = [patch for patch in axes.patches if patch.get_gid() == "headline"]
     assert round(framed.get_x() + framed.get_width() / 2) == 1, "the second column, 0.7"
     path = difference_map(frame, "expert_noise.late", "lr", tmp_path, headline=[0.75, 1e-3])
-    assert figures[-1].axes[0].get_xlabel() == "expert noise: late" and path.with_suffix(".pdf").is_file()
-    assert not [patch for patch in figures[-1].axes[0].patches if patch.get_gid() == "headline"]
+    assert drawn[-1].axes[0].get_xlabel() == "expert noise: late" and path.with_suffix(".pdf").is_file()
+    assert not [patch for patch in drawn[-1].axes[0].patches if patch.get_gid() == "headline"]
     with pytest.raises(FigureError, match=r"headline=\[0.7\]: give the values of expert_noise.late and lr "):
         difference_map(frame, "expert_noise.late", "lr", tmp_path, headline=[0.7])

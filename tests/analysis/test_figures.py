@@ -29,7 +29,7 @@ from eef.analysis.arms import (
     run_table,
     variant,
 )
-from eef.analysis.drawing import LOOKS, looks, write_picture
+from eef.analysis.drawing import LOOKS, looks
 from eef.analysis.figures import learning_curves, paired_differences, win_rate_vs_budget
 from eef.analysis.statistics import over_seeds
 from eef.analysis.tables import markdown, paired_table, result_table, results_table
@@ -344,17 +344,10 @@ def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
         paired_table(frame, pair)
 
 
-def drawn_of(frame: pd.DataFrame, out: Path, monkeypatch: pytest.MonkeyPatch, draw: Any = win_rate_vs_budget) -> Any:
-    """matplotlib's figure, after its files were written."""
-    figures: list[Any] = []
-
-    def keep(figure: Any, *place: Any) -> None:
-        write_picture(figure, *place)
-        figures.append(figure)
-
-    monkeypatch.setattr("eef.analysis.drawing.write_picture", keep)
-    draw(frame, out)
-    return figures[-1]
+def drawn_of(frame: pd.DataFrame, out: Path, drawn: list[Any]) -> Any:
+    """matplotlib's figure of win rate against budget."""
+    win_rate_vs_budget(frame, out)
+    return drawn[-1]
 
 
 def main_comparison(seeds: int = 3) -> pd.DataFrame:
@@ -384,9 +377,9 @@ def dots(axes: Any) -> dict[str, list[tuple[float, float]]]:
     return {to_hex(group.get_facecolor()[0]).upper(): [tuple(at) for at in group.get_offsets()] for group in groups}
 
 
-def test_each_marker_and_dot_stands_at_its_true_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_marker_and_dot_stands_at_its_true_budget(tmp_path: Path, drawn: list[Any]) -> None:
     frame = main_comparison()
-    left, _ = drawn_of(frame, tmp_path, monkeypatch).axes
+    left, _ = drawn_of(frame, tmp_path, drawn).axes
     means = {line.get_color(): line.get_xydata().tolist() for line in left.lines if line.get_markersize() == 6.5}
     assert means["#D55E00"] == [[pytest.approx(101), pytest.approx(66 - 1)], [pytest.approx(501), pytest.approx(77)]]
     assert means["#0B4F8A"] == [[pytest.approx(601), pytest.approx(48 - 2)]]
@@ -398,7 +391,7 @@ def test_each_marker_and_dot_stands_at_its_true_budget(tmp_path: Path, monkeypat
     assert len(single) == 6, "all methods have dots"
 
 
-def test_the_panel_of_differences_pairs_equal_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panel_of_differences_pairs_equal_seeds(tmp_path: Path, drawn: list[Any]) -> None:
     frame = main_comparison()
     frame = frame[(frame["method"] != "ceiling") | (frame["seed"] != 1)]
     gains = paired_differences(frame, Arm("rft", "strong", 6))
@@ -408,7 +401,7 @@ def test_the_panel_of_differences_pairs_equal_seeds(tmp_path: Path, monkeypatch:
     ]  # fmt: skip
     ceiling = gains[Arm("ceiling", "perfect")]
     assert ceiling.index.tolist() == [0, 2] and ceiling.tolist() == pytest.approx([0.40, 0.50])
-    _, right = drawn_of(frame, tmp_path, monkeypatch).axes
+    _, right = drawn_of(frame, tmp_path, drawn).axes
     eef = gains[Arm("eef", "strong", None, 5)]
     assert eef.tolist() == pytest.approx([0.29, 0.31, 0.33])
     shown = [group.get_offsets()[:, 0].tolist() for group in right.collections if len(group.get_offsets()) == 3]
@@ -419,12 +412,12 @@ def test_the_panel_of_differences_pairs_equal_seeds(tmp_path: Path, monkeypatch:
     assert any(line.get_xdata() == [0, 0] for line in right.lines if len(line.get_xdata()) == 2), "a line at zero"
     assert right.get_xlabel() == "minus RFT × 6, points"
     without_rft = frame[frame["method"] != "rft"]
-    assert drawn_of(without_rft, tmp_path, monkeypatch).axes[1].get_xlabel() == "minus BC (SFT-pos), points"
-    assert len(drawn_of(frame[frame["seed"] == 0], tmp_path, monkeypatch).axes) == 1, "one seed has no differences"
+    assert drawn_of(without_rft, tmp_path, drawn).axes[1].get_xlabel() == "minus BC (SFT-pos), points"
+    assert len(drawn_of(frame[frame["seed"] == 0], tmp_path, drawn).axes) == 1, "one seed has no differences"
 
 
-def test_all_ablations_are_drawn_with_names_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, _ = drawn_of(main_comparison(), tmp_path, monkeypatch).axes
+def test_all_ablations_are_drawn_with_names_for_people(tmp_path: Path, drawn: list[Any]) -> None:
+    left, _ = drawn_of(main_comparison(), tmp_path, drawn).axes
     names = [text.get_text() for text in left.get_legend().get_texts()]
     assert names == [
         "BC (SFT-pos)", "RFT × 6", "EEF, M states", "EEF, M = 5, random segments", "EEF, M = 5, restart only",
@@ -432,7 +425,7 @@ def test_all_ablations_are_drawn_with_names_for_people(tmp_path: Path, monkeypat
     ]  # fmt: skip
     parts = [row(f"eef_part{i}=False", 0.3, m=5) for i in range(8)]
     many = pd.DataFrame([row("rft", 0.2, n=5), row("eto", 0.2, n=1), row("eef", 0.4, m=5), *parts])
-    (axes,) = drawn_of(many, tmp_path, monkeypatch).axes
+    (axes,) = drawn_of(many, tmp_path, drawn).axes
     assert sum("part" in text.get_text() for text in axes.get_legend().get_texts()) == 8
 
 
@@ -451,7 +444,7 @@ def test_a_method_has_one_colour_and_marker_in_all_pictures() -> None:
     assert len(set(unknown.values())) == 28, "no two share a look while there are enough"
 
 
-def test_labels_of_a_crowded_picture_touch_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_a_crowded_picture_touch_nothing(tmp_path: Path, drawn: list[Any]) -> None:
     rows = []
     for seed in range(4):
         for place, method in enumerate(("sft_pos", "sft_all", "nat", "mine")):
@@ -462,7 +455,7 @@ def test_labels_of_a_crowded_picture_touch_nothing(tmp_path: Path, monkeypatch: 
         rows.append(row("ceiling", 0.56 + 0.01 * seed, seed, experts="perfect"))
     frame = pd.DataFrame(rows)
     frame["run_id"] = [f"webshop__{i}__s{seed}" for i, seed in enumerate(frame["seed"])]
-    figure = drawn_of(frame, tmp_path, monkeypatch)
+    figure = drawn_of(frame, tmp_path, drawn)
     axes, renderer = figure.axes[0], figure.canvas.get_renderer()
     labels = [text for text in axes.texts if text.get_gid() == "point label"]
     assert len(labels) == 4 + 8 + 4 + 1

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from eef.analysis.arms import Arm, FigureError
-from eef.analysis.drawing import LOOKS, write_picture
+from eef.analysis.drawing import LOOKS
 from eef.analysis.navigation import drawn_arms, navigation
 from eef.trajectory import Trajectory, Turn, save
 
@@ -98,21 +98,14 @@ def test_figure_2_refuses_what_cannot_be_drawn(tmp_path: Path) -> None:
         navigation(frame, tmp_path)
 
 
-def panels(frame: pd.DataFrame, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The axes of Figure 2, whose files are written too."""
-    drawn: list[Any] = []
-
-    def keep(figure: Any, *place: Any) -> None:
-        write_picture(figure, *place)
-        drawn.append(figure)
-
-    monkeypatch.setattr("eef.analysis.drawing.write_picture", keep)
+def panels(frame: pd.DataFrame, out: Path, drawn: list[Any]) -> list[Any]:
+    """The axes of Figure 2."""
     navigation(frame, out)
     return drawn[-1].axes
 
 
-def test_next_and_back_are_panels_with_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, right = panels(shop_runs(tmp_path / "runs"), tmp_path, monkeypatch)
+def test_next_and_back_are_panels_with_the_same_rows(tmp_path: Path, drawn: list[Any]) -> None:
+    left, right = panels(shop_runs(tmp_path / "runs"), tmp_path, drawn)
     assert [axes.get_title("left") for axes in (left, right)] == ["Next", "Prev or Back to Search"]
     names = [label.get_text().replace("\N{NO-BREAK SPACE}", " ") for label in left.get_yticklabels()]
     assert names == [
@@ -131,7 +124,7 @@ def test_next_and_back_are_panels_with_the_same_rows(tmp_path: Path, monkeypatch
     assert [pytest.approx(100 / 3), pytest.approx(100)] in seeds, "a dot for each seed"
 
 
-def test_six_arms_are_drawn_and_all_are_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_six_arms_are_drawn_and_all_are_in_the_table(tmp_path: Path, drawn: list[Any]) -> None:
     frame = shop_runs(tmp_path / "runs")
     more = [
         frame[frame["method"] == "eef"].assign(m=1),
@@ -139,7 +132,7 @@ def test_six_arms_are_drawn_and_all_are_in_the_table(tmp_path: Path, monkeypatch
         frame[frame["method"] == "eef"].assign(method="eef_random_segments=True"),
     ]
     path = tmp_path / "navigation.csv"
-    left, _ = panels(pd.concat([frame, *more]), tmp_path, monkeypatch)
+    left, _ = panels(pd.concat([frame, *more]), tmp_path, drawn)
     names = [label.get_text().split(" (")[0].split("\n")[0] for label in left.get_yticklabels()]
     assert names[2:] == [
         "BC", "RFT × 2", "EEF, M = 3", "EEF, M = 3, random segments", "EEF, M = 3, restart only", "ceiling",
