@@ -252,7 +252,7 @@ def _build_new(
 ) -> _Built:
     own_split: dict[str, list[int]] | None = None
     if data is None:
-        from eef.envs.webshop.generate import embedded
+        from eef.envs.webshop.embedded import embedded
 
         data, own_split = embedded(WebShop, **(options or {}))
         graded = _shops.pop(("memory", id(data), human_goals, seed, num_products), None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eef.envs import EnvError
 from eef.envs.extras import Extras, ScriptedExperts, Skill, next_step
 from eef.envs.webshop.aliases import Aliases
-from eef.envs.webshop.generate import grade
+from eef.envs.webshop.embedded import grade
 from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, play_expert
 
 if TYPE_CHECKING:

@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    from eef.envs.webshop.shopper import ShopEnv
-
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
@@ -72,7 +67,8 @@ class CatalogueSpec:
     ones. ``dear_goals``: the share of expensive products that have a goal; all cheap ones have one. ``trap``: the
     probabilities that a look-alike lacks one of its family's colours, and one of its sizes. ``grades``: the shares of
     easy, medium and hard subtasks (perfect play needs no, up to two, more navigation moves). ``steps``: the largest
-    number of steps of perfect play. ``train``, ``eval`` and ``test``: the numbers of subtasks.
+    number of steps of perfect play. ``train``, ``eval`` and ``test``: the numbers of subtasks. ``disjoint_families``:
+    no family (a kind and two attributes) has goals in two of these parts.
     """
 
     products: int = 6000
@@ -86,6 +82,7 @@ class CatalogueSpec:
     train: int = 500
     eval: int = 100
     test: int = 500
+    disjoint_families: bool = False
 
 
 def generate(spec: CatalogueSpec | None = None) -> Triple:
@@ -249,60 +246,3 @@ def write(spec: CatalogueSpec, folder: str | Path, goals: int | None = None, pro
         part.replace(part.with_suffix(""))
     (folder / "shop.json").write_text(json.dumps(asdict(spec), indent=1), encoding="utf-8")
     return folder
-
-
-def embedded(open_shop: Callable[..., ShopEnv], **options: Any) -> tuple[Triple, dict[str, list[int]]]:
-    """The embedded catalogue and its split, ``{"train" | "eval" | "test": goal indices}``.
-
-    ``open_shop`` is the class WebShop; ``options`` are fields of :class:`CatalogueSpec`. Perfect play decides the grade
-    of a subtask, never an expert with errors. ValueError if the catalogue has too few subtasks of a grade, TypeError
-    for an unknown option.
-    """
-    # not an import statement: the shopper decides which subtasks are played, but it changes no state of the environment
-    shopper = import_module("eef.envs.webshop.shopper")
-    try:
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
-        spec = CatalogueSpec(**values)
-    except TypeError as error:
-        raise TypeError(
-            f"catalogue: {error}; the options are {', '.join(CatalogueSpec.__dataclass_fields__)}"
-        ) from None
-    triple = generate(spec)
-    count = sum(len(records) for records in triple[2].values())
-    env = open_shop(data=triple, split={"train": list(range(count)), "eval": [], "test": []}, max_steps=spec.steps)
-    graded: dict[str, list[int]] = {"easy": [], "medium": [], "hard": []}
-    for task in env.tasks("train"):
-        played = shopper.play_expert(env, task, insight=False)
-        if played.won:
-            graded[grade(played.actions)].append(int(task))
-    rng = random.Random(f"split {spec.seed}")
-    split: dict[str, list[int]] = {"train": [], "eval": [], "test": []}
-    sizes = {part: _sizes(getattr(spec, part), spec.grades) for part in split}
-    for place, (name, pool) in enumerate(graded.items()):
-        rng.shuffle(pool)
-        needed = sum(size[place] for size in sizes.values())
-        if needed > len(pool):
-            raise ValueError(
-                f"the generated catalogue has {len(pool)} {name} subtasks, but {needed} are needed: raise 'products', "
-                "or lower 'train', 'eval', 'test' or that share of 'grades'"
-            )
-        for part, size in sizes.items():
-            split[part] += [pool.pop() for _ in range(size[place])]
-    for indices in split.values():
-        rng.shuffle(indices)
-    return triple, split
-
-
-def _sizes(count: int, shares: tuple[float, ...]) -> list[int]:
-    """The number of subtasks of each grade; the grade with the largest share absorbs the rounding."""
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"'grades' must be three shares (easy, medium, hard) that sum to 1, not {list(shares)}")
-    sizes = [round(share * count) for share in shares]
-    sizes[shares.index(max(shares))] += count - sum(sizes)
-    return sizes
-
-
-def grade(actions: list[str]) -> str:
-    """``easy``, ``medium`` or ``hard``: perfect play needs 0, 1 to 2, or at least 3 moves with Next or Prev."""
-    moves = sum(action.lower() in ("click[next >]", "click[< prev]") for action in actions)
-    return "easy" if moves == 0 else "medium" if moves <= 2 else "hard"

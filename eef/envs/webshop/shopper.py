@@ -22,8 +22,8 @@ class ShopEnv(TextEnv, Protocol):
 
     generated: bool
 
-    def goal(self) -> dict[str, Any]:
-        """The goal of the current episode."""
+    def goal(self, task: str | None = None) -> dict[str, Any]:
+        """The goal of ``task`` (default: of the current episode)."""
         ...
 
     def fork(self) -> ShopEnv: ...

@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eef.envs.webshop import WebShop
-from eef.envs.webshop.generate import CatalogueSpec, Triple, embedded, generate, grade, write
+from eef.envs.webshop.embedded import embedded, grade
+from eef.envs.webshop.generate import CatalogueSpec, Triple, generate, write
 from eef.envs.webshop.shopper import play_expert
 
 SMALL = CatalogueSpec(products=700)
@@ -102,6 +103,23 @@ def test_rounded_grades_add_up() -> None:
     assert {part: len(indices) for part, indices in split.items()} == {"train": 3, "eval": 1, "test": 7}
 
 
+def test_no_family_is_in_two_parts_of_a_disjoint_split() -> None:
+    options = {"products": 2000, "train": 60, "eval": 20, "test": 60, "grades": [0.5, 0.25, 0.25]}
+
+    def shared(**more: Any) -> int:
+        triple, split = embedded(WebShop, **options, **more)
+        shop = everything(triple)
+        assert {part: len(set(indices)) for part, indices in split.items()} == {"train": 60, "eval": 20, "test": 60}
+        for indices in split.values():
+            grades = Counter(grade(play_expert(shop, str(index), insight=False).actions) for index in indices)
+            assert grades["easy"] == len(indices) // 2 and grades["hard"] == len(indices) // 4
+        goals = {part: [shop.goal(str(index)) for index in indices] for part, indices in split.items()}
+        families = {part: {(goal["query"], *sorted(goal["attributes"])) for goal in goals[part]} for part in goals}
+        return sum(len(families[a] & families[b]) for a, b in combinations(families, 2))
+
+    assert shared() > 0 and shared(disjoint_families=True) == 0
+
+
 def test_perfect_play_wins_every_subtask(made: tuple[Triple, dict[str, list[int]]]) -> None:
     triple, split = made
     shop = everything(triple)
@@ -159,6 +177,10 @@ def test_every_goal_fits_its_own_product() -> None:
         (
             {"products": 300, "train": 60, "eval": 0, "test": 0, "grades": [0.0, 0.0, 1.0]},
             r"has \d+ hard subtasks, but 60",
+        ),
+        (
+            {"products": 300, "train": 40, "eval": 0, "test": 40, "disjoint_families": True},
+            r"with 'disjoint_families' the generated catalogue lacks \d+ medium subtasks of .*: raise 'products'",
         ),
         ({"products": 60, "grades": [0.5, 0.5]}, "three shares .* that sum to 1"),
         ({"products": 60, "grades": [0.5, 0.5, 0.5]}, "three shares .* that sum to 1"),
