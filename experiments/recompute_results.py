@@ -33,7 +33,7 @@ def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
     """The rows of each arm of a sweep, one per training seed, by name and experts."""
     table = pd.read_csv((folder := ROOT / "figures" / sweep) / "win_rate_vs_budget.csv").set_index("run_id")
     if (path := folder / "outcomes.csv").is_file():
-        table = table.join(pd.read_csv(path).set_index("run_id")[[name for name in BUDGET if name not in table]])
+        table = table.join(pd.read_csv(path).set_index("run_id").filter([name for name in BUDGET if name not in table]))
         outcomes = read_outcomes(folder).query("not error").astype({"won": float})
         table["win_rate"] = outcomes.groupby("run_id")["won"].mean()
         for group, part in outcomes.groupby("group") if "group" in outcomes else ():
@@ -54,6 +54,7 @@ def with_ends(values: pd.Series) -> str:
 
 
 def of_method(row: dict[str, str], sweep: str) -> Cells:
+    sweep = row.get("sweep", sweep).strip("`")
     own = find(sweep, row["method"], row.get("experts", ""))
     rft = find(sweep, "RFT × 6") if "minus RFT × 6" in row else own
     cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{(100 * own['win_rate']).mean():.1f}"}
