@@ -7,9 +7,9 @@ same new adapter (all linear layers), order, batch size, learning rate and numbe
 those of the training alone; the peak is that of the whole process. The script fails unless the first losses are equal.
 TRL's variants need ``pip install trl datasets``.
 
-The limit is the arithmetic of the model on these rows, divided by the speed of matrix products of its size on one
-thread: two products per weight for each token (forward, and the gradient of the inputs), three per weight of the
-adapter, causal attention forward and backward (3.5 times forward), and the logits of the tokens that carry loss.
+The limit is the arithmetic of the model on these rows, divided by the speed of matrix products of its size and number
+type on one thread: two products per weight for each token (forward, and the gradient of the inputs), three per weight
+of the adapter, causal attention forward and backward (3.5 times forward), and the logits of the tokens that carry loss.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def limit(policy: Policy, rows: list[Row]) -> tuple[float, float]:
     """The least CPU seconds for the arithmetic of one epoch, and the measured rate in FLOP/s."""
     config = policy.model.config
     length, size, inner = round(np.mean([len(row.ids) for row in rows])), config.hidden_size, config.intermediate_size
-    a, b = torch.randn(length, size), torch.randn(size, inner)
+    a, b = (torch.randn(shape, dtype=policy.model.dtype) for shape in ((length, size), (size, inner)))
     times = []
     for _ in range(5):
         began = time.process_time()

@@ -165,7 +165,10 @@ class Policy:
             max_new_tokens=max_new_tokens,
         )
         if adapter is not None and not full:
-            policy.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
+            # to act, the adapter has the model's own type: float32 in a half-precision model would cost time
+            policy.model = PeftModel.from_pretrained(
+                base, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
+            )
         policy.model.eval()
         return policy
 

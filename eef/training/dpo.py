@@ -14,7 +14,15 @@ from torch.utils.data import Dataset
 from eef.settings import TrainingSettings
 from eef.training.likelihoods import log_likelihoods, row_log_likelihoods
 from eef.training.rows import Row, collate
-from eef.training.trainer import GroupedTrainer, OnStep, check_finite, options, run_trainer, save_trained
+from eef.training.trainer import (
+    GroupedTrainer,
+    OnStep,
+    check_finite,
+    mixed_precision,
+    options,
+    run_trainer,
+    save_trained,
+)
 
 if TYPE_CHECKING:
     from eef.agents.policy import Policy
@@ -54,14 +62,16 @@ def dpo(
     if not rows:
         raise ValueError(f"there is no pair to learn from ({dropped} exceed the context of {policy.context} tokens)")
     policy.model.eval()
-    before = [row_log_likelihoods(policy, *pair) for pair in rows]
+    with mixed_precision(policy.model):  # as in training
+        before = [row_log_likelihoods(policy, *pair) for pair in rows]
     if not torch.cuda.is_available():
         training = replace(training, micro_batch_size=training.micro_batch_size or 1)
     losses = run_trainer(
         policy.model, PairDataset(rows, before, policy.pad), partial(collate_pairs, pad=policy.pad), training, folder,
         seed=seed, work=work, on_step=on_step, trainer=partial(PairTrainer, beta=beta),
     )  # fmt: skip
-    after = [row_log_likelihoods(policy, *pair) for pair in rows]
+    with mixed_precision(policy.model):
+        after = [row_log_likelihoods(policy, *pair) for pair in rows]
     gains = [(a[0] - b[0]) - (a[1] - b[1]) for a, b in zip(after, before, strict=True)]
     check_finite("the sum of the log-likelihoods after the last step", sum(map(sum, after)), training.lr)
     save_trained(policy, folder, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,10 @@ from eef.models.pretrain import make_model, save
 from eef.selection import Example
 from eef.training.checkpoints import Checkpoints
 from eef.training.dpo import dpo
+from eef.training.likelihoods import learnt_log_probabilities
 from eef.training.rows import IGNORE, Row, collate, flatten, merge_prefix_rows, rows_of
 from eef.training.sft import sft
+from eef.training.trainer import mixed_precision
 from eef.trajectory import Trajectory, Turn
 
 SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -226,6 +229,52 @@ def test_half_precision_is_trained_in_float32_and_saved_in_its_own_type(base: st
     assert report["losses"][-1]["loss"] < report["losses"][0]["loss"] - 0.2
     again = Policy.load(base, tmp_path / "half").model
     assert again.dtype == torch.bfloat16 and torch.equal(again.lm_head.weight, policy.model.lm_head.weight)
+
+
+def test_an_adapter_on_a_bfloat16_model_trains_in_mixed_precision_and_acts_in_bfloat16(
+    base: str, examples, tmp_path
+) -> None:
+    policy = Policy.load(base, dtype="bfloat16")
+    policy.new_adapter(seed=0)
+    first = next(module for module in policy.model.modules() if hasattr(module, "lora_A"))
+    types = set()
+
+    def on_forward(module, arguments, output) -> None:
+        if module.training:
+            types.update((arguments[0].dtype, output.dtype))
+
+    first.lora_A.default.register_forward_hook(on_forward)
+    report = sft(policy, examples, tmp_path / "adapter", **{**SETTINGS, "epochs": 6})
+    assert types == {torch.bfloat16}
+    adapter = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    assert {weight.dtype for weight in adapter.values()} == {torch.float32}
+    assert report["losses"][-1]["loss"] < report["losses"][0]["loss"] - 0.2
+    acting = Policy.load(base, tmp_path / "adapter", dtype="bfloat16").model
+    assert {weight.dtype for name, weight in acting.named_parameters() if "lora_" in name} == {torch.bfloat16}
+    again = Policy.load(base, tmp_path / "adapter", dtype="bfloat16", trainable=True).model
+    for name, weight in again.named_parameters():
+        assert "lora_" not in name or torch.equal(weight, adapter[name])
+
+
+def test_mixed_precision_gives_the_gradients_of_float32_adapters(base: str, examples) -> None:
+    policy = Policy.load(base, dtype="bfloat16")
+    policy.new_adapter(seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in policy.model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.02, generator=generator)
+    rows, _ = rows_of(policy, examples)
+    batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in rows[:2]], policy.pad)
+    gradients = []
+    for context in (mixed_precision(policy.model), nullcontext()):
+        with context:
+            loss = -learnt_log_probabilities(policy.model, batch).sum()
+        loss.backward()
+        weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
+        gradients.append(torch.cat([weight.grad.flatten() for weight in weights]))
+        policy.model.zero_grad()
+    difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert 0 < difference < 0.05
 
 
 def test_gradient_checkpointing_changes_no_weight(base: str, examples, tmp_path) -> None:
