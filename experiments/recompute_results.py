@@ -54,7 +54,6 @@ def with_ends(values: pd.Series) -> str:
 
 
 def of_method(row: dict[str, str], sweep: str) -> Cells:
-    sweep = row.get("sweep", sweep).strip("`")
     own = find(sweep, row["method"], row.get("experts", ""))
     rft = find(sweep, "RFT × 6") if "minus RFT × 6" in row else own
     cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{(100 * own['win_rate']).mean():.1f}"}
@@ -69,8 +68,7 @@ def of_method(row: dict[str, str], sweep: str) -> Cells:
 def of_difference(row: dict[str, str], sweep: str) -> Cells:
     label, hard = re.subn(", hard subtasks$", "", row["difference"])
     column, (a, b) = "win_rate_hard" if hard else "win_rate", label.split(" minus ")
-    sweeps = re.findall(r"\w+", row.get("sweep", sweep))
-    gain = pd.concat([100 * (find(each, a)[column] - find(each, b)[column]) for each in sweeps])
+    gain = pd.concat([100 * (find(each, a)[column] - find(each, b)[column]) for each in re.findall(r"\w+", sweep)])
     mean, ends = with_ends(gain).rstrip(")").split(" (")
     return {"mean": mean, "95 % interval": ends, "seeds with a gain": f"{(gain > 0).sum()} of {len(gain)}"}, gain
 
@@ -81,7 +79,8 @@ def compare(text: str, sweep: str) -> list[str]:
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
         rows += [dict(zip(head, line, strict=True)) for line in body if head[0] in ("method", "difference")]
-    recomputed = [of_method(row, sweep) if "method" in row else of_difference(row, sweep) for row in rows]
+    where = [(row, row.get("sweep", sweep).strip("`")) for row in rows]
+    recomputed = [(of_method if "method" in row else of_difference)(row, each) for row, each in where]
     adjusted = holm([math.nan if gain is None else t_test(gain) for _, gain in recomputed])
     for row, (cells, gain), p in zip(rows, recomputed, adjusted, strict=True):
         cells["p (Holm)"] = "" if math.isnan(p) else "< .001" if p < 0.0005 else f"{p:.3f}".lstrip("0")
