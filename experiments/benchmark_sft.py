@@ -4,7 +4,8 @@
 
 Each variant trains in a process of its own: one epoch on the same winning trajectories of the generated shop, with the
 same new adapter (all linear layers), order, batch size, learning rate and number type, on one thread. CPU seconds are
-those of the training alone; the peak is that of the whole process. The script fails unless the first losses are equal.
+those of the training alone; the peak is that of the whole process. The script fails unless the first losses are equal,
+in half precision up to half a percent.
 TRL's variants need ``pip install trl datasets``.
 
 The limit is the arithmetic of the model on these rows, divided by the speed of matrix products of its size and number
@@ -171,9 +172,11 @@ def main() -> None:
             command += ["--dtype", options.dtype, "--batch-size", str(options.batch_size)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{name}: {results[-1]['CPU s']:.1f} CPU s, losses {results[-1]['losses']}", flush=True)
+            cost = f"{results[-1]['CPU s']:.1f} CPU s, {results[-1]['peak memory, GB']:.2f} GB"
+            print(f"{name}: {cost}, losses {results[-1]['losses']}", flush=True)
     first = [result["losses"][0] for result in results]
-    assert max(first) - min(first) < 1e-3 * max(first), f"the first losses differ: {first}"
+    tolerance = 1e-3 if options.dtype == "float32" else 5e-3
+    assert max(first) - min(first) < tolerance * max(first), f"the first losses differ: {first}"
     table = pd.DataFrame(results)
     table["last loss"] = [f"{losses[-1]:.4f}" for losses in table.pop("losses")]
     table["tokens per CPU s"] = tokens / table["CPU s"]
