@@ -75,7 +75,7 @@ def experiment(
             "m": {**defaults, **options}.get("m"),
             "n": {**defaults, **options}.get("n"),
             **({"k": options["k"]} if "k" in options else {}),
-            "experts": "perfect" if method == "ceiling" else settings.experts,
+            "experts": "perfect" if method == "ceiling" else short_names(settings.experts),
             "seed": seed,
             **lab.evaluate(adapter),
             **_budget(lab.simulations, chat),
