@@ -2,10 +2,10 @@
 
     python experiments/recompute_results.py
 
-Each row of a page is printed as recomputed: means over training seeds, 95 % t-intervals over seeds, and paired
-differences with each seed's, the seeds that gain, and p-values of t-tests over seeds after Holm's correction for all
-differences of the page. A line with ``!=`` names a cell that says something else; the exit code is then 1. Win rates
-come from figures/SWEEP/outcomes.csv where it is committed, else from win_rate_vs_budget.csv, which has a row per run.
+Each row of a page is printed as recomputed: means over training seeds with 95 % t-intervals, and paired differences
+with each seed's, the seeds that gain, and p-values of t-tests over seeds after Holm's correction for all differences of
+the page. A line with ``!=`` names a cell that says something else; the exit code is then 1. Win rates come from
+figures/SWEEP/outcomes.csv where it is committed, else from the row of each run in win_rate_vs_budget.csv.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from eef.analysis.statistics import holm, over_seeds, t_test
 from eef.analysis.tables import spread
 
 ROOT = Path(__file__).parents[1]
-PAGES = {f"docs/results/{name}.md": name for name in "demo main_comparison figure3 paper_webshop scienceworld".split()}
+SWEEPS = "demo main_comparison natural_expert disjoint_families figure3 paper_webshop scienceworld"
+PAGES = {f"docs/results/{name}.md": name for name in SWEEPS.split()}
 PAGES |= {"README.md": "main_comparison", "docs/results/README.md": ""}  # the latter names the sweep in each row
 Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one
 
 
 def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
     """The rows of each arm of a sweep, one per training seed, by name and experts."""
-    table = pd.read_csv((folder := ROOT / "figures" / sweep) / "win_rate_vs_budget.csv").set_index("run_id")
+    table = pd.read_csv((folder := ROOT / "figures" / sweep.strip("`")) / "win_rate_vs_budget.csv").set_index("run_id")
     if (path := folder / "outcomes.csv").is_file():
         table = table.join(pd.read_csv(path).set_index("run_id").filter([name for name in BUDGET if name not in table]))
         outcomes = read_outcomes(folder).query("not error").astype({"won": float})
@@ -80,10 +81,9 @@ def compare(text: str, sweep: str) -> list[str]:
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
         rows += [dict(zip(head, line, strict=True)) for line in body if head[0] in ("method", "difference")]
-    where = [(row, row.get("sweep", sweep).strip("`")) for row in rows]
-    recomputed = [(of_method if "method" in row else of_difference)(row, each) for row, each in where]
-    adjusted = holm([math.nan if gain is None else t_test(gain) for _, gain in recomputed])
-    for row, (cells, gain), p in zip(rows, recomputed, adjusted, strict=True):
+    computed = [(of_method if "method" in row else of_difference)(row, row.get("sweep", sweep)) for row in rows]
+    adjusted = holm([math.nan if gain is None else t_test(gain) for _, gain in computed])
+    for row, (cells, gain), p in zip(rows, computed, adjusted, strict=True):
         cells["p (Holm)"] = "" if math.isnan(p) else "< .001" if p < 0.0005 else f"{p:.3f}".lstrip("0")
         label, *names = [name for name in row if name not in ("experts", "sweep")]
         wrong += [f"{row[label]}, {name}: {row[name]} != {cells[name]}" for name in names if row[name] != cells[name]]
