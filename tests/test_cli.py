@@ -271,7 +271,9 @@ def test_a_sweep_is_found_from_another_folder(
         assert main(["sweep", word, "--dry-run", "--root", "runs"]) == 0
         assert "sweep demo: 7 points of experiment.ipynb" in capsys.readouterr().out
     assert main(["sweep", "dem"]) == 2
-    assert "no sweep file at dem; in" in (error := capsys.readouterr().err) and "demo, figure3" in error
+    assert (
+        "no sweep file at dem; in" in (error := capsys.readouterr().err) and "demo, disjoint_families, figure3" in error
+    )
 
 
 def test_one_seed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

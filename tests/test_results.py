@@ -14,9 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
 FIGURES = [ROOT / "figures" / name / "README.md" for name in ("", "figure3", "scienceworld")]
-SWEEPS = ("main_comparison", "disjoint_families", "natural_expert", "figure3", "paper_webshop", "scienceworld")
+SWEEPS = (
+    "main_comparison",
+    "disjoint_families",
+    "other_catalogue",
+    "natural_expert",
+    "figure3",
+    "paper_webshop",
+    "scienceworld",
+)
 ROWS = {"demo": 7, "main_comparison": 22, "figure3": 21, "paper_webshop": 16, "scienceworld": 7, "README": 5}
-ROWS |= {"docs/results/README": 16, "natural_expert": 15, "disjoint_families": 22}
+ROWS |= {"docs/results/README": 19, "natural_expert": 15, "disjoint_families": 23}
 
 
 @pytest.fixture
