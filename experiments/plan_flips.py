@@ -16,7 +16,7 @@ Columns: shape, spend, label, m, k, simulations (per failure), flips (true ones 
 a segment whose two ends were labelled so), hits_per_100 (true flips in such segments per 100 simulations), wrong
 (segments per failure labelled beneficial or harmful whose ends are not so), right (share of the segments labelled
 beneficial or harmful that are), turns (mean length of a segment with a hit), labels (share of simulated states with the
-right label).
+right label), solved (share of the failures with a won state in which one is labelled won: there is a win to learn from).
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
         "failures": 1, "simulations": sum(line.simulations), "flips": len(flips), "hits": len(right),
         "wrong": len(claims) - len(right), "claims": len(claims), "turns": sum(p.stop - p.start for p in right),
         "known": len(known), "labels": sum(outcome == won[state] for state, outcome in known),
+        "solvable": bool(won.any()), "solved": any(outcome and won[state] for state, outcome in known),
     }  # fmt: skip
 
 
@@ -136,6 +137,7 @@ def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
         simulations=sums["simulations"] / failures, flips=sums["flips"] / failures, hits=sums["hits"] / sums["flips"],
         hits_per_100=100 * sums["hits"] / sums["simulations"], wrong=sums["wrong"] / failures,
         right=sums["hits"] / sums["claims"], turns=sums["turns"] / sums["hits"], labels=sums["labels"] / sums["known"],
+        solved=sums["solved"] / sums["solvable"],
     ).round(3)  # fmt: skip
 
 
