@@ -161,7 +161,7 @@ def test_a_state_that_has_won_stays_won() -> None:
 
 def test_soft_weights_are_gains_that_add_up() -> None:
     exploration = Exploration(("easy", "hard"), (FAILURE,), [(True,) * STATES])
-    ends = {0: "lost lost", 4: "won lost", 8: "won won", 10: "lost lost"}
+    ends = {0: "lost lost", 4: "won lost", 8: "won won", 10: "won lost lost lost"}
     exploration.add([("easy", 0)], [ended(0, "won", task="easy")])
     for index, words in ends.items():
         for sample, how in enumerate(words.split()):
@@ -170,9 +170,10 @@ def test_soft_weights_are_gains_that_add_up() -> None:
     examples = soft_examples(exploration)
     assert [(e.trajectory.task, e.trajectory.prefix, e.learn_from, e.trajectory.won) for e in examples] == [
         ("easy", 0, 0, True), ("hard", 4, 0, False), ("hard", 4, 4, True), ("hard", 8, 4, False), ("hard", 8, 8, True),
+        ("hard", 10, 10, True),
     ]  # fmt: skip
     assert [e.weight for e in examples[1:]] == [
-        means[4] - means[0], 1 - means[4], means[8] - means[4], 1 - means[8],
+        means[4] - means[0], 1 - means[4], means[8] - means[4], 1 - means[8], 1 - means[10],
     ]  # fmt: skip
     assert sum(examples[place].weight for place in (1, 3, 4)) == pytest.approx(1 - means[0])
     for segment in (examples[1].trajectory, examples[3].trajectory):
