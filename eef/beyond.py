@@ -41,9 +41,7 @@ def eef_adaptive(lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bo
     return _train(lab, m, k, rounds if adaptive else 0)
 
 
-def eef_pairs(
-    lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bool = True, verified: bool = True
-) -> Path:
+def eef_pairs(lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bool = True, verified: bool = True) -> Path:
     """As :func:`eef_adaptive`, and after each SFT a DPO, from its adapter, on pairs at the flips (:func:`flip_pairs`).
 
     The settings of DPO are those of ETO; ``dpo_likelihood`` keeps the wins likely. ``verified=False`` (ablation) takes
@@ -172,7 +170,7 @@ class Exploration:
 
 
 def explore(lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int) -> Exploration:
-    """The simulations of one iteration: as many as EEF makes with ``m`` and ``k``, or fewer if nothing is left to learn.
+    """The simulations of one iteration: as many as EEF makes with ``m`` and ``k``, fewer if nothing is left to learn.
 
     With ``rounds`` 0 they are EEF's own, and share its stages. Else all but the first from each s0 are planned, in
     ``rounds`` batches. ValueError where no expert trajectory failed.

@@ -1,7 +1,8 @@
 """Which states of failed expert trajectories to simulate next, and what the simulations so far say about them.
 
 EEF simulates evenly spaced states once each (section 4.1 of the paper). Its selection uses only which states win and
-where this changes along a trajectory. So a simulation is worth most where it changes what is known about that.
+where this changes along a trajectory, and it needs one win to learn from. So a simulation is worth most where it
+changes what is known about that, or may give the first such win of its trajectory.
 
 The win probabilities along one failure are modelled as a hidden Markov chain. An action of the expert leaves the win
 probability as it is, or, with probability ``change``, moves it to a new value drawn from ``weights`` (:class:`Model`).
@@ -29,7 +30,7 @@ from eef.selection import Kind, Segment
 
 VALUES = np.array([0.02, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.98])  # possible win probabilities; .5 is no value
 WON = VALUES >= 0.5
-LEAST_GAIN = 1e-3  # below this expected reduction of the label variance, nothing is left to learn
+LEAST_GAIN = 1e-3  # below this gain nothing is left to learn
 _PRIOR_CHANGE, _PRIOR_COUNT = 0.25, 10.0  # what is believed before the first simulation, and its weight in states
 _PRIOR_WEIGHTS = (VALUES * (1 - VALUES)) ** -0.5 / ((VALUES * (1 - VALUES)) ** -0.5).sum()  # Jeffreys: no side
 _FIT_STEPS = 30
@@ -136,10 +137,12 @@ def estimate(line: Line, model: Model) -> Estimate:
 def plan(lines: Sequence[Line], budget: int, model: Model | None = None) -> list[tuple[int, int]]:
     """The next batch: at most ``budget`` pairs (line, state), sorted; a pair that occurs twice means two simulations.
 
-    Each line ranks its states by how much the next simulation is expected to reduce the variance of its labels (does
-    each state win at least half of its simulations?), with the outcomes of its earlier ones in the batch weighed by
-    their probability. The largest gains over all lines are taken. The batch is shorter where nothing is left to learn.
-    ``model`` defaults to that of :func:`fit`. ValueError for a negative budget.
+    Each line ranks its states by the gain of the next simulation, which is the sum of two parts. The first is by how
+    much it is expected to reduce the variance of the labels (does each state win at least half of its simulations?).
+    The second is the probability that it is a win of a state that has won, times the probability that none of the line
+    is at hand. The possible outcomes of its earlier simulations in the batch are weighed by their probability. The
+    largest gains over all lines are taken. The batch is shorter where nothing is left to learn. ``model`` defaults to
+    that of :func:`fit`. ValueError for a negative budget.
     """
     if budget < 0:
         raise ValueError(f"budget={budget} must be at least 0 simulations")
@@ -160,9 +163,11 @@ def _ranking(line: Line, model: Model, most: int) -> list[tuple[float, int]]:
     if not allowed.any():
         return []
     likelihood, probability = _likelihood(line)[None], np.ones(1)  # of each scenario
+    has_win = np.array(line.wins)[None] > 0
     ranking: list[tuple[float, int]] = []
     while len(ranking) < most:
-        gains, win_probability = _lookahead(likelihood, model)
+        gains, win_probability, won_win, won = _lookahead(likelihood, model)
+        gains += won_win * (1 - (won * has_win).max(-1, keepdims=True))
         expected = np.where(allowed, np.round(probability @ gains, 9), -np.inf)
         state = int(expected.argmax())
         gain = min([float(expected[state]), *(earlier for earlier, _ in ranking[-1:])])  # a plan has falling gains
@@ -170,21 +175,22 @@ def _ranking(line: Line, model: Model, most: int) -> list[tuple[float, int]]:
             break
         ranking.append((gain, state))
         wins = probability * win_probability[:, state]
-        outcomes = []
-        for each, value in ((wins, VALUES), (probability - wins, 1 - VALUES)):
-            after = likelihood.copy()
-            after[:, state] *= value
-            outcomes.append((each, after))
-        probability = np.concatenate([each for each, _ in outcomes])
-        likelihood = np.concatenate([after for _, after in outcomes])
+        at_state = np.arange(len(line.wins)) == state
+        probability = np.concatenate([wins, probability - wins])
+        has_win = np.concatenate([has_win | at_state, has_win])
+        likelihood = np.concatenate(
+            [likelihood * np.where(at_state[:, None], value, 1) for value in (VALUES, 1 - VALUES)]
+        )
         largest = np.sort(np.argsort(-probability, kind="stable")[:_SCENARIOS])
-        probability, likelihood = probability[largest] / probability[largest].sum(), likelihood[largest]
+        probability, likelihood, has_win = probability[largest], likelihood[largest], has_win[largest]
+        probability /= probability.sum()
     return ranking
 
 
-def _lookahead(likelihood: Any, model: Model) -> tuple[Any, Any]:
-    """For one more simulation of each state: the expected reduction of the label variance summed over all states, and
-    the probability that it wins; each (scenarios, states). ``likelihood``: (scenarios, states, values).
+def _lookahead(likelihood: Any, model: Model) -> tuple[Any, Any, Any, Any]:
+    """For one more simulation of each state: the expected reduction of the label variance summed over all states, the
+    probability that it wins, and that it wins and its state has won; then the probability that each state has won. Each
+    is (scenarios, states); ``likelihood``: (scenarios, states, values).
     """
     weights, change = np.array(model.weights), model.change
     forward, backward = _messages(likelihood, weights, change)
@@ -207,7 +213,7 @@ def _lookahead(likelihood: Any, model: Model) -> tuple[Any, Any]:
     both = np.einsum("siv,isvj->sij", posterior * VALUES, won_given)  # s_i's simulation wins, and s_j is won
     lost = won[:, None, :] - both
     expected_square = both**2 / wins[..., None] + lost**2 / (1 - wins)[..., None]
-    return (expected_square - won[:, None, :] ** 2).sum(-1), wins
+    return (expected_square - won[:, None, :] ** 2).sum(-1), wins, np.einsum("sii->si", both), won
 
 
 def _likelihood(line: Line) -> Any:

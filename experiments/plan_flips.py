@@ -15,8 +15,9 @@ Two ways to spend the simulations: ``even`` (EEF: M evenly spaced states, ``k`` 
 Columns: shape, spend, label, m, k, simulations (per failure), flips (true ones per failure), hits (share of them inside
 a segment whose two ends were labelled so), hits_per_100 (true flips in such segments per 100 simulations), wrong
 (segments per failure labelled beneficial or harmful whose ends are not so), right (share of the segments labelled
-beneficial or harmful that are), turns (mean length of a segment with a hit), labels (share of simulated states with the
-right label), solved (share of the failures with a won state in which one is labelled won: there is a win to learn from).
+beneficial or harmful that are), turns (mean length of a segment with a hit), labels (share of the simulated states
+whose label is right), solved (share of the failures with a won state that give a win of such a state to learn from;
+where no state is labelled won, it is the state with a win and the largest estimate, as in eef/beyond.py).
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ SHAPES = {  # failures of each; a letter for each stretch of states: lost or won
     "never": (110, "L"), "always": (6, "W"), "rises": (20, "LW"), "falls": (20, "WL"), "rises and falls": (20, "LWL"),
     "falls and rises": (10, "WLW"), "no order": (14, "?"),
 }  # fmt: skip
-ARMS = [("even", label, m, k) for label in ("majority", "model") for m, k in ((1, 1), (2, 1), (5, 1), (10, 1), (5, 2))]
-ARMS += [("planned", "model", m, k) for m, k in ((1, 1), (2, 1), (5, 1), (10, 1), (5, 2))]
+BUDGETS = ((1, 1), (2, 1), (5, 1), (10, 1), (5, 2), (5, 5))
+ARMS = [("even", label, m, k) for label in ("majority", "model") for m, k in BUDGETS]
+ARMS += [("planned", "model", m, k) for m, k in BUDGETS]
 ROUNDS = 4
 
 
@@ -62,7 +64,8 @@ def measured(path: Path) -> list[tuple[str, np.ndarray]]:
     curves = []
     for task, rows in frame.sort_values("state").groupby("task", sort=True):
         if rows["state"].tolist() != list(range(len(rows))):
-            raise ValueError(f"{path}: the states of task {task} are {rows['state'].tolist()}: give s_0 to s_(n-1) once")
+            states = rows["state"].tolist()
+            raise ValueError(f"{path}: the states of task {task} are {states}: give s_0 to s_(n-1), each once")
         if rows["simulations"].min() < 20:
             raise ValueError(f"{path}: task {task} has a state with fewer than 20 simulations: simulate it more often")
         curves.append(("measured", (rows["wins"] / rows["simulations"]).to_numpy()))
@@ -110,12 +113,15 @@ def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
     flips = [state for state in range(len(won) - 1) if won[state] != won[state + 1]]
     claims = [part for part in labels.segments() if part.kind != "neutral"]
     right = [p for p in claims if (won[p.start], won[p.stop]) == (p.kind == "harmful", p.kind == "beneficial")]
+    solving = [state for state, outcome in enumerate(labels.outcomes) if outcome]
+    with_win = [state for state, wins in enumerate(line.wins) if wins]
+    solving = solving or sorted(with_win, key=lambda state: -labels.means[state])[:1]
     known = [(state, outcome) for state, outcome in enumerate(labels.outcomes) if outcome is not None]
     return {
         "failures": 1, "simulations": sum(line.simulations), "flips": len(flips), "hits": len(right),
         "wrong": len(claims) - len(right), "claims": len(claims), "turns": sum(p.stop - p.start for p in right),
         "known": len(known), "labels": sum(outcome == won[state] for state, outcome in known),
-        "solvable": bool(won.any()), "solved": any(outcome and won[state] for state, outcome in known),
+        "solvable": bool(won.any()), "solved": bool(won[solving].any()),
     }  # fmt: skip
 
 
@@ -128,7 +134,8 @@ def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
             model = fit(lines)
             for (shape, curve), line in zip(group, lines, strict=True):
                 labels = by_majority(line) if label == "majority" else estimate(line, model)
-                rows.append({"shape": shape, "spend": spend, "label": label, "m": m, "k": k} | score(curve, line, labels))
+                arm = {"shape": shape, "spend": spend, "label": label, "m": m, "k": k}
+                rows.append(arm | score(curve, line, labels))
     frame = pd.DataFrame(rows)
     frame = pd.concat([frame, frame.assign(shape="all")]) if frame["shape"].nunique() > 1 else frame
     sums = frame.groupby(["shape", "spend", "label", "m", "k"], sort=False).sum().reset_index()

@@ -82,8 +82,9 @@ def test_estimates_and_gains_are_those_of_all_paths(line: Line) -> None:
     means, won = posterior @ VALUES[paths], posterior @ WON[paths]
     estimated = estimate(line, model)
     assert np.allclose(estimated.means, means) and np.allclose(estimated.won, won)
-    gains, wins = _lookahead(_likelihood(line)[None], model)
-    assert np.allclose(wins[0], means)
+    gains, wins, won_win, has_won = _lookahead(_likelihood(line)[None], model)
+    assert np.allclose(wins[0], means) and np.allclose(has_won[0], won)
+    assert np.allclose(won_win[0], posterior @ (VALUES * WON)[paths])
     for state in range(3):
         expected = (won * (1 - won)).sum()
         for value in (VALUES[paths[:, state]], 1 - VALUES[paths[:, state]]):
@@ -112,6 +113,13 @@ def test_lines_where_everything_loses_or_wins_are_dropped() -> None:
     assert {number for number, _ in batch} == set(range(10, 15)) and len(batch) == 15
     settled = Line((0,) * 8, (60,) * 8)
     assert plan([settled] * 3, 10) == [], "nothing is left to learn"
+
+
+def test_a_line_without_a_win_to_learn_from_comes_before_one_that_has_one() -> None:
+    wins_everywhere = Model((0.0,) * 8 + (0.5, 0.5), 0.1)  # no label is in doubt
+    group = [Line((1, 0), (1, 0)), Line((0, 0), (0, 0))]
+    assert {number for number, _ in plan(group, 3, wins_everywhere)} == {1}
+    assert plan(group[:1], 3, wins_everywhere) == []
 
 
 def test_the_prior_is_learnt_from_all_lines() -> None:

@@ -54,7 +54,8 @@ _DEFAULTS = {("eto", "n"): 1}  # numbers that a name leaves out
 GRADES = ("easy", "medium", "hard")
 _GRADE_COLUMNS = [f"win_rate_{grade}" for grade in GRADES]
 _MOST_GROUPS = 4  # that tables have columns for
-_ORDER = ["sft_pos", "sft_all", "nat", "eto", "rft", "eef", "eef_adaptive", "eef_soft", "eef_pairs", "", "ceiling"]  # in lists; "" is any other
+_BEYOND = ["eef_adaptive", "eef_soft", "eef_pairs"]
+_ORDER = ["sft_pos", "sft_all", "nat", "eto", "rft", "eef", *_BEYOND, "", "ceiling"]  # in lists; "" is any other
 
 
 class FigureError(ValueError):

@@ -130,9 +130,7 @@ class PairTrainer(GroupedTrainer):
         return (loss, None) if return_outputs else loss
 
 
-def preference_losses(
-    model: Any, batch: dict[str, torch.Tensor], beta: float, likelihood: float = 0.0
-) -> torch.Tensor:
+def preference_losses(model: Any, batch: dict[str, torch.Tensor], beta: float, likelihood: float = 0.0) -> torch.Tensor:
     """The loss of each pair, (pairs,), for a batch of :func:`collate_pairs`."""
     logs = log_likelihoods(model, batch)
     won, lost = (logs - batch["reference"].flatten()).chunk(2)

@@ -108,7 +108,8 @@ def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
 def flatten(items: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch of rows in sequence, without padding: ``input_ids``, ``labels``, ``position_ids``, each (1, tokens).
 
-    ``weights`` as in :func:`collate`, (1, tokens). Positions that restart at 0 separate the rows. An attention mask or a cache would let them attend to each other.
+    ``weights`` as in :func:`collate`, (1, tokens). Positions that restart at 0 separate the rows. An attention mask or
+    a cache would let them attend to each other.
     """
     rows = [{"input_ids": list(item["input_ids"]), "labels": _labels(item).tolist()} for item in items]
     batch = {**DataCollatorWithFlattening()(rows), "use_cache": False}
