@@ -116,7 +116,7 @@ def test_lines_where_everything_loses_or_wins_are_dropped() -> None:
 
 
 def test_a_line_without_a_win_to_learn_from_comes_before_one_that_has_one() -> None:
-    wins_everywhere = Model((0.0,) * 8 + (0.5, 0.5), 0.1)  # no label is in doubt
+    wins_everywhere = Model((1e-6,) * 8 + (0.5, 0.5), 0.1)  # no label is in doubt
     group = [Line((1, 0), (1, 0)), Line((0, 0), (0, 0))]
     assert {number for number, _ in plan(group, 3, wins_everywhere)} == {1}
     assert plan(group[:1], 3, wins_everywhere) == []
