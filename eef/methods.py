@@ -1,4 +1,5 @@
-"""The methods, one short function each. To compare two methods, compare their functions.
+"""The methods, one short function each. To compare two methods, compare their functions. :mod:`eef.beyond` has those
+that are not of the paper.
 
 Every recipe takes a :class:`~eef.lab.Lab` (environment, base model, experts, settings, run folder) and returns the
 adapter that it trained. The lab counts the simulations. All SFT trains for the same number of epochs, or of optimiser
@@ -12,14 +13,25 @@ A new method is a function and its line in :data:`METHODS`. Its parameters after
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eef.agents.episode import Start
+from eef.beyond import eef_adaptive, eef_pairs, eef_soft
 from eef.files import did_you_mean
-from eef.selection import Example, cut_points, outcome, select, with_random_segment
+from eef.selection import (
+    Example,
+    cut_points,
+    distinct,
+    expert_wins,
+    merge,
+    outcome,
+    select,
+    wins,
+    with_random_segment,
+)
 from eef.tracking.progress import show
 from eef.trajectory import Trajectory
 
@@ -31,7 +43,7 @@ FAILED = "the following attempt fails"  # begins NAT's prompt of a failed trajec
 
 def sft_pos(lab: Lab) -> Path:
     """Behaviour cloning: SFT on the experts' wins (section 3; the first phase of all methods that simulate)."""
-    return lab.sft("bc", expert_wins(lab))
+    return lab.sft("bc", expert_wins(lab.experts()))
 
 
 def ceiling(lab: Lab) -> Path:
@@ -41,13 +53,13 @@ def ceiling(lab: Lab) -> Path:
 
 def sft_all(lab: Lab) -> Path:
     """SFT on every expert trajectory, won or failed."""
-    return lab.sft("sft-all", _distinct(t for t in lab.experts() if t.won or t.failed))
+    return lab.sft("sft-all", distinct(t for t in lab.experts() if t.won or t.failed))
 
 
 def nat(lab: Lab) -> Path:
     """Negative-aware training: SFT-all, with a prompt for failed trajectories that says that they fail."""
     failures = [replace(t, prompt=f"{FAILED}\n{t.prompt}") for t in lab.experts() if t.failed]
-    return lab.sft("nat", [*expert_wins(lab), *_distinct(failures)])
+    return lab.sft("nat", [*expert_wins(lab.experts()), *distinct(failures)])
 
 
 def eto(lab: Lab, n: int = 1, own_pairs: bool = False) -> Path:
@@ -87,7 +99,7 @@ def rft(lab: Lab, n: int = 1, random_navigation: float = 0.0) -> Path:
     for iteration in range(lab.settings.iterations):
         for sample in range(n):
             simulations += lab.from_s0(adapter, iteration, sample, random_navigation)
-        examples = merge(expert_wins(lab), wins(simulations), one_per_state=False)
+        examples = merge(expert_wins(lab.experts()), wins(simulations), one_per_state=False)
         adapter = lab.sft(f"sft-{iteration}", examples, lab.sft_start(adapter))
     return adapter
 
@@ -153,7 +165,7 @@ def eef(
             solutions += select(expert, own_outcomes, mask_harmful, recovery, one_per_state, restart_only)
         if not solutions:
             show("warning: no simulation won, so EEF trains on the examples of behaviour cloning")
-        examples = merge(expert_wins(lab), solutions, one_per_state and mask_harmful)
+        examples = merge(expert_wins(lab.experts()), solutions, one_per_state and mask_harmful)
         if random_segments:
             numbers = {id(win): number for (number, index), win in outcomes.items() if index}
             examples = _with_random_segments(examples, explored, numbers, lab.seed)
@@ -169,6 +181,10 @@ METHODS: dict[str, Callable[..., Path]] = {
     "eto": eto,
     "eef": eef,
     "ceiling": ceiling,
+    # not of the paper: eef/beyond.py
+    "eef_adaptive": eef_adaptive,
+    "eef_soft": eef_soft,
+    "eef_pairs": eef_pairs,
 }
 
 
@@ -196,7 +212,7 @@ def option_problem(method: str, option: str) -> str:
 
 def check_options(options: Mapping[str, Any]) -> None:
     """ValueError for an option's value with which no method can run."""
-    for name in BUDGET:
+    for name in (*BUDGET, "rounds"):
         count = options.get(name, 1)
         if type(count) is not int or count < 1:
             raise ValueError(f"{name}={count!r} must be a positive integer")
@@ -209,42 +225,6 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("own_pairs=True needs n of at least 2: a pair is two simulations of one subtask")
 
 
-def wins(trajectories: Iterable[Trajectory]) -> list[Example]:
-    """An example of each win, with loss on all turns; equal actions on the same subtask count once."""
-    return _distinct(t for t in trajectories if t.won)
-
-
-def expert_wins(lab: Lab) -> list[Example]:
-    """The positive expert data. ValueError where no expert trajectory won."""
-    experts = lab.experts()
-    examples = wins(experts)
-    if not examples:
-        raise ValueError(
-            f"none of the {len(experts)} expert trajectories won, so behaviour cloning has nothing to learn from: "
-            "check 'experts', and in a file that 'won' is true (ETO: reward 1) where the subtask was solved"
-        )
-    return examples
-
-
-def merge(positives: list[Example], solutions: Sequence[Example], one_per_state: bool = True) -> list[Example]:
-    """``positives``, then the ``solutions`` that are not among them.
-
-    Two solutions are of the same state if subtask, ``learn_from`` and the actions before it are equal (two experts may
-    share a state); only the first is kept. Without ``one_per_state`` all different solutions are kept.
-    """
-    distinct: dict[tuple[Any, ...], Example] = {}
-    for example in solutions:
-        actions = tuple(example.trajectory.actions)
-        state = actions[: example.learn_from] if one_per_state else actions
-        distinct.setdefault((example.trajectory.task, example.learn_from, state), example)
-    known = {_task_and_actions(example.trajectory) for example in positives}
-    return positives + [
-        example
-        for example in distinct.values()
-        if example.learn_from or _task_and_actions(example.trajectory) not in known
-    ]
-
-
 def _with_random_segments(
     examples: Sequence[Example], explored: Sequence[Trajectory], numbers: Mapping[int, int], seed: int
 ) -> list[Example]:
@@ -254,16 +234,3 @@ def _with_random_segments(
         number = numbers.get(id(example.trajectory))
         changed += [example] if number is None else with_random_segment(example, explored[number], (seed, number))
     return changed
-
-
-def _distinct(trajectories: Iterable[Trajectory]) -> list[Example]:
-    """One example per trajectory. Of equal ones (subtask and actions) the first remains, at the place of the last."""
-    distinct: dict[Any, Trajectory] = {}
-    for trajectory in trajectories:
-        key = _task_and_actions(trajectory)
-        distinct[key] = distinct.pop(key, trajectory)
-    return [Example(trajectory, 0) for trajectory in distinct.values()]
-
-
-def _task_and_actions(trajectory: Trajectory) -> tuple[str, tuple[str, ...]]:
-    return trajectory.task, tuple(trajectory.actions)

@@ -10,11 +10,12 @@ whose simulation ended in an infrastructure error are left out.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from eef.trajectory import Trajectory
 
@@ -33,10 +34,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """A trajectory to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context."""
+    """A trajectory to train on. ``learn_from`` is the first turn that carries loss; earlier turns are context.
+
+    ``weight`` multiplies the loss of its tokens. ValueError unless it is a positive number.
+    """
 
     trajectory: Trajectory
     learn_from: int
+    weight: float = field(default=1.0, metadata={"key_at_default": None})
+
+    def __post_init__(self) -> None:
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise ValueError(f"weight={self.weight!r} of an example must be a positive number: leave the example out")
 
     @property
     def mask(self) -> tuple[bool, ...]:
@@ -166,6 +175,54 @@ def with_random_segment(example: Example, expert: Trajectory, seed: Sequence[int
     start = random.Random(" ".join(map(str, (*seed, begin)))).choice(starts)
     segment = replace(expert, turns=expert.turns[: start + size], prefix=start + size, won=False, reward=0.0)
     return [Example(win, win.prefix), Example(segment, start)]
+
+
+def wins(trajectories: Iterable[Trajectory]) -> list[Example]:
+    """An example of each win, with loss on all turns; equal actions on the same subtask count once."""
+    return distinct(t for t in trajectories if t.won)
+
+
+def expert_wins(experts: Sequence[Trajectory]) -> list[Example]:
+    """The positive expert data. ValueError where no expert trajectory won."""
+    examples = wins(experts)
+    if not examples:
+        raise ValueError(
+            f"none of the {len(experts)} expert trajectories won, so behaviour cloning has nothing to learn from: "
+            "check 'experts', and in a file that 'won' is true (ETO: reward 1) where the subtask was solved"
+        )
+    return examples
+
+
+def merge(positives: list[Example], solutions: Sequence[Example], one_per_state: bool = True) -> list[Example]:
+    """``positives``, then the ``solutions`` that are not among them.
+
+    Two solutions are of the same state if subtask, ``learn_from`` and the actions before it are equal (two experts may
+    share a state); only the first is kept. Without ``one_per_state`` all different solutions are kept.
+    """
+    by_state: dict[tuple[Any, ...], Example] = {}
+    for example in solutions:
+        actions = tuple(example.trajectory.actions)
+        state = actions[: example.learn_from] if one_per_state else actions
+        by_state.setdefault((example.trajectory.task, example.learn_from, state), example)
+    known = {_task_and_actions(example.trajectory) for example in positives}
+    return positives + [
+        example
+        for example in by_state.values()
+        if example.learn_from or _task_and_actions(example.trajectory) not in known
+    ]
+
+
+def distinct(trajectories: Iterable[Trajectory]) -> list[Example]:
+    """One example per trajectory. Of equal ones (subtask and actions) the first remains, at the place of the last."""
+    by_key: dict[Any, Trajectory] = {}
+    for trajectory in trajectories:
+        key = _task_and_actions(trajectory)
+        by_key[key] = by_key.pop(key, trajectory)
+    return [Example(trajectory, 0) for trajectory in by_key.values()]
+
+
+def _task_and_actions(trajectory: Trajectory) -> tuple[str, tuple[str, ...]]:
+    return trajectory.task, tuple(trajectory.actions)
 
 
 def count(examples: Iterable[Example]) -> dict[str, int]:

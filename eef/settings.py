@@ -52,6 +52,7 @@ def setting(default: Any, help: str, **metadata: Any) -> Any:
     - ``maximum``: the largest value of a float
     - ``key``: a function of the value that gives its entry in stage keys; None leaves the field out of them, for a
       setting that no result depends on
+    - ``key_at_default``: None leaves the field out of keys while it has its default, for a setting that is added later
     - ``argument``: the argument of ``TrainingArguments`` that takes the value
     """
     metadata["help"] = help
@@ -166,6 +167,7 @@ class PreferenceSettings:
     dpo_beta: float = setting(0.1, "strength of the KL penalty", positive=True)
     dpo_lr: float = setting(1e-4, "largest learning rate", positive=True)
     dpo_epochs: float = setting(3.0, "passes over the pairs", positive=True)
+    dpo_likelihood: float = setting(0.0, "weight of the win's loss per token, beside DPO's loss", key_at_default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

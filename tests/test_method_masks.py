@@ -95,6 +95,17 @@ GOOD = "click[ next_> ] <end> | click[ features ] <end> | click[ buy_now ] <end>
 RECOVERS = (
     "(click[) (next_>) (]) (<end>) | (click[) (reviews) (]) (<end>) | click[ <_prev ] <end> | click[ buy_now ] <end>"
 )
+IN_S1 = "(click[) (next_>) (]) (<end>)"
+IN_S2 = f"{IN_S1} | (click[) (reviews) (]) (<end>)"
+IN_S3 = f"{IN_S2} | (click[) (<_prev) (]) (<end>)"
+PAIRS = [  # of the flips at s0, s1, s2 and after s3: the win, then the loss
+    GOOD, OWN,
+    f"{IN_S1} | click[ features ] <end> | click[ buy_now ] <end>",
+    f"{IN_S1} | click[ reviews ] <end> | click[ buy_now ] <end>",
+    RECOVERS, f"{IN_S2} | click[ buy_now ] <end>",
+    f"{IN_S3} | click[ buy_now ] <end>", f"{IN_S3} | click[ search ] <end>",
+]  # fmt: skip
+SOFT = ["click[ next_> ] <end>", PAIRS[2], f"{IN_S2} | click[ <_prev ] <end>", PAIRS[6]]
 ALL_BAD = "click[ next_> ] <end> | click[ reviews ] <end> | click[ <_prev ] <end> | click[ search ] <end>"
 
 
@@ -109,6 +120,9 @@ ALL_BAD = "click[ next_> ] <end> | click[ reviews ] <end> | click[ <_prev ] <end
         ("eto", {"n": 1}, ["the win of the expert", OWN]),
         ("eef", {"m": 3}, [BC, OWN, GOOD, RECOVERS]),
         ("eef", {"m": 3, "recovery": False}, [BC, OWN, GOOD]),
+        ("eef_adaptive", {"m": 3, "adaptive": False}, [BC, OWN, GOOD, RECOVERS]),
+        ("eef_soft", {"m": 3}, [BC, OWN, *SOFT]),
+        ("eef_pairs", {"m": 3, "adaptive": False, "verified": False}, PAIRS),
     ],
 )
 def test_what_carries_loss(policy: Policy, method: str, options: dict[str, Any], examples: list[str]) -> None:

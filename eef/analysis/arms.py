@@ -33,6 +33,9 @@ NAMES = {  # of methods that have another name in figures; every other method is
     "eto": "ETO",
     "rft": "RFT × N",
     "eef": "EEF, M states",
+    "eef_adaptive": "EEF planned, M states",
+    "eef_soft": "EEF soft, M states",
+    "eef_pairs": "EEF with pairs, M states",
     "ceiling": "ceiling: SFT on perfect demonstrations",
 }
 _OPTION_NAMES = {  # of options in figures and tables; an option that is not here keeps its own
@@ -43,12 +46,16 @@ _OPTION_NAMES = {  # of options in figures and tables; an option that is not her
     "one_per_state=False": "all solutions",
     "all_experts=True": "experts' wins too",
     "own_pairs=True": "own pairs",
+    "adaptive=False": "evenly spaced states",
+    "weighted=False": "all weights 1",
+    "verified=False": "flips in doubt too",
 }
 _DEFAULTS = {("eto", "n"): 1}  # numbers that a name leaves out
 GRADES = ("easy", "medium", "hard")
 _GRADE_COLUMNS = [f"win_rate_{grade}" for grade in GRADES]
 _MOST_GROUPS = 4  # that tables have columns for
-_ORDER = ["sft_pos", "sft_all", "nat", "eto", "rft", "eef", "", "ceiling"]  # in lists; "" is any other
+_BEYOND = ["eef_adaptive", "eef_soft", "eef_pairs"]
+_ORDER = ["sft_pos", "sft_all", "nat", "eto", "rft", "eef", *_BEYOND, "", "ceiling"]  # in lists; "" is any other
 
 
 class FigureError(ValueError):

@@ -102,24 +102,24 @@ def _fill(kind: str) -> str:
 _BARRED = "excluded in the trajectory itself (learn is false)"
 
 
-def _is_random_segment(example: Example) -> bool:
-    """Whether :func:`eef.selection.with_random_segment` made the example: it has the expert's turns and no win."""
+def _is_segment(example: Example) -> bool:
+    """Whether the example is a segment of the expert's actions alone: it has the expert's turns and no win."""
     return 0 < len(example.trajectory) == example.trajectory.prefix and not example.trajectory.won
 
 
 def _example_reasons(example: Example) -> list[tuple[bool, str]]:
     """Whether each turn of a selected example carries loss, and why."""
     begin, prefix = example.learn_from, example.trajectory.prefix
-    is_segment = _is_random_segment(example)
+    is_segment = _is_segment(example)
     reasons = []
     for index, learn in enumerate(example.mask):
         if index < begin:
-            purpose = "at which the random segment begins" if is_segment else "the state that this example solves"
+            purpose = "at which the segment begins" if is_segment else "the state that this example solves"
             why = f"context: before s{begin}, {purpose}"
         elif not learn:
             why = _BARRED
         elif is_segment:
-            why = "by the expert, in a random segment"
+            why = "by the expert, in a segment of its own"
         elif index < prefix:
             why = f"by the expert, on the way to s{prefix}, from which the policy won"
         else:
@@ -195,8 +195,8 @@ def example_table(examples: Sequence[Example]) -> pd.DataFrame:
     for example in examples:
         one, mask = example.trajectory, example.mask
         kind = "win from s0"
-        if _is_random_segment(example):
-            kind = "random segment of the expert's actions"
+        if _is_segment(example):
+            kind = "segment of the expert's actions"
         elif one.prefix:
             kind = "expert's actions, then a win" if any(mask[: one.prefix]) else "win from an expert state"
         rows.append(

@@ -62,7 +62,13 @@ def selected_by_run(folder: Path, stage: str | None = None, model: str | None = 
     """
     name = choose_stage(folder, "learn_from.json", stage, "SFT")
     path = folder / name
-    trajectories, learn_from = load(path / "examples.jsonl"), read_json(path / "learn_from.json")["learn_from"]
+    trajectories, masks = load(path / "examples.jsonl"), read_json(path / "learn_from.json")
+    learn_from = masks["learn_from"]
+    if "weights" in masks:
+        raise RunError(
+            f"{path}: its examples have weights, which no format can hold: choose another stage with --stage (bc), or "
+            "export a run of the same method without weights"
+        )
     if len(trajectories) != len(learn_from):
         raise RunError(f"{path}: examples.jsonl has {len(trajectories)} examples, learn_from.json {len(learn_from)}")
     examples = [Example(item, begin) for item, begin in zip(trajectories, learn_from, strict=True)]

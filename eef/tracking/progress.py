@@ -31,6 +31,7 @@ _NAMES = {
     "eval": "test results",
     "s0": "simulations from s0",
     "states": "simulations from expert states",
+    "planned": "planned simulations",
     "sft": "SFT",
     "dpo": "DPO",
 }
@@ -40,10 +41,11 @@ def stage_name(stage: str) -> str:
     """The name of a stage for people: ``SFT, iteration 1`` for ``sft-0``. Other stages keep their names."""
     if stage in _NAMES:
         return _NAMES[stage]
-    match = re.fullmatch(r"(s0|states|sft|dpo)-(\d+)(?:-(\d+))?", stage)
+    match = re.fullmatch(r"(s0|states|planned|sft|dpo)-(\d+)(?:-(\d+))?", stage)
     if not match:
         return stage
-    sample = f", sample {int(match[3]) + 1}" if match[3] and int(match[3]) else ""
+    kind = "batch" if match[1] == "planned" else "sample"
+    sample = f", {kind} {int(match[3]) + 1}" if match[3] and (int(match[3]) or kind == "batch") else ""
     return f"{_NAMES[match[1]]}, iteration {int(match[2]) + 1}{sample}"
 
 

@@ -31,7 +31,8 @@ def key_of(value: Any) -> Any:
 
     - dataclass: its fields. Field metadata may hold ``key``: a function that maps the value to its key, or None to
       leave the field out. With ``argument``, the name of the Trainer's argument that takes the value, the key holds
-      that name as well.
+      that name as well. With ``key_at_default`` None, the field is left out while it has its default, so that a field
+      that is added later does not change the keys of stages that do not use it.
     - environment: its class, ``state_key()`` and ``max_steps``
     - module-level function: its qualified name, and the code of its module with what that imports
     - folder of an earlier stage: its name, which contains its key
@@ -76,6 +77,8 @@ _LEFT_OUT = object()
 
 def _field_key(each: Any, owner: Any) -> Any:
     value = getattr(owner, each.name)
+    if "key_at_default" in each.metadata and value == each.default:
+        return _LEFT_OUT
     if "argument" in each.metadata:
         return {each.metadata["argument"]: key_of(value)}
     if "key" not in each.metadata:

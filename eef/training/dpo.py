@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from eef.settings import TrainingSettings
 from eef.training.likelihoods import log_likelihoods, row_log_likelihoods
-from eef.training.rows import Row, collate
+from eef.training.rows import IGNORE, Row, collate
 from eef.training.trainer import (
     GroupedTrainer,
     OnStep,
@@ -36,6 +36,7 @@ def dpo(
     training: TrainingSettings | None = None,
     *,
     beta: float,
+    likelihood: float = 0.0,
     seed: int,
     work: str | Path | None = None,
     on_step: OnStep | None = None,
@@ -44,7 +45,9 @@ def dpo(
     """Train the adapter of ``policy`` (all weights where it has none) on (win, loss) pairs and save it in ``folder``.
 
     The loss of a pair is -log sigmoid(beta ((log pi - log ref)(win) - (log pi - log ref)(loss))), with log-likelihoods
-    of the agent's turns given their histories; ref is the policy before training. The other arguments are those of
+    of the agent's turns given their histories; ref is the policy before training. ``likelihood`` times the mean of
+    -log pi over the win's tokens with loss is added, which keeps wins likely: DPO alone may lower both sides of a pair
+    as long as the loss falls more. The other arguments are those of
     :func:`eef.training.sft.fit`; ``micro_batch_size`` counts pairs (default: 1 on a CPU, else all), and ``packing`` is
     not used. Returns the numbers of pairs and dropped pairs (beyond the context), the share of pairs that are in the
     right order after training, and the losses. ValueError where no pair is left. FloatingPointError where training
@@ -68,7 +71,7 @@ def dpo(
         training = replace(training, micro_batch_size=training.micro_batch_size or 1)
     losses = run_trainer(
         policy.model, PairDataset(rows, before, policy.pad), partial(collate_pairs, pad=policy.pad), training, folder,
-        seed=seed, work=work, on_step=on_step, trainer=partial(PairTrainer, beta=beta),
+        seed=seed, work=work, on_step=on_step, trainer=partial(PairTrainer, beta=beta, likelihood=likelihood),
     )  # fmt: skip
     with mixed_precision(policy.model):
         after = [row_log_likelihoods(policy, *pair) for pair in rows]
@@ -91,7 +94,7 @@ class PairDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         won, lost = self.pairs[index] if index >= 0 else (self.filler, self.filler)
         return {
-            "rows": [{"input_ids": row.ids, "mask": row.mask} for row in (won, lost)],
+            "rows": [row.item for row in (won, lost)],
             "reference": self.reference[index] if index >= 0 else (0.0, 0.0),
             "counts": float(index >= 0),
             "input_ids": won.ids + lost.ids,  # only for the grouping by length
@@ -107,11 +110,11 @@ def collate_pairs(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tens
 
 
 class PairTrainer(GroupedTrainer):
-    """Trains by the DPO loss."""
+    """Trains by the DPO loss and ``likelihood`` times the win's loss per token."""
 
-    def __init__(self, *args: Any, beta: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, beta: float, likelihood: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.beta = beta
+        self.beta, self.likelihood = beta, likelihood
         self.model_accepts_loss_kwargs = True  # the loss below is already divided by the pairs of the whole batch
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
@@ -122,13 +125,17 @@ class PairTrainer(GroupedTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        each = preference_losses(model, inputs, self.beta)
+        each = preference_losses(model, inputs, self.beta, self.likelihood)
         loss = (each * inputs["counts"]).sum() / num_items_in_batch * self.accelerator.num_processes  # DDP takes a mean
         return (loss, None) if return_outputs else loss
 
 
-def preference_losses(model: Any, batch: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
-    """The DPO loss of each pair, (pairs,), for a batch of :func:`collate_pairs`."""
-    gain = log_likelihoods(model, batch) - batch["reference"].flatten()
-    won, lost = gain.chunk(2)
-    return -torch.nn.functional.logsigmoid(beta * (won - lost))
+def preference_losses(model: Any, batch: dict[str, torch.Tensor], beta: float, likelihood: float = 0.0) -> torch.Tensor:
+    """The loss of each pair, (pairs,), for a batch of :func:`collate_pairs`."""
+    logs = log_likelihoods(model, batch)
+    won, lost = (logs - batch["reference"].flatten()).chunk(2)
+    losses = -torch.nn.functional.logsigmoid(beta * (won - lost))
+    if likelihood:
+        tokens = (batch["labels"][:, 1:] != IGNORE).sum(-1).chunk(2)[0]
+        losses = losses - likelihood * logs.chunk(2)[0] / tokens.clamp(min=1)
+    return losses

@@ -18,10 +18,16 @@ IGNORE = -100  # transformers leaves tokens with this label out of the loss
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation: token ids and, for each, whether it carries loss."""
+    """One conversation: token ids and, for each, whether it carries loss and the weight of its loss (empty: all 1)."""
 
     ids: tuple[int, ...]
     mask: tuple[bool, ...]
+    weights: tuple[float, ...] = ()
+
+    @property
+    def item(self) -> dict[str, Any]:
+        """The row as :func:`collate` and :func:`flatten` take it."""
+        return {"input_ids": self.ids, "mask": self.mask} | ({"weights": self.weights} if self.weights else {})
 
 
 def rows_of(policy: Policy, examples: Sequence[Example]) -> tuple[list[Row], int]:
@@ -32,7 +38,7 @@ def rows_of(policy: Policy, examples: Sequence[Example]) -> tuple[list[Row], int
         if len(ids) > policy.context:
             dropped += 1
         elif any(mask):
-            rows.append(Row(tuple(ids), tuple(mask)))
+            rows.append(Row(tuple(ids), tuple(mask), (example.weight,) * len(ids) if example.weight != 1 else ()))
     return rows, dropped
 
 
@@ -53,8 +59,17 @@ def merge_prefix_rows(rows: Sequence[Row]) -> list[Row]:
         else:
             longer, first = merged[at]
             mask = tuple(a or b for a, b in zip(row.mask, longer.mask, strict=False)) + longer.mask[len(row.mask) :]
-            merged[at] = (Row(longer.ids, mask), min(first, place))
+            merged[at] = (Row(longer.ids, mask, _merged_weights(row, longer)), min(first, place))
     return [row for row, _ in sorted(merged, key=lambda pair: pair[1])]
+
+
+def _merged_weights(row: Row, longer: Row) -> tuple[float, ...]:
+    """Each token's weight is that of the row in which it carries loss."""
+    if not (row.weights or longer.weights):
+        return ()
+    size = len(longer.ids)
+    inner, outer = row.weights or (1.0,) * len(row.ids), longer.weights or (1.0,) * size
+    return tuple(inner[at] if at < len(row.ids) and row.mask[at] else outer[at] for at in range(size))
 
 
 def _longer_row(merged: Sequence[tuple[Row, int]], row: Row) -> int | None:
@@ -69,7 +84,10 @@ def _longer_row(merged: Sequence[tuple[Row, int]], row: Row) -> int | None:
 
 
 def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """A batch of rows padded on the right: ``input_ids``, ``attention_mask``, ``labels``, each (rows, longest)."""
+    """A batch of rows padded on the right: ``input_ids``, ``attention_mask``, ``labels``, each (rows, longest).
+
+    If a row has weights, there is also ``weights`` (rows, longest), in float32; 1 for rows without.
+    """
     longest = max(len(item["input_ids"]) for item in items)
     ids = torch.full((len(items), longest), pad)
     labels = torch.full((len(items), longest), IGNORE)
@@ -79,16 +97,29 @@ def collate(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
         ids[place, :size] = row
         attention[place, :size] = 1
         labels[place, :size] = _labels(item)
-    return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
+    if any("weights" in item for item in items):
+        batch["weights"] = torch.ones((len(items), longest))
+        for place, item in enumerate(items):
+            batch["weights"][place, : len(item["input_ids"])] = _weights(item)
+    return batch
 
 
 def flatten(items: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch of rows in sequence, without padding: ``input_ids``, ``labels``, ``position_ids``, each (1, tokens).
 
-    Positions that restart at 0 separate the rows. An attention mask or a cache would let them attend to each other.
+    ``weights`` as in :func:`collate`, (1, tokens). Positions that restart at 0 separate the rows. An attention mask or
+    a cache would let them attend to each other.
     """
     rows = [{"input_ids": list(item["input_ids"]), "labels": _labels(item).tolist()} for item in items]
-    return {**DataCollatorWithFlattening()(rows), "use_cache": False}
+    batch = {**DataCollatorWithFlattening()(rows), "use_cache": False}
+    if any("weights" in item for item in items):
+        batch["weights"] = torch.cat([_weights(item) for item in items])[None]
+    return batch
+
+
+def _weights(item: dict[str, Any]) -> torch.Tensor:
+    return torch.tensor(item["weights"]) if "weights" in item else torch.ones(len(item["input_ids"]))
 
 
 def _labels(item: dict[str, Any]) -> torch.Tensor:

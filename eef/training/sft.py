@@ -1,4 +1,7 @@
-"""Supervised fine-tuning on selected turns: -sum m_l log pi(t_l | t_<l) (section 3 of the paper)."""
+"""Supervised fine-tuning on selected turns: -sum m_l w_l log pi(t_l | t_<l) (section 3 of the paper).
+
+w_l is the weight of the token's example: 1 in the paper and in all methods that do not say otherwise.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eef.settings import TrainingSettings
 from eef.training.likelihoods import learnt_log_probabilities, row_log_likelihoods
 from eef.training.packing import packed
-from eef.training.rows import Row, collate, flatten, merge_prefix_rows, rows_of
+from eef.training.rows import IGNORE, Row, collate, flatten, merge_prefix_rows, rows_of
 from eef.training.trainer import (
     GroupedTrainer,
     OnStep,
@@ -104,7 +107,11 @@ def fit(
 
 
 class RowTrainer(GroupedTrainer):
-    """Trains by the mean loss per learnt token of a whole batch."""
+    """Trains by the mean loss per learnt token of a whole batch.
+
+    Weights multiply the loss of their tokens. The mean is over the number of learnt tokens, not over the sum of their
+    weights: a batch of examples with small weights has a small gradient.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,5 +121,8 @@ class RowTrainer(GroupedTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         # num_items_in_batch counts the learnt tokens of all processes, and DDP takes the mean of their gradients
-        loss = -learnt_log_probabilities(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
+        logs = learnt_log_probabilities(model, inputs)
+        if "weights" in inputs:
+            logs = logs * inputs["weights"][:, 1:][inputs["labels"][:, 1:] != IGNORE]
+        loss = -logs.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss

@@ -80,7 +80,9 @@ def fine_tune(inputs: FineTuning, folder: Path, work: Path, on_step: OnStep) -> 
     """
     training = inputs.training
     trajectory.save((example.trajectory for example in inputs.examples), folder / "examples.jsonl")
-    write_json(folder / "learn_from.json", {"learn_from": [example.learn_from for example in inputs.examples]})
+    weights = [example.weight for example in inputs.examples]
+    more = {"weights": weights} if any(weight != 1 for weight in weights) else {}
+    write_json(folder / "learn_from.json", {"learn_from": [each.learn_from for each in inputs.examples], **more})
     adapter = {"seed": inputs.seed, "r": training.lora_r, "alpha": training.lora_alpha}
     new_adapter = adapter if inputs.start is None and training.tune == "lora" else None
     job = _job("sft", inputs, training, work) | {"new_adapter": new_adapter}
@@ -92,7 +94,7 @@ def preference_tune(inputs: PreferenceTuning, folder: Path, work: Path, on_step:
     trajectory.save((side for pair in inputs.pairs for side in pair), folder / "pairs.jsonl")
     training = _dpo_training(inputs)
     job = _job("dpo", inputs, training, work)
-    job["settings"]["beta"] = inputs.preference.dpo_beta
+    job["settings"] |= {"beta": inputs.preference.dpo_beta, "likelihood": inputs.preference.dpo_likelihood}
     return _run(job, inputs.pairs, folder, training.processes, on_step)
 
 
@@ -172,8 +174,9 @@ def _main(folder: Path) -> None:
     data: list[Any]
     if job["kind"] == "sft":
         trajectories = trajectory.load(folder / "examples.jsonl")
-        learn_from = read_json(folder / "learn_from.json")["learn_from"]
-        data = [Example(t, begin) for t, begin in zip(trajectories, learn_from, strict=True)]
+        file = read_json(folder / "learn_from.json")
+        weights = file.get("weights", [1.0] * len(trajectories))
+        data = [Example(*each) for each in zip(trajectories, file["learn_from"], weights, strict=True)]
     else:
         sides = trajectory.load(folder / "pairs.jsonl")
         data = list(zip(sides[::2], sides[1::2], strict=True))

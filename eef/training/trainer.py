@@ -197,7 +197,7 @@ class RowDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index] if index >= 0 else self.filler
-        return {"input_ids": row.ids, "mask": row.mask, "length": len(row.ids)}
+        return {**row.item, "length": len(row.ids)}
 
 
 class SharedSampler(Sampler):

@@ -237,6 +237,10 @@ def test_arms_in_words_and_in_order(tmp_path: Path) -> None:
         ("eef", {}, {}, "EEF"),
         ("eef", {}, {"m": 5, "k": 4}, "EEF, M = 5, K = 4"),
         ("eef", {"recovery": False}, {"m": 5, "k": 4}, "EEF, M = 5, no recovery states, K = 4"),
+        ("eef_adaptive", {}, {"m": 2}, "EEF planned, M = 2"),
+        ("eef_adaptive", {"adaptive": False}, {"m": 5, "k": 2}, "EEF planned, M = 5, evenly spaced states, K = 2"),
+        ("eef_soft", {"weighted": False}, {"m": 5}, "EEF soft, M = 5, all weights 1"),
+        ("eef_pairs", {"verified": False}, {"m": 5}, "EEF with pairs, M = 5, flips in doubt too"),
     ],
 )
 def test_names_of_arms_have_all_options(method: str, options: Any, numbers: dict[str, int], name: str) -> None:

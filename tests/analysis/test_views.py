@@ -186,10 +186,10 @@ def run_folder(folder: Path, examples: list[Example], stage: str = "sft-0") -> P
 def test_a_random_segment_is_named() -> None:
     _, segment = with_random_segment(Example(win(expert(), 4), 2), expert(), (0,))
     (row,) = views.example_table([segment]).to_dict("records")
-    assert row["kind"] == "random segment of the expert's actions" and row["loss_turns"] == 2
+    assert row["kind"] == "segment of the expert's actions" and row["loss_turns"] == 2
     reasons = views._example_reasons(segment)
-    assert [why for learn, why in reasons if learn] == ["by the expert, in a random segment"] * 2
-    assert all("at which the random segment begins" in why for learn, why in reasons if not learn)
+    assert [why for learn, why in reasons if learn] == ["by the expert, in a segment of its own"] * 2
+    assert all("at which the segment begins" in why for learn, why in reasons if not learn)
 
 
 def test_the_selection_of_a_run_is_that_of_its_last_sft(tmp_path: Path) -> None:

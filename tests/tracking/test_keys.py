@@ -163,6 +163,7 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "dpo_beta": [({"dpo_beta": 0.2}, {"dpo-0"})],
     "dpo_lr": [({"dpo_lr": 1e-5}, {"dpo-0"})],
     "dpo_epochs": [({"dpo_epochs": 1.0}, {"dpo-0"})],
+    "dpo_likelihood": [({"dpo_likelihood": 0.5}, {"dpo-0"}), ({"dpo_likelihood": 0}, set())],
     "temperature": [({"temperature": 0.5}, {"s0-0-0", "states-0"})],
     "iterations": [({"iterations": 2}, {"test", "eval"})],  # the policy of the last iteration is tested
     "restart": [({"restart": "last"}, {"sft-0", "test", "eval"})],

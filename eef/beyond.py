@@ -1,0 +1,286 @@
+"""Methods that go beyond the paper: EEF with planned simulations, with soft selection, and with preference pairs.
+
+All three learn from the experts' wins and from simulations of states of their failures, as :func:`eef.methods.eef`.
+They differ from it in how the simulations are spent and in what is made of them. What the simulations say about a state
+is an estimate of its win probability (:mod:`eef.planning`) instead of the outcome of one simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eef.agents.episode import Start
+from eef.planning import Estimate, Line, estimate, fit, plan
+from eef.selection import Example, cut_points, expert_wins, merge, outcome, select, wins
+from eef.tracking.progress import show
+from eef.trajectory import Trajectory
+
+if TYPE_CHECKING:  # the lab imports torch, which the names and options of the methods do not need
+    from eef.lab import Lab
+
+VERIFIED = 0.9  # posterior probability of each label of a verified flip: one simulation alone does not reach it
+
+State = tuple[Any, int]  # (task, 0) for s0 of a subtask, (number of the failure, i) for its state s_i
+Pair = tuple[Trajectory, Trajectory]
+
+
+def eef_adaptive(lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bool = True) -> Path:
+    """EEF with the simulations where they tell something: as many as EEF with ``m`` and ``k`` makes, in ``rounds``
+    batches per iteration, each planned from the counts so far (:func:`eef.planning.plan`).
+
+    The first simulation from s0 of each subtask is the same as in EEF and not planned. A state has won if its estimated
+    win probability is at least 1/2 and a simulation from it won. A failure with wins but no such state is not wasted:
+    its most probable state with a win counts as won. Then the selection is that of EEF (section 4.2).
+
+    ``adaptive=False`` (ablation) spends the same number of simulations as EEF does: ``k`` at each of ``m`` evenly
+    spaced states. Everything else is the same, the estimates included.
+    """
+    return _train(lab, m, k, rounds if adaptive else 0)
+
+
+def eef_pairs(lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bool = True, verified: bool = True) -> Path:
+    """As :func:`eef_adaptive`, and after each SFT a DPO, from its adapter, on pairs at the flips (:func:`flip_pairs`).
+
+    The settings of DPO are those of ETO; ``dpo_likelihood`` keeps the wins likely. ``verified=False`` (ablation) takes
+    the flips whose labels are in doubt too. Without any pair the adapter of the SFT remains.
+    """
+    return _train(lab, m, k, rounds if adaptive else 0, pairs=True, verified=verified)
+
+
+def eef_soft(lab: Lab, m: int = 5, k: int = 1, weighted: bool = True) -> Path:
+    """EEF with the gain in win probability in place of the labels: the simulations of EEF with ``m`` and ``k``, and SFT
+    on the weighted examples of :func:`soft_examples`, of all iterations so far.
+
+    ``weighted=False`` (ablation) sets all weights to 1.
+    """
+    positives = expert_wins(lab.experts())
+    adapter = lab.sft("bc", positives)
+    solutions: list[Example] = []
+    for iteration in range(lab.settings.iterations):
+        solutions += soft_examples(explore(lab, adapter, iteration, m, k, 0))
+        examples = solutions if weighted else [replace(example, weight=1.0) for example in solutions]
+        adapter = lab.sft(f"sft-{iteration}", merge(positives, examples, False), lab.sft_start(adapter))
+    return adapter
+
+
+def _train(lab: Lab, m: int, k: int, rounds: int, pairs: bool = False, verified: bool = True) -> Path:
+    positives = expert_wins(lab.experts())
+    adapter = lab.sft("bc", positives)
+    outcomes: dict[State, Trajectory | None] = {}
+    for iteration in range(lab.settings.iterations):
+        exploration = explore(lab, adapter, iteration, m, k, rounds)
+        for state, win in exploration.outcomes().items():
+            outcomes[state] = win or outcomes.get(state)  # a state that has won in any iteration has won, as in EEF
+        solutions = wins(win for (task, _), win in outcomes.items() if win and isinstance(task, str))
+        for number, expert in enumerate(exploration.failures):
+            solutions += select(expert, {index: win for (place, index), win in outcomes.items() if place == number})
+        adapter = lab.sft(f"sft-{iteration}", merge(positives, solutions), lab.sft_start(adapter))
+        if pairs and (data := flip_pairs(exploration, verified)):
+            adapter = lab.dpo(f"dpo-{iteration}", data, adapter)
+        elif pairs:
+            show(f"warning: no {'verified ' * verified}flip in iteration {iteration + 1}, so there is no DPO")
+    return adapter
+
+
+# Simulations
+
+
+@dataclass
+class Exploration:
+    """The simulations of one iteration. ``can_simulate``: for each of the ``failures``, which of its states may be.
+
+    ``simulations`` has those of each state in the order of their ``sample`` numbers, infrastructure errors included.
+    """
+
+    tasks: Sequence[str]
+    failures: Sequence[Trajectory]
+    can_simulate: Sequence[tuple[bool, ...]]
+    simulations: dict[State, list[Trajectory]] = field(default_factory=dict)
+
+    def state(self, number: int, index: int) -> State:
+        """s0 belongs to its subtask, since two experts may have failed on it."""
+        return (number, index) if index else (self.failures[number].task, 0)
+
+    def valid(self, state: State) -> list[Trajectory]:
+        """The simulations of a state that won or lost."""
+        return [each for each in self.simulations.get(state, ()) if each.won or each.failed]
+
+    def lines(self) -> list[Line]:
+        """The counts of each failure. A state where a simulation ended in an error is not simulated again."""
+        lines = []
+        for number, allowed in enumerate(self.can_simulate):
+            states = [self.state(number, index) for index in range(len(allowed))]
+            valid = [self.valid(state) for state in states]
+            counts = tuple(map(len, valid))
+            is_intact = [len(self.simulations.get(s, ())) == count for s, count in zip(states, counts, strict=True)]
+            lines.append(
+                Line(
+                    tuple(sum(each.won for each in simulations) for simulations in valid),
+                    counts,
+                    tuple(a and b for a, b in zip(allowed, is_intact, strict=True)),
+                )
+            )
+        return lines
+
+    def estimates(self) -> list[Estimate]:
+        """What the simulations say about each failure."""
+        lines = self.lines()
+        model = fit(lines)
+        return [estimate(line, model) for line in lines]
+
+    def starts(self, states: Sequence[tuple[int, int]]) -> list[Start]:
+        """One start for each (number of the failure, index). The ``sample`` is new, so the random stream is too."""
+        samples: dict[State, int] = {}
+        starts = []
+        for number, index in states:
+            state, expert = self.state(number, index), self.failures[number]
+            sample = samples.get(state, len(self.simulations.get(state, ())))
+            samples[state] = sample + 1
+            starts.append(Start(expert.task, expert if index else None, index, sample))
+        return starts
+
+    def add(self, states: Sequence[State], simulations: Sequence[Trajectory]) -> None:
+        for state, simulation in zip(states, simulations, strict=True):
+            self.simulations.setdefault(state, []).append(simulation)
+
+    def outcomes(self) -> dict[State, Trajectory | None]:
+        """The outcome of each state with one, for :func:`eef.selection.select`: its first win, or None.
+
+        States of a failure have the key (number, index), also s0; s0 of a subtask without one has the key (task, 0).
+        """
+        outcomes: dict[State, Trajectory | None] = {}
+        failed = {expert.task for expert in self.failures}
+        for task in self.tasks:
+            if task not in failed and (valid := self.valid((task, 0))):
+                outcomes[task, 0] = outcome(valid)
+        for number, estimated in enumerate(self.estimates()):
+            first_wins = {
+                index: win
+                for index in range(len(estimated.means))
+                if (win := next((each for each in self.valid(self.state(number, index)) if each.won), None))
+            }
+            labels = {index: won for index, won in enumerate(estimated.outcomes) if won is not None}
+            if first_wins and not any(labels.values()):
+                labels[max(first_wins, key=lambda index: (estimated.means[index], -index))] = True
+            outcomes |= {(number, index): first_wins[index] if won else None for index, won in labels.items()}
+        return outcomes
+
+
+def explore(lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int) -> Exploration:
+    """The simulations of one iteration: as many as EEF makes with ``m`` and ``k``, fewer if nothing is left to learn.
+
+    With ``rounds`` 0 they are EEF's own, and share its stages. Else all but the first from each s0 are planned, in
+    ``rounds`` batches. ValueError where no expert trajectory failed.
+    """
+    failures = [t for t in lab.experts() if t.failed]
+    if not failures:
+        raise ValueError(
+            "EEF explores failed expert trajectories, but there are none: use weaker experts, or the method rft"
+        )
+    can_start = [tuple(not i or lab.env.can_start_here(t.state(i)) for i in range(len(t))) for t in failures]
+    exploration = Exploration(lab.tasks, failures, can_start)
+    even = [(number, i) for number, t in enumerate(failures) for i in cut_points(len(t), m) if can_start[number][i]]
+    s0, seed = [(task, 0) for task in lab.tasks], lab.sampling_seed(iteration)
+    for sample in range(1 if rounds else k):
+        exploration.add(s0, lab.from_s0(adapter, iteration, sample))
+        if not rounds:
+            name = f"states-{iteration}-{sample}" if sample else f"states-{iteration}"
+            starts = [Start(failures[number].task, failures[number], i, sample) for number, i in even]
+            exploration.add(even, lab.simulate(name, adapter, starts, seed))
+    budget = k * len(even) + (k - 1) * len(s0)
+    for batch in range(rounds):
+        planned = plan(exploration.lines(), budget // (rounds - batch))
+        if not planned:
+            continue  # a batch of a small budget may be empty, later ones are not
+        simulations = lab.simulate(f"planned-{iteration}-{batch}", adapter, exploration.starts(planned), seed)
+        exploration.add([exploration.state(*each) for each in planned], simulations)
+        budget -= len(planned)
+    return exploration
+
+
+# What is learnt
+
+
+def soft_examples(exploration: Exploration) -> list[Example]:
+    """Examples weighted by the gain in win probability, p after minus p before, of the turns that carry loss.
+
+    From s_i of win probability p_i a win has the gain 1 - p_i, and the expert's actions from s_i to s_j have p_j - p_i.
+    So the gains along the expert's way to a state and a win from there add up to 1 - p_0. There is an example for the
+    first win of each state, with loss on the policy's turns, and one for each segment between neighbouring simulated
+    states with a positive gain and a win at its end, with loss on the segment. s0 of a subtask that no expert failed on
+    is a trajectory of one state.
+    """
+    lines = exploration.lines()
+    model = fit(lines)
+    examples = []
+    failed = {expert.task for expert in exploration.failures}
+    for task in exploration.tasks:
+        valid = exploration.valid((task, 0))
+        first = next((each for each in valid if each.won), None)
+        if first and task not in failed:
+            line = Line((sum(each.won for each in valid),), (len(valid),))
+            examples.append(Example(first, 0, 1 - estimate(line, model).means[0]))
+    for number, (expert, line) in enumerate(zip(exploration.failures, lines, strict=True)):
+        means = estimate(line, model).means
+        before: int | None = None
+        for index in [index for index, count in enumerate(line.simulations) if count]:
+            valid = exploration.valid(exploration.state(number, index))
+            first = next((each for each in valid if each.won), None)
+            if first and before is not None and means[index] > means[before]:
+                segment = replace(expert, turns=expert.turns[:index], prefix=index, won=False, reward=0.0)
+                examples.append(Example(segment, before, means[index] - means[before]))
+            if first:
+                examples.append(Example(first, index, 1 - means[index]))
+            before = index
+    return examples
+
+
+def flip_pairs(exploration: Exploration, verified: bool = True) -> list[Pair]:
+    """Pairs of a win and a loss at the flips of each failure, with loss only where the two differ (:func:`aligned`).
+
+    For a beneficial segment from s_i to s_j: the expert's actions with a win from s_j, against a loss from s_i. For a
+    harmful one: a win from s_i, against the expert's actions with a loss from s_j; after the last simulated state, the
+    failure itself is the loss. Each win and each loss of a flip is used once. ``verified``: only flips whose labels
+    have a posterior probability of at least ``VERIFIED`` each.
+    """
+    pairs: list[Pair] = []
+    for number, (expert, estimated) in enumerate(zip(exploration.failures, exploration.estimates(), strict=True)):
+        least = VERIFIED if verified else 0.0
+        valid = {i: exploration.valid(exploration.state(number, i)) for i in range(len(expert))}
+        won = {i: [each for each in valid[i] if each.won] for i in valid}
+        lost = {i: [each for each in valid[i] if each.failed] for i in valid} | {len(expert): [expert]}
+        p_won = (*estimated.won, 0.0)  # the expert's end is lost
+        flips = [(part.start, part.stop, part.kind) for part in estimated.segments()]
+        labels = [(index, label) for index, label in enumerate(estimated.outcomes) if label is not None]
+        if labels and labels[-1][1]:
+            flips.append((labels[-1][0], len(expert), "harmful"))
+        for start, stop, kind in flips:
+            sure = min(1 - p_won[start], p_won[stop]) if kind == "beneficial" else min(p_won[start], 1 - p_won[stop])
+            if kind == "neutral" or sure < least:
+                continue
+            sides = (won[stop], lost[start]) if kind == "beneficial" else (won[start], lost[stop])
+            pairs += [pair for win, loss in zip(*sides, strict=False) if (pair := aligned(win, loss))]
+    return pairs
+
+
+def aligned(win: Trajectory, loss: Trajectory) -> Pair | None:
+    """The pair with loss only from the first action on in which the two differ: what comes before is a shared context.
+
+    None where one is the beginning of the other, or where a side has no action with loss.
+    """
+    shared, shortest = 0, min(len(win), len(loss))
+    while shared < shortest and _text(win, shared) == _text(loss, shared):
+        shared += 1
+    if shared == shortest:
+        return None
+    context = tuple(replace(turn, learn=False) for turn in win.turns[:shared])
+    sides = [replace(each, turns=(*context, *each.turns[shared:])) for each in (win, loss)]
+    return (sides[0], sides[1]) if all(any(turn.learn for turn in each.turns) for each in sides) else None
+
+
+def _text(trajectory: Trajectory, index: int) -> tuple[str, str]:
+    turn = trajectory.turns[index]
+    return turn.answer, turn.observation

@@ -1,0 +1,164 @@
+"""How many true flips along expert failures the planner finds per simulation, beside evenly spaced states.
+
+    python experiments/plan_flips.py                       # synthetic failures
+    python experiments/plan_flips.py --curves curves.csv   # measured: a row per state, task,state,wins,simulations
+
+Every state has a true win probability, and a simulation wins with it. A flip is a pair of neighbouring states of which
+one wins at least half of the time and the other does not. The synthetic failures have several shapes. Their lost states
+win .065 and their won ones .73 of the time on average, as measured with 40 simulations per state, and about a fifth of
+their states are won. A file must have enough simulations per state (40) that its win rates can count as the truth.
+
+Two ways to spend the simulations: ``even`` (EEF: M evenly spaced states, ``k`` times each) and ``planned``
+(eef/planning.py, the same number in 4 batches). Two ways to label a state: ``majority`` of its simulations (EEF) and
+``model`` (the posterior mean of eef/planning.py). All simulate s0 as well.
+
+Columns: shape, spend, label, m, k, simulations (per failure), flips (true ones per failure), hits (share of them inside
+a segment whose two ends were labelled so), hits_per_100 (true flips in such segments per 100 simulations), wrong
+(segments per failure labelled beneficial or harmful whose ends are not so), right (share of the segments labelled
+beneficial or harmful that are), turns (mean length of a segment with a hit), labels (share of the simulated states
+whose label is right), solved (share of the failures with a won state that give a win of such a state to learn from;
+where no state is labelled won, it is the state with a win and the largest estimate, as in eef/beyond.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eef.planning import Estimate, Line, estimate, fit, plan
+from eef.selection import cut_points
+
+LOST, WON, SHARE_WON = 0.065, 0.73, 0.2
+SHAPES = {  # failures of each; a letter for each stretch of states: lost or won
+    "never": (110, "L"), "always": (6, "W"), "rises": (20, "LW"), "falls": (20, "WL"), "rises and falls": (20, "LWL"),
+    "falls and rises": (10, "WLW"), "no order": (14, "?"),
+}  # fmt: skip
+BUDGETS = ((1, 1), (2, 1), (5, 1), (10, 1), (5, 2), (5, 5))
+ARMS = [("even", label, m, k) for label in ("majority", "model") for m, k in BUDGETS]
+ARMS += [("planned", "model", m, k) for m, k in BUDGETS]
+ROUNDS = 4
+
+
+def synthetic(draw: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+    """Shape and win probabilities of each failure. Around each mean the states vary (Beta of 15 or 7 counts)."""
+    curves = []
+    for shape, (count, stretches) in SHAPES.items():
+        for _ in range(count):
+            states = int(draw.integers(6, 16))
+            if stretches == "?":
+                won = draw.random(states) < SHARE_WON
+            else:
+                ends = np.sort(draw.choice(np.arange(1, states), len(stretches) - 1, replace=False))
+                won = np.array([letter == "W" for letter in stretches])[np.searchsorted(ends, range(states), "right")]
+            low, high = draw.beta(15 * LOST, 15 * (1 - LOST), states), draw.beta(7 * WON, 7 * (1 - WON), states)
+            curves.append((shape, np.where(won, np.maximum(high, 0.5), np.minimum(low, 0.49))))
+    return curves
+
+
+def measured(path: Path) -> list[tuple[str, np.ndarray]]:
+    """The win rates of a file. ValueError where a failure lacks a state or a state has fewer than 20 simulations."""
+    frame = pd.read_csv(path, dtype={"task": str})
+    curves = []
+    for task, rows in frame.sort_values("state").groupby("task", sort=True):
+        if rows["state"].tolist() != list(range(len(rows))):
+            states = rows["state"].tolist()
+            raise ValueError(f"{path}: the states of task {task} are {states}: give s_0 to s_(n-1), each once")
+        if rows["simulations"].min() < 20:
+            raise ValueError(f"{path}: task {task} has a state with fewer than 20 simulations: simulate it more often")
+        curves.append(("measured", (rows["wins"] / rows["simulations"]).to_numpy()))
+    return curves
+
+
+def simulate(curves: list[np.ndarray], spend: str, m: int, k: int, draw: np.random.Generator) -> list[Line]:
+    """The counts of each failure after the simulations of an arm."""
+    wins = [np.zeros(len(curve), int) for curve in curves]
+    counts = [np.zeros(len(curve), int) for curve in curves]
+
+    def play(batch: list[tuple[int, int]]) -> None:
+        for number, state in batch:
+            counts[number][state] += 1
+            wins[number][state] += draw.random() < curves[number][state]
+
+    def lines() -> list[Line]:
+        return [Line(tuple(map(int, w)), tuple(map(int, c))) for w, c in zip(wins, counts, strict=True)]
+
+    s0 = [(number, 0) for number in range(len(curves))]
+    even = [(number, state) for number, curve in enumerate(curves) for state in cut_points(len(curve), m)]
+    if spend == "even":
+        play((s0 + even) * k)
+        return lines()
+    play(s0)
+    left = k * len(even) + (k - 1) * len(s0)
+    for batch in range(ROUNDS):
+        planned = plan(lines(), left // (ROUNDS - batch))
+        play(planned)
+        left -= len(planned)
+    return lines()
+
+
+def by_majority(line: Line) -> Estimate:
+    """A state has won if at least half of its simulations did, as in EEF with k simulations."""
+    pairs = list(zip(line.wins, line.simulations, strict=True))
+    rates = tuple(wins / simulations if simulations else float("nan") for wins, simulations in pairs)
+    outcomes = tuple(2 * wins >= simulations if simulations else None for wins, simulations in pairs)
+    return Estimate(rates, rates, outcomes)
+
+
+def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
+    """The columns of one failure, as sums."""
+    won = curve >= 0.5
+    flips = [state for state in range(len(won) - 1) if won[state] != won[state + 1]]
+    claims = [part for part in labels.segments() if part.kind != "neutral"]
+    right = [p for p in claims if (won[p.start], won[p.stop]) == (p.kind == "harmful", p.kind == "beneficial")]
+    solving = [state for state, outcome in enumerate(labels.outcomes) if outcome]
+    with_win = [state for state, wins in enumerate(line.wins) if wins]
+    solving = solving or sorted(with_win, key=lambda state: -labels.means[state])[:1]
+    known = [(state, outcome) for state, outcome in enumerate(labels.outcomes) if outcome is not None]
+    return {
+        "failures": 1, "simulations": sum(line.simulations), "flips": len(flips), "hits": len(right),
+        "wrong": len(claims) - len(right), "claims": len(claims), "turns": sum(p.stop - p.start for p in right),
+        "known": len(known), "labels": sum(outcome == won[state] for state, outcome in known),
+        "solvable": bool(won.any()), "solved": bool(won[solving].any()),
+    }  # fmt: skip
+
+
+def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
+    """The columns at the top, for each shape and for all; the failures of each group are planned together."""
+    rows = []
+    for seed, group in enumerate(groups):
+        for spend, label, m, k in ARMS:
+            lines = simulate([curve for _, curve in group], spend, m, k, np.random.default_rng([seed, m, k]))
+            model = fit(lines)
+            for (shape, curve), line in zip(group, lines, strict=True):
+                labels = by_majority(line) if label == "majority" else estimate(line, model)
+                arm = {"shape": shape, "spend": spend, "label": label, "m": m, "k": k}
+                rows.append(arm | score(curve, line, labels))
+    frame = pd.DataFrame(rows)
+    frame = pd.concat([frame, frame.assign(shape="all")]) if frame["shape"].nunique() > 1 else frame
+    sums = frame.groupby(["shape", "spend", "label", "m", "k"], sort=False).sum().reset_index()
+    failures = sums["failures"]
+    return sums[["shape", "spend", "label", "m", "k"]].assign(
+        simulations=sums["simulations"] / failures, flips=sums["flips"] / failures, hits=sums["hits"] / sums["flips"],
+        hits_per_100=100 * sums["hits"] / sums["simulations"], wrong=sums["wrong"] / failures,
+        right=sums["hits"] / sums["claims"], turns=sums["turns"] / sums["hits"], labels=sums["labels"] / sums["known"],
+        solved=sums["solved"] / sums["solvable"],
+    ).round(3)  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--curves", type=Path, help="CSV of measured win counts: task,state,wins,simulations")
+    parser.add_argument("--repeats", type=int, default=3, help="how often everything is simulated")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "figures" / "plan_flips")
+    words = parser.parse_args()
+    if words.curves:
+        groups = [measured(words.curves)] * words.repeats
+    else:
+        groups = [synthetic(np.random.default_rng(seed)) for seed in range(words.repeats)]
+    result = table(groups)
+    words.out.mkdir(parents=True, exist_ok=True)
+    result.to_csv(words.out / f"{words.curves.stem if words.curves else 'synthetic'}.csv", index=False)
+    print(result[result["shape"] == result["shape"].iloc[-1]].to_string(index=False))
