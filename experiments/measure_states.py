@@ -29,7 +29,9 @@ from eef.tracking.runs import Run, default_root, stamp
 from eef.trajectory import Trajectory
 
 
-def simulate(lab: Lab, experts: Sequence[Trajectory], times: int, stage: str, seed: int) -> list[list[list[Trajectory]]]:
+def simulate(
+    lab: Lab, experts: Sequence[Trajectory], times: int, stage: str, seed: int
+) -> list[list[list[Trajectory]]]:
     """``times`` simulations of the behaviour clone from each state of each expert trajectory:
     [trajectory][state][sample].
     """
