@@ -160,5 +160,5 @@ if __name__ == "__main__":
         groups = [synthetic(np.random.default_rng(seed)) for seed in range(words.repeats)]
     result = table(groups)
     words.out.mkdir(parents=True, exist_ok=True)
-    result.to_csv(words.out / f"{words.curves.stem if words.curves else 'synthetic'}.csv", index=False)
+    result.to_csv(words.out / f"flips-{words.curves.stem if words.curves else 'synthetic'}.csv", index=False)
     print(result[result["shape"] == result["shape"].iloc[-1]].to_string(index=False))
