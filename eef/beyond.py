@@ -27,13 +27,14 @@ State = tuple[Any, int]  # (task, 0) for s0 of a subtask, (number of the failure
 Pair = tuple[Trajectory, Trajectory]
 
 
-def eef_adaptive(lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bool = True) -> Path:
-    """EEF with the simulations where they tell something: as many as EEF with ``m`` and ``k`` makes, in ``rounds``
-    batches per iteration, each planned from the counts so far (:func:`eef.planning.plan`).
+def eef_adaptive(lab: Lab, m: int = 5, k: int = 1, rounds: int = 3, adaptive: bool = True) -> Path:
+    """EEF with as many simulations as with ``m`` and ``k``, of which a part goes where a new example is likely.
 
-    The first simulation from s0 of each subtask is the same as in EEF and not planned. A state has won if its estimated
-    win probability is at least 1/2 and a simulation from it won. A failure with wins but no such state is not wasted:
-    its most probable state with a win counts as won. Then the selection is that of EEF (section 4.2).
+    As in EEF, s0 of each subtask is simulated once, and so are ``m`` - 1 evenly spaced states of each failure (one if
+    ``m`` is 1). The rest are planned from the counts so far, in ``rounds`` batches per iteration
+    (:func:`eef.planning.plan`). A state has won if its estimated win probability is at least 1/2 and a simulation from
+    it won. A failure with wins but no such state is not wasted: its most probable state with a win counts as won. Then
+    the selection is that of EEF (section 4.2).
 
     ``adaptive=False`` (ablation) spends the same number of simulations as EEF does: ``k`` at each of ``m`` evenly
     spaced states. Everything else is the same, the estimates included.
@@ -41,13 +42,14 @@ def eef_adaptive(lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bo
     return _train(lab, m, k, rounds if adaptive else 0)
 
 
-def eef_pairs(lab: Lab, m: int = 5, k: int = 1, rounds: int = 4, adaptive: bool = True, verified: bool = True) -> Path:
+def eef_pairs(lab: Lab, m: int = 5, k: int = 1, rounds: int = 3, adaptive: bool = True, verified: bool = True) -> Path:
     """As :func:`eef_adaptive`, and after each SFT a DPO, from its adapter, on pairs at the flips (:func:`flip_pairs`).
 
-    The settings of DPO are those of ETO; ``dpo_likelihood`` keeps the wins likely. ``verified=False`` (ablation) takes
-    the flips whose labels are in doubt too. Without any pair the adapter of the SFT remains.
+    The planner repeats states whose label is in doubt, since only that verifies a flip. The settings of DPO are those
+    of ETO; ``dpo_likelihood`` keeps the wins likely. ``verified=False`` (ablation) takes the flips whose
+    labels are in doubt too. Without any pair the adapter of the SFT remains.
     """
-    return _train(lab, m, k, rounds if adaptive else 0, pairs=True, verified=verified)
+    return _train(lab, m, k, rounds if adaptive else 0, certainty=1.0, pairs=True, verified=verified)
 
 
 def eef_soft(lab: Lab, m: int = 5, k: int = 1, weighted: bool = True) -> Path:
@@ -66,12 +68,14 @@ def eef_soft(lab: Lab, m: int = 5, k: int = 1, weighted: bool = True) -> Path:
     return adapter
 
 
-def _train(lab: Lab, m: int, k: int, rounds: int, pairs: bool = False, verified: bool = True) -> Path:
+def _train(
+    lab: Lab, m: int, k: int, rounds: int, certainty: float = 0.0, pairs: bool = False, verified: bool = True
+) -> Path:
     positives = expert_wins(lab.experts())
     adapter = lab.sft("bc", positives)
     outcomes: dict[State, Trajectory | None] = {}
     for iteration in range(lab.settings.iterations):
-        exploration = explore(lab, adapter, iteration, m, k, rounds)
+        exploration = explore(lab, adapter, iteration, m, k, rounds, certainty)
         for state, win in exploration.outcomes().items():
             outcomes[state] = win or outcomes.get(state)  # a state that has won in any iteration has won, as in EEF
         solutions = wins(win for (task, _), win in outcomes.items() if win and isinstance(task, str))
@@ -169,11 +173,13 @@ class Exploration:
         return outcomes
 
 
-def explore(lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int) -> Exploration:
+def explore(
+    lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int, certainty: float = 0.0
+) -> Exploration:
     """The simulations of one iteration: as many as EEF makes with ``m`` and ``k``, fewer if nothing is left to learn.
 
-    With ``rounds`` 0 they are EEF's own, and share its stages. Else all but the first from each s0 are planned, in
-    ``rounds`` batches. ValueError where no expert trajectory failed.
+    With ``rounds`` 0 they are EEF's own, and share its stages. Else they begin as those of EEF with ``m`` - 1 and one
+    simulation per state, and the rest is planned in ``rounds`` batches. ValueError where no expert trajectory failed.
     """
     failures = [t for t in lab.experts() if t.failed]
     if not failures:
@@ -182,17 +188,21 @@ def explore(lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int
         )
     can_start = [tuple(not i or lab.env.can_start_here(t.state(i)) for i in range(len(t))) for t in failures]
     exploration = Exploration(lab.tasks, failures, can_start)
-    even = [(number, i) for number, t in enumerate(failures) for i in cut_points(len(t), m) if can_start[number][i]]
+
+    def even(m: int) -> list[tuple[int, int]]:
+        return [(number, i) for number, t in enumerate(failures) for i in cut_points(len(t), m) if can_start[number][i]]
+
     s0, seed = [(task, 0) for task in lab.tasks], lab.sampling_seed(iteration)
+    budget = k * (len(s0) + len(even(m)))
     for sample in range(1 if rounds else k):
+        states = even(max(1, m - 1))[: budget - len(s0)] if rounds else even(m)
         exploration.add(s0, lab.from_s0(adapter, iteration, sample))
-        if not rounds:
-            name = f"states-{iteration}-{sample}" if sample else f"states-{iteration}"
-            starts = [Start(failures[number].task, failures[number], i, sample) for number, i in even]
-            exploration.add(even, lab.simulate(name, adapter, starts, seed))
-    budget = k * len(even) + (k - 1) * len(s0)
+        name = f"states-{iteration}-{sample}" if sample else f"states-{iteration}"
+        starts = [Start(failures[number].task, failures[number], i, sample) for number, i in states]
+        exploration.add(states, lab.simulate(name, adapter, starts, seed))
+        budget -= len(s0) + len(states)
     for batch in range(rounds):
-        planned = plan(exploration.lines(), budget // (rounds - batch))
+        planned = plan(exploration.lines(), budget // (rounds - batch), certainty=certainty)
         if not planned:
             continue  # a batch of a small budget may be empty, later ones are not
         simulations = lab.simulate(f"planned-{iteration}-{batch}", adapter, exploration.starts(planned), seed)
@@ -221,7 +231,7 @@ def soft_examples(exploration: Exploration) -> list[Example]:
         valid = exploration.valid((task, 0))
         first = next((each for each in valid if each.won), None)
         if first and task not in failed:
-            line = Line((sum(each.won for each in valid),), (len(valid),))
+            line = Line((sum(each.won for each in valid),), (len(valid),), ends_lost=False)
             examples.append(Example(first, 0, 1 - estimate(line, model).means[0]))
     for number, (expert, line) in enumerate(zip(exploration.failures, lines, strict=True)):
         means = estimate(line, model).means

@@ -1,18 +1,15 @@
 """Which states of failed expert trajectories to simulate next, and what the simulations so far say about them.
 
-EEF simulates evenly spaced states once each (section 4.1 of the paper). Its selection uses only which states win and
-where this changes along a trajectory, and it needs one win to learn from. So a simulation is worth most where it
-changes what is known about that, or may give the first such win of its trajectory.
+EEF simulates evenly spaced states once each (section 4.1 of the paper), and learns from a failure only if a simulation
+from one of its states won (section 4.2). A win from a state that mostly loses is luck, and a wrong example. So a
+simulation is worth the probability that it gives the first right example of its failure: that it wins, that its state
+wins at least half of the time, and that no earlier win of the failure is from such a state (:func:`plan`).
 
 The win probabilities along one failure are modelled as a hidden Markov chain. An action of the expert leaves the win
 probability as it is, or, with probability ``change``, moves it to a new value drawn from ``weights`` (:class:`Model`).
 Both are learnt from all counts of the round (:func:`fit`), because the failures of one expert are alike: if most states
 never win, one lost simulation nearly settles a state, while a Beta(1, 1) prior would still give it one chance in four.
-
-The usual rules follow from this model, and none is written by hand. Between a state that lost and a later one that won
-the middle is the most uncertain (bisection). A state whose simulations contradict each other or its neighbours is
-simulated again. Settled states, and trajectories in which everything loses, get nothing. Where neighbours are not
-alike, ``change`` is learnt to be large, and each state stands for itself.
+The chain ends in the end of the failure, which is lost. So after a loss at s0 the middle states are most likely to win.
 
 Pure functions of counts: equal inputs give equal plans, and ties go to the first trajectory and state.
 """
@@ -30,6 +27,7 @@ from eef.selection import Kind, Segment
 
 VALUES = np.array([0.02, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.98])  # possible win probabilities; .5 is no value
 WON = VALUES >= 0.5
+LOST_END = (1 - VALUES) ** 20  # likelihood of the end of a failure: as of 20 lost simulations
 LEAST_GAIN = 1e-3  # below this gain nothing is left to learn
 _PRIOR_CHANGE, _PRIOR_COUNT = 0.25, 10.0  # what is believed before the first simulation, and its weight in states
 _PRIOR_WEIGHTS = (VALUES * (1 - VALUES)) ** -0.5 / ((VALUES * (1 - VALUES)) ** -0.5).sum()  # Jeffreys: no side
@@ -41,12 +39,14 @@ _SCENARIOS = 16  # possible outcomes of a batch that are looked at, the most pro
 class Line:
     """The counts of one failure so far: wins and simulations of each state s_0 ... s_(n-1).
 
-    ``can_simulate``: whether each state may be simulated; empty if all may. ValueError for counts that cannot be.
+    ``can_simulate``: whether each state may be simulated; empty if all may. ``ends_lost``: False where the trajectory
+    is not a failure, so that its end says nothing. ValueError for counts that cannot be.
     """
 
     wins: tuple[int, ...]
     simulations: tuple[int, ...]
     can_simulate: tuple[bool, ...] = ()
+    ends_lost: bool = True
 
     def __post_init__(self) -> None:
         if len(self.wins) != len(self.simulations) or len(self.can_simulate) not in (0, len(self.wins)):
@@ -104,11 +104,11 @@ def fit(lines: Sequence[Line]) -> Model:
     weights, change = np.array(Model().weights), Model().change
     if not lines:
         return Model()
-    size = max(len(line.wins) for line in lines)
+    size = max(len(line.wins) for line in lines) + 1
     likelihood = np.ones((len(lines), size, len(VALUES)))  # states beyond the end of a line tell nothing
     for place, line in enumerate(lines):
-        likelihood[place, : len(line.wins)] = _likelihood(line)
-    is_action = np.array([[index + 1 < len(line.wins) for index in range(size - 1)] for line in lines])
+        likelihood[place, : len(line.wins) + 1] = _likelihood(line)
+    is_action = np.array([[index < len(line.wins) for index in range(size - 1)] for line in lines])
     for _ in range(_FIT_STEPS):
         forward, backward = _messages(likelihood, weights, change)
         first = forward[:, 0] * backward[:, 0]
@@ -125,7 +125,7 @@ def fit(lines: Sequence[Line]) -> Model:
 
 def estimate(line: Line, model: Model) -> Estimate:
     """The posterior of one line under ``model``."""
-    posterior = _posterior(_likelihood(line)[None], model)[0]
+    posterior = _posterior(_likelihood(line)[None], model)[0, :-1]
     means, won = posterior @ VALUES, posterior @ WON
     outcomes: list[bool | None] = []
     for mean, wins, simulations in zip(means, line.wins, line.simulations, strict=True):
@@ -134,15 +134,18 @@ def estimate(line: Line, model: Model) -> Estimate:
     return Estimate(tuple(means.tolist()), tuple(won.tolist()), tuple(outcomes))
 
 
-def plan(lines: Sequence[Line], budget: int, model: Model | None = None) -> list[tuple[int, int]]:
+def plan(
+    lines: Sequence[Line], budget: int, model: Model | None = None, certainty: float = 0.0
+) -> list[tuple[int, int]]:
     """The next batch: at most ``budget`` pairs (line, state), sorted; a pair that occurs twice means two simulations.
 
-    Each line ranks its states by the gain of the next simulation, which is the sum of two parts. The first is by how
-    much it is expected to reduce the variance of the labels (does each state win at least half of its simulations?).
-    The second is the probability that it is a win of a state that has won, times the probability that none of the line
-    is at hand. The possible outcomes of its earlier simulations in the batch are weighed by their probability. The
-    largest gains over all lines are taken. The batch is shorter where nothing is left to learn. ``model`` defaults to
-    that of :func:`fit`. ValueError for a negative budget.
+    Each line ranks its states by the gain of the next simulation: the probability that it wins and its state has won
+    (wins at least half of its simulations), minus the probability that a state with a win at hand has won as well (of
+    such states the one for which this is largest). To this is added ``certainty`` times the expected reduction of the
+    variance of the labels, summed over the line, which repeats states whose label is in doubt. The possible outcomes of
+    the earlier simulations of the batch are weighed by their probability. The largest gains over all lines are taken.
+    The batch is shorter where nothing is left to learn. ``model`` defaults to that of :func:`fit`. ValueError for a
+    negative budget.
     """
     if budget < 0:
         raise ValueError(f"budget={budget} must be at least 0 simulations")
@@ -152,31 +155,31 @@ def plan(lines: Sequence[Line], budget: int, model: Model | None = None) -> list
     options = []
     for number, line in enumerate(lines):
         if line not in rankings:
-            rankings[line] = _ranking(line, model, most)
+            rankings[line] = _ranking(line, model, most, certainty)
         options += [(-gain, place, number, state) for place, (gain, state) in enumerate(rankings[line])]
     return sorted((number, state) for *_, number, state in sorted(options)[:budget])
 
 
-def _ranking(line: Line, model: Model, most: int) -> list[tuple[float, int]]:
+def _ranking(line: Line, model: Model, most: int, certainty: float) -> list[tuple[float, int]]:
     """Up to ``most`` simulations of a line, the most useful first: the expected gain of each, and its state."""
-    allowed = np.array(line.can_simulate or (True,) * len(line.wins), dtype=bool)
+    allowed = np.array([*(line.can_simulate or (True,) * len(line.wins)), False])  # the end of the line is no state
     if not allowed.any():
         return []
     likelihood, probability = _likelihood(line)[None], np.ones(1)  # of each scenario
-    has_win = np.array(line.wins)[None] > 0
+    has_win = np.array([[*(wins > 0 for wins in line.wins), False]])
     ranking: list[tuple[float, int]] = []
     while len(ranking) < most:
-        gains, win_probability, won_win, won = _lookahead(likelihood, model)
-        gains += won_win * (1 - (won * has_win).max(-1, keepdims=True))
-        expected = np.where(allowed, np.round(probability @ gains, 9), -np.inf)
+        wins, both_won, less_variance = _lookahead(likelihood, model)
+        new = np.einsum("sii->si", both_won) - np.where(has_win[:, None, :], both_won, 0.0).max(-1)
+        expected = np.where(allowed, np.round(probability @ (new + certainty * less_variance), 9), -np.inf)
         state = int(expected.argmax())
         gain = min([float(expected[state]), *(earlier for earlier, _ in ranking[-1:])])  # a plan has falling gains
         if gain < LEAST_GAIN:
             break
         ranking.append((gain, state))
-        wins = probability * win_probability[:, state]
-        at_state = np.arange(len(line.wins)) == state
-        probability = np.concatenate([wins, probability - wins])
+        win_probability = probability * wins[:, state]
+        at_state = np.arange(len(allowed)) == state
+        probability = np.concatenate([win_probability, probability - win_probability])
         has_win = np.concatenate([has_win | at_state, has_win])
         likelihood = np.concatenate(
             [likelihood * np.where(at_state[:, None], value, 1) for value in (VALUES, 1 - VALUES)]
@@ -187,10 +190,11 @@ def _ranking(line: Line, model: Model, most: int) -> list[tuple[float, int]]:
     return ranking
 
 
-def _lookahead(likelihood: Any, model: Model) -> tuple[Any, Any, Any, Any]:
-    """For one more simulation of each state: the expected reduction of the label variance summed over all states, the
-    probability that it wins, and that it wins and its state has won; then the probability that each state has won. Each
-    is (scenarios, states); ``likelihood``: (scenarios, states, values).
+def _lookahead(likelihood: Any, model: Model) -> tuple[Any, Any, Any]:
+    """What one more simulation of each state s_i gives, for ``likelihood`` of (scenarios, states, values).
+
+    The probability that it wins, (scenarios, i); the probability that it wins and that s_i and s_j have won,
+    (scenarios, i, j); and by how much it is expected to reduce the variance of all labels together, (scenarios, i).
     """
     weights, change = np.array(model.weights), model.change
     forward, backward = _messages(likelihood, weights, change)
@@ -210,17 +214,19 @@ def _lookahead(likelihood: Any, model: Model) -> tuple[Any, Any, Any, Any]:
         to_previous /= to_previous.sum(-1, keepdims=True)
         won_given[i, :, :, :i] = to_previous @ won_given[i - 1, :, :, :i]
     wins, won = posterior @ VALUES, posterior @ WON
-    both = np.einsum("siv,isvj->sij", posterior * VALUES, won_given)  # s_i's simulation wins, and s_j is won
-    lost = won[:, None, :] - both
-    expected_square = both**2 / wins[..., None] + lost**2 / (1 - wins)[..., None]
-    return (expected_square - won[:, None, :] ** 2).sum(-1), wins, np.einsum("sii->si", both), won
+    both_won = np.einsum("siv,isvj->sij", posterior * VALUES * WON, won_given)
+    after_win = np.einsum("siv,isvj->sij", posterior * VALUES, won_given)  # s_i's simulation wins, and s_j has won
+    after_loss = won[:, None, :] - after_win
+    expected_square = after_win**2 / wins[..., None] + after_loss**2 / (1 - wins)[..., None]
+    return wins, both_won, (expected_square - won[:, None, :] ** 2).sum(-1)
 
 
 def _likelihood(line: Line) -> Any:
-    """Of the counts of each state, for each of ``VALUES``: (states, values)."""
+    """Of the counts of each state, then of the end of the trajectory, for each of ``VALUES``: (states + 1, values)."""
     wins, simulations = np.array(line.wins, dtype=float), np.array(line.simulations, dtype=float)
     logs = wins[:, None] * np.log(VALUES) + (simulations - wins)[:, None] * np.log1p(-VALUES)
-    return np.exp(logs - logs.max(-1, keepdims=True, initial=-np.inf))
+    end = LOST_END if line.ends_lost else np.ones_like(VALUES)
+    return np.concatenate([np.exp(logs - logs.max(-1, keepdims=True, initial=-np.inf)), end[None]])
 
 
 def _messages(likelihood: Any, weights: Any, change: float) -> tuple[Any, Any]:

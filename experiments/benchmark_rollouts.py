@@ -1,7 +1,7 @@
 """Rollouts with the KV cache compared with a plain baseline: the ratio of CPU seconds for the same greedy actions.
 
     python experiments/benchmark_rollouts.py
-    python experiments/benchmark_rollouts.py --model smollm2 --episodes 8 --turns 15 --constrained
+    python experiments/benchmark_rollouts.py --model smollm2 --dtype bfloat16 --episodes 4 --turns 15 --constrained
 
 The baseline reads each conversation again at every turn: one ``generate`` for the batch of all live episodes, padded on
 the left. Our engine keeps the KV cache across turns. The second part simulates from M states of each expert failure,

@@ -14,33 +14,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from measure_states import simulate
 
 from eef.agents.policy import load_chat
-from eef.agents.rollout import Start
 from eef.analysis.failed_trajectory import clearest_first, draw_failure, is_reliable
 from eef.envs import make_env
 from eef.envs.extras import extras_of
 from eef.lab import Lab
-from eef.methods import sft_pos
 from eef.selection import segments
 from eef.settings import Settings
 from eef.tracking.runs import Run, default_root, stamp
-from eef.trajectory import Trajectory
 
 SIMULATIONS, MOST_FAILURES = 40, 30
 OUT = Path(__file__).parents[1] / "figures" / "failure"
-
-
-def simulate(lab: Lab, experts: list[Trajectory], times: int, stage: str, seed: int) -> list[list[list[Trajectory]]]:
-    """``times`` simulations from each state of each expert trajectory: [trajectory][state][sample]."""
-    starts = [
-        Start(expert.task, expert if i else None, i, sample=sample)
-        for expert in experts
-        for i in range(len(expert))
-        for sample in range(times)
-    ]
-    played = iter(lab.simulate(stage, sft_pos(lab), starts, seed))
-    return [[[next(played) for _ in range(times)] for _ in range(len(expert))] for expert in experts]
 
 
 if __name__ == "__main__":

@@ -1,33 +1,37 @@
-"""How many true flips along expert failures the planner finds per simulation, beside evenly spaced states.
+"""What a budget of simulations along expert failures gives: planned simulations beside evenly spaced states.
 
-    python experiments/plan_flips.py                       # synthetic failures
-    python experiments/plan_flips.py --curves curves.csv   # measured: a row per state, task,state,wins,simulations
+    python experiments/plan_flips.py                                               # synthetic failures
+    python experiments/plan_flips.py --curves figures/plan_flips/states-100.csv    # measured by measure_states.py
 
 Every state has a true win probability, and a simulation wins with it. A flip is a pair of neighbouring states of which
 one wins at least half of the time and the other does not. The synthetic failures have several shapes. Their lost states
 win .065 and their won ones .73 of the time on average, as measured with 40 simulations per state, and about a fifth of
-their states are won. A file must have enough simulations per state (40) that its win rates can count as the truth.
+their states are won. In a file each state has at least 20 simulations, and its win rate counts as the truth.
 
-Two ways to spend the simulations: ``even`` (EEF: M evenly spaced states, ``k`` times each) and ``planned``
-(eef/planning.py, the same number in 4 batches). Two ways to label a state: ``majority`` of its simulations (EEF) and
-``model`` (the posterior mean of eef/planning.py). All simulate s0 as well.
+Ways to spend the simulations: ``even`` (EEF: M evenly spaced states, ``k`` times each); ``planned`` (eef_adaptive of
+eef/beyond.py, with as many); ``certain`` (the same with ``certainty`` 1, as in eef_pairs). Two ways to label a state:
+``majority`` of its simulations (EEF) and ``model`` (the posterior mean of eef/planning.py). All simulate s0 as well.
 
-Columns: shape, spend, label, m, k, simulations (per failure), flips (true ones per failure), hits (share of them inside
-a segment whose two ends were labelled so), hits_per_100 (true flips in such segments per 100 simulations), wrong
-(segments per failure labelled beneficial or harmful whose ends are not so), right (share of the segments labelled
-beneficial or harmful that are), turns (mean length of a segment with a hit), labels (share of the simulated states
-whose label is right), solved (share of the failures with a won state that give a win of such a state to learn from;
-where no state is labelled won, it is the state with a win and the largest estimate, as in eef/beyond.py).
+Columns: shape, spend, label, m, k, simulations (per failure), solved (share of the failures with a won state that give
+a win of such a state to learn from; where no state is labelled won, it is the state with a win and the largest
+estimate, as in eef/beyond.py), examples and wrong_examples (of important states, per failure; an example is right if
+its win is from a won state and none of the expert's actions with loss is harmful), flips (true ones per failure), hits
+(share of them inside a segment whose two ends were labelled so), right (share of the segments labelled beneficial or
+harmful that are), turns (mean length of a segment with a hit), labels (share of the simulated states whose label is
+right).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from eef.analysis.tables import markdown
 from eef.planning import Estimate, Line, estimate, fit, plan
 from eef.selection import cut_points
 
@@ -38,8 +42,8 @@ SHAPES = {  # failures of each; a letter for each stretch of states: lost or won
 }  # fmt: skip
 BUDGETS = ((1, 1), (2, 1), (5, 1), (10, 1), (5, 2), (5, 5))
 ARMS = [("even", label, m, k) for label in ("majority", "model") for m, k in BUDGETS]
-ARMS += [("planned", "model", m, k) for m, k in BUDGETS]
-ROUNDS = 4
+ARMS += [(spend, "model", m, k) for spend in ("planned", "certain") for m, k in BUDGETS]
+ROUNDS = 3
 
 
 def synthetic(draw: np.random.Generator) -> list[tuple[str, np.ndarray]]:
@@ -85,15 +89,18 @@ def simulate(curves: list[np.ndarray], spend: str, m: int, k: int, draw: np.rand
     def lines() -> list[Line]:
         return [Line(tuple(map(int, w)), tuple(map(int, c))) for w, c in zip(wins, counts, strict=True)]
 
+    def even(m: int) -> list[tuple[int, int]]:
+        return [(number, state) for number, curve in enumerate(curves) for state in cut_points(len(curve), m)]
+
     s0 = [(number, 0) for number in range(len(curves))]
-    even = [(number, state) for number, curve in enumerate(curves) for state in cut_points(len(curve), m)]
     if spend == "even":
-        play((s0 + even) * k)
+        play((s0 + even(m)) * k)
         return lines()
-    play(s0)
-    left = k * len(even) + (k - 1) * len(s0)
+    first = s0 + even(max(1, m - 1))
+    play(first)
+    left = k * len(s0 + even(m)) - len(first)
     for batch in range(ROUNDS):
-        planned = plan(lines(), left // (ROUNDS - batch))
+        planned = plan(lines(), left // (ROUNDS - batch), certainty=float(spend == "certain"))
         play(planned)
         left -= len(planned)
     return lines()
@@ -113,15 +120,21 @@ def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
     flips = [state for state in range(len(won) - 1) if won[state] != won[state + 1]]
     claims = [part for part in labels.segments() if part.kind != "neutral"]
     right = [p for p in claims if (won[p.start], won[p.stop]) == (p.kind == "harmful", p.kind == "beneficial")]
-    solving = [state for state, outcome in enumerate(labels.outcomes) if outcome]
+    known = {state: outcome for state, outcome in enumerate(labels.outcomes) if outcome is not None}
     with_win = [state for state, wins in enumerate(line.wins) if wins]
-    solving = solving or sorted(with_win, key=lambda state: -labels.means[state])[:1]
-    known = [(state, outcome) for state, outcome in enumerate(labels.outcomes) if outcome is not None]
+    solved_by = dict(known)
+    if with_win and not any(known.values()):
+        solved_by[max(with_win, key=lambda state: labels.means[state])] = True
+    solving = [state for state, outcome in solved_by.items() if outcome]
+    important = [0, *(after for before, after in pairwise(solved_by) if solved_by[before] and not solved_by[after])]
+    examples = [(state, min(later)) for state in important if (later := [other for other in solving if other >= state])]
+    correct = [won[stop] and not any(start <= flip < stop and won[flip] for flip in flips) for start, stop in examples]
     return {
         "failures": 1, "simulations": sum(line.simulations), "flips": len(flips), "hits": len(right),
-        "wrong": len(claims) - len(right), "claims": len(claims), "turns": sum(p.stop - p.start for p in right),
-        "known": len(known), "labels": sum(outcome == won[state] for state, outcome in known),
-        "solvable": bool(won.any()), "solved": bool(won[solving].any()),
+        "claims": len(claims), "turns": sum(p.stop - p.start for p in right), "known": len(known),
+        "labels": sum(outcome == won[state] for state, outcome in known.items()), "examples": int(sum(correct)),
+        "wrong_examples": len(correct) - int(sum(correct)), "solvable": bool(won.any()),
+        "solved": bool(won[solving].any()),
     }  # fmt: skip
 
 
@@ -141,24 +154,35 @@ def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
     sums = frame.groupby(["shape", "spend", "label", "m", "k"], sort=False).sum().reset_index()
     failures = sums["failures"]
     return sums[["shape", "spend", "label", "m", "k"]].assign(
-        simulations=sums["simulations"] / failures, flips=sums["flips"] / failures, hits=sums["hits"] / sums["flips"],
-        hits_per_100=100 * sums["hits"] / sums["simulations"], wrong=sums["wrong"] / failures,
-        right=sums["hits"] / sums["claims"], turns=sums["turns"] / sums["hits"], labels=sums["labels"] / sums["known"],
-        solved=sums["solved"] / sums["solvable"],
+        simulations=sums["simulations"] / failures, solved=sums["solved"] / sums["solvable"],
+        examples=sums["examples"] / failures, wrong_examples=sums["wrong_examples"] / failures,
+        flips=sums["flips"] / failures, hits=sums["hits"] / sums["flips"], right=sums["hits"] / sums["claims"],
+        turns=sums["turns"] / sums["hits"], labels=sums["labels"] / sums["known"],
     ).round(3)  # fmt: skip
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--curves", type=Path, help="CSV of measured win counts: task,state,wins,simulations")
     parser.add_argument("--repeats", type=int, default=3, help="how often everything is simulated")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "figures" / "plan_flips")
-    words = parser.parse_args()
-    if words.curves:
-        groups = [measured(words.curves)] * words.repeats
+    args = parser.parse_args(words)
+    if args.curves:
+        groups = [measured(args.curves)] * args.repeats
     else:
-        groups = [synthetic(np.random.default_rng(seed)) for seed in range(words.repeats)]
+        groups = [synthetic(np.random.default_rng(seed)) for seed in range(args.repeats)]
     result = table(groups)
-    words.out.mkdir(parents=True, exist_ok=True)
-    result.to_csv(words.out / f"flips-{words.curves.stem if words.curves else 'synthetic'}.csv", index=False)
-    print(result[result["shape"] == result["shape"].iloc[-1]].to_string(index=False))
+    summary = result[result["shape"] == result["shape"].iloc[-1]].drop(columns="shape")
+    name = f"flips-{args.curves.stem if args.curves else 'synthetic'}"
+    solvable = sum(bool((curve >= 0.5).any()) for group in groups for _, curve in group)
+    failures = sum(map(len, groups))
+    about = f"{failures} failures ({args.repeats} repeats), of which {solvable} have a won state."
+    args.out.mkdir(parents=True, exist_ok=True)
+    result.to_csv(args.out / f"{name}.csv", index=False)
+    text = f"{about} The columns are explained in `experiments/plan_flips.py`.\n\n{markdown(summary)}\n"
+    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -65,45 +66,62 @@ def test_the_order_of_the_trajectories_changes_no_estimate(group: list[Line]) ->
 
 
 def enumerated(line: Line, model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """All paths of win probabilities along a line, (paths, states), and the posterior of each, by brute force."""
+    """All paths of win probabilities to the end of a line, (paths, states + 1), and the posterior of each."""
     size = len(VALUES)
-    paths = np.array(list(product(range(size), repeat=len(line.wins))))
+    paths = np.array(list(product(range(size), repeat=len(line.wins) + 1)))
     weights, stays = np.array(model.weights), (paths[:, 1:] == paths[:, :-1])
     prior = weights[paths[:, 0]] * np.prod((1 - model.change) * stays + model.change * weights[paths[:, 1:]], axis=1)
     likelihood = _likelihood(line)
-    posterior = prior * np.prod([likelihood[state, paths[:, state]] for state in range(len(line.wins))], axis=0)
+    posterior = prior * np.prod([likelihood[state, paths[:, state]] for state in range(len(likelihood))], axis=0)
     return paths, posterior / posterior.sum()
 
 
 @pytest.mark.parametrize("line", [Line((0, 1, 0), (1, 1, 0)), Line((2, 0, 0), (3, 0, 2)), Line((0, 0, 1), (0, 2, 1))])
-def test_estimates_and_gains_are_those_of_all_paths(line: Line) -> None:
+@pytest.mark.parametrize("ends_lost", [True, False])
+def test_estimates_and_gains_are_those_of_all_paths(line: Line, ends_lost: bool) -> None:
+    line = replace(line, ends_lost=ends_lost)
     model = Model(tuple(np.arange(1, 11) / 55), 0.3)
     paths, posterior = enumerated(line, model)
     means, won = posterior @ VALUES[paths], posterior @ WON[paths]
     estimated = estimate(line, model)
-    assert np.allclose(estimated.means, means) and np.allclose(estimated.won, won)
-    gains, wins, won_win, has_won = _lookahead(_likelihood(line)[None], model)
-    assert np.allclose(wins[0], means) and np.allclose(has_won[0], won)
-    assert np.allclose(won_win[0], posterior @ (VALUES * WON)[paths])
+    assert np.allclose(estimated.means, means[:3]) and np.allclose(estimated.won, won[:3])
+    wins, both_won, less_variance = _lookahead(_likelihood(line)[None], model)
+    assert np.allclose(wins[0], means)
     for state in range(3):
+        value, has_won = VALUES[paths[:, state]], WON[paths[:, state]]
+        assert np.allclose(both_won[0, state], (posterior * value * has_won) @ WON[paths])
         expected = (won * (1 - won)).sum()
-        for value in (VALUES[paths[:, state]], 1 - VALUES[paths[:, state]]):
-            share = posterior @ value
-            after = posterior * value / share @ WON[paths]
+        for probability in (value, 1 - value):
+            share = posterior @ probability
+            after = posterior * probability / share @ WON[paths]
             expected -= share * (after * (1 - after)).sum()
-        assert gains[0, state] == pytest.approx(expected) and expected > 0
+        assert less_variance[0, state] == pytest.approx(expected) and expected > 0
 
 
-def test_simulations_bisect_a_step_and_repeat_in_doubt() -> None:
+def test_simulations_bisect_a_step_and_repeat_in_doubt_where_labels_count() -> None:
     after = Line((0,) * 10 + (3,), (3, *[0] * 9, 3))
     model = Model(change=0.1)
-    ((_, first),) = plan([after], 1, model)
+    ((_, first),) = plan([after], 1, model, certainty=10)
     assert 3 <= first <= 7, "the middle between a state that lost and one that won"
     step = Line((0, 0, 0, 0, 3, 3), (3, 3, 3, 1, 3, 3))
-    assert plan([step], 1, model) == [(0, 3)], "the state before the flip has one simulation"
+    assert plan([step], 1, model, certainty=10) == [(0, 3)], "the state before the flip has one simulation"
     contradicts = Line((0, 0, 2, 0, 0), (2, 2, 2, 2, 2))
-    assert plan([contradicts], 1, model) == [(0, 2)]
-    assert Counter(plan([contradicts], 3, model)) == {(0, 2): 3}, "repeats in one batch"
+    assert Counter(plan([contradicts], 3, model, certainty=10)) == {(0, 2): 3}, "repeats in one batch"
+    assert (0, 2) not in plan([contradicts], 3, model), "an example of it is at hand, so its label does not count"
+
+
+def test_the_lost_end_makes_middle_states_most_promising() -> None:
+    lost_at_s0 = Line((0,) * 9, (2, *[0] * 8))
+    ((_, state),) = plan([lost_at_s0], 1)
+    assert 3 <= state <= 6
+    assert plan([replace(lost_at_s0, ends_lost=False)], 1) == [(0, 8)], "without it the state farthest from the loss"
+
+
+def test_a_win_that_may_be_luck_leaves_its_line_open() -> None:
+    """One win of five simulations is probably of a lost state, nine of nine are of a won one: that line is solved."""
+    lucky, sure = Line((0, 1, 0, 0, 0, 0), (0, 5, 0, 0, 0, 0)), Line((0, 9, 0, 0, 0, 0), (0, 9, 0, 0, 0, 0))
+    model = Model((0.1,) * 10, 0.3)
+    assert {number for number, _ in plan([sure, lucky], 2, model)} == {1}
 
 
 def test_lines_where_everything_loses_or_wins_are_dropped() -> None:
@@ -115,11 +133,11 @@ def test_lines_where_everything_loses_or_wins_are_dropped() -> None:
     assert plan([settled] * 3, 10) == [], "nothing is left to learn"
 
 
-def test_a_line_without_a_win_to_learn_from_comes_before_one_that_has_one() -> None:
-    wins_everywhere = Model((1e-6,) * 8 + (0.5, 0.5), 0.1)  # no label is in doubt
-    group = [Line((1, 0), (1, 0)), Line((0, 0), (0, 0))]
-    assert {number for number, _ in plan(group, 3, wins_everywhere)} == {1}
-    assert plan(group[:1], 3, wins_everywhere) == []
+def test_a_line_without_a_win_comes_before_one_that_has_one() -> None:
+    """Equal counts of simulations, and the state of the win is as probable to win again."""
+    group = [Line((1, 0, 0), (1, 0, 0)), Line((0, 0, 0), (0, 0, 0))]
+    assert {number for number, _ in plan(group, 1)} == {1}
+    assert plan(group[:1], 3, Model(change=1e-6)) == [], "all states of the line give the same example"
 
 
 def test_the_prior_is_learnt_from_all_lines() -> None:
@@ -128,8 +146,8 @@ def test_the_prior_is_learnt_from_all_lines() -> None:
     one = Line((0,) * 6, (0, 1, 0, 0, 0, 0))
     doubt = [estimate(one, fit([*group, one])).won[1] for group in (rarely, [])]
     assert doubt[0] < 0.03 < doubt[1]
-    alike = [Line(tuple(4 * (i >= s) for i in range(8)), (4,) * 8) for s in range(9)] * 3
-    mixed = [Line(tuple(4 * ((i + s) % 2) for i in range(8)), (4,) * 8) for s in range(9)] * 3
+    alike = [Line(tuple(4 * (i >= s) for i in range(8)), (4,) * 8, ends_lost=False) for s in range(9)] * 3
+    mixed = [Line(tuple(4 * ((i + s) % 2) for i in range(8)), (4,) * 8, ends_lost=False) for s in range(9)] * 3
     assert fit(alike).change < 0.3 < 0.9 < fit(mixed).change, "whether neighbours are alike is learnt too"
     assert fit([]) == fit([Line((0,), (0,))]) == Model()
 
@@ -155,7 +173,7 @@ def test_known_flips_are_located(name: str) -> None:
         return [Line(tuple(w), tuple(s)) for w, s in zip(wins.tolist(), sizes.tolist(), strict=True)]
 
     for _ in range(6):
-        for number, state in plan(now(), 30 * 4):
+        for number, state in plan(now(), 30 * 4, certainty=1):
             sizes[number, state] += 1
             wins[number, state] += draw.random() < curve[state]
     model = fit(now())

@@ -1,0 +1,91 @@
+"""The scripts that measure win rates of states, and that compare ways to spend simulations on them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eef.planning import Line
+from eef.selection import cut_points
+from eef.trajectory import Trajectory, Turn
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return import_module(name)
+
+
+def test_counts_are_of_valid_simulations_in_the_order_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(task: str, won: bool, outcome: str = "done") -> Trajectory:
+        return Trajectory(task, "", (Turn("a", ""),), float(won), won, outcome=outcome)
+
+    states = [[ended("7", True), ended("7", False)], [ended("7", True), ended("7", False, "env_error")]]
+    table = script("measure_states", monkeypatch).counts([states, [[ended("3", False)] * 2]])
+    assert table.values.tolist() == [["7", 0, 1, 2], ["7", 1, 1, 1], ["3", 0, 0, 2]]
+
+
+def test_each_arm_spends_the_budget_of_evenly_spaced_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_flips = script("plan_flips", monkeypatch)
+    curves = [np.array([0.1] * 4 + [0.7] * 4)] * 10
+    for m, k in ((1, 1), (2, 1), (5, 2)):
+        for spend in ("even", "planned", "certain"):
+            lines = plan_flips.simulate(curves, spend, m, k, np.random.default_rng(0))
+            assert sum(sum(line.simulations) for line in lines) == 10 * k * (1 + len(cut_points(8, m)))
+            assert all(line.simulations[0] for line in lines), "s0 is simulated"
+
+
+def test_scores_follow_the_selection_of_eef(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_flips = script("plan_flips", monkeypatch)
+
+    def score(wins: tuple[int, ...], simulations: tuple[int, ...]) -> dict[str, float]:
+        line = Line(wins, simulations)
+        return plan_flips.score(np.array([0.1, 0.9, 0.1, 0.1, 0.9]), line, plan_flips.by_majority(line))
+
+    perfect = score((0, 1, 0, 0, 1), (1, 1, 1, 1, 1))
+    assert perfect["flips"] == perfect["hits"] == perfect["claims"] == 3
+    assert (perfect["examples"], perfect["wrong_examples"], perfect["solved"], perfect["labels"]) == (2, 0, True, 5)
+    across = score((0, 0, 0, 0, 1), (1, 1, 0, 1, 1))
+    assert (across["examples"], across["wrong_examples"]) == (0, 1), "loss on the harmful action from s_1"
+    lucky = score((0, 0, 0, 1, 0), (1, 0, 0, 1, 0))
+    assert (lucky["examples"], lucky["wrong_examples"], lucky["solved"]) == (0, 1, False), "s_3 is lost"
+    fallback = score((0, 1, 0, 0, 0), (1, 3, 1, 1, 1))
+    assert fallback["solved"] and fallback["examples"] == 1, "no state is labelled won, but s_1 has a win"
+
+
+def test_measured_curves_give_a_table_and_a_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_flips = script("plan_flips", monkeypatch)
+    rows = [(task, state, wins, 20) for task in "ab" for state, wins in enumerate([1, 2, 16, 18, 3, 0])]
+    file = tmp_path / "tiny.csv"
+    pd.DataFrame(rows, columns=["task", "state", "wins", "simulations"]).to_csv(file, index=False)
+    monkeypatch.setattr(plan_flips, "ARMS", [("even", "majority", 2, 1), ("planned", "model", 2, 1)])
+    plan_flips.main(["--curves", str(file), "--repeats", "2", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "flips-tiny.csv")
+    assert table["spend"].tolist() == ["even", "planned"] and table["simulations"].tolist() == [3.0, 3.0]
+    assert table["flips"].tolist() == [2.0, 2.0] and table["solved"].between(0, 1).all()
+    page = (tmp_path / "flips-tiny.md").read_text(encoding="utf-8")
+    assert page.startswith("4 failures (2 repeats), of which 4 have a won state.") and page in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([("a", 0, 1, 20), ("a", 2, 1, 20)], r"the states of task a are \[0, 2\]: give s_0 to s_\(n-1\), each once"),
+        ([("a", 0, 1, 20), ("a", 1, 1, 19)], "task a has a state with fewer than 20 simulations"),
+    ],
+)
+def test_an_incomplete_file_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: list[tuple[str, int, int, int]], words: str
+) -> None:
+    file = tmp_path / "curves.csv"
+    pd.DataFrame(rows, columns=["task", "state", "wins", "simulations"]).to_csv(file, index=False)
+    with pytest.raises(ValueError, match=words):
+        script("plan_flips", monkeypatch).measured(file)
