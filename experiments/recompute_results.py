@@ -3,12 +3,9 @@
     python experiments/recompute_results.py
 
 Each row of a page is printed as recomputed: means over training seeds with 95 % t-intervals, and paired differences
-with each seed's, the seeds that gain, and p-values of t-tests over seeds after Holm's correction for all differences of
-the page. A line with ``!=`` names a cell that says something else; the exit code is then 1. Win rates come from
-figures/SWEEP/outcomes.csv where it is committed, else from the row of each run in win_rate_vs_budget.csv.
+with p-values of t-tests over seeds, adjusted by Holm's method for all differences of the page. A line with ``!=`` names
+a cell that says something else; the exit code is then 1. A sweep without outcomes.csv has win rates per run alone.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -23,21 +20,23 @@ from eef.analysis.statistics import holm, over_seeds, t_test
 from eef.analysis.tables import spread
 
 ROOT = Path(__file__).parents[1]
-SWEEPS = "demo main_comparison natural_expert disjoint_families figure3 paper_webshop scienceworld"
-PAGES = {f"docs/results/{name}.md": name for name in SWEEPS.split()}
+PAGES = {f"docs/results/{page.name}": page.stem for page in sorted(ROOT.glob("docs/results/*.md"))}
 PAGES |= {"README.md": "main_comparison", "docs/results/README.md": ""}  # the latter names the sweep in each row
 Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one
 
 
 def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
-    """The rows of each arm of a sweep, one per training seed, by name and experts."""
-    table = pd.read_csv((folder := ROOT / "figures" / sweep.strip("`")) / "win_rate_vs_budget.csv").set_index("run_id")
-    if (path := folder / "outcomes.csv").is_file():
-        table = table.join(pd.read_csv(path).set_index("run_id").filter([name for name in BUDGET if name not in table]))
+    """The rows of each arm of a sweep, one per training seed, by name and experts (or ``base 0.18, late 0.25``)."""
+    folder = ROOT / "figures" / sweep.strip("`")
+    paths = [folder / f"{name}.csv" for name in ("win_rate_vs_budget", "outcomes")]
+    table, *more = (pd.read_csv(path).set_index("run_id") for path in paths if path.is_file())
+    table = table.join([each.filter([name for name in BUDGET if name not in table]) for each in more])
+    if paths[-1].is_file():
         outcomes = read_outcomes(folder).query("not error").astype({"won": float})
         table["win_rate"] = outcomes.groupby("run_id")["won"].mean()
         for group, part in outcomes.groupby("group") if "group" in outcomes else ():
             table[f"win_rate_{group}"] = part.groupby("run_id")["won"].mean()
+    table["experts"] = table.get("expert_noise", table["experts"]).str.replace(r'[{}":]', "", regex=True)
     keys = [(arm_name(arm_of(row)).replace(" (SFT-pos)", ""), row["experts"]) for row in records(table)]
     return {key: rows.set_index("seed").sort_index() for key, rows in table.groupby(pd.Series(keys, index=table.index))}
 
@@ -70,7 +69,8 @@ def of_method(row: dict[str, str], sweep: str) -> Cells:
 def of_difference(row: dict[str, str], sweep: str) -> Cells:
     label, hard = re.subn(", hard subtasks$", "", row["difference"])
     column, (a, b) = "win_rate_hard" if hard else "win_rate", label.split(" minus ")
-    gain = pd.concat([100 * (find(each, a)[column] - find(each, b)[column]) for each in re.findall(r"\w+", sweep)])
+    rows = [[find(each, arm, row.get("experts", ""))[column] for arm in (a, b)] for each in re.findall(r"\w+", sweep)]
+    gain = pd.concat([100 * (own - other) for own, other in rows])
     mean, ends = with_ends(gain).rstrip(")").split(" (")
     return {"mean": mean, "95 % interval": ends, "seeds with a gain": f"{(gain > 0).sum()} of {len(gain)}"}, gain
 
@@ -80,7 +80,7 @@ def compare(text: str, sweep: str) -> list[str]:
     rows, wrong = [], []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
-        rows += [dict(zip(head, line, strict=True)) for line in body if head[0] in ("method", "difference")]
+        rows += [dict(zip(head, line, strict=True)) for line in body if {"method", "difference"} & {*head}]
     computed = [(of_method if "method" in row else of_difference)(row, row.get("sweep", sweep)) for row in rows]
     adjusted = holm([math.nan if gain is None else t_test(gain) for _, gain in computed])
     for row, (cells, gain), p in zip(rows, computed, adjusted, strict=True):

@@ -23,8 +23,10 @@ SWEEPS = (
     "paper_webshop",
     "scienceworld",
 )
-ROWS = {"demo": 7, "main_comparison": 22, "figure3": 21, "paper_webshop": 16, "scienceworld": 7, "README": 5}
-ROWS |= {"docs/results/README": 19, "natural_expert": 15, "disjoint_families": 23}
+ROWS = {f"docs/results/{name}.md": number for name, number in {
+    "demo": 7, "disjoint_families": 23, "figure3": 21, "main_comparison": 22, "natural_expert": 15, "paper_webshop": 16,
+    "scienceworld": 7, "README": 19,
+}.items()} | {"README.md": 5}  # fmt: skip
 
 
 @pytest.fixture
@@ -39,11 +41,12 @@ def text_of(page: str) -> str:
 
 
 def test_each_number_of_the_pages_is_that_of_the_committed_tables(script: ModuleType, capsys: Any) -> None:
+    rows = {}
     for page, sweep in script.PAGES.items():
         assert script.compare(text_of(page), sweep) == [], page
-        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-        stem = page.removesuffix(".md")
-        assert len(rows) == ROWS.get(stem, ROWS[Path(stem).name]), page
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+        rows[page] = len(lines)
+    assert {page: number for page, number in rows.items() if number} == ROWS
     assert len(text_of("experiments/recompute_results.py").splitlines()) < 100
 
 
@@ -141,3 +144,26 @@ def test_a_picture_is_drawn_again_from_the_committed_rows(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="drawing it again changes the table"):
         module.redraw(tmp_path)
     assert table.read_text().splitlines()[1] == rows[-1]
+
+
+def test_the_cells_of_a_sweep_over_the_experts_noise_are_experts(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "figures" / "curve"
+    folder.mkdir(parents=True)
+    rows = [
+        {"method": method, "experts": "strong", "n": n, "m": m, "seed": seed, "expert_noise": noise, "test_set": 1,
+         "outcomes": outcomes, "episodes": 10, "run_id": f"{method}{seed}{noise}"}
+        for noise, eef in (('{"base": 0.2, "late": 0.0}', "1100"), ('{"base": 0.1, "late": 0.5}', "1111"))
+        for method, n, m, outcomes in (("rft", 6, None, "1000"), ("eef", None, 5, eef))
+        for seed in (1, 2)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "outcomes.csv", index=False)
+    pd.DataFrame({"test_set": 1, "task": [*"abcd"]}).to_csv(folder / "subtasks.csv", index=False)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    page = """| experts | difference | mean |
+|---|---|---|
+| base 0.2, late 0.0 | EEF, M = 5 minus RFT × 6 | +25.0 |
+| base 0.1, late 0.5 | EEF, M = 5 minus RFT × 6 | +70.0 |
+"""
+    assert script.compare(page, "curve") == ["EEF, M = 5 minus RFT × 6, mean: +70.0 != +75.0"]

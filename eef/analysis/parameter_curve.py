@@ -51,7 +51,7 @@ def win_rate_over_parameter(runs: pd.DataFrame, x: str, out: str | Path, x_label
     margins, label = (0.55, 0.15, 0.6, 0.95), x_label or in_words(x)
     with picture(out, path.stem, 4.0, "Win rate over a parameter", subtitle, margins, (1, 1), 0.75) as panels:
         _draw_panel(panels[0], table, "win_rate", "test win rate (%)")
-        panels[0].set_ylim(0, None)
+        panels[0].set_ylim(0, 105 * table["win_rate"].max())
         panels[0].legend(frameon=False, fontsize=7, ncols=3, loc="upper left", bbox_to_anchor=(-0.05, -0.22))
         if "difference" in table:
             groups = by_arm(table)
