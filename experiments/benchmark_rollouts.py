@@ -12,16 +12,20 @@ parts are played without instructions and with the environment's instructions be
 ``--model`` plays a real model in its place, and prints the limit: the arithmetic of its weights on each token that the
 engine reads once, divided by the speed of matrix products of its size. With ``--constrained`` both sides decode only
 the available actions, ``generate`` through its ``prefix_allowed_tokens_fn``; without it a model that was not trained
-answers with sentences that are no actions.
+answers with sentences that are no actions. ``--engine`` plays the same episodes on a vLLM server as well, which serves
+the same model in the same number type on this machine (docs/serving.md); ``--server`` is its process, whose CPU seconds
+count together with ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -35,6 +39,7 @@ from eef.agents.chat import Chat
 from eef.agents.constraints import Constraints
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
+from eef.agents.vllm import served
 from eef.envs import Step
 from eef.envs.webshop import WebShop
 from eef.experts import expert_trajectories
@@ -155,6 +160,18 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
+def server_seconds(process: int) -> float:
+    """CPU seconds so far of a process and of all that it started (Linux)."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        state = path.read_text().rpartition(")")[2].split()  # from the third field on
+        stats[int(path.parent.name)] = (int(state[1]), int(state[11]) + int(state[12]))
+    family = {process}
+    while more := {child for child, (parent, _) in stats.items() if parent in family} - family:
+        family |= more
+    return sum(stats[each][1] for each in family) / os.sysconf("SC_CLK_TCK")
+
+
 def reading_limit(policy: Policy, tokens: int) -> float:
     """The least CPU seconds for ``tokens`` in one thread: two operations per weight, at the speed of a product."""
     config = policy.model.config
@@ -184,6 +201,8 @@ def main() -> None:
     parser.add_argument("--model", help="a real model in place of the random one")
     parser.add_argument("--dtype", default="float32", help="number type of --model")
     parser.add_argument("--constrained", action="store_true", help="decode only available actions; needs --model")
+    parser.add_argument("--engine", help="address of a vLLM server of --model on this machine")
+    parser.add_argument("--server", type=int, help="process number of that server")
     options = parser.parse_args()
     torch.set_num_threads(1)
     shop = Short(max_steps=15)
@@ -219,6 +238,17 @@ def main() -> None:
         print(f"  histories read again each turn {slow:.1f}, with the cache {fast:.1f}: {slow / fast:.1f} times")
         if inexact:
             print(f"  {same} of {len(ours)} episodes have the same actions")
+        if options.engine:
+            about = {"constrained_decoding": options.constrained, "max_new_tokens": options.words, "context": 8192}
+            with served(options.engine, options.model, chat=policy.chat, **about) as there:
+                simulate(there, shop, [Start(shop.tasks("train")[-1])], temperature=0.0, max_steps=2)  # warm
+                before = server_seconds(options.server)
+                own, theirs = cpu(lambda there=there, initial=initial: simulate(there, shop, initial, temperature=0.0))
+                server = server_seconds(options.server) - before
+            same = sum(a.actions == b.actions for a, b in zip(ours, theirs, strict=True))
+            times = (server + own) / fast
+            print(f"  vLLM: server {server:.1f}, our side of it {own:.1f}, together {times:.1f} times the cache")
+            print(f"  {same} of {len(ours)} episodes have the same actions as with the cache")
         if options.model:
             tokens = sum(len(policy.chat.render(each, [False] * len(each))[0]) for each in ours)
             print(f"  limit for the {tokens:,} tokens of these conversations: {reading_limit(policy, tokens):.1f}")
