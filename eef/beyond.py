@@ -24,32 +24,71 @@ if TYPE_CHECKING:  # the lab imports torch, which the names and options of the m
 VERIFIED = 0.9  # posterior probability of each label of a verified flip: one simulation alone does not reach it
 
 State = tuple[Any, int]  # (task, 0) for s0 of a subtask, (number of the failure, i) for its state s_i
+Outcomes = dict[State, Trajectory | None]
 Pair = tuple[Trajectory, Trajectory]
 
 
-def eef_adaptive(lab: Lab, m: int = 5, k: int = 1, rounds: int = 3, adaptive: bool = True) -> Path:
-    """EEF with as many simulations as with ``m`` and ``k``, of which a part goes where a new example is likely.
+def eef_adaptive(lab: Lab, m: int = 5, rounds: int = 3, adaptive: bool = True) -> Path:
+    """EEF with at most as many simulations as with ``m``, in ``rounds`` batches, and the policy trained after each.
 
-    As in EEF, s0 of each subtask is simulated once, and so are ``m`` - 1 evenly spaced states of each failure (one if
-    ``m`` is 1). The rest are planned from the counts so far, in ``rounds`` batches per iteration
-    (:func:`eef.planning.plan`). A state has won if its estimated win probability is at least 1/2 and a simulation from
-    it won. A failure with wins but no such state is not wasted: its most probable state with a win counts as won. Then
-    the selection is that of EEF (section 4.2).
+    The first batch simulates the middle state of each failure. The later ones go where the planner expects the first
+    right example of a failure (:func:`eef.planning.plan`), and leave out the failures with a win so far. s0 is a state
+    like the others; the expert's failure counts as one lost simulation from it. Of the subtasks without a failure only
+    those that no expert tried are simulated, once, in the first batch. A state has won if its estimated win probability
+    is at least 1/2 and a simulation from it won. If no state of a failure has, its most probable state with a win
+    counts as won. Then the selection is that of EEF (section 4.2), where s0 counts as lost unless it has won. With
+    ``iterations`` n there are n times as many simulations and batches.
 
-    ``adaptive=False`` (ablation) spends the same number of simulations as EEF does: ``k`` at each of ``m`` evenly
-    spaced states. Everything else is the same, the estimates included.
+    ``adaptive=False`` (ablation) simulates the states of EEF once each, every ``rounds``-th in each batch.
     """
-    return _train(lab, m, k, rounds if adaptive else 0)
+    exploration = Exploration.of(lab)
+    positives = expert_wins(lab.experts())
+    adapter = lab.sft("bc", positives)
+    tried = {trajectory.task for trajectory in lab.experts()}
+    first: list[State] = [(task, 0) for task in lab.tasks if task not in tried]
+    of_eef: list[State] = [*((task, 0) for task in lab.tasks), *exploration.evenly_spaced(m)]
+    batches, budget = rounds * lab.settings.iterations, len(of_eef) * lab.settings.iterations
+    for batch in range(batches):
+        if not adaptive:
+            states = of_eef[batch % rounds :: rounds]
+        elif batch:
+            states = exploration.planned(budget // (batches - batch))
+        else:
+            states = [*first, *exploration.evenly_spaced(1)]
+        if not states:
+            continue
+        starts = exploration.starts(states)
+        exploration.add(states, lab.simulate(f"batch-{batch}", adapter, starts, lab.sampling_seed(batch)))
+        budget -= len(states)
+        outcomes: Outcomes = {(number, 0): None for number in range(len(exploration.failures))}
+        outcomes |= exploration.outcomes()
+        solutions = solutions_of(exploration.failures, outcomes)
+        adapter = lab.sft(f"sft-{batch}", merge(positives, solutions), lab.sft_start(adapter))
+    return adapter
 
 
 def eef_pairs(lab: Lab, m: int = 5, k: int = 1, rounds: int = 3, adaptive: bool = True, verified: bool = True) -> Path:
-    """As :func:`eef_adaptive`, and after each SFT a DPO, from its adapter, on pairs at the flips (:func:`flip_pairs`).
+    """EEF with planned simulations (:func:`explore`), and after each SFT a DPO, from its adapter, on pairs at the flips
+    (:func:`flip_pairs`).
 
     The planner repeats states whose label is in doubt, since only that verifies a flip. The settings of DPO are those
-    of ETO; ``dpo_likelihood`` keeps the wins likely. ``verified=False`` (ablation) takes the flips whose
-    labels are in doubt too. Without any pair the adapter of the SFT remains.
+    of ETO; ``dpo_likelihood`` keeps the wins likely. ``verified=False`` (ablation) takes the flips whose labels are in
+    doubt too, and ``adaptive=False`` simulates evenly spaced states. Without any pair the adapter of the SFT remains.
     """
-    return _train(lab, m, k, rounds if adaptive else 0, certainty=1.0, pairs=True, verified=verified)
+    positives = expert_wins(lab.experts())
+    adapter = lab.sft("bc", positives)
+    outcomes: Outcomes = {}
+    for iteration in range(lab.settings.iterations):
+        exploration = explore(lab, adapter, iteration, m, k, rounds if adaptive else 0)
+        for state, win in exploration.outcomes().items():
+            outcomes[state] = win or outcomes.get(state)  # a state that has won in any iteration has won, as in EEF
+        solutions = solutions_of(exploration.failures, outcomes)
+        adapter = lab.sft(f"sft-{iteration}", merge(positives, solutions), lab.sft_start(adapter))
+        if pairs := flip_pairs(exploration, verified):
+            adapter = lab.dpo(f"dpo-{iteration}", pairs, adapter)
+        else:
+            show(f"warning: no {'verified ' * verified}flip in iteration {iteration + 1}, so there is no DPO")
+    return adapter
 
 
 def eef_soft(lab: Lab, m: int = 5, k: int = 1, weighted: bool = True) -> Path:
@@ -62,30 +101,9 @@ def eef_soft(lab: Lab, m: int = 5, k: int = 1, weighted: bool = True) -> Path:
     adapter = lab.sft("bc", positives)
     solutions: list[Example] = []
     for iteration in range(lab.settings.iterations):
-        solutions += soft_examples(explore(lab, adapter, iteration, m, k, 0))
+        solutions += soft_examples(explore(lab, adapter, iteration, m, k))
         examples = solutions if weighted else [replace(example, weight=1.0) for example in solutions]
         adapter = lab.sft(f"sft-{iteration}", merge(positives, examples, False), lab.sft_start(adapter))
-    return adapter
-
-
-def _train(
-    lab: Lab, m: int, k: int, rounds: int, certainty: float = 0.0, pairs: bool = False, verified: bool = True
-) -> Path:
-    positives = expert_wins(lab.experts())
-    adapter = lab.sft("bc", positives)
-    outcomes: dict[State, Trajectory | None] = {}
-    for iteration in range(lab.settings.iterations):
-        exploration = explore(lab, adapter, iteration, m, k, rounds, certainty)
-        for state, win in exploration.outcomes().items():
-            outcomes[state] = win or outcomes.get(state)  # a state that has won in any iteration has won, as in EEF
-        solutions = wins(win for (task, _), win in outcomes.items() if win and isinstance(task, str))
-        for number, expert in enumerate(exploration.failures):
-            solutions += select(expert, {index: win for (place, index), win in outcomes.items() if place == number})
-        adapter = lab.sft(f"sft-{iteration}", merge(positives, solutions), lab.sft_start(adapter))
-        if pairs and (data := flip_pairs(exploration, verified)):
-            adapter = lab.dpo(f"dpo-{iteration}", data, adapter)
-        elif pairs:
-            show(f"warning: no {'verified ' * verified}flip in iteration {iteration + 1}, so there is no DPO")
     return adapter
 
 
@@ -94,7 +112,8 @@ def _train(
 
 @dataclass
 class Exploration:
-    """The simulations of one iteration. ``can_simulate``: for each of the ``failures``, which of its states may be.
+    """Simulations from states of experts' failures. ``can_simulate``: for each of the ``failures``, which of its states
+    may be.
 
     ``simulations`` has those of each state in the order of their ``sample`` numbers, infrastructure errors included.
     """
@@ -103,6 +122,26 @@ class Exploration:
     failures: Sequence[Trajectory]
     can_simulate: Sequence[tuple[bool, ...]]
     simulations: dict[State, list[Trajectory]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lab: Lab) -> Exploration:
+        """No simulation yet. ValueError where no expert trajectory failed."""
+        failures = [t for t in lab.experts() if t.failed]
+        if not failures:
+            raise ValueError(
+                "EEF explores failed expert trajectories, but there are none: use weaker experts, or the method rft"
+            )
+        can_start = [tuple(not i or lab.env.can_start_here(t.state(i)) for i in range(len(t))) for t in failures]
+        return cls(lab.tasks, failures, can_start)
+
+    def evenly_spaced(self, m: int) -> list[State]:
+        """The states of all failures that EEF simulates with ``m``, without s0."""
+        cuts = [cut_points(len(failure), m) for failure in self.failures]
+        return [(number, i) for number, own in enumerate(cuts) for i in own if self.can_simulate[number][i]]
+
+    def planned(self, budget: int) -> list[State]:
+        """At most ``budget`` states of the failures without a win, as :func:`eef_adaptive` simulates them next."""
+        return [self.state(*each) for each in plan([without_solved(line) for line in self.lines()], budget)]
 
     def state(self, number: int, index: int) -> State:
         """s0 belongs to its subtask, since two experts may have failed on it."""
@@ -135,27 +174,27 @@ class Exploration:
         model = fit(lines)
         return [estimate(line, model) for line in lines]
 
-    def starts(self, states: Sequence[tuple[int, int]]) -> list[Start]:
-        """One start for each (number of the failure, index). The ``sample`` is new, so the random stream is too."""
+    def starts(self, states: Sequence[State]) -> list[Start]:
+        """One start for each state. The ``sample`` is new, so the random stream is too."""
         samples: dict[State, int] = {}
         starts = []
-        for number, index in states:
-            state, expert = self.state(number, index), self.failures[number]
-            sample = samples.get(state, len(self.simulations.get(state, ())))
-            samples[state] = sample + 1
-            starts.append(Start(expert.task, expert if index else None, index, sample))
+        for place, index in states:
+            sample = samples.get((place, index), len(self.simulations.get((place, index), ())))
+            samples[place, index] = sample + 1
+            expert = self.failures[place] if index else None
+            starts.append(Start(expert.task if expert else place, expert, index, sample))
         return starts
 
     def add(self, states: Sequence[State], simulations: Sequence[Trajectory]) -> None:
         for state, simulation in zip(states, simulations, strict=True):
             self.simulations.setdefault(state, []).append(simulation)
 
-    def outcomes(self) -> dict[State, Trajectory | None]:
+    def outcomes(self) -> Outcomes:
         """The outcome of each state with one, for :func:`eef.selection.select`: its first win, or None.
 
         States of a failure have the key (number, index), also s0; s0 of a subtask without one has the key (task, 0).
         """
-        outcomes: dict[State, Trajectory | None] = {}
+        outcomes: Outcomes = {}
         failed = {expert.task for expert in self.failures}
         for task in self.tasks:
             if task not in failed and (valid := self.valid((task, 0))):
@@ -173,45 +212,57 @@ class Exploration:
         return outcomes
 
 
-def explore(
-    lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int, certainty: float = 0.0
-) -> Exploration:
+def without_solved(line: Line) -> Line:
+    """The line as :func:`eef_adaptive` plans on it: no simulation if it has a win, and the expert's failure as a loss
+    from s0.
+    """
+    allowed = line.can_simulate or (True,) * len(line.wins)
+    return replace(
+        line,
+        simulations=(line.simulations[0] + 1, *line.simulations[1:]),
+        can_simulate=tuple(each and not any(line.wins) for each in allowed),
+    )
+
+
+def explore(lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int = 0) -> Exploration:
     """The simulations of one iteration: as many as EEF makes with ``m`` and ``k``, fewer if nothing is left to learn.
 
     With ``rounds`` 0 they are EEF's own, and share its stages. Else they begin as those of EEF with ``m`` - 1 and one
-    simulation per state, and the rest is planned in ``rounds`` batches. ValueError where no expert trajectory failed.
+    simulation per state, and the rest is planned in ``rounds`` batches that also repeat states whose label is in doubt.
+    ValueError where no expert trajectory failed.
     """
-    failures = [t for t in lab.experts() if t.failed]
-    if not failures:
-        raise ValueError(
-            "EEF explores failed expert trajectories, but there are none: use weaker experts, or the method rft"
-        )
-    can_start = [tuple(not i or lab.env.can_start_here(t.state(i)) for i in range(len(t))) for t in failures]
-    exploration = Exploration(lab.tasks, failures, can_start)
-
-    def even(m: int) -> list[tuple[int, int]]:
-        return [(number, i) for number, t in enumerate(failures) for i in cut_points(len(t), m) if can_start[number][i]]
-
+    exploration = Exploration.of(lab)
     s0, seed = [(task, 0) for task in lab.tasks], lab.sampling_seed(iteration)
-    budget = k * (len(s0) + len(even(m)))
+    budget = k * (len(s0) + len(exploration.evenly_spaced(m)))
     for sample in range(1 if rounds else k):
-        states = even(max(1, m - 1))[: budget - len(s0)] if rounds else even(m)
+        states = (
+            exploration.evenly_spaced(max(1, m - 1))[: budget - len(s0)] if rounds else exploration.evenly_spaced(m)
+        )
         exploration.add(s0, lab.from_s0(adapter, iteration, sample))
         name = f"states-{iteration}-{sample}" if sample else f"states-{iteration}"
-        starts = [Start(failures[number].task, failures[number], i, sample) for number, i in states]
-        exploration.add(states, lab.simulate(name, adapter, starts, seed))
+        exploration.add(states, lab.simulate(name, adapter, exploration.starts(states), seed))
         budget -= len(s0) + len(states)
     for batch in range(rounds):
-        planned = plan(exploration.lines(), budget // (rounds - batch), certainty=certainty)
+        planned = [
+            exploration.state(*each) for each in plan(exploration.lines(), budget // (rounds - batch), certainty=1.0)
+        ]
         if not planned:
             continue  # a batch of a small budget may be empty, later ones are not
-        simulations = lab.simulate(f"planned-{iteration}-{batch}", adapter, exploration.starts(planned), seed)
-        exploration.add([exploration.state(*each) for each in planned], simulations)
+        starts = exploration.starts(planned)
+        exploration.add(planned, lab.simulate(f"planned-{iteration}-{batch}", adapter, starts, seed))
         budget -= len(planned)
     return exploration
 
 
 # What is learnt
+
+
+def solutions_of(failures: Sequence[Trajectory], outcomes: Outcomes) -> list[Example]:
+    """The examples of :meth:`Exploration.outcomes`: wins of subtasks without a failure, and what EEF selects."""
+    solutions = wins(win for (task, _), win in outcomes.items() if win and isinstance(task, str))
+    for number, expert in enumerate(failures):
+        solutions += select(expert, {index: win for (place, index), win in outcomes.items() if place == number})
+    return solutions
 
 
 def soft_examples(exploration: Exploration) -> list[Example]:

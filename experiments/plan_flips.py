@@ -8,9 +8,9 @@ one wins at least half of the time and the other does not. The synthetic failure
 win .065 and their won ones .73 of the time on average, as measured with 40 simulations per state, and about a fifth of
 their states are won. In a file each state has at least 20 simulations, and its win rate counts as the truth.
 
-Ways to spend the simulations: ``even`` (EEF: M evenly spaced states, ``k`` times each); ``planned`` (eef_adaptive of
-eef/beyond.py, with as many); ``certain`` (the same with ``certainty`` 1, as in eef_pairs). Two ways to label a state:
-``majority`` of its simulations (EEF) and ``model`` (the posterior mean of eef/planning.py). All simulate s0 as well.
+Ways to spend as many simulations: ``even`` (EEF: s0 and M evenly spaced states, ``k`` times each); ``planned`` (the
+batches of eef_adaptive in eef/beyond.py, with the same policy in all); ``certain`` (those of eef_pairs). Two ways to
+label a state: ``majority`` of its simulations (EEF) and ``model`` (the posterior mean of eef/planning.py).
 
 Columns: shape, spend, label, m, k, simulations (per failure), solved (share of the failures with a won state that give
 a win of such a state to learn from; where no state is labelled won, it is the state with a win and the largest
@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 
 from eef.analysis.tables import markdown
+from eef.beyond import without_solved
 from eef.planning import Estimate, Line, estimate, fit, plan
 from eef.selection import cut_points
 
@@ -96,11 +97,13 @@ def simulate(curves: list[np.ndarray], spend: str, m: int, k: int, draw: np.rand
     if spend == "even":
         play((s0 + even(m)) * k)
         return lines()
-    first = s0 + even(max(1, m - 1))
+    adaptive = spend == "planned"
+    first = even(1) if adaptive else s0 + even(max(1, m - 1))
     play(first)
     left = k * len(s0 + even(m)) - len(first)
     for batch in range(ROUNDS):
-        planned = plan(lines(), left // (ROUNDS - batch), certainty=float(spend == "certain"))
+        known = [without_solved(line) for line in lines()] if adaptive else lines()
+        planned = plan(known, left // (ROUNDS - batch), certainty=float(not adaptive))
         play(planned)
         left -= len(planned)
     return lines()

@@ -20,7 +20,7 @@ from eef.experiment import experiment
 from eef.files import RunError
 from eef.methods import eef
 from eef.models.pretrain import make_model, save
-from eef.selection import Example, cut_points
+from eef.selection import Example
 from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn
 
@@ -56,6 +56,7 @@ class FakeLab:
     stages: dict[str, int] = field(default_factory=dict)
     trained: dict[str, list[Any]] = field(default_factory=dict)
     started: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> FakeLab:
@@ -79,7 +80,7 @@ class FakeLab:
 
     def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
         self.starts += [(each.task, each.index, each.sample, seed) for each in starts]
-        self.stages[name] = len(starts)
+        self.stages[name], self.adapters[name] = len(starts), str(adapter)
         return [ended(each.index, self.end(each.index, each.sample), each.sample, each.task) for each in starts]
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
@@ -96,21 +97,45 @@ def rises(index: int, sample: int) -> str:
     return "won" if index >= 8 else "lost"
 
 
-@pytest.mark.parametrize(("m", "k"), [(2, 1), (5, 1), (3, 3)])
-def test_planned_simulations_are_as_many_as_those_of_eef_and_all_fresh(m: int, k: int) -> None:
-    failures = tuple(replace(FAILURE, task=f"t{number}") for number in range(6))
-    tasks = ("easy", *(each.task for each in failures))
-    labs = [FakeLab(rises, (WIN, *failures), tasks) for _ in range(3)]
-    eef(labs[0], m=m, k=k)  # type: ignore[arg-type]
-    eef_adaptive(labs[1], m=m, k=k)  # type: ignore[arg-type]
-    eef_adaptive(labs[2], m=m, k=k, adaptive=False)  # type: ignore[arg-type]
-    eef_starts, planned, even = (lab.starts for lab in labs)
-    assert even == eef_starts and labs[2].stages == labs[0].stages
-    assert len(planned) == len(eef_starts) or (k > 1 and len(planned) < len(eef_starts)), "fewer if all is settled"
-    assert labs[1].stages["states-0"] == 6 * max(1, m - 1), "the stage of EEF with m - 1"
-    assert len(set(planned)) == len(planned), "no start is simulated twice with one random stream"
-    assert planned[: len(tasks)] == eef_starts[: len(tasks)] and labs[1].stages["s0-0-0"] == len(tasks)
-    assert {index for _, index, _, _ in planned[len(tasks) :]} - {0, *cut_points(STATES, m)}, "other states too"
+FAILURES = tuple(replace(FAILURE, task=f"t{number}") for number in range(6))
+TASKS = ("easy", *(each.task for each in FAILURES), "untried")
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_adaptive_simulations_are_at_most_those_of_eef_and_leave_out_what_is_won(m: int) -> None:
+    labs = [FakeLab(rises, (WIN, *FAILURES), TASKS) for _ in range(3)]
+    eef(labs[0], m=m)  # type: ignore[arg-type]
+    eef_adaptive(labs[1], m=m)  # type: ignore[arg-type]
+    eef_adaptive(labs[2], m=m, adaptive=False)  # type: ignore[arg-type]
+    of_eef, adaptive, even = ([(task, index) for task, index, *_ in lab.starts] for lab in labs)
+    assert sorted(even) == sorted(of_eef) and max(labs[2].stages.values()) - min(labs[2].stages.values()) <= 1
+    assert len(adaptive) <= len(of_eef) and labs[1].stages["batch-0"] == 7
+    assert adaptive[:7] == [("untried", 0), *((task, 6) for task in TASKS[1:-1])], "the middle states"
+    assert "easy" not in dict(adaptive) and len({*labs[1].starts}) == len(adaptive), "no random stream occurs twice"
+    won: set[str] = set()
+    for batch, size in enumerate(labs[1].stages.values()):
+        begin = sum(list(labs[1].stages.values())[:batch])
+        assert won.isdisjoint(dict(adaptive[begin : begin + size]))
+        won |= {task for task, index in adaptive[begin : begin + size] if index >= 8}
+    *_, last = labs[1].trained.values()
+    solved = {example.trajectory.task for example in last[1:]}
+    assert solved == won and (m < 5 or won == {*TASKS[1:-1]})
+    assert all(example.learn_from == 0 for example in last), "s0 counts as lost"
+
+
+def test_each_batch_is_played_by_the_policy_that_learnt_from_the_one_before() -> None:
+    lab = FakeLab(lambda index, sample: "lost", (WIN, *FAILURES), TASKS, settings=Settings(iterations=2))
+    assert eef_adaptive(lab, m=5, rounds=2) == Path("sft-3")  # type: ignore[arg-type]
+    assert lab.adapters == {"batch-0": "bc", "batch-1": "sft-0", "batch-2": "sft-1", "batch-3": "sft-2"}
+    assert len({seed for *_, seed in lab.starts}) == 4, "each batch has its own seed"
+    assert sum(lab.stages.values()) <= 2 * (len(TASKS) + 5 * len(FAILURES))
+
+
+def test_a_win_from_s0_solves_a_failure() -> None:
+    lab = FakeLab(lambda index, sample: "won" if index == 0 else "lost", (WIN, *FAILURES), TASKS)
+    eef_adaptive(lab, m=20)  # type: ignore[arg-type]
+    *_, last = lab.trained.values()
+    assert {(e.trajectory.task, e.trajectory.prefix, e.learn_from) for e in last[1:]} == {(t, 0, 0) for t in TASKS[1:]}
 
 
 def test_planned_simulations_find_the_flip() -> None:
@@ -126,7 +151,7 @@ def test_two_experts_that_failed_on_one_subtask_share_the_simulations_of_its_s0(
     second = replace(FAILURE, source="weak", turns=tuple(replace(t, action=f"{t.action}2") for t in FAILURE.turns))
     exploration = Exploration(("hard",), (FAILURE, second), [(True,) * STATES] * 2)
     exploration.add([("hard", 0)], [ended(0, "lost")])
-    starts = exploration.starts([(0, 0), (0, 3), (1, 0), (1, 3)])
+    starts = exploration.starts([("hard", 0), (0, 3), ("hard", 0), (1, 3)])
     assert [(start.index, start.sample) for start in starts] == [(0, 1), (3, 0), (0, 2), (3, 0)]
     assert [start.expert for start in starts] == [None, FAILURE, None, second]
     exploration.add([("hard", 0), ("hard", 0)], [ended(0, "won", 1), ended(0, "won", 2)])
@@ -156,7 +181,7 @@ def test_the_most_probable_state_with_a_win_solves_a_failure_without_a_won_state
 def test_a_state_that_has_won_stays_won() -> None:
     lab = FakeLab(rises, settings=Settings(iterations=2))
     lab.end = lambda index, sample: rises(index, sample) if lab.starts[-1][-1] == 100 else "lost"
-    eef_adaptive(lab, m=8)  # type: ignore[arg-type]
+    eef_pairs(lab, m=8)  # type: ignore[arg-type]
     assert lab.trained["sft-1"] == lab.trained["sft-0"] and len(lab.trained["sft-1"]) > 1
     assert {seed for *_, seed in lab.starts} == {100, 101}, "each iteration has its own seed"
 
@@ -273,14 +298,14 @@ def test_each_method_runs_and_its_weights_and_pairs_reach_the_training(tokenizer
         run[name] = root / rows[name]["run_id"]
     budget = rows["eef"]["episodes"]
     assert rows["eef_soft"]["episodes"] == budget and rows["eef_pairs"]["method"] == "eef_pairs_verified=False"
-    assert all(10 < rows[name]["episodes"] <= budget for name in ("eef_adaptive", "eef_pairs"))
-    for name in ("bc", "s0-0-0"):
-        assert len({(folder / name).resolve() for folder in run.values()}) == 1, "shared"
+    assert all(3 < rows[name]["episodes"] <= budget for name in ("eef_adaptive", "eef_pairs"))
+    assert len({(folder / "bc").resolve() for folder in run.values()}) == 1, "shared"
+    assert len({(run[name] / "s0-0-0").resolve() for name in ("eef", "eef_soft", "eef_pairs")}) == 1, "shared"
     assert (run["eef_soft"] / "states-0").resolve() == (run["eef"] / "states-0").resolve()
     masks = json.loads((run["eef_soft"] / "sft-0" / "learn_from.json").read_text())
     examples = trajectory.load(run["eef_soft"] / "sft-0" / "examples.jsonl")
     assert len(masks["weights"]) == len(examples) and len(set(masks["weights"])) > 3
-    assert "weights" not in json.loads((run["eef_adaptive"] / "sft-0" / "learn_from.json").read_text())
+    assert "weights" not in json.loads((run["eef_adaptive"] / "sft-2" / "learn_from.json").read_text())
     stage = json.loads((run["eef_pairs"] / "dpo-0" / "stage.json").read_text())["key"]["inputs"]
     assert stage["preference"]["dpo_likelihood"] == 0.5 and stage["start"].startswith("sft-0")
     sides = trajectory.load(run["eef_pairs"] / "dpo-0" / "pairs.jsonl")
