@@ -60,7 +60,7 @@ def of_method(row: dict[str, str], sweep: str) -> Cells:
     cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{(100 * own['win_rate']).mean():.1f}"}
     cells["95 % interval"] = spread(*over_seeds(100 * own["win_rate"])[1:], ".1f")
     cells |= {name: f"{100 * own[f'win_rate_{name}'].mean():.1f}" for name in ("easy", "medium", "hard") if name in row}
-    cells["mean reward"] = f"{own['mean_reward'].mean():.3f}".lstrip("0")
+    cells |= {"mean reward": f"{own['mean_reward'].mean():.3f}".lstrip("0")} if "mean reward" in row else {}
     cells |= {name: f"{own[name.replace(' ', '_')].mean():,.0f}" for name in row if name.replace(" ", "_") in BUDGET}
     gain = None if own.equals(rft) else 100 * (own["win_rate"] - rft["win_rate"])
     return {**cells, "minus RFT × 6": "" if gain is None else with_ends(gain)}, gain
