@@ -18,7 +18,8 @@ estimate, as in eef/beyond.py), examples and wrong_examples (of important states
 its win is from a won state and none of the expert's actions with loss is harmful), flips (true ones per failure), hits
 (share of them inside a segment whose two ends were labelled so), right (share of the segments labelled beneficial or
 harmful that are), turns (mean length of a segment with a hit), labels (share of the simulated states whose label is
-right).
+right), rate_of_won and rate_of_lost (true win probability of the states with that label, on average), error (mean
+absolute difference of the estimated and the true win probability, over the simulated states).
 """
 
 from __future__ import annotations
@@ -132,12 +133,17 @@ def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
     important = [0, *(after for before, after in pairwise(solved_by) if solved_by[before] and not solved_by[after])]
     examples = [(state, min(later)) for state in important if (later := [other for other in solving if other >= state])]
     correct = [won[stop] and not any(start <= flip < stop and won[flip] for flip in flips) for start, stop in examples]
+    by_label = {
+        label: [curve[state] for state, outcome in known.items() if outcome is label] for label in (True, False)
+    }
     return {
         "failures": 1, "simulations": sum(line.simulations), "flips": len(flips), "hits": len(right),
         "claims": len(claims), "turns": sum(p.stop - p.start for p in right), "known": len(known),
         "labels": sum(outcome == won[state] for state, outcome in known.items()), "examples": int(sum(correct)),
         "wrong_examples": len(correct) - int(sum(correct)), "solvable": bool(won.any()),
-        "solved": bool(won[solving].any()),
+        "solved": bool(won[solving].any()), "labelled_won": len(by_label[True]), "rates_of_won": sum(by_label[True]),
+        "rates_of_lost": sum(by_label[False]),
+        "errors": sum(abs(labels.means[state] - curve[state]) for state in known),
     }  # fmt: skip
 
 
@@ -161,6 +167,9 @@ def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
         examples=sums["examples"] / failures, wrong_examples=sums["wrong_examples"] / failures,
         flips=sums["flips"] / failures, hits=sums["hits"] / sums["flips"], right=sums["hits"] / sums["claims"],
         turns=sums["turns"] / sums["hits"], labels=sums["labels"] / sums["known"],
+        rate_of_won=sums["rates_of_won"] / sums["labelled_won"],
+        rate_of_lost=sums["rates_of_lost"] / (sums["known"] - sums["labelled_won"]),
+        error=sums["errors"] / sums["known"],
     ).round(3)  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def test_scores_follow_the_selection_of_eef(monkeypatch: pytest.MonkeyPatch) -> 
     perfect = score((0, 1, 0, 0, 1), (1, 1, 1, 1, 1))
     assert perfect["flips"] == perfect["hits"] == perfect["claims"] == 3
     assert (perfect["examples"], perfect["wrong_examples"], perfect["solved"], perfect["labels"]) == (2, 0, True, 5)
+    assert (perfect["labelled_won"], perfect["rates_of_won"]) == (2, 1.8) and round(perfect["errors"], 6) == 0.5
     across = score((0, 0, 0, 0, 1), (1, 1, 0, 1, 1))
     assert (across["examples"], across["wrong_examples"]) == (0, 1), "loss on the harmful action from s_1"
     lucky = score((0, 0, 0, 1, 0), (1, 0, 0, 1, 0))
