@@ -60,7 +60,8 @@ class Story:
         return [played("easy", "features buy_now", True, "policy"), LOST]
 
     def simulate(self, name: str, adapter: Path, starts: list[Start], seed: int) -> list[Trajectory]:
-        return [STATES[start.index] for start in starts]
+        from_s0 = dict(zip(self.tasks, self.from_s0(adapter, 0, 0), strict=True))
+        return [STATES[start.index] if start.index else from_s0[start.task] for start in starts]
 
     def sampling_seed(self, iteration: int) -> int:
         return iteration
@@ -121,6 +122,7 @@ ALL_BAD = "click[ next_> ] <end> | click[ reviews ] <end> | click[ <_prev ] <end
         ("eef", {"m": 3}, [BC, OWN, GOOD, RECOVERS]),
         ("eef", {"m": 3, "recovery": False}, [BC, OWN, GOOD]),
         ("eef_adaptive", {"m": 3, "adaptive": False}, [BC, OWN, GOOD, RECOVERS]),
+        ("eef_adaptive", {"m": 3}, [BC, GOOD]),
         ("eef_soft", {"m": 3}, [BC, OWN, *SOFT]),
         ("eef_pairs", {"m": 3, "adaptive": False, "verified": False}, PAIRS),
     ],
