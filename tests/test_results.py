@@ -20,12 +20,13 @@ SWEEPS = (
     "other_catalogue",
     "natural_expert",
     "natural_expert_60",
+    "late_curve",
     "figure3",
     "paper_webshop",
     "scienceworld",
 )
 ROWS = {f"docs/results/{name}.md": number for name, number in {
-    "demo": 7, "disjoint_families": 23, "figure3": 21, "main_comparison": 22, "natural_expert": 30, "paper_webshop": 16,
+    "demo": 7, "disjoint_families": 23, "figure3": 21, "late_curve": 36, "main_comparison": 22, "natural_expert": 30, "paper_webshop": 16,
     "scienceworld": 7, "README": 21,
 }.items()} | {"README.md": 5}  # fmt: skip
 
