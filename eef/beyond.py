@@ -31,21 +31,22 @@ Pair = tuple[Trajectory, Trajectory]
 def eef_adaptive(lab: Lab, m: int = 5, rounds: int = 3, adaptive: bool = True) -> Path:
     """EEF with at most as many simulations as with ``m``, in ``rounds`` batches, and the policy trained after each.
 
-    The first batch simulates the middle state of each failure. The later ones go where the planner expects the first
-    right example of a failure (:func:`eef.planning.plan`), and leave out the failures with a win so far. s0 is a state
-    like the others; the expert's failure counts as one lost simulation from it. Of the subtasks without a failure only
-    those that no expert tried are simulated, once, in the first batch. A state has won if its estimated win probability
-    is at least 1/2 and a simulation from it won. If no state of a failure has, its most probable state with a win
-    counts as won. Then the selection is that of EEF (section 4.2), where s0 counts as lost unless it has won. With
-    ``iterations`` n there are n times as many simulations and batches.
+    The first batch simulates the middle state of each failure, and s0 of the subtasks without a win or failure of an
+    expert. Each later batch simulates the states where the planner expects the first right example of a failure
+    (:func:`eef.planning.plan`). It leaves out the failures with a win so far. s0 of a failure is a state like the
+    others, and the failure itself counts as one lost simulation from it.
+
+    A state has won if its estimated win probability is at least 1/2 and a simulation from it won. If no state of a
+    failure has, its most probable state with a win counts as won. s0 counts as lost unless it has won. Then the
+    selection is that of EEF (section 4.2). With ``iterations`` n there are n times as many simulations and batches.
 
     ``adaptive=False`` (ablation) simulates the states of EEF once each, every ``rounds``-th in each batch.
     """
     exploration = Exploration.of(lab)
     positives = expert_wins(lab.experts())
     adapter = lab.sft("bc", positives)
-    tried = {trajectory.task for trajectory in lab.experts()}
-    first: list[State] = [(task, 0) for task in lab.tasks if task not in tried]
+    decided = {trajectory.task for trajectory in lab.experts() if trajectory.won or trajectory.failed}
+    first: list[State] = [(task, 0) for task in lab.tasks if task not in decided]
     of_eef: list[State] = [*((task, 0) for task in lab.tasks), *exploration.evenly_spaced(m)]
     batches, budget = rounds * lab.settings.iterations, len(of_eef) * lab.settings.iterations
     for batch in range(batches):

@@ -23,6 +23,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -164,8 +165,9 @@ def server_seconds(process: int) -> float:
     """CPU seconds so far of a process and of all that it started (Linux)."""
     stats = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        state = path.read_text().rpartition(")")[2].split()  # from the third field on
-        stats[int(path.parent.name)] = (int(state[1]), int(state[11]) + int(state[12]))
+        with suppress(FileNotFoundError, ProcessLookupError):  # a process that ended meanwhile
+            state = path.read_text().rpartition(")")[2].split()  # from the third field on
+            stats[int(path.parent.name)] = (int(state[1]), int(state[11]) + int(state[12]))
     family = {process}
     while more := {child for child, (parent, _) in stats.items() if parent in family} - family:
         family |= more
@@ -204,6 +206,8 @@ def main() -> None:
     parser.add_argument("--engine", help="address of a vLLM server of --model on this machine")
     parser.add_argument("--server", type=int, help="process number of that server")
     options = parser.parse_args()
+    if options.engine and not (options.model and options.server):
+        parser.error("--engine needs --model and --server")
     torch.set_num_threads(1)
     shop = Short(max_steps=15)
     experts = expert_trajectories(shop, "strong", shop.tasks("train"), 0)
