@@ -2,9 +2,14 @@
 
 python experiments/benchmark_scienceworld.py                     # 1,000 episodes over two simulators
 python experiments/benchmark_scienceworld.py --episodes 200
+python experiments/benchmark_scienceworld.py --policy FOLDER     # what a policy's simulations cost
 
-Both play the gold paths of the same tasks with one simulator on one core; the long run uses ``--processes``
-simulators at once.
+Both environments play the gold paths of the same tasks with one simulator on one core; the long run uses
+``--processes`` simulators at once. The simulator computes every step of both.
+
+``--policy`` names a trained model. It samples ``--samples`` episodes of each subtask, as RFT does: once with known
+states, once where the simulator computes every step. The wins must be equal. CPU seconds are split into those of the
+simulators, of the exchange with them (``pipe``), and of the rest: the policy and the environment.
 """
 
 from __future__ import annotations
@@ -14,11 +19,17 @@ import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest.mock import patch
 
 import psutil
 
+from eef.agents.episode import Start
+from eef.agents.policy import Policy
+from eef.agents.rollout import simulate
 from eef.envs.scienceworld import EASY, ScienceWorld
 from eef.envs.scienceworld.expert import teleported
+from eef.envs.scienceworld.simulator import Simulator
 
 
 def play_gold(env: ScienceWorld, task: str, actions: list[str]) -> int:
@@ -50,13 +61,51 @@ def resources() -> str:
     return f"{counts}, {own:.0f} MB, {simulators:.0f} MB of simulators"
 
 
+def simulate_all(model: str, remember: int, samples: int, variations: int, processes: int) -> None:
+    """Simulate a policy on training subtasks, and print what it costs."""
+    own = {"valid_actions": True, "max_steps": 16, "variations": {"train": variations}}
+    env, policy = ScienceWorld(processes=processes, remember=remember, **own), Policy.load(model)
+    starts = [Start(task) for task in env.tasks("train")]
+    pipe, call = [0.0], Simulator.call
+
+    def timed(self: Simulator, name: str, *arguments: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return call(self, name, *arguments)
+        finally:
+            pipe[0] += time.thread_time() - began
+
+    def simulators() -> float:
+        return sum(sum(each.cpu_times()[:2]) for each in psutil.Process().children(recursive=True))
+
+    with patch.object(Simulator, "call", timed):
+        simulate(policy, env, starts[:8], seed=samples)  # starts the simulators
+        env._known.first.clear()
+        pipe[0], began, ours, theirs = 0.0, time.perf_counter(), time.process_time(), simulators()
+        episodes = [each for seed in range(samples) for each in simulate(policy, env, starts, seed=seed)]
+        wall, ours, theirs = time.perf_counter() - began, time.process_time() - ours, simulators() - theirs
+    env.close()
+    steps, won = sum(len(each.turns) for each in episodes), sum(each.won for each in episodes)
+    total = ours + theirs
+    shares = f"simulators {theirs / total:.0%}, pipe {pipe[0] / total:.0%}, policy {(ours - pipe[0]) / total:.0%}"
+    print(f"remember={remember}: {len(episodes)} episodes, {steps} steps, {won} won, {steps / wall:.1f} steps/s")
+    print(f"  {1000 * total / len(episodes):.0f} CPU s per 1,000 episodes: {shares}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--compared", type=int, default=60, help="episodes for the comparison of speed")
+    parser.add_argument("--policy", metavar="FOLDER", help="simulate this model instead")
+    parser.add_argument("--samples", type=int, default=6, help="episodes of the policy per subtask")
+    parser.add_argument("--variations", type=int, default=8, help="subtasks of the policy per task")
     args = parser.parse_args()
-    env = ScienceWorld(processes=args.processes)
+    if args.policy:
+        for remember in (0, 50_000):
+            simulate_all(args.policy, remember, args.samples, args.variations, args.processes)
+        return
+    env = ScienceWorld(processes=args.processes, remember=0)
     tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // args.compared)][: args.compared]
     golds = {task: teleported(env.gold(task)) for task in tasks}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 from typer import Argument, Context, Typer
 
@@ -37,7 +38,7 @@ def _envs_check(
     from eef.envs.extras import describe
 
     try:
-        env = environment(name, parse_overrides(overrides))
+        env = environment(name, _check_defaults(name) | parse_overrides(overrides))
     except (ValueError, OSError):  # of an option: the message says what to do
         raise
     except Exception as error:
@@ -56,3 +57,11 @@ def _envs_check(
     finally:
         getattr(env, "close", lambda: None)()  # ends the processes of an environment that has some
     return 0
+
+
+def _check_defaults(name: str) -> dict[str, Any]:
+    try:
+        module: Any = import_module(f"eef.envs.{name}.cli")
+    except ModuleNotFoundError:  # the file is optional
+        return {}
+    return dict(module.check_defaults()) if hasattr(module, "check_defaults") else {}

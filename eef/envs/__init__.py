@@ -10,7 +10,8 @@ An environment with a name is a folder ``eef/envs/NAME/`` and a line in :data:`E
   - ``app``: a ``typer.Typer`` with the commands of ``eef NAME``; the module's docstring begins with their summary;
   - ``COLLECT_OPTIONS``: options of ``eef collect`` by the keyword of the class that they set, such as
     ``{"data": Annotated[str | None, typer.Option(metavar="FOLDER")]}``;
-  - ``collect_defaults(concurrency)``: default keywords of the class for ``eef collect``.
+  - ``collect_defaults(concurrency)``: default keywords of the class for ``eef collect``;
+  - ``check_defaults()``: default keywords of the class for ``eef envs check``.
 
   ``eef --help`` loads this file alone, so it imports other modules inside its functions.
 """

@@ -40,14 +40,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[ScienceWorld]:
-    world = ScienceWorld(TASKS)
+    world = ScienceWorld(TASKS, remember=0)
     yield world
     world.close()
 
 
 def on_the_simulators_of(env: ScienceWorld, **options: Any) -> ScienceWorld:
     """An environment with other options. It plays on the simulator of ``env``, which need not start again."""
-    other = ScienceWorld(TASKS, **options)
+    other = ScienceWorld(TASKS, **{"remember": 0, **options})
     assert other._simulator is None
     other._simulator = env._ready()
     return other
@@ -146,7 +146,7 @@ def test_valid_actions_are_computed_only_on_request(env: ScienceWorld) -> None:
     "blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "hangs"]
 )
 def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_continues(blow: signal.Signals) -> None:
-    env = ScienceWorld(TASKS, timeout=20)
+    env = ScienceWorld(TASKS, timeout=20, remember=0)
     gold = env.gold("find-animal/3")
     pages, info = play(env, "find-animal/3", gold)
     env.reset("find-animal/3")
@@ -170,6 +170,32 @@ def test_a_second_environment_asks_no_simulator_for_its_tasks(env: ScienceWorld,
     )
     process = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == str(ScienceWorld(TASKS[1:])._split)
+
+
+def test_known_states_need_no_simulator(env: ScienceWorld, tmp_path: Path) -> None:
+    """Known states are those of the simulator. In the first unknown one it has replayed the episode."""
+    actions = [*env.gold("find-animal/3")[:2], "inventory", "look around"]
+    other = on_the_simulators_of(env, remember=4)
+    first = play(other, "find-animal/3", actions[:3])
+    assert first == play(env, "find-animal/3", actions[:3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(other, "_ready", lambda: pytest.fail("the simulator was asked for a known state"))
+        assert play(other, "find-animal/3", actions[:3]) == first
+    env.reset("lifespan-longest-lived/0")  # on the same simulator
+    assert play(other, "find-animal/3", actions) == play(env, "find-animal/3", actions)
+    state = other._known.first["find-animal/3"].after[actions[0]]
+    assert other._known.room == 0 and "inventory" in state.after[actions[1]].after
+    assert not state.after[actions[1]].after["inventory"].after  # there was no room for a fifth state
+
+
+def test_a_known_state_that_the_simulator_contradicts_is_an_error(env: ScienceWorld) -> None:
+    other = on_the_simulators_of(env, remember=100)
+    play(other, "find-animal/3", ["look around", "inventory"])
+    other._known.first["find-animal/3"].after["look around"].page = "another page"
+    other.reset("find-animal/3")
+    other.step("look around")
+    with pytest.raises(ReplayDivergence, match="replayed the episode, action 0 led to another observation"):
+        other.step("teleport to kitchen")
 
 
 def test_a_second_failure_is_an_env_error(tmp_path: Path) -> None:

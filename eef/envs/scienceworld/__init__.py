@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eef.envs import EnvError, ReplayDivergence, Step, TextEnv
+from eef.envs.scienceworld.known_states import KnownStates, State
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError, jar_hash
 from eef.envs.scienceworld.splits import limit_variations, read_index_files, step_limits
 
@@ -44,11 +46,9 @@ class _Episode:
     task: str = ""
     limit: int = 0
     actions: list[str] = field(default_factory=list)
-    pages: list[str] = field(default_factory=list)  # after each action
-    valid: list[str] = field(default_factory=list)
-    score: float = 0.0
+    states: list[State] = field(default_factory=list)  # the first one, and one after each action
     best: float = 0.0
-    completed: bool = False
+    played: bool = False  # whether the simulator is in this state; it is not where all states were known
 
 
 class ScienceWorld:
@@ -66,6 +66,10 @@ class ScienceWorld:
     ``valid_actions``: compute the valid actions after every step, for :meth:`available_actions`. In some tasks this
     computation changes what happens later. Record and replay an episode with the same value; it is part of the stamp.
 
+    ``remember``: the largest number of states that are kept, about 3 kB each. An episode that stays in known states
+    costs nothing. In the first unknown state the simulator replays the episode, and its pages are compared. 0: the
+    simulator computes every step.
+
     The prompt is the task's description and a first look around. ``Step.reward`` is the score in [0, 1] that the
     episode has if it ends now. It is 0 after a failure, for which the simulator's score is -1. ``Step.info``: ``won``
     (completed with score 1), ``score`` (the simulator's, -1 to 1) and ``max_score`` (the best so far: ETO's reward).
@@ -82,6 +86,7 @@ class ScienceWorld:
         split: str | Path = "simulator",
         variations: dict[str, int] | None = None,
         valid_actions: bool = False,
+        remember: int = 50_000,
         processes: int = 2,
         java: str | Path | None = None,
         heap: int = 512,
@@ -92,6 +97,7 @@ class ScienceWorld:
         self._options: dict[str, Any] = {"java": java, "heap": heap, "timeout": timeout}
         self._simulator: Simulator | None = None
         self._twins: list[ScienceWorld] = []
+        self._known = KnownStates(remember)
         self.simplification, self.valid_actions, self.processes = simplification, valid_actions, processes
         self.restarts = 0  # simulators that died or hung and were replaced
         self._episode = _Episode()
@@ -115,24 +121,38 @@ class ScienceWorld:
         """Load ``task``. Returns its description and a first look around."""
         name, variation = self._parse(task)
         self._episode = _Episode()
-        page = self._call(lambda simulator: self._start(simulator, name, variation))
-        self._episode.task, self._episode.limit = task, self._limits.get(name, self.max_steps)
-        return page
+        first = self._known.first.get(task)
+        played = first is None
+        if first is None:
+            first = self._call(lambda simulator: self._start(simulator, name, variation))
+            self._known.keep(self._known.first, task, first)
+        self._episode = _Episode(task, self._limits.get(name, self.max_steps), states=[first], played=played)
+        return first.page
 
     def step(self, action: str) -> Step:
         """Take one action. An action that the simulator does not understand changes nothing (``valid=False``)."""
         episode = self._episode
         if not episode.task:
             raise RuntimeError("no episode yet: call reset(task) first")
-        if episode.completed or episode.score < 0 or len(episode.actions) >= episode.limit:
+        before = episode.states[-1]
+        if before.completed or before.score < 0 or len(episode.actions) >= episode.limit:
             raise RuntimeError("the episode is over: call reset(task)")
-        page = self._call(lambda simulator: self._act(simulator, action))
+        state = before.after.get(action)
+        if state is None:
+            if not episode.played:
+                self._call(self._replay)
+            state = self._call(lambda simulator: self._act(simulator, action))
+            self._known.keep(before.after, action, state)
+            episode.played = True
+        else:
+            episode.played = False
         episode.actions.append(action)
-        episode.pages.append(page)
-        done = episode.completed or episode.score < 0 or len(episode.actions) >= episode.limit
-        info = {"won": episode.completed and episode.score >= 1.0, "score": episode.score, "max_score": episode.best}
-        valid = not page.startswith(_NOT_DONE)
-        return Step(page, max(0.0, episode.score), done, valid, info)
+        episode.states.append(state)
+        episode.best = max(episode.best, state.score)
+        done = state.completed or state.score < 0 or len(episode.actions) >= episode.limit
+        info = {"won": state.completed and state.score >= 1.0, "score": state.score, "max_score": episode.best}
+        valid = not state.page.startswith(_NOT_DONE)
+        return Step(state.page, max(0.0, state.score), done, valid, info)
 
     def available_actions(self) -> dict[str, Any]:
         """``{"actions": [...]}``: the valid actions of the current state. RuntimeError without ``valid_actions``."""
@@ -141,7 +161,7 @@ class ScienceWorld:
                 "this environment does not compute valid actions, since that changes later dynamics in some tasks: "
                 "create it with valid_actions=True, and record the trajectories to be replayed that way too"
             )
-        return {"actions": list(self._episode.valid)}
+        return {"actions": list(self._episode.states[-1].valid) if self._episode.states else []}
 
     def fork(self) -> ScienceWorld:
         """NotImplementedError: the simulator has no snapshots; see :meth:`workers` and :func:`eef.envs.restore`."""
@@ -237,36 +257,35 @@ class ScienceWorld:
 
     def _replay(self, simulator: Simulator) -> None:
         episode = self._episode
-        episode.score, episode.best, episode.completed = 0.0, 0.0, False
         self._start(simulator, *self._parse(episode.task))
-        for index, (action, page) in enumerate(zip(episode.actions, episode.pages, strict=True)):
-            if self._act(simulator, action) != page:
+        for index, (action, state) in enumerate(zip(episode.actions, episode.states[1:], strict=True)):
+            if self._act(simulator, action).page != state.page:
                 raise ReplayDivergence(
-                    f"task {episode.task}: after a restart of the simulator, action {index} led to another observation"
+                    f"task {episode.task}: when the simulator replayed the episode, action {index} led to another "
+                    "observation"
                 )
 
-    def _start(self, simulator: Simulator, name: str, variation: int) -> str:
+    def _start(self, simulator: Simulator, name: str, variation: int) -> State:
         self._load_task(simulator, name, variation)
         page = simulator.call("step", "look around")  # also clears a stale score
-        self._read_valid_actions(simulator)
-        return f"{str(simulator.call('freeActionTaskDesc')).strip()}\n{page}"
+        valid = self._read_valid_actions(simulator)
+        return State(f"{str(simulator.call('freeActionTaskDesc')).strip()}\n{page}", valid)
 
     def _load_task(self, simulator: Simulator, name: str, variation: int, gold: bool = False) -> None:
         error = simulator.call("load", name, variation, self._simplification_of(name), gold)
         if error:
             raise EnvError(f"the simulator cannot load {name}/{variation}: {error}")
 
-    def _act(self, simulator: Simulator, action: str) -> str:
-        page, episode = str(simulator.call("step", action)), self._episode
-        episode.score, episode.completed = float(simulator.call("getScore")), bool(simulator.call("getCompleted"))
-        episode.best = max(episode.best, episode.score)
-        self._read_valid_actions(simulator)
-        return page
+    def _act(self, simulator: Simulator, action: str) -> State:
+        page = str(simulator.call("step", action))
+        score, completed = float(simulator.call("getScore")), bool(simulator.call("getCompleted"))
+        return State(page, self._read_valid_actions(simulator), score, completed)
 
-    def _read_valid_actions(self, simulator: Simulator) -> None:
-        if self.valid_actions:
-            rows = json.loads(simulator.call("getValidActionObjectCombinationsJSON"))["validActions"]
-            self._episode.valid = list(dict.fromkeys(row["action"] for row in rows))
+    def _read_valid_actions(self, simulator: Simulator) -> list[str]:
+        if not self.valid_actions:
+            return []
+        rows = json.loads(simulator.call("getValidActionObjectCombinationsJSON"))["validActions"]
+        return list(dict.fromkeys(sys.intern(row["action"]) for row in rows))  # states share the strings
 
     def _task_sizes(self, simplifications: tuple[str, ...]) -> dict[str, int]:
         """The number of variations of each of the simulator's tasks. ValueError for an unknown simplification."""
