@@ -194,8 +194,33 @@ def test_a_known_state_that_the_simulator_contradicts_is_an_error(env: ScienceWo
     other._known.first["find-animal/3"].after["look around"].page = "another page"
     other.reset("find-animal/3")
     other.step("look around")
-    with pytest.raises(ReplayDivergence, match="replayed the episode, action 0 led to another observation"):
+    for _ in range(2):  # the second time it is not in this state either
+        with pytest.raises(ReplayDivergence, match=r"the episode, action 0 \(look around\) led to another state"):
+            other.step("teleport to kitchen")
+    other._known.first["find-animal/3"].page = "another page"
+    other.reset("find-animal/3")
+    with pytest.raises(ReplayDivergence, match="replayed the episode, the start led to another state"):
         other.step("teleport to kitchen")
+
+
+def test_an_interrupted_step_or_a_closed_simulator_leaves_no_wrong_state(env: ScienceWorld) -> None:
+    other = on_the_simulators_of(env, remember=100)
+    expected = play(env, "find-animal/3", ["inventory", "teleport to kitchen"])
+    for interrupt in (True, False):
+        other._known.first.clear()
+        other.reset("find-animal/3")
+        other.step("inventory")
+        if interrupt:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(other, "_read_valid_actions", lambda simulator: 1 // 0)  # after the simulator's step
+                with pytest.raises(ZeroDivisionError):
+                    other.step("look around")
+        else:
+            env.reset("lifespan-longest-lived/0")
+            other._simulator = None  # as after close(); the next one knows nothing of the episode
+            other._ready = lambda: env._ready()  # type: ignore[method-assign]
+        assert other.step("teleport to kitchen").observation == expected[0][-1]
+        assert play(other, "find-animal/3", ["inventory", "teleport to kitchen"]) == expected
 
 
 def test_a_second_failure_is_an_env_error(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from eef.agents.chat import Chat
 from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.pretraining import NAMES, places, random_walks, texts
+from eef.envs.scienceworld.pretraining import NAMES, random_walks, texts
 from eef.models import pretrain
 from eef.trajectory import Trajectory
 
@@ -32,23 +32,10 @@ def test_walks_are_seeded_and_show_no_focus(env: ScienceWorld, walks: list[Traje
     assert random_walks(env, 3, seed=4, longest=6) != walks
     assert {walk.task for walk in walks} <= set(env.tasks("train"))
     for walk in walks:
-        moves, names, text = walk.actions[:-3], walk.actions[-3].split(", "), walk.actions[-1]
-        assert 4 <= len(moves) <= 7 and moves[-1] == "look around"
-        assert not any(action.startswith("focus") for action in moves)
-        assert walk.turns[-4].observation.endswith(f"\n{NAMES}") and "agent" in names
+        moves, names, text = walk.actions[:-2], walk.actions[-2].split(", "), walk.actions[-1]
+        assert 3 <= len(moves) <= 6 and not any(action.startswith("focus") for action in moves)
+        assert walk.turns[-3].observation.endswith(f"\n{NAMES}") and "agent" in names
         assert text.startswith("Your task is to find the animal with the longest life span.") and text in walk.prompt
-
-
-def test_a_place_is_a_thing_and_its_only_container() -> None:
-    page = (
-        "\ta flower pot 3 (containing a pea plant in the adult stage with a tall height, soil)\n"
-        "\ta flower pot 6 (containing a apple tree in the adult stage, soil)\n"
-        "\ta table. On the table is: a bowl (containing a red apple, a banana), a jug (containing nothing).\n"
-    )
-    names = ["air", "adult apple tree", "adult pea plant", "flower pot 6", "soil", "apple", "banana", "jug"]
-    assert places(page, names) == [
-        "adult pea plant in flower pot 3", "adult apple tree in flower pot 6", "banana in bowl",
-    ]  # fmt: skip
 
 
 def test_the_tokenizer_is_lossless(env: ScienceWorld, walks: list[Trajectory]) -> None:

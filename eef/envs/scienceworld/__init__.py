@@ -66,9 +66,9 @@ class ScienceWorld:
     ``valid_actions``: compute the valid actions after every step, for :meth:`available_actions`. In some tasks this
     computation changes what happens later. Record and replay an episode with the same value; it is part of the stamp.
 
-    ``remember``: the largest number of states that are kept, about 3 kB each. An episode that stays in known states
-    costs nothing. In the first unknown state the simulator replays the episode, and its pages are compared. 0: the
-    simulator computes every step.
+    ``remember``: the largest number of states that are kept, 3 to 5 kB each (20 kB with very many valid actions). An
+    episode that stays in known states costs nothing. For the first unknown state the simulator replays the episode,
+    and each state is compared. 0: the simulator computes every step.
 
     The prompt is the task's description and a first look around. ``Step.reward`` is the score in [0, 1] that the
     episode has if it ends now. It is 0 after a failure, for which the simulator's score is -1. ``Step.info``: ``won``
@@ -125,7 +125,7 @@ class ScienceWorld:
         played = first is None
         if first is None:
             first = self._call(lambda simulator: self._start(simulator, name, variation))
-            self._known.keep(self._known.first, task, first)
+            first = self._known.keep(self._known.first, task, first)
         self._episode = _Episode(task, self._limits.get(name, self.max_steps), states=[first], played=played)
         return first.page
 
@@ -137,15 +137,15 @@ class ScienceWorld:
         before = episode.states[-1]
         if before.completed or before.score < 0 or len(episode.actions) >= episode.limit:
             raise RuntimeError("the episode is over: call reset(task)")
+        played = episode.played and self._simulator is not None
+        episode.played = False  # also if the simulator fails below
         state = before.after.get(action)
         if state is None:
-            if not episode.played:
+            if not played:
                 self._call(self._replay)
             state = self._call(lambda simulator: self._act(simulator, action))
-            self._known.keep(before.after, action, state)
+            state = self._known.keep(before.after, action, state)
             episode.played = True
-        else:
-            episode.played = False
         episode.actions.append(action)
         episode.states.append(state)
         episode.best = max(episode.best, state.score)
@@ -257,12 +257,13 @@ class ScienceWorld:
 
     def _replay(self, simulator: Simulator) -> None:
         episode = self._episode
-        self._start(simulator, *self._parse(episode.task))
-        for index, (action, state) in enumerate(zip(episode.actions, episode.states[1:], strict=True)):
-            if self._act(simulator, action).page != state.page:
+        for index, known in enumerate(episode.states):
+            action = episode.actions[index - 1] if index else ""
+            state = self._act(simulator, action) if index else self._start(simulator, *self._parse(episode.task))
+            if state != known:
+                where = f"action {index - 1} ({action})" if index else "the start"
                 raise ReplayDivergence(
-                    f"task {episode.task}: when the simulator replayed the episode, action {index} led to another "
-                    "observation"
+                    f"task {episode.task}: when the simulator replayed the episode, {where} led to another state"
                 )
 
     def _start(self, simulator: Simulator, name: str, variation: int) -> State:

@@ -2,14 +2,12 @@
 
 The eight short subtasks are won by a focus on the right thing, so a walk without a focus shows no winning play. Each
 walk ends with the names by which actions refer to the things in view (``baby baby beaver`` for ``baby beaver`` on a
-page), with the containers of these things (``adult apple tree in flower pot 6``), which is how a plant is carried, and
-with the text of the task, which a model can only recite by attending to the first page.
+page), and with the text of the task, which a model can only recite by attending to the first page.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -32,17 +30,14 @@ _MOVES = {  # the beginning of an action, and how often it is drawn
     "inventory": 1,
     "eat": 1,
 }
-_PLANTS = 3  # how often a teleport goes to the greenhouse, relative to another room
-_CONTAINER = re.compile(r"\ban? ([\w ]+?) \(containing ([^()]*)\)")
-NAMES, PLACES, TASK = "names", "places", "asked"  # the last lines of the observations before these answers
+NAMES, TASK = "names", "asked"  # the last lines of the observations before the names and before the task's text
 
 
 def random_walk(env: TextEnv, task: str, seed: int, longest: int = 8) -> Trajectory:
-    """Between ``longest // 2`` and ``longest`` random valid actions on ``task``, none of which is a focus, and a last
-    look around.
+    """Between ``longest // 2`` and ``longest`` random valid actions on ``task``, none of which is a focus.
 
-    Half of the actions with a target go to a target in the task's text. Three turns follow: the names of all things
-    that could be focused on, their containers (:func:`places`), and the task's text.
+    Half of the actions with a target go to a target in the task's text. Two turns follow: the names of all things that
+    could be focused on, and the task's text.
     """
     rng = random.Random(f"{seed} {task}")
     prompt, turns, held = env.reset(task), [], ""
@@ -56,33 +51,13 @@ def random_walk(env: TextEnv, task: str, seed: int, longest: int = 8) -> Traject
         kind = rng.choices(possible, [_MOVES[kind] for kind in possible])[0] if possible else ""
         actions = kinds.get(kind, valid)  # all, where the simulator asks which of several things is meant
         targeted = [action for action in actions if " to " in action and f" {action.rpartition(' to ')[2]}" in text]
-        likely = [action for action in actions for _ in range(_PLANTS if action == "teleport to greenhouse" else 1)]
-        action = rng.choice(targeted if targeted and rng.random() < 0.5 else likely)
+        action = rng.choice(targeted if targeted and rng.random() < 0.5 else actions)
         held = action[8:] if kind == "pick up" else held
         turns.append(Turn(action, env.step(action).observation))
-    page = env.step("look around").observation
-    turns.append(Turn("look around", page))
     names = [action[9:] for action in env.available_actions()["actions"] if action.startswith("focus on ")]
     turns[-1] = Turn(turns[-1].action, f"{turns[-1].observation}\n{NAMES}")
-    turns += [
-        Turn(", ".join(names) or "none", PLACES), Turn(", ".join(places(page, names)) or "none", TASK), Turn(text, ""),
-    ]  # fmt: skip
+    turns += [Turn(", ".join(names) or "none", TASK), Turn(text, "")]
     return Trajectory(task, prompt, tuple(turns), 0.0, False, "walk")
-
-
-def places(page: str, names: Sequence[str]) -> list[str]:
-    """``NAME in CONTAINER`` for each of ``names`` of which ``page`` shows one place, in the order of ``page``.
-
-    The words of a name may have another order on the page: ``adult apple tree`` is ``a apple tree in the adult stage``.
-    """
-    found: dict[str, list[str]] = {}
-    for container, contents in _CONTAINER.findall(page):
-        for item in contents.split(", "):
-            words = item.split()
-            for name in names:
-                if all(word in words for word in name.split()):
-                    found.setdefault(name, []).append(container)
-    return [f"{name} in {containers[0]}" for name, containers in found.items() if len(containers) == 1]
 
 
 def random_walks(env: ScienceWorld, count: int, seed: int, longest: int = 8) -> list[Trajectory]:
