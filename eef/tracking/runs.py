@@ -172,7 +172,7 @@ class Run:
     def _reopen(self) -> None:
         """Make a finished run unfinished: rename its result and write this start's configuration and stamp."""
         if self.done:
-            with disk_errors(self.folder):
+            with disk_errors(self.folder), suppress(FileNotFoundError):  # another process of this run may be first
                 os.replace(self.folder / "result.json", self.folder / "result.before.json")
             self._write_origin()
 
@@ -253,15 +253,14 @@ class Run:
             "seconds": self.seconds(),
             "stages": {name: read_json(at / "stage.json")["seconds"] for name, at in self.stages.items()},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "wandb": self._complete(wandb),
+            "wandb": self._complete(wandb, digest([self.config, reproducible])),
         }
         write_json(self.folder / "timing.json", timing)
         return path
 
-    def _complete(self, mode: str) -> dict[str, Any]:
+    def _complete(self, mode: str, content: str) -> dict[str, Any]:
         """Complete the W&B run and return its state for ``timing.json``. Errors are printed in one line, not raised."""
         live = self.live or Live(self.folder, mode)
-        content = digest([self.config, read_json(self.folder / "result.json")])
         sent = self._sent(live)
         if live.companion is None and sent is not None and sent["content"] == content:
             return sent

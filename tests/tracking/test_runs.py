@@ -231,6 +231,27 @@ def test_two_processes_make_one_stage(tmp_path: Path) -> None:
     assert "Waiting for behaviour cloning: another process is" in output or "Reusing behaviour cloning" in output
 
 
+def test_another_process_may_make_the_run_unfinished_while_it_finishes(tmp_path: Path, monkeypatch) -> None:
+    """Both computed the run: the second one renames the first one's result before the first has written its times."""
+    first, second = open_run(tmp_path), open_run(tmp_path)
+    for run in (first, second):
+        run.stage("bc", {}, make)
+    complete = Run._complete
+
+    def late(run: Run, *arguments: Any) -> dict[str, Any]:
+        if run is first:
+            second._reopen()
+            assert not first.done
+        return complete(run, *arguments)
+
+    monkeypatch.setattr(Run, "_complete", late)
+    first.finish({"win_rate": 0.5})
+    assert json.loads(second.finish({"win_rate": 0.5}).read_text()) == {"win_rate": 0.5}
+    monkeypatch.setattr(Run, "done", True)  # as it was when the second process looked
+    (first.folder / "result.json").unlink()
+    first._reopen()
+
+
 def test_finish_leaves_times_out_and_repeats_no_line(tmp_path: Path) -> None:
     result = {"method": "rft", "win_rate": np.float64(0.5), "gap": float("nan"), "train_seconds": 3.2, "time": 1}
     run = open_run(tmp_path)
