@@ -7,8 +7,8 @@ python experiments/benchmark_scienceworld.py --policy FOLDER     # what a policy
 Both environments play the gold paths of the same tasks with one simulator on one core; the long run uses
 ``--processes`` simulators at once. The simulator computes every step of both.
 
-``--policy`` names a trained model. It samples ``--samples`` episodes of each subtask, as RFT does: once with known
-states, once where the simulator computes every step. The wins must be equal. CPU seconds are split into those of the
+``--policy`` is the folder of a trained model. It samples ``--samples`` episodes of each subtask, as RFT does: once
+without a cache of states, once with it. The script fails unless the episodes are equal. CPU seconds are split into those of the
 simulators, of the exchange with them (``pipe``), and of the rest: the policy and the environment.
 """
 
@@ -30,6 +30,7 @@ from eef.agents.rollout import simulate
 from eef.envs.scienceworld import EASY, ScienceWorld
 from eef.envs.scienceworld.expert import teleported
 from eef.envs.scienceworld.simulator import Simulator
+from eef.trajectory import Trajectory
 
 
 def play_gold(env: ScienceWorld, task: str, actions: list[str]) -> int:
@@ -61,10 +62,10 @@ def resources() -> str:
     return f"{counts}, {own:.0f} MB, {simulators:.0f} MB of simulators"
 
 
-def simulate_all(model: str, remember: int, samples: int, variations: int, processes: int) -> None:
-    """Simulate a policy on training subtasks, and print what it costs."""
+def simulate_all(model: str, cached_states: int, samples: int, variations: int, processes: int) -> list[Trajectory]:
+    """Simulate a policy on training subtasks, and print what it costs. Returns the episodes."""
     own = {"valid_actions": True, "max_steps": 16, "variations": {"train": variations}}
-    env, policy = ScienceWorld(processes=processes, remember=remember, **own), Policy.load(model)
+    env, policy = ScienceWorld(processes=processes, cached_states=cached_states, **own), Policy.load(model)
     starts = [Start(task) for task in env.tasks("train")]
     pipe, call = [0.0], Simulator.call
 
@@ -80,7 +81,7 @@ def simulate_all(model: str, remember: int, samples: int, variations: int, proce
 
     with patch.object(Simulator, "call", timed):
         simulate(policy, env, starts[:8], seed=samples)  # starts the simulators
-        env._known.first.clear()
+        env._cache.first.clear()
         pipe[0], began, ours, theirs = 0.0, time.perf_counter(), time.process_time(), simulators()
         episodes = [each for seed in range(samples) for each in simulate(policy, env, starts, seed=seed)]
         wall, ours, theirs = time.perf_counter() - began, time.process_time() - ours, simulators() - theirs
@@ -88,8 +89,11 @@ def simulate_all(model: str, remember: int, samples: int, variations: int, proce
     steps, won = sum(len(each.turns) for each in episodes), sum(each.won for each in episodes)
     total = ours + theirs
     shares = f"simulators {theirs / total:.0%}, pipe {pipe[0] / total:.0%}, policy {(ours - pipe[0]) / total:.0%}"
-    print(f"remember={remember}: {len(episodes)} episodes, {steps} steps, {won} won, {steps / wall:.1f} steps/s")
+    print(
+        f"cached_states={cached_states}: {len(episodes)} episodes, {steps} steps, {won} won, {steps / wall:.1f} steps/s"
+    )
     print(f"  {1000 * total / len(episodes):.0f} CPU s per 1,000 episodes: {shares}")
+    return episodes
 
 
 def main() -> None:
@@ -102,10 +106,12 @@ def main() -> None:
     parser.add_argument("--variations", type=int, default=8, help="subtasks of the policy per task")
     args = parser.parse_args()
     if args.policy:
-        for remember in (0, 50_000):
-            simulate_all(args.policy, remember, args.samples, args.variations, args.processes)
+        without, cached = (
+            simulate_all(args.policy, size, args.samples, args.variations, args.processes) for size in (0, 50_000)
+        )
+        assert without == cached, "the cache changes episodes"
         return
-    env = ScienceWorld(processes=args.processes, remember=0)
+    env = ScienceWorld(processes=args.processes, cached_states=0)
     tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // args.compared)][: args.compared]
     golds = {task: teleported(env.gold(task)) for task in tasks}
 

@@ -40,14 +40,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[ScienceWorld]:
-    world = ScienceWorld(TASKS, remember=0)
+    world = ScienceWorld(TASKS, cached_states=0)
     yield world
     world.close()
 
 
 def on_the_simulators_of(env: ScienceWorld, **options: Any) -> ScienceWorld:
     """An environment with other options. It plays on the simulator of ``env``, which need not start again."""
-    other = ScienceWorld(TASKS, **{"remember": 0, **options})
+    other = ScienceWorld(TASKS, **{"cached_states": 0, **options})
     assert other._simulator is None
     other._simulator = env._ready()
     return other
@@ -146,7 +146,7 @@ def test_valid_actions_are_computed_only_on_request(env: ScienceWorld) -> None:
     "blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "hangs"]
 )
 def test_a_simulator_that_dies_or_hangs_is_replaced_and_the_episode_continues(blow: signal.Signals) -> None:
-    env = ScienceWorld(TASKS, timeout=20, remember=0)
+    env = ScienceWorld(TASKS, timeout=20, cached_states=0)
     gold = env.gold("find-animal/3")
     pages, info = play(env, "find-animal/3", gold)
     env.reset("find-animal/3")
@@ -172,42 +172,42 @@ def test_a_second_environment_asks_no_simulator_for_its_tasks(env: ScienceWorld,
     assert process.stdout.strip() == str(ScienceWorld(TASKS[1:])._split)
 
 
-def test_known_states_need_no_simulator(env: ScienceWorld, tmp_path: Path) -> None:
-    """Known states are those of the simulator. In the first unknown one it has replayed the episode."""
+def test_cached_states_need_no_simulator(env: ScienceWorld) -> None:
+    """Cached states equal those of the simulator, which replays the episode before the first new one."""
     actions = [*env.gold("find-animal/3")[:2], "inventory", "look around"]
-    other = on_the_simulators_of(env, remember=4)
+    other = on_the_simulators_of(env, cached_states=4)
     first = play(other, "find-animal/3", actions[:3])
     assert first == play(env, "find-animal/3", actions[:3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(other, "_ready", lambda: pytest.fail("the simulator was asked for a known state"))
+        patch.setattr(other, "_ready", lambda: pytest.fail("the simulator was called for a cached state"))
         assert play(other, "find-animal/3", actions[:3]) == first
     env.reset("lifespan-longest-lived/0")  # on the same simulator
     assert play(other, "find-animal/3", actions) == play(env, "find-animal/3", actions)
-    state = other._known.first["find-animal/3"].after[actions[0]]
-    assert other._known.room == 0 and "inventory" in state.after[actions[1]].after
+    state = other._cache.first["find-animal/3"].after[actions[0]]
+    assert other._cache.room == 0 and "inventory" in state.after[actions[1]].after
     assert not state.after[actions[1]].after["inventory"].after  # there was no room for a fifth state
 
 
-def test_a_known_state_that_the_simulator_contradicts_is_an_error(env: ScienceWorld) -> None:
-    other = on_the_simulators_of(env, remember=100)
+def test_a_cached_state_that_the_simulator_contradicts_is_an_error(env: ScienceWorld) -> None:
+    other = on_the_simulators_of(env, cached_states=100)
     play(other, "find-animal/3", ["look around", "inventory"])
-    other._known.first["find-animal/3"].after["look around"].page = "another page"
+    other._cache.first["find-animal/3"].after["look around"].page = "another page"
     other.reset("find-animal/3")
     other.step("look around")
     for _ in range(2):  # the second time it is not in this state either
         with pytest.raises(ReplayDivergence, match=r"the episode, action 0 \(look around\) led to another state"):
             other.step("teleport to kitchen")
-    other._known.first["find-animal/3"].page = "another page"
+    other._cache.first["find-animal/3"].page = "another page"
     other.reset("find-animal/3")
     with pytest.raises(ReplayDivergence, match="replayed the episode, the start led to another state"):
         other.step("teleport to kitchen")
 
 
 def test_an_interrupted_step_or_a_closed_simulator_leaves_no_wrong_state(env: ScienceWorld) -> None:
-    other = on_the_simulators_of(env, remember=100)
+    other = on_the_simulators_of(env, cached_states=100)
     expected = play(env, "find-animal/3", ["inventory", "teleport to kitchen"])
     for interrupt in (True, False):
-        other._known.first.clear()
+        other._cache.first.clear()
         other.reset("find-animal/3")
         other.step("inventory")
         if interrupt:

@@ -303,7 +303,7 @@ SCIENCE: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
     "java": [({"java": "/usr/bin/java"}, set())],
     "heap": [({"heap": 256}, set())],
     "timeout": [({"timeout": 5.0}, set())],
-    "remember": [({"remember": 0}, set())],
+    "cached_states": [({"cached_states": 0}, set())],
 }
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eef.envs import EnvError, ReplayDivergence, Step, TextEnv
-from eef.envs.scienceworld.known_states import KnownStates, State
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError, jar_hash
 from eef.envs.scienceworld.splits import limit_variations, read_index_files, step_limits
+from eef.envs.scienceworld.state_cache import State, StateCache
 
 SHORT = (  # tasks with short gold paths, which a small policy can learn
     "find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived",
@@ -48,7 +48,7 @@ class _Episode:
     actions: list[str] = field(default_factory=list)
     states: list[State] = field(default_factory=list)  # the first one, and one after each action
     best: float = 0.0
-    played: bool = False  # whether the simulator is in this state; it is not where all states were known
+    played: bool = False  # whether the simulator is in the last state
 
 
 class ScienceWorld:
@@ -66,9 +66,9 @@ class ScienceWorld:
     ``valid_actions``: compute the valid actions after every step, for :meth:`available_actions`. In some tasks this
     computation changes what happens later. Record and replay an episode with the same value; it is part of the stamp.
 
-    ``remember``: the largest number of states that are kept, 3 to 5 kB each (20 kB with very many valid actions). An
-    episode that stays in known states costs nothing. For the first unknown state the simulator replays the episode,
-    and each state is compared. 0: the simulator computes every step.
+    ``cached_states``: the largest number of states to cache, 3 to 5 kB each (20 kB with very many valid actions). A
+    step to a cached state does not call the simulator. Before the first step to a new state the simulator replays the
+    episode; ReplayDivergence if a state differs. 0: no cache.
 
     The prompt is the task's description and a first look around. ``Step.reward`` is the score in [0, 1] that the
     episode has if it ends now. It is 0 after a failure, for which the simulator's score is -1. ``Step.info``: ``won``
@@ -86,7 +86,7 @@ class ScienceWorld:
         split: str | Path = "simulator",
         variations: dict[str, int] | None = None,
         valid_actions: bool = False,
-        remember: int = 50_000,
+        cached_states: int = 50_000,
         processes: int = 2,
         java: str | Path | None = None,
         heap: int = 512,
@@ -97,7 +97,7 @@ class ScienceWorld:
         self._options: dict[str, Any] = {"java": java, "heap": heap, "timeout": timeout}
         self._simulator: Simulator | None = None
         self._twins: list[ScienceWorld] = []
-        self._known = KnownStates(remember)
+        self._cache = StateCache(cached_states)
         self.simplification, self.valid_actions, self.processes = simplification, valid_actions, processes
         self.restarts = 0  # simulators that died or hung and were replaced
         self._episode = _Episode()
@@ -121,11 +121,11 @@ class ScienceWorld:
         """Load ``task``. Returns its description and a first look around."""
         name, variation = self._parse(task)
         self._episode = _Episode()
-        first = self._known.first.get(task)
+        first = self._cache.first.get(task)
         played = first is None
         if first is None:
             first = self._call(lambda simulator: self._start(simulator, name, variation))
-            first = self._known.keep(self._known.first, task, first)
+            first = self._cache.add(self._cache.first, task, first)
         self._episode = _Episode(task, self._limits.get(name, self.max_steps), states=[first], played=played)
         return first.page
 
@@ -144,7 +144,7 @@ class ScienceWorld:
             if not played:
                 self._call(self._replay)
             state = self._call(lambda simulator: self._act(simulator, action))
-            state = self._known.keep(before.after, action, state)
+            state = self._cache.add(before.after, action, state)
             episode.played = True
         episode.actions.append(action)
         episode.states.append(state)

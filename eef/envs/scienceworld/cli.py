@@ -11,5 +11,5 @@ def collect_defaults(concurrency: int) -> dict[str, Any]:
 
 
 def check_defaults() -> dict[str, Any]:
-    """The simulator computes every step: a known state says nothing about it."""
-    return {"remember": 0}
+    """No cache, so that replays test the simulator."""
+    return {"cached_states": 0}
