@@ -8,8 +8,8 @@ Both environments play the gold paths of the same tasks with one simulator on on
 ``--processes`` simulators at once. The simulator computes every step of both.
 
 ``--policy`` is the folder of a trained model. It samples ``--samples`` episodes of each subtask, as RFT does: once
-without a cache of states, once with it. The script fails unless the episodes are equal. CPU seconds are split into those of the
-simulators, of the exchange with them (``pipe``), and of the rest: the policy and the environment.
+without a cache of states, once with it. The script fails unless the episodes are equal. CPU seconds are split into
+those of the simulators, of the exchange with them (``pipe``), and of the rest: the policy and the environment.
 """
 
 from __future__ import annotations
