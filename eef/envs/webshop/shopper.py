@@ -35,12 +35,14 @@ class ShopperNoise:
 
     ``base`` + ``growth`` * (turn number): probability of an error. ``late``: added on an item page once the shopper
     has turned a page, so that it finds the hard item and then makes a wrong purchase: wins rarely show paging, failures
-    often do. ``notice``: probability of noticing that an opened item is wrong and stepping back (a recovery).
+    often do. ``back``: the same once it has stepped back from an item. ``notice``: probability of noticing that an
+    opened item is wrong and stepping back (a recovery).
     """
 
     base: float = 0.0
     growth: float = 0.0
     late: float = 0.0
+    back: float = 0.0
     notice: float = 1.0
 
 
@@ -51,6 +53,7 @@ class _Memory:
     seen: set[str] = field(default_factory=set)
     chosen: set[str] = field(default_factory=set)
     paged: bool = False
+    stepped_back: bool = False
     wrong: bool = False
 
 
@@ -104,8 +107,8 @@ def _decide(
     if "next >" in clickables:
         return _on_results(env, page, goal, memory, rng, risk, insight)
     if "buy now" in clickables:
-        late = noise.late if memory.paged else 0.0
-        return _on_item(goal, clickables, memory, rng, noise, risk + late)
+        risk += noise.late * memory.paged + noise.back * memory.stepped_back
+        return _on_item(goal, clickables, memory, rng, noise, risk)
     return "click[< prev]"
 
 
@@ -174,6 +177,7 @@ def _on_item(
     left = [value for value in wanted if value not in memory.chosen]
     lacking = [value for value in left if value not in clickables]
     if (memory.wrong or lacking) and rng.random() < noise.notice:
+        memory.stepped_back = True
         return "click[< prev]"
     values = clickables[clickables.index("buy now") + 1 :]
     if rng.random() < risk:

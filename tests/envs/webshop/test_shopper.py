@@ -149,3 +149,13 @@ def test_a_shopper_that_notices_nothing_never_steps_back_from_a_wrong_row(wide: 
         played = play_expert(wide, task, noise, insight=False)
         items = [action for index, action in enumerate(played.actions) if " [SEP] Buy Now" in played.state(index)]
         assert "click[< prev]" not in items
+
+
+def test_a_shopper_that_errs_after_a_step_back_loses_what_it_finds_there(wide: WebShop) -> None:
+    def went_back(noise: ShopperNoise) -> dict[str, bool]:
+        played = [play_expert(wide, task, noise, insight=False) for task in wide.tasks("train")[:200]]
+        return {item.task: item.won for item in played if "click[< prev]" in item.actions}
+
+    perfect, spoiled = went_back(ShopperNoise()), went_back(ShopperNoise(back=1.0))
+    assert len(perfect) > 20 and all(perfect.values())
+    assert spoiled.keys() == perfect.keys() and not any(spoiled.values())
