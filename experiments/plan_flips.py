@@ -3,6 +3,7 @@
     python experiments/plan_flips.py                                               # synthetic failures
     python experiments/plan_flips.py --curves figures/plan_flips/states-100.csv    # measured by measure_states.py
 
+Writes a table and a picture of it: what is learnt, and how good the labels are, against the simulations per failure.
 Every state has a true win probability, and a simulation wins with it. A flip is a pair of neighbouring states of which
 one wins at least half of the time and the other does not. The synthetic failures have several shapes. Their lost states
 win .065 and their won ones .73 of the time on average, as measured with 40 simulations per state, and about a fifth of
@@ -32,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from eef.analysis.drawing import LOOKS, marker_style, picture
 from eef.analysis.tables import markdown
 from eef.beyond import without_solved
 from eef.planning import Estimate, Line, estimate, fit, plan
@@ -46,6 +48,12 @@ BUDGETS = ((1, 1), (2, 1), (5, 1), (10, 1), (5, 2), (5, 5))
 ARMS = [("even", label, m, k) for label in ("majority", "model") for m, k in BUDGETS]
 ARMS += [(spend, "model", m, k) for spend in ("planned", "certain") for m, k in BUDGETS]
 ROUNDS = 3
+METHODS = {  # whose simulations and labels these are, and how the picture calls it
+    ("even", "majority"): ("eef", "EEF"),
+    ("even", "model"): ("eef_soft", "EEF's states, labels of the model"),
+    ("planned", "model"): ("eef_adaptive", "planned, as eef_adaptive"),
+    ("certain", "model"): ("eef_pairs", "planned for certain labels, as eef_pairs"),
+}
 
 
 def synthetic(draw: np.random.Generator) -> list[tuple[str, np.ndarray]]:
@@ -173,6 +181,34 @@ def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
     ).round(3)  # fmt: skip
 
 
+def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
+    """Three panels over the simulations per failure: flips found, failures solved, true win rates by label."""
+    panels = {
+        "true flips found (%)": [("hits", "-")],
+        "failures solved (%)": [("solved", "-")],
+        "true win rate by label (%)": [("rate_of_won", "-"), ("rate_of_lost", ":")],
+    }
+    title, margins = "What simulations along a failure tell", (0.55, 0.1, 0.62, 0.85)
+    with picture(out, name, 3.2, title, about, margins, (1, 1, 1), 0.6) as axes:
+        for panel, (label, columns) in zip(axes, panels.items(), strict=True):
+            for (spend, labels), (method, text) in METHODS.items():
+                arm = result[(result["spend"] == spend) & (result["label"] == labels)].sort_values("simulations")
+                for column, line in columns:
+                    style = {**marker_style(LOOKS[method], 4.5), "linestyle": line, "linewidth": 1.2}
+                    panel.plot(arm["simulations"], 100 * arm[column], label=text if line == "-" else None, **style)
+            panel.set(xlabel="simulations per failure", ylabel=label, xlim=(0, None), ylim=(0, None))
+        axes[0].legend(frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(-0.1, -0.22))
+        axes[2].text(
+            0.98,
+            0.5,
+            "solid: labelled won\ndotted: labelled lost",
+            transform=axes[2].transAxes,
+            ha="right",
+            va="center",
+            fontsize=7,
+        )
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--curves", type=Path, help="CSV of measured win counts: task,state,wins,simulations")
@@ -193,6 +229,7 @@ def main(words: Sequence[str] | None = None) -> None:
     result.to_csv(args.out / f"{name}.csv", index=False)
     text = f"{about} The columns are explained in `experiments/plan_flips.py`.\n\n{markdown(summary)}\n"
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
+    draw(summary, args.out, name, about)
     print(text)
 
 

@@ -64,7 +64,7 @@ def test_scores_follow_the_selection_of_eef(monkeypatch: pytest.MonkeyPatch) -> 
     assert fallback["solved"] and fallback["examples"] == 1, "no state is labelled won, but s_1 has a win"
 
 
-def test_measured_curves_give_a_table_and_a_page(
+def test_measured_curves_give_a_table_a_page_and_a_picture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan_flips = script("plan_flips", monkeypatch)
@@ -78,6 +78,8 @@ def test_measured_curves_give_a_table_and_a_page(
     assert table["flips"].tolist() == [2.0, 2.0] and table["solved"].between(0, 1).all()
     page = (tmp_path / "flips-tiny.md").read_text(encoding="utf-8")
     assert page.startswith("4 failures (2 repeats), of which 4 have a won state.") and page in capsys.readouterr().out
+    picture = (tmp_path / "flips-tiny.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {text} -->" in picture for text in ("EEF", "planned, as eef_adaptive", "true flips found (%)"))
 
 
 @pytest.mark.parametrize(
