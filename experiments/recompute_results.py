@@ -3,8 +3,8 @@
     python experiments/recompute_results.py
 
 Each row of a page is printed as recomputed: means over training seeds with 95 % t-intervals, and paired differences
-with p-values of t-tests over seeds, adjusted by Holm's method for all differences of the page. A line with ``!=`` names
-a cell that says something else; the exit code is then 1. A sweep without outcomes.csv has win rates per run alone.
+with p-values of t-tests over seeds (Holm's method for all differences of the page). A line with ``!=`` names a wrong
+cell; the exit code is then 1. A sweep without outcomes.csv has win rates alone.
 """
 
 import math
@@ -26,7 +26,7 @@ Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its d
 
 
 def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
-    """The rows of each arm of a sweep, one per training seed, by name and experts (or ``base 0.18, late 0.25``)."""
+    """The rows of each arm of a sweep, one per seed, by name and experts (``base 0.18, late 0.25``) or regime."""
     folder = ROOT / "figures" / sweep.strip("`")
     paths = [folder / f"{name}.csv" for name in ("win_rate_vs_budget", "outcomes")]
     table, *more = (pd.read_csv(path).set_index("run_id") for path in paths if path.is_file())
@@ -36,7 +36,8 @@ def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
         table["win_rate"] = outcomes.groupby("run_id")["won"].mean()
         for group, part in outcomes.groupby("group") if "group" in outcomes else ():
             table[f"win_rate_{group}"] = part.groupby("run_id")["won"].mean()
-    table["experts"] = table.get("expert_noise", table["experts"]).str.replace(r'[{}":]', "", regex=True)
+    names = [name for name in ("expert_noise", "train", "model") if name in table] or ["experts"]
+    table["experts"] = table[names].astype(str).agg(", ".join, axis=1).str.replace(r'[{}":]', "", regex=True)
     keys = [(arm_name(arm_of(row)).replace(" (SFT-pos)", ""), row["experts"]) for row in records(table)]
     return {key: rows.set_index("seed").sort_index() for key, rows in table.groupby(pd.Series(keys, index=table.index))}
 
@@ -78,7 +79,7 @@ def of_difference(row: dict[str, str], sweep: str) -> Cells:
 def compare(text: str, sweep: str) -> list[str]:
     """Print the tables of a page as recomputed; returns the cells that say otherwise. KeyError for an unknown name."""
     rows, wrong = [], []
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+    for block in re.findall(r"(?:^\|.*\n)+", text.replace("| regime |", "| experts |"), re.MULTILINE):
         head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
         rows += [dict(zip(head, line, strict=True)) for line in body if {"method", "difference"} & {*head}]
     computed = [(of_method if "method" in row else of_difference)(row, row.get("sweep", sweep)) for row in rows]
