@@ -3,8 +3,7 @@
     python experiments/recompute_results.py
 
 Each row of a page is printed as recomputed: means over training seeds with 95 % t-intervals, and paired differences
-with p-values of t-tests over seeds (Holm's method for all differences of the page). A line with ``!=`` names a wrong
-cell; the exit code is then 1. A sweep without outcomes.csv has win rates alone.
+with p-values of t-tests, adjusted for all differences of the page. ``!=`` names a wrong cell; the exit code is then 1.
 """
 
 import math
