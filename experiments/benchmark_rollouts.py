@@ -217,6 +217,8 @@ def main() -> None:
         bare = Policy.load(
             options.model, dtype=options.dtype, max_new_tokens=options.words, constrained_decoding=options.constrained
         )
+        if not options.engine:  # as a policy in training; a new adapter changes no answer
+            bare.new_adapter(0)
     else:
         bare = random_policy(pages, options.width, options.layers, options.words)
     size = sum(weights.numel() for weights in bare.model.parameters()) / 1e6

@@ -27,6 +27,7 @@ from eef.agents.sampling import choose
 
 _CELLS = 1 << 26  # most elements of a mask in one pass (with eager attention: of the scores of all heads)
 _TOKENS = 1 << 14  # most tokens in one pass
+_LARGE_OUTPUT = 1 << 22  # weights of an output layer that take long to copy
 _SHORTEST_PREFIX = 8  # tokens; copying shorter prefixes does not pay
 
 
@@ -59,6 +60,8 @@ class CachedEngine:
         self.memory = available_memory(self.device) if token_bytes else 0
         self.reported = False
         self.heads = int(config.num_attention_heads) if config._attn_implementation == "eager" else 1
+        # PyTorch copies frozen weights of the output layer for each row of a slice, but not of a selection
+        self.large_output = config.vocab_size * config.hidden_size > _LARGE_OUTPUT
         self.config = config
         self.mask_kinds, self.masks_by_kind = mask_kinds(policy.model, config)
 
@@ -299,6 +302,7 @@ class CachedEngine:
         # padding gets position 0 and sees place 0, so that no row of a mask is empty; its output is not used
         position = self.plan.places.masked_fill(self.plan.places == padding, 0)
         dtype = self.policy.model.dtype
+        last = torch.tensor([width - 1], device=self.device) if self.large_output else 1
         masks = {kind: attention_mask(kind, self.config, position, longest, dtype) for kind in self.mask_kinds}
         output = self.policy.model(
             input_ids=torch.from_numpy(ids).to(self.device),
@@ -306,7 +310,7 @@ class CachedEngine:
             position_ids=position,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         )
         return output.logits[[rows.index(self.rows[slot]) for slot in slots], -1].float()
 

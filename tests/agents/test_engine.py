@@ -257,3 +257,20 @@ def test_long_readings_come_in_pieces(policy: Policy, monkeypatch: pytest.Monkey
         expected.append(engine.generate([0, 1], DRAWS, 0.0))
         widest.append(max(sizes))
     assert expected[0] == expected[1] and widest[1] <= 300 * 40 < widest[0]
+
+
+def test_a_large_output_layer_is_not_copied_for_each_row(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy.model.requires_grad_(False)  # as under an adapter: PyTorch copies frozen weights only
+
+    def first_pass() -> tuple[torch.Tensor, int]:
+        engine = CachedEngine(policy, 3)
+        engine.start({0: [5, 6, 7, 8], 1: [6, 7, 8], 2: [7, 8, 9, 10]})
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            logits = engine.next_logits([0, 1, 2])
+        return logits, sum(event.count for event in profile.key_averages() if event.key == "aten::bmm")
+
+    copied, products = first_pass()
+    monkeypatch.setattr(cached_engine, "_LARGE_OUTPUT", 0)
+    logits, fewer_products = first_pass()
+    torch.testing.assert_close(logits, copied)
+    assert fewer_products < products
