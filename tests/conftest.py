@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,3 +62,12 @@ def policy(tokenizer, chat) -> Policy:
     torch.manual_seed(0)
     model = make_model(tokenizer, width=32, layers=2, heads=2).eval()
     return Policy(model, tokenizer, chat, "random", context=2048, constrained_decoding=True, max_new_tokens=16)
+
+
+@pytest.fixture(scope="session")
+def demo_drawn_again() -> bool:
+    """Whether ``make demo`` has drawn other numbers than the committed ones, as it does on another processor."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", "figures/demo"]
+    return (
+        subprocess.run(command, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL).returncode == 1
+    )  # 129: not a git repository

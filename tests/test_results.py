@@ -44,13 +44,19 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_each_number_of_the_pages_is_that_of_the_committed_tables(script: ModuleType, capsys: Any) -> None:
+def test_each_number_of_the_pages_is_that_of_the_committed_tables(
+    script: ModuleType, capsys: Any, demo_drawn_again: bool
+) -> None:
+    left_out = {"docs/results/demo.md"} if demo_drawn_again else set()
     rows = {}
-    for page, sweep in script.PAGES.items():
+    for page in script.PAGES.keys() - left_out:
+        sweep = script.PAGES[page]
         assert script.compare(text_of(page), sweep) == [], page
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
         rows[page] = len(lines)
-    assert {page: number for page, number in rows.items() if number} == ROWS
+    assert {page: number for page, number in rows.items() if number} == {
+        page: ROWS[page] for page in ROWS.keys() - left_out
+    }
     assert len(text_of("experiments/recompute_results.py").splitlines()) < 100
 
 
@@ -71,8 +77,10 @@ def test_a_number_that_is_not_in_the_tables_is_named(script: ModuleType) -> None
 
 
 def test_win_rates_come_from_the_outcomes_where_they_are_committed(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_drawn_again: bool
 ) -> None:
+    if demo_drawn_again:
+        pytest.skip("make demo has drawn figures/demo again, with other numbers than the committed ones")
     folder = tmp_path / "figures" / "demo"
     folder.mkdir(parents=True)
     for name in ("win_rate_vs_budget", "outcomes", "subtasks"):
