@@ -180,4 +180,4 @@ def test_a_browser_shows_it(tmp_path: Path) -> None:
     title = re.search(r"<title>(.*?)</title>", shown)
     assert title, shown[:500]
     ((complete, wide),) = json.loads(html.unescape(title.group(1)))
-    assert complete and wide == 1600 and shown.count("<tr") > 15
+    assert complete and wide == 1620 and shown.count("<tr") > 15
