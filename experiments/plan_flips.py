@@ -3,7 +3,8 @@
     python experiments/plan_flips.py                                               # synthetic failures
     python experiments/plan_flips.py --curves figures/plan_flips/states-100.csv    # measured by measure_states.py
 
-Writes a table and a picture of it: what is learnt, and how good the labels are, against the simulations per failure.
+It writes a table and draws a part of it.
+
 Every state has a true win probability, and a simulation wins with it. A flip is a pair of neighbouring states of which
 one wins at least half of the time and the other does not. The synthetic failures have several shapes. Their lost states
 win .065 and their won ones .73 of the time on average, as measured with 40 simulations per state, and about a fifth of
@@ -182,11 +183,11 @@ def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
 
 
 def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
-    """Three panels over the simulations per failure: flips found, failures solved, true win rates by label."""
+    """Draw, over the simulations per failure: the share of flips found, of failures solved, and win rates by label."""
     panels = {
-        "true flips found (%)": [("hits", "-")],
+        "flips between lost and won found (%)": [("hits", "-")],
         "failures solved (%)": [("solved", "-")],
-        "true win rate by label (%)": [("rate_of_won", "-"), ("rate_of_lost", ":")],
+        "win rate of states by label (%)": [("rate_of_won", "-"), ("rate_of_lost", ":")],
     }
     title, margins = "What simulations along a failure tell", (0.55, 0.1, 0.62, 0.85)
     with picture(out, name, 3.2, title, about, margins, (1, 1, 1), 0.6) as axes:
@@ -198,15 +199,8 @@ def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
                     panel.plot(arm["simulations"], 100 * arm[column], label=text if line == "-" else None, **style)
             panel.set(xlabel="simulations per failure", ylabel=label, xlim=(0, None), ylim=(0, None))
         axes[0].legend(frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(-0.1, -0.22))
-        axes[2].text(
-            0.98,
-            0.5,
-            "solid: labelled won\ndotted: labelled lost",
-            transform=axes[2].transAxes,
-            ha="right",
-            va="center",
-            fontsize=7,
-        )
+        place = {"transform": axes[2].transAxes, "ha": "right", "va": "center", "fontsize": 7}
+        axes[2].text(0.98, 0.5, "solid: labelled won\ndotted: labelled lost", **place)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -68,6 +68,5 @@ def policy(tokenizer, chat) -> Policy:
 def demo_drawn_again() -> bool:
     """Whether ``make demo`` has drawn other numbers than the committed ones, as it does on another processor."""
     command = ["git", "diff", "--quiet", "HEAD", "--", "figures/demo"]
-    return (
-        subprocess.run(command, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL).returncode == 1
-    )  # 129: not a git repository
+    result = subprocess.run(command, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL)
+    return result.returncode == 1  # 129: not a git repository

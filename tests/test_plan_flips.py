@@ -79,7 +79,7 @@ def test_measured_curves_give_a_table_a_page_and_a_picture(
     page = (tmp_path / "flips-tiny.md").read_text(encoding="utf-8")
     assert page.startswith("4 failures (2 repeats), of which 4 have a won state.") and page in capsys.readouterr().out
     picture = (tmp_path / "flips-tiny.svg").read_text(encoding="utf-8")
-    assert all(f"<!-- {text} -->" in picture for text in ("EEF", "planned, as eef_adaptive", "true flips found (%)"))
+    assert all(f"<!-- {text} -->" in picture for text in ("EEF", "planned, as eef_adaptive", "failures solved (%)"))
 
 
 @pytest.mark.parametrize(
