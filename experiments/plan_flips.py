@@ -185,7 +185,7 @@ def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
 def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
     """Draw, over the simulations per failure: the share of flips found, of failures solved, and win rates by label."""
     panels = {
-        "flips between lost and won found (%)": [("hits", "-")],
+        "flips found (%)": [("hits", "-")],
         "failures solved (%)": [("solved", "-")],
         "win rate of states by label (%)": [("rate_of_won", "-"), ("rate_of_lost", ":")],
     }
