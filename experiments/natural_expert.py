@@ -1,11 +1,14 @@
-"""Makes an expert whose failures nobody wrote: the embedded policy, trained on perfect play and sampled hot.
+"""Makes an expert whose failures nobody wrote: a small policy, trained on perfect play and sampled hot.
 
     python experiments/natural_expert.py --catalogue "{seed: 22}" --seed 0 --out natural.jsonl
     eef sweep experiments/demo.yaml -p "catalogue={seed: 22}" -p experts=natural.jsonl
 
+    python experiments/natural_expert.py --env scienceworld --env-options "{valid_actions: true}" --tasks 300 \
+        --settings "{model: embedded-scienceworld, tune: full, lr: 0.001}" --temperature 1.0 --out natural.jsonl
+
 The expert is trained on other subtasks than it plays: on training subtasks after the first ``--tasks``, then on those
 of ``eval``. It plays the first ``--tasks`` training subtasks, once each. FILE.jsonl contains its trajectories, and
-FILE.json its win rate by grade, and its skills in wins and in failures. Equal arguments give equal files. Training and
+FILE.json its win rate by group, and its skills in wins and in failures. Equal arguments give equal files. Training and
 episodes are stages in the folder of runs: a second call resumes, and another temperature reuses the trained policy.
 """
 
@@ -25,7 +28,7 @@ from eef.agents.rollout import Start
 from eef.analysis.evaluate import results
 from eef.analysis.statistics import without_errors
 from eef.analysis.tables import markdown
-from eef.envs import TextEnv, make_env
+from eef.envs import TextEnv, env_from_parameters
 from eef.envs.extras import extras_of
 from eef.files import write_json
 from eef.lab import Lab
@@ -45,7 +48,7 @@ def split_tasks(env: TextEnv, tasks: int, train_subtasks: int) -> tuple[list[str
     if not 0 < train_subtasks <= len(others):
         raise ValueError(
             f"--train-subtasks={train_subtasks} must be from 1 to {len(others)}, the number of train and eval subtasks "
-            f"after the first {tasks}: lower it, or have more with train and eval in --catalogue"
+            f"after the first {tasks}: lower it, or have more with train and eval in --catalogue or --env-options"
         )
     return train[:tasks], others[:train_subtasks]
 
@@ -57,19 +60,19 @@ def play(lab: Lab, tasks: Sequence[str], source: str) -> list[Trajectory]:
 
 
 def describe(env: TextEnv, episodes: Sequence[Trajectory]) -> dict[str, Any]:
-    """Win rates by grade, and what wins and failures show: skills (paper, Figure 2), steps, and how failures end.
+    """Win rates by group, and what wins and failures show: skills (paper, Figure 2), steps, and how failures end.
 
     Rates and shares are fractions in [0, 1] of the episodes without infrastructure errors, which ``errors`` counts.
     """
     extras = extras_of(env)
     table = results(episodes, extras.skills)
-    table["grade"] = table["task"].map(extras.groups(env, list(table["task"])) or {})
+    table["group"] = table["task"].map(extras.groups(env, list(table["task"])) or {})
     rated = without_errors(table)
     wins, failures = rated[rated["won"]], rated[~rated["won"]]
-    grades = {"all": rated, **dict(iter(rated.groupby("grade")))}
+    groups = {"all": rated, **dict(iter(rated.groupby("group")))}
     return {
         "errors": len(table) - len(rated),
-        "win_rate": {name: _rate(part) for name, part in grades.items()},
+        "win_rate": {name: _rate(part) for name, part in groups.items()},
         "wins": _shown(wins, [*extras.skills]),
         "failures": _shown(failures, [*extras.skills]),
         "failures_end": failures["outcome"].value_counts().to_dict(),
@@ -104,7 +107,10 @@ def _percent(key: str, value: Any) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--catalogue", default="{}", metavar="YAML", help="options of the catalogue, as in a sweep")
+    parser.add_argument("--env", default="webshop", help="webshop or scienceworld")
+    parser.add_argument("--catalogue", default="{}", metavar="YAML", help="WebShop's catalogue, as in a sweep")
+    parser.add_argument("--env-options", default="{}", metavar="YAML", help="other options, as in a sweep")
+    parser.add_argument("--settings", default="{}", metavar="YAML", help="of its training, as in a sweep")
     parser.add_argument("--max-steps", type=int, default=15, help="steps per episode, as in the sweep")
     parser.add_argument("--tasks", type=int, default=250, help="how many subtasks it plays; the sweep's train_tasks")
     parser.add_argument("--train-subtasks", type=int, default=350, help="how many other subtasks it is trained on")
@@ -115,20 +121,23 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", metavar="DIR", help="folder of the runs (default experiments/runs)")
     args = parser.parse_args(words)
 
-    options = load_yaml(args.catalogue, "--catalogue", command_line=True)
-    env = make_env("webshop", max_steps=args.max_steps, catalogue=options)
+    given = {
+        name: load_yaml(getattr(args, name), f"--{name.replace('_', '-')}", command_line=True)
+        for name in ("catalogue", "env_options", "settings")
+    }
+    env = env_from_parameters({**vars(args), **given})
     played, trained_on = split_tasks(env, args.tasks, args.train_subtasks)
-    settings = Settings(epochs=args.epochs, temperature=args.temperature)
+    settings = Settings(epochs=args.epochs, temperature=args.temperature, **given["settings"])
     chat = load_chat(settings.model)
     run = Run.open(args.root, env.name, "natural-expert", args.seed, {}, stamp(env.stamp(), chat.hash))
     lab = Lab(run, env, settings, args.seed, trained_on, [], chat)
     episodes = play(lab, played, args.out.stem)
 
     trajectory.save(episodes, args.out)
-    arguments = {key: value for key, value in vars(args).items() if key not in ("catalogue", "out", "root")}
+    arguments = {key: value for key, value in vars(args).items() if key not in ("out", "root")} | given
     about = describe(env, episodes)
     subtasks = {"played": played, "trained_on": trained_on}
-    write_json(args.out.with_suffix(".json"), {**about, "catalogue": options, **arguments, **subtasks})
+    write_json(args.out.with_suffix(".json"), {**about, **arguments, **subtasks})
     print(f"{tables(about)}\n\nwrote {args.out} and {args.out.with_suffix('.json')}")
 
 
