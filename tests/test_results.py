@@ -22,6 +22,7 @@ SWEEPS = (
     "natural_expert_60",
     "late_curve",
     "three_iterations",
+    "regimes_webshop",
     "figure3",
     "paper_webshop",
     "scienceworld",
@@ -29,7 +30,7 @@ SWEEPS = (
 )
 ROWS = {f"docs/results/{name}.md": number for name, number in {
     "demo": 7, "disjoint_families": 23, "figure3": 21, "late_curve": 36, "main_comparison": 22, "natural_expert": 30,
-    "paper_webshop": 16, "scienceworld": 7, "smollm2": 16, "three_iterations": 10, "README": 30,
+    "paper_webshop": 16, "regimes_webshop": 20, "scienceworld": 7, "smollm2": 16, "three_iterations": 10, "README": 34,
 }.items()} | {"README.md": 5}  # fmt: skip
 
 
