@@ -1,16 +1,21 @@
-"""Draws the picture at the top of README.md: a failure of the embedded expert that shows what EEF learns from.
+"""Draws a failed expert trajectory that shows what EEF learns from (the paper's Figure 1).
 
-    python experiments/draw_failure.py        # some minutes on one core; writes figures/failure
+    python experiments/draw_failure.py        # the picture of README.md; some minutes on one core
 
-The policy is the behaviour clone of the demo (seed 0). Each state of each failure is simulated once, and the failures
-are sorted by how clearly these outcomes explain the method (clearest_first). One after another is then simulated 40
-fresh times from each state. The first is drawn that has a beneficial and a harmful segment and whose labels are all
-reliable: each state is won clearly more or clearly less than half of the time (is_reliable in
-eef/analysis/failed_trajectory.py).
+    python experiments/draw_failure.py --env scienceworld --max-steps 16 --env-options "{valid_actions: true}" \\
+        --settings "{model: embedded-scienceworld, tune: full, lr: 0.001}" --tasks 100 --out figures/failure_sw
+
+The policy is the behaviour clone. Each state of each failure is simulated once, and the failures are sorted by how
+clearly these outcomes explain the method (clearest_first). One after another is then simulated 40 fresh times from each
+state. The first is drawn that has a beneficial and a harmful segment and whose labels are all reliable: each state is
+won clearly more or clearly less than half of the time (is_reliable in eef/analysis/failed_trajectory.py). Without
+options it is the embedded expert and the behaviour clone of the demo.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,25 +23,42 @@ from measure_states import simulate
 
 from eef.agents.policy import load_chat
 from eef.analysis.failed_trajectory import clearest_first, draw_failure, is_reliable
-from eef.envs import make_env
+from eef.envs import env_from_parameters
 from eef.envs.extras import extras_of
 from eef.lab import Lab
 from eef.selection import segments
 from eef.settings import Settings
+from eef.sweeps.strict_yaml import load_yaml
 from eef.tracking.runs import Run, default_root, stamp
 
-SIMULATIONS, MOST_FAILURES = 40, 30
-OUT = Path(__file__).parents[1] / "figures" / "failure"
+MOST_FAILURES = 30
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--env", default="webshop", help="webshop or scienceworld")
+    parser.add_argument("--max-steps", type=int, default=15, help="steps per episode")
+    parser.add_argument("--env-options", default="{}", metavar="YAML", help="options of the environment, as in a sweep")
+    parser.add_argument("--settings", default="{epochs: 10.0}", metavar="YAML", help="as in a sweep")
+    parser.add_argument("--tasks", type=int, default=250, help="how many training subtasks")
+    parser.add_argument("--seed", type=int, default=0, help="of the expert and the training")
+    parser.add_argument("--simulations", type=int, default=40, help="how many from each state")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "figures" / "failure", metavar="DIR")
+    parser.add_argument("--root", metavar="DIR", help="folder of the runs (default experiments/runs/failure)")
+    args = parser.parse_args(words)
+
     torch.set_num_threads(1)
-    env = make_env("webshop", max_steps=15)
+    given = {
+        name: load_yaml(getattr(args, name), f"--{name.replace('_', '-')}", command_line=True)
+        for name in ("env_options", "settings")
+    }
+    env = env_from_parameters({**vars(args), **given})
     extras = extras_of(env)
-    settings = Settings(epochs=10.0)
+    settings = Settings(**given["settings"])
     chat = load_chat(settings.model)
-    run = Run.open(default_root() / "failure", env.name, "failure", 0, {}, stamp(env.stamp(), chat.hash))
-    lab = Lab(run, env, settings, 0, env.tasks("train")[:250], [], chat)
+    root = Path(args.root) if args.root else default_root() / "failure"
+    run = Run.open(root, env.name, "failure", args.seed, {}, stamp(env.stamp(), chat.hash))
+    lab = Lab(run, env, settings, args.seed, env.tasks("train")[: args.tasks], [], chat)
 
     failures = [expert for expert in lab.experts() if expert.failed]
     once = simulate(lab, failures, 1, "states-once", 7)
@@ -45,20 +67,26 @@ if __name__ == "__main__":
         for expert, states in zip(failures, once, strict=True)
     ]
     for number, (expert, _) in enumerate(clearest_first(explored, extras.skills)[:MOST_FAILURES]):
-        (states,) = simulate(lab, [expert], SIMULATIONS, f"states-{number}", 8)
+        (states,) = simulate(lab, [expert], args.simulations, f"states-{number}", 8)
         won = [[one for one in samples if one.won] for samples in states]
-        counts = {i: (len(wins), SIMULATIONS) for i, wins in enumerate(won)}
-        outcomes = {i: wins[0] if 2 * len(wins) > SIMULATIONS else None for i, wins in enumerate(won)}
+        counts = {i: (len(wins), args.simulations) for i, wins in enumerate(won)}
+        outcomes = {i: wins[0] if 2 * len(wins) > args.simulations else None for i, wins in enumerate(won)}
         kinds = {part.kind for part in segments(expert, outcomes)}
         print(
-            f"task {expert.task}: wins of {SIMULATIONS} at each state: {[wins for wins, _ in counts.values()]}",
+            f"task {expert.task}: wins of {args.simulations} at each state: {[wins for wins, _ in counts.values()]}",
             flush=True,
         )
         if all(is_reliable(*count) for count in counts.values()) and {"beneficial", "harmful"} <= kinds:
-            about = (
-                f"webshop · a scripted expert's failure · {SIMULATIONS} simulations per state, by the behaviour clone"
-            )
-            print(draw_failure(expert, outcomes, OUT, about, extras, counts=counts))
+            about = f"{env.name} · a scripted expert's failure · {args.simulations} simulations per state"
+            about += ", by the behaviour clone"
+            print(draw_failure(expert, outcomes, args.out, about, extras, counts=counts))
             break
     else:
-        raise SystemExit(f"none of {MOST_FAILURES} failures has reliable labels: raise SIMULATIONS or MOST_FAILURES")
+        raise SystemExit(
+            f"none of {min(MOST_FAILURES, len(failures))} failures has a beneficial and a harmful segment and reliable "
+            "labels: raise --tasks or --simulations"
+        )
+
+
+if __name__ == "__main__":
+    main()
