@@ -8,7 +8,7 @@ import pytest
 
 from eef.envs import restore
 from eef.envs.scienceworld import ScienceWorld
-from eef.envs.scienceworld.expert import LapseNoise, play_expert, teleported, to_valid_action
+from eef.envs.scienceworld.expert import LapseNoise, play_expert, teleported, to_valid_action, without_flower_pots
 from eef.experts import demonstrations, expert_trajectories
 from eef.trajectory import Trajectory
 
@@ -52,6 +52,15 @@ def test_walks_become_teleports() -> None:
     assert teleported(["focus on ant", "wait1"]) == ["focus on ant", "wait1"]
 
 
+def test_a_plant_is_carried_by_its_name() -> None:
+    gold = ["look around", "focus on adult pea plant", "pick up flower pot 7", "teleport to kitchen"]
+    gold.append("move flower pot 7 containing pea plant and soil in inventory to red box")
+    carried = ["pick up adult pea plant", "teleport to kitchen", "move adult pea plant to red box"]
+    assert without_flower_pots(gold) == [*gold[:2], *carried]
+    animal = ["focus on dove", "pick up dove", "move egg dove egg in inventory to red box"]
+    assert without_flower_pots(animal) == animal and without_flower_pots([]) == []
+
+
 @pytest.mark.parametrize(
     ("action", "valid", "carried", "expected"),
     [
@@ -73,6 +82,12 @@ def test_walks_become_teleports() -> None:
             ["move flower pot to red box", "move apple to red box", "move adult apple tree to red box"],
             "flower pot 6",
             "move flower pot to red box",
+        ),
+        (
+            "move banana tree to red box",
+            ["move banana to red box", "move adult banana tree to red box", "move red box to adult banana tree"],
+            "banana tree",
+            "move adult banana tree to red box",
         ),
         (
             "pour cup of paint in art studio in jug",
