@@ -3,8 +3,9 @@
     python experiments/natural_expert.py --catalogue "{seed: 22}" --seed 0 --out natural.jsonl
     eef sweep experiments/demo.yaml -p "catalogue={seed: 22}" -p experts=natural.jsonl
 
-    python experiments/natural_expert.py --env scienceworld --env-options "{valid_actions: true}" --tasks 300 \
-        --settings "{model: embedded-scienceworld, tune: full, lr: 0.001}" --temperature 1.0 --out natural.jsonl
+    python experiments/natural_expert.py --env scienceworld \
+        --env-options "{valid_actions: true, variations: {train: 40, eval: 12}}" --tasks 298 --train-subtasks 93 \
+        --settings "{model: embedded-scienceworld, tune: full, lr: 0.003}" --temperature 1.0 --out natural.jsonl
 
 The expert is trained on other subtasks than it plays: on training subtasks after the first ``--tasks``, then on those
 of ``eval``. It plays the first ``--tasks`` training subtasks, once each. FILE.jsonl contains its trajectories, and
@@ -127,7 +128,7 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     env = env_from_parameters({**vars(args), **given})
     played, trained_on = split_tasks(env, args.tasks, args.train_subtasks)
-    settings = Settings(epochs=args.epochs, temperature=args.temperature, **given["settings"])
+    settings = Settings(**{"epochs": args.epochs, "temperature": args.temperature, **given["settings"]})
     chat = load_chat(settings.model)
     run = Run.open(args.root, env.name, "natural-expert", args.seed, {}, stamp(env.stamp(), chat.hash))
     lab = Lab(run, env, settings, args.seed, trained_on, [], chat)
