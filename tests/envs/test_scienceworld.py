@@ -370,6 +370,7 @@ def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld,
 
 @pytest.mark.slow
 def test_an_environment_error_is_counted_and_is_not_a_loss(policy: Policy, tmp_path: Path) -> None:
+    ScienceWorld(TASKS).close()  # the list of tasks is asked of the first simulator of a process only
     env = ScienceWorld(TASKS, processes=1, java=tmp_path / "none")
     (played,) = simulate(replace(policy, constrained_decoding=False), env, [Start("find-animal/0")], max_steps=3)
     assert played.outcome == "env_error" and not played.failed and not played.won
