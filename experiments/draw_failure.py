@@ -25,6 +25,7 @@ from eef.agents.policy import load_chat
 from eef.analysis.failed_trajectory import clearest_first, draw_failure, is_reliable
 from eef.envs import env_from_parameters
 from eef.envs.extras import extras_of
+from eef.files import joined_names, names_file
 from eef.lab import Lab
 from eef.selection import segments
 from eef.settings import Settings
@@ -77,8 +78,8 @@ def main(words: Sequence[str] | None = None) -> None:
             flush=True,
         )
         if all(is_reliable(*count) for count in counts.values()) and {"beneficial", "harmful"} <= kinds:
-            about = f"{env.name} · a scripted expert's failure · {args.simulations} simulations per state"
-            about += ", by the behaviour clone"
+            whose = "an expert's" if any(map(names_file, joined_names(settings.experts))) else "a scripted expert's"
+            about = f"{env.name} · {whose} failure · {args.simulations} simulations per state, by the behaviour clone"
             print(draw_failure(expert, outcomes, args.out, about, extras, counts=counts))
             break
     else:

@@ -57,6 +57,9 @@ def test_a_plant_is_carried_by_its_name() -> None:
     gold.append("move flower pot 7 containing pea plant and soil in inventory to red box")
     carried = ["pick up adult pea plant", "teleport to kitchen", "move adult pea plant to red box"]
     assert without_flower_pots(gold) == [*gold[:2], *carried]
+    gold[1] = "focus on living thing in flower pot 7"  # some gold paths say so
+    named = ["pick up pea plant", "teleport to kitchen", "move pea plant to red box"]
+    assert without_flower_pots(gold) == ["look around", "focus on pea plant", *named]
     animal = ["focus on dove", "pick up dove", "move egg dove egg in inventory to red box"]
     assert without_flower_pots(animal) == animal and without_flower_pots([]) == []
 

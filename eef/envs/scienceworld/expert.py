@@ -18,6 +18,7 @@ from eef.trajectory import Trajectory, Turn
 
 _OBJECT = re.compile(r"^\t(?:a substance called |an? |the )([\w ]+?)(?:\s*[(,.]|$)", re.MULTILINE)
 _ROOMS = ("kitchen", "hallway", "bedroom", "living room", "workshop", "greenhouse", "outside", "foundry", "art studio")
+_MOVED_POT = re.compile(r"move (flower pot \d+) containing (.+) and soil in inventory to (.+)")
 _ROOM = re.compile(r"(?:room|location) is called the ([\w ]+)\.")
 
 
@@ -59,19 +60,26 @@ def teleported(actions: list[str]) -> list[str]:
 
 
 def without_flower_pots(path: list[str]) -> list[str]:
-    """A path in which a plant is carried by its name, where the gold path carries its flower pot by number.
+    """A gold path that carries a plant by its name instead of its flower pot by number; any other path as it is.
 
-    The plant can be picked up as well. Its name has just been focused on, while the number stands elsewhere on the
-    page: a small policy does not learn to find it (``figures/LOG.md``).
+    The name has just been focused on. The number stands elsewhere on the page, and a small policy does not learn to
+    find it (``figures/LOG.md``).
     """
-    move = re.compile(r"move (flower pot \d+) containing (.+) and soil in inventory to (.+)")
-    pot, name, box = next((found.groups() for action in path if (found := move.fullmatch(action))), ("", "", ""))
-    focus = [action for action in path if action.startswith("focus on ")]
-    if not pot or len(focus) != 1 or not focus[0].endswith((name, pot)):
+    moves = [found for action in path if (found := _MOVED_POT.fullmatch(action))]
+    focuses = [action for action in path if action.startswith("focus on ")]
+    if len(moves) != 1 or len(focuses) != 1:
         return path
-    plant = name if focus[0].endswith(pot) else focus[0].removeprefix("focus on ")
-    named = {focus[0]: f"focus on {plant}", f"pick up {pot}": f"pick up {plant}"}
-    return [move.sub(f"move {plant} to {box}", named.get(action, action)) for action in path]
+    pot, plant, box = moves[0].groups()
+    if focuses[0].endswith(plant):  # "focus on adult pea plant"; else "focus on living thing in flower pot 9"
+        plant = focuses[0].removeprefix("focus on ")
+    elif not focuses[0].endswith(pot):
+        return path
+    renamed = {
+        focuses[0]: f"focus on {plant}",
+        f"pick up {pot}": f"pick up {plant}",
+        moves[0][0]: f"move {plant} to {box}",
+    }
+    return [renamed.get(action, action) for action in path]
 
 
 def to_valid_action(action: str, valid: list[str], carried: str = "") -> str:
@@ -97,6 +105,7 @@ def to_valid_action(action: str, valid: list[str], carried: str = "") -> str:
                 for other in valid
                 if other.startswith(start) and other.endswith(end)
             }
+            # A page may name the object more exactly: "adult banana tree" for "banana tree".
             longer = [o for o, words in words_of.items() if not Counter(words_of_action) - Counter(words)]
             if len(longer) == 1:
                 return longer[0]
