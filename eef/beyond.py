@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from eef.agents.episode import Start
 from eef.planning import Estimate, Line, estimate, fit, plan
-from eef.selection import Example, cut_points, expert_wins, merge, outcome, select, wins
+from eef.selection import Example, cut_points, expert_wins, explorable, merge, outcome, select, wins
 from eef.tracking.progress import show
 from eef.trajectory import Trajectory
 
@@ -45,7 +45,7 @@ def eef_adaptive(lab: Lab, m: int = 5, rounds: int = 3, adaptive: bool = True) -
     exploration = Exploration.of(lab)
     positives = expert_wins(lab.experts())
     adapter = lab.sft("bc", positives)
-    decided = {trajectory.task for trajectory in lab.experts() if trajectory.won or trajectory.failed}
+    decided = {t.task for t in (*(each.trajectory for each in positives), *exploration.failures)}
     first: list[State] = [(task, 0) for task in lab.tasks if task not in decided]
     of_eef: list[State] = [*((task, 0) for task in lab.tasks), *exploration.evenly_spaced(m)]
     batches, budget = rounds * lab.settings.iterations, len(of_eef) * lab.settings.iterations
@@ -126,12 +126,8 @@ class Exploration:
 
     @classmethod
     def of(cls, lab: Lab) -> Exploration:
-        """No simulation yet. ValueError where no expert trajectory failed."""
-        failures = [t for t in lab.experts() if t.failed]
-        if not failures:
-            raise ValueError(
-                "EEF explores failed expert trajectories, but there are none: use weaker experts, or the method rft"
-            )
+        """No simulation yet. ValueError where no failed expert trajectory can be simulated."""
+        failures = explorable(lab.experts())
         can_start = [tuple(not i or lab.env.can_start_here(t.state(i)) for i in range(len(t))) for t in failures]
         return cls(lab.tasks, failures, can_start)
 

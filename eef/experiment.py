@@ -21,6 +21,7 @@ from eef.lab import Lab, make_chat, resolved
 from eef.methods import BUDGET, IN_EVERY_NAME, METHODS, REQUIRED, check_options, method_options, option_problem
 from eef.settings import Settings
 from eef.tracking.progress import show
+from eef.tracking.records import remove_stale_links
 from eef.tracking.runs import Run, stamp
 from eef.tracking.stages import key_of
 from eef.training.trainer import check_optimizer
@@ -81,6 +82,7 @@ def experiment(
             **_budget(lab.simulations, chat),
             **lab.expert_counts,
         }
+        remove_stale_links(run.folder, run.stages)
         write_views(run.folder)  # trajectories for reading, which W&B shows
         run.finish(result)
     return {"run_id": run.run_id, "seconds": run.seconds(), **result}

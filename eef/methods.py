@@ -26,6 +26,7 @@ from eef.selection import (
     cut_points,
     distinct,
     expert_wins,
+    explorable,
     merge,
     outcome,
     select,
@@ -130,11 +131,7 @@ def eef(
     * ``random_segments``: a control for "beneficial". The same number of expert turns carries loss, but in a random
       segment of the same trajectory (:func:`~eef.selection.with_random_segment`).
     """
-    explored = [t for t in lab.experts() if t.failed or (all_experts and t.won and "no_replay" not in t.info)]
-    if not explored:
-        raise ValueError(
-            "EEF explores failed expert trajectories, but there are none: use weaker experts, or the method rft"
-        )
+    explored = explorable(lab.experts(), all_experts)
     # Phase 1: behaviour cloning (section 3)
     adapter = sft_pos(lab)
     # The expert states s_l, s_2l, ..., s_ml of each failure (section 4.1)

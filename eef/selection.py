@@ -182,6 +182,24 @@ def wins(trajectories: Iterable[Trajectory]) -> list[Example]:
     return distinct(t for t in trajectories if t.won)
 
 
+def explorable(experts: Sequence[Trajectory], wins_too: bool = False) -> list[Trajectory]:
+    """The expert trajectories whose states EEF simulates (section 4.1): failures, with ``wins_too`` also wins.
+
+    Left out are those that cannot be replayed and those without a turn. ValueError if none is left.
+    """
+    explored = [t for t in experts if t.failed or (wins_too and t.won)]
+    if left := [t for t in explored if len(t) and "no_replay" not in t.info]:
+        return left
+    if explored:
+        raise ValueError(
+            f"EEF explores failed expert trajectories, but none of the {len(explored)} can be replayed: use experts "
+            "that were recorded in this environment, or the method rft"
+        )
+    raise ValueError(
+        "EEF explores failed expert trajectories, but there are none: use weaker experts, or the method rft"
+    )
+
+
 def expert_wins(experts: Sequence[Trajectory]) -> list[Example]:
     """The positive expert data. ValueError where no expert trajectory won."""
     examples = wins(experts)

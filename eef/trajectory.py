@@ -284,18 +284,18 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
                 raise TrajectoryError(f"'loss' of a message must be true or false, not {loss!r}")
     except (KeyError, TypeError, AttributeError):
         raise TrajectoryError("each message of 'conversations' needs 'from' and 'value'") from None
-    if len(messages) >= 2 and messages[1][0] == "gpt" and messages[1][1].strip().lower().rstrip(".!") == "ok":
-        messages = messages[2:]
+    instructed = len(messages) >= 2 and messages[1][0] == "gpt" and messages[1][1].strip().lower().rstrip(".!") == "ok"
+    messages, base = (messages[2:], 3) if instructed else (messages, 1)
     if not messages or messages[0][0] != "human":
         raise TrajectoryError("the conversation does not begin with a human message")
     turns = []
     for index in range(1, len(messages), 2):
         sender, reply, loss = messages[index]
         if sender != "gpt":
-            raise TrajectoryError(f"message {index} is from {sender!r}, not from 'gpt': turns must alternate")
+            raise TrajectoryError(f"message {base + index} is from {sender!r}, not from 'gpt': turns must alternate")
         if index + 1 < len(messages) and messages[index + 1][0] != "human":
             raise TrajectoryError(
-                f"message {index + 1} is from {messages[index + 1][0]!r}, not from 'human': turns must alternate"
+                f"message {base + index + 1} is from {messages[index + 1][0]!r}, not from 'human': turns must alternate"
             )
         reply = reply.strip()
         match = _ACTION.search(reply)

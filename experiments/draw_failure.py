@@ -64,19 +64,18 @@ def main(words: Sequence[str] | None = None) -> None:
     failures = [expert for expert in lab.experts() if expert.failed]
     once = simulate(lab, failures, 1, "states-once", 7)
     explored = [
-        (expert, {i: one if one.won else None for i, (one,) in enumerate(states)})
+        (expert, {i: one if one.won else None for i, (one,) in enumerate(states) if one.won or one.failed})
         for expert, states in zip(failures, once, strict=True)
     ]
     for number, (expert, _) in enumerate(clearest_first(explored, extras.skills)[:MOST_FAILURES]):
         (states,) = simulate(lab, [expert], args.simulations, f"states-{number}", 8)
-        won = [[one for one in samples if one.won] for samples in states]
-        counts = {i: (len(wins), args.simulations) for i, wins in enumerate(won)}
-        outcomes = {i: wins[0] if 2 * len(wins) > args.simulations else None for i, wins in enumerate(won)}
+        valid = [[one for one in samples if one.won or one.failed] for samples in states]  # without errors
+        won = [[one for one in samples if one.won] for samples in valid]
+        counts = {i: (len(wins), len(valid[i])) for i, wins in enumerate(won)}
+        outcomes = {i: wins[0] if 2 * len(wins) > len(valid[i]) else None for i, wins in enumerate(won)}
         kinds = {part.kind for part in segments(expert, outcomes)}
-        print(
-            f"task {expert.task}: wins of {args.simulations} at each state: {[wins for wins, _ in counts.values()]}",
-            flush=True,
-        )
+        each = ", ".join(f"{wins}/{simulations}" for wins, simulations in counts.values())
+        print(f"task {expert.task}: wins/simulations at each state: {each}", flush=True)
         if all(is_reliable(*count) for count in counts.values()) and {"beneficial", "harmful"} <= kinds:
             whose = "an expert's" if any(map(names_file, joined_names(settings.experts))) else "a scripted expert's"
             about = f"{env.name} · {whose} failure · {args.simulations} simulations per state, by the behaviour clone"

@@ -4,7 +4,7 @@
     python experiments/join_parts.py figures/main_comparison part --out figures/main_comparison
 
 Rows of ``win_rate_vs_budget.csv``, ``outcomes.csv`` and ``seconds.csv`` are joined, sorted as one sweep sorts them. The
-parts must have the same test subtasks and no run in common.
+parts must have the same test subtasks, and no arm with the same seed in two of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 from redraw_figures import redraw
+
+from eef.analysis.arms import ARM_COLUMNS
 
 KEYS = ["method", "experts", "n", "m", "seed", "run_id"]
 
@@ -35,6 +37,10 @@ def join(parts: list[Path], out: Path) -> Path:
         numbers = {key: pd.to_numeric(table[key]).fillna(-1) for key in ("n", "m", "seed") if key in table}
         place = table.assign(**numbers).sort_values([key for key in KEYS if key in table]).index
         tables[name] = table.loc[place]
+    rates = tables["win_rate_vs_budget"]
+    arm = [name for name in (*ARM_COLUMNS, "seed") if name in rates]
+    if len(twice := rates[rates.duplicated(arm)]):
+        raise ValueError(f"two parts have a run of {twice[arm].iloc[0].to_dict()}: leave one of them out")
     out.mkdir(parents=True, exist_ok=True)
     (out / "subtasks.csv").write_bytes(subtasks.pop())
     for name, table in tables.items():

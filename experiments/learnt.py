@@ -1,6 +1,6 @@
 """What the runs of a sweep trained on, and what their policies do on hard test subtasks: means over runs, per arm.
 
-python experiments/learnt.py figure3 [--root DIR]
+python experiments/learnt.py methods [--root DIR]
 """
 
 from __future__ import annotations

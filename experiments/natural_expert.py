@@ -122,6 +122,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", metavar="DIR", help="folder of the runs (default experiments/runs)")
     args = parser.parse_args(words)
 
+    if args.out.suffix != ".jsonl":
+        parser.error(f"--out must end in .jsonl, not {args.out.name}: its description is written beside it as .json")
     given = {
         name: load_yaml(getattr(args, name), f"--{name.replace('_', '-')}", command_line=True)
         for name in ("catalogue", "env_options", "settings")

@@ -21,17 +21,17 @@ from eef.analysis.tables import spread
 ROOT = Path(__file__).parents[1]
 PAGES = {f"docs/results/{page.name}": page.stem for page in sorted(ROOT.glob("docs/results/*.md"))}
 PAGES |= {"README.md": "main_comparison", "docs/results/README.md": ""}  # the latter names the sweep in each row
+MEANS = {"mean reward": "mean_reward", "mean score": "mean_max_score"}  # columns of the tables
 Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one
 
 
 def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
     """The rows of each arm of a sweep, one per seed, by name and experts (``base 0.18, late 0.25``) or regime."""
-    folder = ROOT / "figures" / sweep.strip("`")
-    paths = [folder / f"{name}.csv" for name in ("win_rate_vs_budget", "outcomes")]
+    paths = [ROOT / "figures" / sweep.strip("`") / f"{name}.csv" for name in ("win_rate_vs_budget", "outcomes")]
     table, *more = (pd.read_csv(path).set_index("run_id") for path in paths if path.is_file())
     table = table.join([each.filter([name for name in BUDGET if name not in table]) for each in more])
     if paths[-1].is_file():
-        outcomes = read_outcomes(folder).query("not error").astype({"won": float})
+        outcomes = read_outcomes(paths[-1].parent).query("not error").astype({"won": float})
         table["win_rate"] = outcomes.groupby("run_id")["won"].mean()
         for group, part in outcomes.groupby("group") if "group" in outcomes else ():
             table[f"win_rate_{group}"] = part.groupby("run_id")["won"].mean()
@@ -59,18 +59,18 @@ def of_method(row: dict[str, str], sweep: str) -> Cells:
     rft = find(sweep, "RFT × 6") if "minus RFT × 6" in row else own
     cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{(100 * own['win_rate']).mean():.1f}"}
     cells["95 % interval"] = spread(*over_seeds(100 * own["win_rate"])[1:], ".1f")
-    cells |= {name: f"{100 * own[f'win_rate_{name}'].mean():.1f}" for name in ("easy", "medium", "hard") if name in row}
-    cells |= {"mean reward": f"{own['mean_reward'].mean():.3f}".lstrip("0")} if "mean reward" in row else {}
+    cells |= {name: f"{100 * own[f'win_rate_{name}'].mean():.1f}" for name in row if f"win_rate_{name}" in own}
+    cells |= {name: f"{own[column].mean():.3f}".lstrip("0") for name, column in MEANS.items() if name in row}
     cells |= {name: f"{own[name.replace(' ', '_')].mean():,.0f}" for name in row if name.replace(" ", "_") in BUDGET}
     gain = None if own.equals(rft) else 100 * (own["win_rate"] - rft["win_rate"])
     return {**cells, "minus RFT × 6": "" if gain is None else with_ends(gain)}, gain
 
 
 def of_difference(row: dict[str, str], sweep: str) -> Cells:
-    label, hard = re.subn(", hard subtasks$", "", row["difference"])
-    column, (a, b) = "win_rate_hard" if hard else "win_rate", label.split(" minus ")
-    rows = [[find(each, arm, row.get("experts", ""))[column] for arm in (a, b)] for each in re.findall(r"\w+", sweep)]
-    gain = pd.concat([100 * (own - other) for own, other in rows])
+    label, _, of = re.fullmatch("(.+?)(, (hard subtasks|score))?", row["difference"]).groups()
+    column, (a, b) = {"score": "mean_max_score", None: "win_rate"}.get(of, "win_rate_hard"), label.split(" minus ")
+    own, other = (find(sweep, arm, row.get("experts", ""))[column] for arm in (a, b))
+    gain = 100 * (own - other)
     mean, ends = with_ends(gain).rstrip(")").split(" (")
     return {"mean": mean, "95 % interval": ends, "seeds with a gain": f"{(gain > 0).sum()} of {len(gain)}"}, gain
 

@@ -1,7 +1,7 @@
 """Draws win rate against budget again from a sweep's committed table, for sweeps whose run folders no longer exist.
 
     python experiments/redraw_figures.py                    # all folders with such a table
-    python experiments/redraw_figures.py figures/figure3    # this one
+    python experiments/redraw_figures.py figures/methods    # this one
 
 The table is the same before and after: only the pictures are written anew.
 """

@@ -124,6 +124,14 @@ def test_adaptive_simulations_are_at_most_those_of_eef_and_leave_out_what_is_won
     assert all(example.learn_from == 0 for example in last), "s0 counts as lost"
 
 
+@pytest.mark.parametrize("method", [eef_adaptive, eef_soft, eef_pairs])
+def test_a_failure_without_a_turn_is_no_failure_to_explore(method: Any) -> None:
+    empty = replace(FAILURE, task="empty", turns=(), outcome="max_steps")
+    lab = FakeLab(lambda index, sample: "won", (WIN, *FAILURES, empty), (*TASKS, "empty"))
+    method(lab, m=2)
+    assert any(example.trajectory.task == "empty" for rows in lab.trained.values() for example in rows), "s0 won"
+
+
 def test_each_batch_is_played_by_the_policy_that_learnt_from_the_one_before() -> None:
     lab = FakeLab(lambda index, sample: "lost", (WIN, *FAILURES), TASKS, settings=Settings(iterations=2))
     assert eef_adaptive(lab, m=5, rounds=2) == Path("sft-3")  # type: ignore[arg-type]

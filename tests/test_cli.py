@@ -80,6 +80,10 @@ def test_bare_eef_lists_the_commands_with_examples(
         (["sweep", "demo", "--executor", "cloud"], "'local', 'slurm'"),
         (["runs", "--state", "lost"], "'finished', 'unfinished'"),
         (
+            ["runs", "--sweep", "demo", "list"],
+            "--sweep stands before list, where it has no effect: write eef runs --sweep",
+        ),
+        (
             ["tasks", "--env", "webshp"],
             "unknown environment 'webshp' (did you mean 'webshop'?): use 'webshop' or 'scienceworld'\n",
         ),
@@ -272,7 +276,8 @@ def test_a_sweep_is_found_from_another_folder(
         assert "sweep demo: 7 points of experiment.ipynb" in capsys.readouterr().out
     assert main(["sweep", "dem"]) == 2
     assert (
-        "no sweep file at dem; in" in (error := capsys.readouterr().err) and "demo, disjoint_families, figure3" in error
+        "no sweep file at dem; in" in (error := capsys.readouterr().err)
+        and "demo, disjoint_families, late_curve" in error
     )
 
 

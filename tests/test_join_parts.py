@@ -50,3 +50,13 @@ def test_parts_with_a_common_run_or_other_subtasks_are_refused(script: ModuleTyp
     with pytest.raises(ValueError, match=r"subtasks.csv differs"):
         script.join([a, b], tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
+
+
+def test_a_refused_join_leaves_its_parts_as_they_are(script: ModuleType, tmp_path: Path) -> None:
+    a, b = part(tmp_path / "a", ["rft"]), part(tmp_path / "b", ["rft"])
+    for name in ("win_rate_vs_budget", "outcomes", "seconds"):  # the same arms, with other settings
+        (b / f"{name}.csv").write_text((b / f"{name}.csv").read_text().replace("__s0__", "__s0__1"))
+    before = {path.name: path.read_bytes() for path in a.iterdir()}
+    with pytest.raises(ValueError, match="two parts have a run of .*'rft'"):
+        script.join([a, b], a)
+    assert {path.name: path.read_bytes() for path in a.iterdir()} == before

@@ -305,6 +305,8 @@ def test_all_experts_simulates_their_wins_too() -> None:
     assert lab.indices == [4, 4], "what cannot be replayed is not simulated"
     with pytest.raises(ValueError, match="there are none"):
         eef(FakeLab([{}], experts_=(win,)))
+    with pytest.raises(ValueError, match="none of the 1 can be replayed"):
+        eef(FakeLab([{}], experts_=(replace(FAILURE, info={"no_replay": "its first page is missing"}),)))
 
 
 def test_own_pairs_are_of_the_current_policy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,12 @@ def test_the_expert_is_trained_on_other_subtasks_than_it_plays(script: ModuleTyp
         script.split_tasks(env, 4, 10)
     with pytest.raises(ValueError, match="--tasks=11 must be from 1 to the number of training subtasks, 10"):
         script.split_tasks(env, 11, 1)
+
+
+def test_the_file_of_trajectories_must_not_be_that_of_its_description(script: ModuleType, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["--out", "expert.json"])
+    assert "--out must end in .jsonl, not expert.json" in capsys.readouterr().err
 
 
 def test_the_description_counts_skills_in_wins_and_failures_apart(script: ModuleType) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
-FIGURES = [ROOT / "figures" / name / "README.md" for name in ("", "figure3", "scienceworld")]
+FIGURES = [ROOT / "figures" / name / "README.md" for name in ("", "scienceworld")]
 SWEEPS = (
     "main_comparison",
     "disjoint_families",
@@ -23,14 +23,13 @@ SWEEPS = (
     "late_curve",
     "three_iterations",
     "regimes_webshop",
-    "figure3",
-    "paper_webshop",
+    "methods",
     "scienceworld",
     "smollm2",
 )
 ROWS = {f"docs/results/{name}.md": number for name, number in {
-    "demo": 7, "disjoint_families": 23, "figure3": 21, "late_curve": 36, "main_comparison": 22, "natural_expert": 30,
-    "paper_webshop": 16, "regimes_webshop": 20, "scienceworld": 7, "smollm2": 16, "three_iterations": 10, "README": 34,
+    "demo": 7, "disjoint_families": 23, "late_curve": 36, "main_comparison": 22, "methods": 64, "natural_expert": 30,
+    "regimes_webshop": 20, "scienceworld": 7, "smollm2": 16, "three_iterations": 10, "README": 33,
 }.items()} | {"README.md": 5}  # fmt: skip
 
 
@@ -62,19 +61,19 @@ def test_each_number_of_the_pages_is_that_of_the_committed_tables(
 
 
 def test_a_number_that_is_not_in_the_tables_is_named(script: ModuleType) -> None:
-    page = text_of("docs/results/figure3.md")
+    page, sweep = text_of("docs/results/main_comparison.md"), "main_comparison"
     bad = script.compare(
-        page.replace("| 52.7 | 42.1", "| 52.9 | 42.1").replace("7 of 8 | .005", "8 of 8 | .006"), "figure3"
+        page.replace("| 58.5 | 52.7", "| 58.7 | 52.7").replace("17 of 20 | .001", "18 of 20 | .006"), sweep
     )
-    assert [cell.partition(", ")[::2] for cell in bad[:1]] == [("RFT × 6", "win %: 52.9 != 52.7")]
+    assert [cell.partition(", ")[::2] for cell in bad[:1]] == [("RFT × 6", "win %: 58.7 != 58.5")]
     assert [cell.rsplit(", ", 1)[1] for cell in bad[1:]] == [
-        "seeds with a gain: 8 of 8 != 7 of 8",
-        "p (Holm): .006 != .005",
+        "seeds with a gain: 18 of 20 != 17 of 20",
+        "p (Holm): .006 != .001",
     ]
     with pytest.raises(KeyError, match="new column"):
-        script.compare(page.replace("| mean | 95", "| new column | 95"), "figure3")
+        script.compare(page.replace("| mean | 95", "| new column | 95"), sweep)
     with pytest.raises(KeyError, match="EEF, M = 3"):
-        script.compare(page.replace("EEF, M = 2", "EEF, M = 3"), "figure3")
+        script.compare(page.replace("EEF, M = 1", "EEF, M = 3"), sweep)
 
 
 def test_win_rates_come_from_the_outcomes_where_they_are_committed(
@@ -94,6 +93,31 @@ def test_win_rates_come_from_the_outcomes_where_they_are_committed(
     assert script.compare(text_of("docs/results/demo.md"), "demo")[0].endswith("win %: 88.3 != 87.0")
 
 
+def test_scores_and_groups_of_any_name_are_recomputed(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "figures" / "rooms"
+    folder.mkdir(parents=True)
+    lines = ["method,m,n,experts,seed,episodes,win_rate,win_rate_find-plant,mean_max_score,run_id"]
+    for seed in (0, 1):
+        lines += [
+            f"rft,,6,strong,{seed},60,0.5,0.25,0.4,rft{seed}",
+            f"eef,5,,strong,{seed},40,0.6,0.5,0.{6 + seed},eef{seed}",
+        ]
+    (folder / "win_rate_vs_budget.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    page = (
+        "| method | simulated episodes | win % | find-plant | mean score |\n|---|---|---|---|---|\n"
+        "| EEF, M = 5 | 40 | 60.0 | 50.0 | .650 |\n\n| difference | mean | seeds with a gain |\n|---|---|---|\n"
+        "| EEF, M = 5 minus RFT × 6, score | +25.0 | 2 of 2 |\n"
+    )
+    assert script.compare(page, "rooms") == []
+    assert script.compare(page.replace(".650", ".651").replace("+25", "+24"), "rooms") == [
+        "EEF, M = 5, mean score: .651 != .650",
+        "EEF, M = 5 minus RFT × 6, score, mean: +24.0 != +25.0",
+    ]
+
+
 def differences(script: ModuleType, sweep: str) -> list[pd.Series]:
     """All differences of two arms of a sweep, of all and of hard subtasks."""
     known = script.arms(sweep)
@@ -103,11 +127,6 @@ def differences(script: ModuleType, sweep: str) -> list[pd.Series]:
 
 def test_each_interval_of_a_difference_in_prose_is_that_of_two_arms(script: ModuleType) -> None:
     computed = [each for sweep in SWEEPS for each in differences(script, sweep)]
-    pairs = [
-        [script.find(sweep, name)["win_rate"] for name in ("EEF, M = 5", "RFT × 6")]
-        for sweep in ("figure3", "paper_webshop")
-    ]
-    computed.append(pd.concat([100 * (a - b) for a, b in pairs]))
     known = {script.with_ends(values) for values in computed}
     number = r"([+−]\d+\.\d) \(([+−]\d+\.\d to [+−]\d+\.\d)\)"
     for path in [ROOT / "README.md", *FIGURES]:

@@ -236,6 +236,10 @@ def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
         (eto_row(conversations=eto_row()["conversations"][:2]), "does not begin with a human message"),
         (eto_row(conversations=[eto_row()["conversations"][2]] * 2), "not from 'gpt'"),
         (eto_row(conversations=[*eto_row()["conversations"][2:4], eto_row()["conversations"][3]]), "not from 'human'"),
+        (
+            eto_row(conversations=[*eto_row()["conversations"][:4], eto_row()["conversations"][3]]),
+            "message 5 is from 'gpt'",
+        ),
         (eto_row(reward=None), "'reward' must be a number"),
         ({k: v for k, v in eto_row(success=True).items() if k != "reward"}, "has no 'reward'"),
     ],

@@ -98,11 +98,14 @@ def _first_three(names: list[str]) -> str:
 def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per run, sorted, floats rounded to six digits: equal runs give equal bytes.
 
-    It has the columns ``win_rate_GROUP`` of :func:`group_columns`, or those of easy, medium and hard.
+    It has the columns ``win_rate_GROUP`` of :func:`group_columns`, or those of easy, medium and hard; ``k`` and
+    ``mean_max_score`` where a run has them.
     """
     columns = [*RUN_COLUMNS[:-1], *problem_columns(runs), RUN_COLUMNS[-1]]
     if "k" in runs and runs["k"].notna().any():
         columns.insert(columns.index("experts"), "k")
+    if "mean_max_score" in runs and runs["mean_max_score"].notna().any():
+        columns.insert(columns.index("n_test"), "mean_max_score")
     if (groups := group_columns(runs)) and not {*groups} <= {*_GRADE_COLUMNS}:  # other groups than easy, medium, hard
         columns[columns.index(_GRADE_COLUMNS[0]) : columns.index(_GRADE_COLUMNS[-1]) + 1] = groups
     frame = runs.reindex(columns=columns)
@@ -222,8 +225,8 @@ def reference_arm(arms: Iterable[Arm], experts: str) -> Arm | None:
 
 
 def most_common_experts(groups: Mapping[Arm, pd.DataFrame]) -> str:
-    """The experts of most runs."""
-    return str(pd.concat(groups.values())["experts"].mode()[0])
+    """The experts of most runs; empty where no run names its experts."""
+    return str(next(iter(pd.concat(groups.values())["experts"].mode()), ""))
 
 
 def by_arm(runs: pd.DataFrame) -> dict[Arm, pd.DataFrame]:

@@ -39,12 +39,14 @@ _KINDS = {  # of stages, by the beginning of their names, in the order of the pa
 
 @dataclass(frozen=True)
 class Entry:
-    """A trajectory of a run. ``outcomes`` are those of simulations from an expert's states."""
+    """A trajectory of a run. ``outcomes`` are those of simulations from an expert's states; ``loss`` is whether the
+    view shows what carries loss."""
 
     stage: str
     one: Trajectory | Example
     outcomes: Outcomes
     env: str
+    loss: bool = False
 
     @property
     def trajectory(self) -> Trajectory:
@@ -68,9 +70,8 @@ class Entry:
         return [one.task, bool(one.won), float(one.reward), len(one), one.outcome, start, text[:_TEXT]]
 
     def element(self) -> Markup:
-        """The view, with what carries loss where something is learnt: in examples and expert trajectories."""
-        learnt = isinstance(self.one, Example) or self.stage == "experts"
-        return views.trajectory_element(self.one, self.outcomes, self.env, loss=learnt)
+        """The view of a page."""
+        return views.trajectory_element(self.one, self.outcomes, self.env, loss=self.loss)
 
 
 def stages_of(run: Path) -> list[str]:
@@ -93,15 +94,22 @@ def label_of(run: Path, stage: str) -> str:
 
 
 def read_stage(run: Path, stage: str) -> list[Entry]:
-    """The trajectories of one stage of a run, in their order."""
-    env = read_json(run / "config.json")["env"]
+    """The trajectories of one stage of a run, in their order.
+
+    Examples show what carries loss. So do expert trajectories of methods that select as the paper does: EEF without
+    other options than M, with its segments and outcomes, and those that learn the expert's wins alone.
+    """
+    origin = read_json(run / "config.json")
+    env, config = origin["env"], origin.get("config", {})
+    eef = origin["method"].startswith("eef-m") and "k" not in config  # the name has other options before m
     if (file := run / stage / "examples.jsonl").is_file():
         starts = read_json(file.with_name("learn_from.json"))["learn_from"]
-        return [Entry(stage, Example(t, start), {}, env) for t, start in zip(load(file), starts, strict=True)]
+        return [Entry(stage, Example(t, start), {}, env, True) for t, start in zip(load(file), starts, strict=True)]
     trajectories = load(run / stage / "trajectories.jsonl")
-    simulated = _from_expert_states(run) if stage == "experts" else {}
+    simulated = _from_expert_states(run) if stage == "experts" and eef else {}
+    loss = stage == "experts" and (eef or config.get("method") in ("sft_pos", "rft", "eto"))
     return [
-        Entry(stage, t, outcomes_of(t, simulated.get(t.task, [])) if t.failed and simulated else {}, env)
+        Entry(stage, t, outcomes_of(t, simulated.get(t.task, [])) if t.failed and simulated else {}, env, loss)
         for t in trajectories
     ]
 

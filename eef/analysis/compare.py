@@ -205,14 +205,15 @@ def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) ->
     """What may be removed from ``root``: ``runs``, with ``unfinished`` also runs without a result, then the stages that
     no other run links to, partial stages of killed processes, and executed notebooks that belong to no run or sweep.
 
-    Stages and notebooks written within the last hour are kept.
+    Stages and notebooks written within the last hour are kept, and so are runs without a result in which something
+    changed within it: they may be in progress.
     """
     folders = sorted(path.parent for path in root.glob("*__*/config.json"))
-    removed = {path for path in folders if path in runs or (unfinished and not (path / "result.json").is_file())}
+    old = time.time() - _FRESH
+    removed = {path for path in folders if path in runs or (unfinished and _is_abandoned_run(path, old))}
     used = {link for path in folders if path not in removed for link in _linked(path)}
     released = {link for path in removed for link in _linked(path)}
     marks = {path.stem[:8] for path in root.glob("sweeps/*/*.json")}
-    old = time.time() - _FRESH
     stages = [path for path in root.glob("stages/*-*") if path.is_dir() and not path.name.startswith(".")]
     unused = [p for p in stages if p.resolve() not in used and (p.resolve() in released or p.stat().st_mtime < old)]
     partial = [path for ends in ("[0-9]*", "work") for path in root.glob(f"stages/.*-*.{ends}") if _abandoned(path)]
@@ -223,6 +224,12 @@ def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) ->
         if not belongs and path.stat().st_mtime < old:
             notebooks += [path, *(at for s in (".log", ".yaml", ".runs") if (at := path.with_suffix(s)).is_file())]
     return [*sorted(removed), *sorted(unused), *sorted(partial), *sorted(notebooks)]
+
+
+def _is_abandoned_run(run: Path, old: float) -> bool:
+    """Whether a run has no result, and nothing in its folder changed after ``old``."""
+    changes = (path.lstat().st_mtime for path in (run, *run.iterdir()))
+    return not (run / "result.json").is_file() and max(changes) < old
 
 
 def _linked(folder: Path) -> list[Path]:

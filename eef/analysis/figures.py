@@ -38,6 +38,7 @@ from eef.files import read_rows
 
 _ROW = 0.235  # inches, of an arm in the panel of differences
 _LINE = 0.165  # inches, of the legend
+_MOST_LINES = 12  # of the panel of win rates; with more, it leaves out ablations
 
 
 def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
@@ -46,7 +47,8 @@ def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     Each arm is a marker at its mean number of simulated episodes, with its 95 % t-interval over seeds, and each run is
     a dot at its own number. Arms without simulations are horizontal lines that begin at 0 episodes. If two runs or more
     share a seed with the reference, a second panel shows the differences from it on equal seeds
-    (:func:`paired_differences`). Points are never moved.
+    (:func:`paired_differences`). Points are never moved. With more than 12 lines and a second panel,
+    ablations of EEF are in that panel alone.
 
     Writes PNG, SVG, PDF and the table behind them (CSV, a row per run) into the folder ``out``; returns the PNG's path.
     """
@@ -57,9 +59,12 @@ def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     differences = paired_differences(runs, reference) if reference else {}
     two = any(len(values) > 1 for values in differences.values())
     names = {arm: textwrap.wrap(name, 25) for arm, name in arm_names(groups).items()}
+    subtitle = _subtitle(runs, arms)
+    if two and len(_lines(arms)) > _MOST_LINES:
+        arms = arms[~arms["method"].map(is_ablation)]
+        subtitle += " · ablations: right panel alone"
     legend = _LINE * math.ceil(len(_lines(arms)) / 3)
     rows = sum(0.6 + 0.4 * len(names[arm]) for arm in differences) if two else 0
-    subtitle = _subtitle(runs, arms)
     top = 0.65 if "\n" in subtitle else 0.52
     high = max(3.1, _ROW * rows) + top + 0.6 + legend
     margins = (0.55, 0.2, top, 0.6 + legend)

@@ -7,6 +7,7 @@ The skills are those of the environment (:class:`eef.envs.extras.Skill`). The fr
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -44,7 +45,8 @@ def navigation(runs: pd.DataFrame, out: str | Path, most: int = 6) -> Path:
     The left panel is of the environment's first skill (WebShop: Next), the right one of all its other skills together
     (Prev or Back to Search). Shares are over the wins of all seeds together (each win counts once; a seed without a win
     has no share of its own), with 95 % t-intervals over seeds; dots are single seeds. Each expert has one bar for its
-    wins and one for its failures on the training subtasks. Of the arms, ``most`` are drawn (:func:`drawn_arms`). For an
+    wins and one for its failures on the training subtasks; an expert file, which is the same for all seeds, has no
+    interval. Of the arms, ``most`` are drawn (:func:`drawn_arms`). For an
     environment that :func:`eef.envs.make_env` cannot create, the skills are the columns of its ``episodes.csv``, and
     there are no bars for experts; a message says so.
 
@@ -94,7 +96,7 @@ def drawn_arms(arms: Iterable[Arm], experts: str, most: int = 6) -> list[Arm]:
 
     First behaviour cloning, RFT with the largest n, EEF with the largest m, its two controls (no loss on expert
     actions, random segments) with the same m, and the ceiling, each on ``experts`` if there are several. Then the
-    others in their order.
+    others in their order, those on ``experts`` first.
     """
     arms = list(arms)
     first: list[Arm] = []
@@ -102,7 +104,8 @@ def drawn_arms(arms: Iterable[Arm], experts: str, most: int = 6) -> list[Arm]:
         if own := [arm for arm in arms if arm.method == method]:
             best = {arm: (arm.k is None, arm.m or arm.n or 0, arm.experts == experts) for arm in own}
             first.append(max(own, key=lambda arm: best[arm]))
-    chosen = [*first, *[arm for arm in arms if arm not in first]][:most]
+    others = [arm for arm in arms if arm not in first]
+    chosen = [*first, *sorted(others, key=lambda arm: arm.experts != experts)][:most]
     return [arm for arm in arms if arm in chosen]
 
 
@@ -151,8 +154,10 @@ def _expert_rows(rows: list[dict[str, Any]], skills: Mapping[str, Skill]) -> lis
         read.add(stage)
         trajectories = read_stage(row, "experts")
         for source in dict.fromkeys(t.source for t in trajectories):  # strong, and strong again in strong+weak
-            own = (row["run_id"], [t for t in trajectories if t.source == source])
-            played.setdefault(source, {}).setdefault(row["seed"], own)
+            own = [t for t in trajectories if t.source == source]
+            earlier = played.setdefault(source, {})
+            if all(own != known for _, known in earlier.values()):  # a file is the same for all seeds: counted once
+                earlier.setdefault(row["seed"], (row["run_id"], own))
     bars = []
     for source, seeds in sorted(played.items()):
         tables = [results(own, skills).assign(seed=seed) for seed, (_, own) in seeds.items()]
@@ -176,7 +181,8 @@ def _draw_bars(
         colour = colours.get(row["bar"], LOOKS["expert"].colour)
         failures = row["bar"].endswith("failures")
         counted = "failures" if failures else "wins"
-        names.append(textwrap.fill(f"{row['bar'].split(': ')[0]} ({row['episodes']:,}\N{NO-BREAK SPACE}{counted})", 30))
+        name_of_bar = re.sub(": (wins|failures|SFT on .*)$", "", row["bar"])
+        names.append(textwrap.fill(f"{name_of_bar} ({row['episodes']:,}\N{NO-BREAK SPACE}{counted})", 30))
         if not row["episodes"]:
             axes.text(1, y, f"no {counted}", va="center", fontsize=7)
             continue

@@ -59,10 +59,13 @@ def over_seeds(values: Iterable[float]) -> Interval:
 
 
 def t_test(values: Iterable[float]) -> float:
-    """Two-sided p-value of the mean of one value per training seed being 0, by Student t; NaN where all are equal."""
+    """Two-sided p-value of the mean of one value per training seed being 0, by Student t.
+
+    NaN where all are equal or one is NaN.
+    """
     numbers = np.array([*values], dtype=float)
     error = _standard_error(numbers) if len(numbers) > 1 else 0.0
-    return _t_tails(abs(float(numbers.mean())) / error, len(numbers) - 1) if error else math.nan
+    return _t_tails(abs(float(numbers.mean())) / error, len(numbers) - 1) if error > 0 else math.nan
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

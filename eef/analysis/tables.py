@@ -253,7 +253,8 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
         if "max_score" in episodes:
             row["max_score"] = float(episodes.loc[~episodes["error"], "max_score"].mean())
         if "group" in episodes:
-            groups_of_tasks = ((f"win_rate_{name}", part["won"].mean()) for name, part in episodes.groupby("group"))
+            rated = episodes[~episodes["error"]].groupby("group")
+            groups_of_tasks = ((f"win_rate_{name}", part["won"].mean()) for name, part in rated)
             row |= {name: rate for name, rate in groups_of_tasks if name not in row}  # not the interval
         row |= {name: float(pd.to_numeric(group[name]).mean()) for name in _COST}
         seconds = [read_json(Path(folder) / "timing.json")["seconds"] for folder in group["folder"]]
@@ -261,7 +262,9 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
         row |= {name: int(pd.to_numeric(group[name]).sum()) for name in problem_columns(pd.concat(groups.values()))}
         row |= dict.fromkeys(_DIFFERENCE)
         if against and arm != against:
-            seeds = set(episodes["seed"]) & set(reference["seed"])
+            if not (seeds := set(episodes["seed"]) & set(reference["seed"])):
+                names = f"{arm_name(arm, True)} and {arm_name(against, True)}"
+                raise FigureError(f"{names} have no seed in common: run both with the same seeds")
             first, second = (table[table["seed"].isin(seeds)] for table in (episodes, reference))
             values = paired(first, second)._asdict()
             row |= {name: values[name.removeprefix("common_")] for name in _DIFFERENCE}

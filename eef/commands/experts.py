@@ -70,7 +70,8 @@ def _collect(
     module: Any = modules.get(env)
     options = module.collect_defaults(concurrency) if hasattr(module, "collect_defaults") else {}
     options |= parse_overrides(overrides)
-    options |= {key: value for key, value in {"max_steps": max_steps, **of_environments}.items() if value}
+    options |= {key: value for key, value in of_environments.items() if value}
+    options |= {} if max_steps is None else {"max_steps": max_steps}
     world = environment(env, options)
     try:
         return collect(file, world, split, tasks, expert, one_shot, price, yes)

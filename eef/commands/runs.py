@@ -22,7 +22,12 @@ def _runs(
     root: Root = None,
 ) -> None:
     """List runs: date, sweep, method, numbers of training and test subtasks, win rate, state."""
-    if context.invoked_subcommand:
+    if command := context.invoked_subcommand:
+        options = {"--sweep": sweep, "--method": method, "--env": env, "--state": state, "--csv": csv}
+        if given := [name for name, value in options.items() if value]:
+            raise ValueError(
+                f"{given[0]} stands before {command}, where it has no effect: write eef runs {given[0]} ..."
+            )
         context.obj = root
         return
     from eef.analysis.compare import list_runs

@@ -24,6 +24,7 @@ from eef.files import digest, write_json, write_text
 from eef.lab import Lab, make_chat
 from eef.settings import ExpertSettings, Settings
 from eef.tracking.progress import show
+from eef.tracking.records import remove_stale_links
 from eef.tracking.runs import Run, stamp
 
 CARD, TABLE = "card.json", "subtasks.csv"  # in the folder of an evaluation
@@ -101,6 +102,7 @@ def _evaluate(
         write_json(run.folder / CARD, card)
         write_text(run.folder / "card.md", markdown(card, run.seconds()))
         shutil.copyfile(run.folder / "eval" / "episodes.csv", run.folder / TABLE)
+        remove_stale_links(run.folder, run.stages)
         write_views(run.folder)
         write_browser(run.folder)
         cost = card["cost"]

@@ -14,6 +14,7 @@ from eef.files import RunError, read_json, write_json, write_text
 from eef.model_names import EMBEDDED_MODELS
 from eef.settings import Settings
 from eef.tracking.keys import file_key
+from eef.tracking.records import repo_root
 
 _NOT_SHOWN = ("environment", "artefact", "method", "train", "test", "data")
 _NOTE = "95 % interval over subtasks, for this one policy; it does not cover other training seeds"
@@ -105,8 +106,10 @@ def _readme(
     own = {k: v for k, v in config.items() if k not in _NOT_SHOWN and k != "model" and v != defaults.get(k)}
     lines += [f"- {name}: `{value}`" for name, value in own.items() if not _is_path(value)]
     lines += ["", "## Use", "", "```"]
-    if origin.get("group"):
-        lines += [f"eef sweep {origin['group']} --only {origin['method']}   # trains it again"]
+    if (run / "notebook.ipynb").is_symlink():  # to SWEEP__POINT__HASH.ipynb
+        sweep, point, _ = (run / "notebook.ipynb").readlink().stem.split("__")
+        if (repo_root() / "experiments" / f"{sweep}.yaml").is_file():  # not with overrides, which give another name
+            lines += [f"eef sweep {sweep} --only {point}   # trains it again"]
     lines += [f"eef evaluate FOLDER --protocol {card['protocol']['name']} -p model={base}" for card in cards] or [
         f"eef evaluate FOLDER --protocol NAME -p model={base}"
     ]

@@ -103,7 +103,7 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> int:
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write JSON Lines (``.jsonl``, ``.json``) or parquet (``.parquet``). Returns the number of rows.
 
-    The file is written completely or not at all. ValueError for another suffix and for no row at all.
+    The file is written completely or not at all. ValueError for another suffix.
     """
     check_suffix(path)
     if path.suffix != ".parquet":

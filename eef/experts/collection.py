@@ -69,7 +69,7 @@ def collect(
     except Timeout:
         raise CollectError(f"another process collects into {path}: wait for it, or choose another file") from None
     for task, reason in remaining.items():
-        print(f"not played: subtask {task}: {reason}")
+        print(f"not finished: subtask {task}: {reason}")
     print(
         f"{len(remaining)} subtasks remain; run the same command again" if remaining else f"use it: -p experts={path}"
     )

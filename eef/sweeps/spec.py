@@ -194,6 +194,11 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
                 if value not in words:
                     near = did_you_mean(str(value), words)
                     raise SweepError(f"{spec.file}: figure: unknown {key} {value!r}{near}; known: {', '.join(words)}")
+    elif spec.figure.get("draw", ["win_rate_vs_budget"]) != ["win_rate_vs_budget"]:
+        raise SweepError(
+            f"{spec.file}: figure: without a notebook only draw: [win_rate_vs_budget] is drawn: "
+            "add 'notebook: notebooks/figures.ipynb'"
+        )
     elif unknown := [key for key in spec.figure if key != "draw"]:
         hint = did_you_mean(unknown[0], ["notebook", "draw"])
         raise SweepError(

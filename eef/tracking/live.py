@@ -46,7 +46,7 @@ class Live:
         self.companion: subprocess.Popen[bytes] | None = None
         self._out: TextIO | None = None
         self._steps: dict[str, float] = {}  # stage -> last training step that was sent
-        self._rollouts: dict[str, tuple[float, float]] = {}  # stage -> when it started, when it was last reported
+        self._sent: dict[str, float] = {}  # stage -> when its rollout was last reported
         self._pending: dict[str, dict[str, Any]] = {}  # stage -> totals that wait for the next report
 
     def start(self) -> None:
@@ -69,8 +69,6 @@ class Live:
 
     def stage(self, stage: str, label: str, status: str) -> None:
         """Report the status of a stage: ``started``, ``made`` or ``reused``. ``label`` is the name of its folder."""
-        if status == "started":
-            self._rollouts[stage] = (time.monotonic(), 0.0)
         self._flush(stage)
         self._send("stage", stage=stage, label=label, status=status)
 
@@ -83,11 +81,9 @@ class Live:
                     self._send("progress", stage=stage, row=dict(row))
                 return
             now = time.monotonic()
-            started, reported = self._rollouts.setdefault(stage, (now, 0.0))
-            rate = {"tokens_per_second": row["tokens"] / (now - started)} if "tokens" in row and now > started else {}
-            self._pending[stage] = {**row, **rate}
-            if now - reported >= ROLLOUT_SECONDS:
-                self._rollouts[stage] = (started, now)
+            self._pending[stage] = dict(row)
+            if now - self._sent.get(stage, 0.0) >= ROLLOUT_SECONDS:
+                self._sent[stage] = now
                 self._flush(stage)
         except Exception as error:  # a report must not end a run, whatever the row contains
             self._note(error)

@@ -41,6 +41,8 @@ def stage_name(stage: str) -> str:
     """The name of a stage for people: ``SFT, iteration 1`` for ``sft-0``. Other stages keep their names."""
     if stage in _NAMES:
         return _NAMES[stage]
+    if match := re.fullmatch(r"batch-(\d+)", stage):
+        return f"{_NAMES['planned']}, batch {int(match[1]) + 1}"
     match = re.fullmatch(r"(s0|states|planned|sft|dpo)-(\d+)(?:-(\d+))?", stage)
     if not match:
         return stage
@@ -103,6 +105,7 @@ class Meter:
         self.total, self.turns_per_episode = total, turns_per_episode
         self.totals: dict[str, int] = {"episodes": 0, "wins": 0, "tokens": 0}
         self.turns = self.sampled = 0  # of all episodes, those in play included
+        self.saved = {"episodes": 0, "tokens": 0}  # of a journal, reported before the first turn
         self.row: dict[str, Any] = {}
         self.start = self.printed = time.monotonic()
         self.cpu_start = time.process_time()
@@ -144,8 +147,11 @@ class Meter:
 
     def on_episodes(self, episodes: int, wins: int, tokens: int) -> None:
         """Show the progress of a rollout. The arguments are what was added since the last call."""
+        from_journal = self.turns_per_episode and not self.turns
         for name, count in (("episodes", episodes), ("wins", wins), ("tokens", tokens)):
             self.totals[name] += count
+            if from_journal and name in self.saved:
+                self.saved[name] += count
         now, ended = time.monotonic(), self.totals["episodes"]
         seconds, total = now - self.start, max(self.total or 0, ended)
         self.row = {"step": ended, "steps": total, **self.totals}
@@ -153,13 +159,14 @@ class Meter:
             self.row["win_rate"] = self.totals["wins"] / ended
         if self.turns:
             self.row["turns"] = self.turns
-        if (tokens := max(self.sampled, self.totals["tokens"])) and seconds:
+        if (tokens := max(self.sampled, self.totals["tokens"] - self.saved["tokens"])) and seconds:
             self.row["tokens_per_second"] = round(tokens / seconds, 1)
             if self.on_cpu and (cpu_seconds := time.process_time() - self.cpu_start):
                 self.row["tokens_per_cpu_second"] = round(tokens / cpu_seconds, 1)
-        done = ended / max(1, total)
-        if self.turns_per_episode and total:  # episodes that play at once end late, and then together
-            done = max(done, min(0.99, self.turns / (total * self.turns_per_episode)))
+        to_play = total - self.saved["episodes"]
+        done = (ended - self.saved["episodes"]) / max(1, to_play)
+        if self.turns_per_episode and to_play:  # episodes that play at once end late, and then together
+            done = max(done, min(0.99, self.turns / (to_play * self.turns_per_episode)))
         if done:
             self.row["seconds_left"] = round(seconds / done - seconds, 1)
         if now - self.reported >= REPORT_SECONDS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,3 +47,10 @@ def load_runs(root: str | Path, run_ids: Iterable[str] | None = None) -> pd.Data
     missing = (wanted or set()) - {row["run_id"] for row in rows} - set(unfinished)
     frame.attrs["unfinished"] = unfinished + sorted(missing)
     return frame
+
+
+def remove_stale_links(run: Path, stages: Mapping[str, Path]) -> None:
+    """Remove a run folder's links to stages that are not among ``stages``: of an earlier version of its method."""
+    for path in run.iterdir():
+        if path.is_symlink() and path.readlink().parts[:2] == ("..", "stages") and path.name not in stages:
+            path.unlink()

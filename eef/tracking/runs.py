@@ -40,7 +40,7 @@ from eef.files import (
 )
 from eef.tracking.live import Live
 from eef.tracking.progress import show, stage_name
-from eef.tracking.records import default_root, load_runs, repo_root
+from eef.tracking.records import default_root, load_runs, remove_stale_links, repo_root
 from eef.tracking.stamp import installed_versions, machine, stamp
 
 __all__ = ["Run", "default_root", "load_runs", "log_metrics", "repo_root", "shorten", "stamp", "work_folder"]
@@ -236,6 +236,7 @@ class Run:
         ``wandb`` is the W&B mode of a run that was opened without one; such a run is sent to W&B now.
         Keys that end in ``seconds`` or ``time`` go to ``timing.json``, so equal runs have identical result files.
         """
+        remove_stale_links(self.folder, self.stages)
         reproducible = {key: value for key, value in plain(result).items() if not _CLOCK.search(key)}
         clock = {key: value for key, value in plain(result).items() if _CLOCK.search(key)}
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.metrics]

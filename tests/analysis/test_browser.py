@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from eef.analysis.arms import FigureError
-from eef.analysis.browser import label_of, some, stages_of, write_browser, write_views
+from eef.analysis.browser import label_of, read_stage, some, stages_of, write_browser, write_views
 from eef.files import write_json
 from eef.trajectory import Trajectory, Turn, save
 
@@ -38,7 +38,7 @@ def played(start: Trajectory, index: int, won: bool) -> Trajectory:
 def run_folder(root: Path) -> Path:
     """A run of EEF: an expert's failure, simulations from s0 and two of its states, an example, three test episodes."""
     run, start = root / "webshop__eef-m2__s0__1", expert()
-    write_json(run / "config.json", {"env": "webshop", "method": "eef"})
+    write_json(run / "config.json", {"env": "webshop", "method": "eef-m2", "config": {"method": "eef", "m": 2}})
     wins = [played(start, 1, False), played(start, 2, True)]
     hostile = Trajectory(HOSTILE, HOSTILE, (Turn(HOSTILE, HOSTILE, HOSTILE),), 0.0, False, HOSTILE, "env_error")
     tests = [replace(played(start, 0, won), task=f"t{won}") for won in (True, False)]
@@ -75,6 +75,19 @@ def test_the_page_lists_every_trajectory_with_what_it_filters_by(tmp_path: Path)
     assert learnt == [False] * 3 + [True] + [False] * 3 + [True] * 2
     assert "on the way from s0, which lost, to s2, which won" in views[7]  # outcomes of the simulations
     assert not re.search(r"<\w+[^>]*\s(?:src|href)=|https?://|@import|url\(", path.read_text())
+
+
+def test_other_selections_than_the_papers_are_not_shown(tmp_path: Path) -> None:
+    """The page knows EEF's labels from one simulation per state alone, and the loss of no other method on failures."""
+    run = run_folder(tmp_path)
+    plain, won = read_stage(run, "experts")
+    assert plain.outcomes and "carry loss" in plain.element() and "carry loss" in won.element()
+    for method, config in (("eef-m2-k3", {"k": 3}), ("eef_recovery=False-m2", {"recovery": False}), ("sft_all", {})):
+        write_json(run / "config.json", {"env": "webshop", "method": method, "config": config})
+        for entry in read_stage(run, "experts"):
+            assert not entry.outcomes and "carry loss" not in entry.element()
+    write_json(run / "config.json", {"env": "webshop", "method": "rft", "config": {"method": "rft"}})
+    assert [" 4 carry loss" in entry.element() for entry in read_stage(run, "experts")] == [False, True]
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:

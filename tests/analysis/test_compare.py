@@ -39,7 +39,7 @@ def run(root: Path, method: str, wins: list[int], catalogue: str = "c1", **confi
 
 def age(path: Path) -> None:
     past = time.time() - 7200
-    os.utime(path, (past, past))
+    os.utime(path, (past, past), follow_symlinks=False)
 
 
 def test_part_of_an_id_finds_the_run(tmp_path: Path) -> None:
@@ -99,6 +99,9 @@ def test_prune_keeps_what_runs_need(tmp_path: Path, capsys: pytest.CaptureFixtur
     with FileLock(stages / ".busy-00.lock"):
         unused = {path.name for path in prunable(tmp_path)}
         assert unused == {"old-00", ".dead-00.99999999"}
+        assert half.folder not in prunable(tmp_path, unfinished=True), "it may be in progress"
+        for path in (*half.folder.iterdir(), half.folder):
+            age(path)
         chosen = {path.name for path in prunable(tmp_path, [a.folder], unfinished=True)}
     alone = {half.run_id, half.stages["states"].name, a.run_id, a.stages["eval"].name}
     assert chosen == unused | alone and a.stages["bc"].name not in chosen

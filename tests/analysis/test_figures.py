@@ -94,6 +94,9 @@ def test_the_table_behind_the_figure(tmp_path: Path) -> None:
     assert lines[0].split(",") == RUN_COLUMNS and len(lines) == 9
     assert "eef,1,,both,0,100,800,6000,0.32,0.22,0.42,0.32,,,0.443457,50,0," in lines[2]
     assert "0.333333" in path.read_text()
+    scored = run_table(runs().assign(mean_max_score=[0.5, *[None] * (len(runs()) - 1)]))
+    assert scored.columns[scored.columns.get_loc("mean_reward") + 1] == "mean_max_score"
+    assert scored.set_index("method").loc["sft_pos", "mean_max_score"] == 0.5
     assert run_table(runs())["run_id"].tolist() == run_table(runs().iloc[::-1])["run_id"].tolist()
 
 
@@ -109,6 +112,11 @@ def test_runs_with_different_stamps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FigureError, match="'env' differs"):
         comparable(mixed)
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_without_experts_are_drawn(tmp_path: Path) -> None:
+    frame = runs()[lambda table: table["experts"] == "strong"].assign(experts=None)
+    assert win_rate_vs_budget(frame, tmp_path).is_file()
 
 
 def test_nothing_to_draw_and_doubled_runs(tmp_path: Path) -> None:
@@ -431,6 +439,16 @@ def test_all_ablations_are_drawn_with_names_for_people(tmp_path: Path, drawn: li
     many = pd.DataFrame([row("rft", 0.2, n=5), row("eto", 0.2, n=1), row("eef", 0.4, m=5), *parts])
     (axes,) = drawn_of(many, tmp_path, drawn).axes
     assert sum("part" in text.get_text() for text in axes.get_legend().get_texts()) == 8
+
+
+def test_with_many_lines_ablations_are_in_the_panel_of_differences_alone(tmp_path: Path, drawn: list[Any]) -> None:
+    parts = [row(f"eef_part{i}=False", 0.3 + seed / 20, seed, m=5) for i in range(8) for seed in range(3)]
+    frame = pd.concat([main_comparison(), pd.DataFrame(parts)])
+    picture = drawn_of(frame, tmp_path, drawn)
+    left, right = picture.axes
+    assert not any("part" in text.get_text() for text in left.get_legend().get_texts())
+    assert sum("part" in text.get_text() for text in right.get_yticklabels()) == 8
+    assert any("ablations: right panel alone" in text.get_text() for text in picture.texts)
 
 
 def test_a_method_has_one_colour_and_marker_in_all_pictures() -> None:

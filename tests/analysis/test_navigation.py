@@ -51,7 +51,8 @@ def shop_runs(root: Path) -> pd.DataFrame:
             wins = [loss] * 4 if method == "sft_pos" else [win, plain, plain, loss] if seed else [win, win, loss, loss]
             episodes(at, wins)
             if method != "ceiling":
-                save([expert("x", 4, won=True), expert("y", 5), expert("z", 3)], at / "experts" / "trajectories.jsonl")
+                played = [expert(f"x{seed}", 4, won=True), expert(f"y{seed}", 5), expert(f"z{seed}", 3)]
+                save(played, at / "experts" / "trajectories.jsonl")
             rows.append(run(at, method, seed, **more))
     return pd.DataFrame(rows)
 
@@ -124,6 +125,18 @@ def test_next_and_back_are_panels_with_the_same_rows(tmp_path: Path, drawn: list
     assert [pytest.approx(100 / 3), pytest.approx(100)] in seeds, "a dot for each seed"
 
 
+def test_an_expert_file_counts_once_over_all_seeds(tmp_path: Path) -> None:
+    frame = shop_runs(tmp_path / "runs")
+    for folder in frame["folder"]:
+        if (Path(folder) / "experts").is_dir():
+            one = [expert("x", 4, won=True, source="natural"), expert("y", 5, source="natural")]
+            save(one, Path(folder) / "experts" / "trajectories.jsonl")
+    table = pd.read_csv(navigation(frame, tmp_path).with_suffix(".csv")).set_index("bar")
+    for bar in ("expert: wins", "expert: failures"):
+        assert table.loc[bar, ["episodes", "seeds", "next"]].tolist() == [1, 1, 1]
+        assert table.loc[bar, ["next_low", "next_high"]].isna().all(), "no interval over seeds"
+
+
 def test_six_arms_are_drawn_and_all_are_in_the_table(tmp_path: Path, drawn: list[Any]) -> None:
     frame = shop_runs(tmp_path / "runs")
     more = [
@@ -139,7 +152,11 @@ def test_six_arms_are_drawn_and_all_are_in_the_table(tmp_path: Path, drawn: list
     ]  # fmt: skip
     assert len(pd.read_csv(path)) == 2 + 9
     arms = [Arm("rft", "b", 6), Arm("rft", "a", 6), Arm("eef", "a", None, 9, 3), Arm("eef", "a", None, 5)]
-    assert drawn_arms(arms, "a", 2) == [arms[1], arms[3]] and drawn_arms(arms, "a", 3) == [arms[0], arms[1], arms[3]]
+    assert drawn_arms(arms, "a", 2) == [arms[1], arms[3]] and drawn_arms(arms, "a", 3) == [arms[1], arms[2], arms[3]]
+    frame.loc[frame["method"] == "rft", "experts"] = "a"
+    left, _ = panels(pd.concat([frame, frame[frame["method"] == "rft"].assign(experts="b")]), tmp_path, drawn)
+    names = [label.get_text().split(" (")[0] for label in left.get_yticklabels()]
+    assert {"RFT × 1, experts: a", "RFT × 2, experts: a", "ceiling"} < set(names)
 
 
 def test_skills_of_an_environment_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

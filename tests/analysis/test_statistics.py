@@ -32,6 +32,7 @@ def test_intervals_over_seeds_have_the_published_ends() -> None:
 def test_one_seed_has_a_mean_but_no_interval() -> None:
     assert over_seeds([0.5])[0] == 0.5 and np.isnan([*over_seeds([0.5])[1:], t_test([0.5])]).all()
     assert np.isnan(t_test([1.0, 1.0])), "without a spread there is no test"
+    assert np.isnan(t_test([1.0, np.nan])), "a seed without a value"
     with pytest.raises(ValueError, match="no values"):
         over_seeds([])
 

@@ -150,6 +150,21 @@ def test_the_main_table_shows_what_there_is(runs: pd.DataFrame, tmp_path: Path) 
     assert len(main_table(pd.concat([runs, own.iloc[:1]]), tmp_path / "four")) == 8, "with another m than EEF's"
 
 
+def test_errors_do_not_count_in_a_group(tmp_path: Path) -> None:
+    frame = pd.DataFrame([run(tmp_path, "eef", 4, 0, m=5)])
+    path = Path(frame["folder"].iloc[0]) / "eval" / "episodes.csv"
+    episodes = pd.read_csv(path).assign(group="hard")
+    episodes["error"] = ~episodes["won"].astype(bool)
+    episodes.to_csv(path, index=False)
+    assert main_table(frame, tmp_path)["win_rate_hard"].tolist() == [1.0]
+
+
+def test_arms_without_a_common_seed_are_named(tmp_path: Path) -> None:
+    frame = pd.DataFrame([run(tmp_path, "rft", 4, 0, n=6), run(tmp_path, "eef", 4, 1, m=5)])
+    with pytest.raises(FigureError, match=r"EEF, M = 5.* and RFT × 6.* have no seed in common"):
+        main_table(frame, tmp_path)
+
+
 def test_what_cannot_be_compared_is_named(runs: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(FigureError, match="no finished EEF run"):
         ablation_table(runs[runs["method"] == "rft"], tmp_path)

@@ -154,6 +154,11 @@ def test_failures_are_restored_state_by_state(env: ScienceWorld, strong_on_few: 
 
 
 @pytest.mark.slow
+def test_an_unknown_late_task_is_refused(env: ScienceWorld) -> None:
+    with pytest.raises(ValueError, match="no task 'find-anmial' \\(did you mean 'find-animal'"):
+        play_expert(env, "find-plant/0", LapseNoise(late_tasks=("find-anmial",)))
+
+
 def test_late_tasks_fail_after_most_of_the_path(env: ScienceWorld) -> None:
     noise = LapseNoise(late_tasks=("find-plant",))
     plants, others = (

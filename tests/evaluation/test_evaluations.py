@@ -280,6 +280,7 @@ def test_who_is_evaluated_is_checked(
 
 def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tmp_path: Path) -> None:
     evaluated = evaluate(run.name, tiny, {}, run.parent)
+    (run / "notebook.ipynb").symlink_to("../notebooks/demo__eef-m1-s0__01234567.ipynb")
     assert main(["card", run.name, "--root", str(run.parent), "--out", str(tmp_path / "hub")]) == 0
     assert {p.name for p in (tmp_path / "hub").iterdir()} == {
         "README.md",
@@ -292,6 +293,7 @@ def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tm
     assert named["tiny-v1", "mean_reward"] == read_json(evaluated / "card.json")["rates"]["mean_reward"]
     assert ("the run's own test (webshop)", "mean_reward") in named
     text = (tmp_path / "hub" / "README.md").read_text() + (tmp_path / "hub" / "adapter_config.json").read_text()
+    assert "eef sweep demo --only eef-m1-s0 " in text
     assert "Departs from the protocol: max_new_tokens" in text and "eef evaluate FOLDER --protocol tiny-v1" in text
     assert str(run.parent) not in text and "/models/" not in text
     (tmp_path / "hub" / "notes.txt").write_text("mine")

@@ -407,7 +407,7 @@ def test_an_episode_that_fails_at_the_endpoint_remains_for_the_next_start(
     assert collect(path, shop, "train", 3, expert(clever, concurrency=1), yes=True) == 1
     said = capsys.readouterr().out
     task = shop.tasks("train")[0]
-    assert f"not played: subtask {task}: endpoint: the endpoint answers 500" in said and "no memory" in said
+    assert f"not finished: subtask {task}: endpoint: the endpoint answers 500" in said and "no memory" in said
     assert "2 episodes saved" in said and sorted(one.task for one in load(path)) == sorted(shop.tasks("train")[1:3])
     assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
     assert len(load(path)) == 3
@@ -457,7 +457,7 @@ def test_an_episode_whose_environment_fails_remains_too(
 
     monkeypatch.setattr(WebShop, "step", dying)
     assert collect(tmp_path / "e.jsonl", shop, "train", 3, expert(clever), yes=True) == 1
-    assert f"not played: subtask {bad}: env_error: the simulator died" in capsys.readouterr().out
+    assert f"not finished: subtask {bad}: env_error: the simulator died" in capsys.readouterr().out
     assert bad not in {one.task for one in load(tmp_path / "e.jsonl")}
 
 

@@ -29,6 +29,7 @@ from eef.tracking.runs import Run, log_metrics
         ("s0-1-2", "simulations from s0, iteration 2, sample 3"),
         ("states-0", "simulations from expert states, iteration 1"),
         ("sft-1", "SFT, iteration 2"),
+        ("batch-1", "planned simulations, batch 2"),
         ("my-stage-3", "my-stage-3"),
     ],
 )
@@ -68,6 +69,19 @@ def test_a_rollout_is_reported_once_per_second_and_at_its_end(monkeypatch: pytes
     assert [row["step"] for row in rows] == [1, 4, 7, 8] and {row["steps"] for row in rows} == {8}
     assert {round(row["tokens_per_second"]) for row in rows} == {250}
     assert rows[1]["wins"] == 2 and rows[1]["win_rate"] == 0.5 and rows[1]["seconds_left"] == pytest.approx(1.6)
+
+
+def test_episodes_of_a_journal_do_not_count_in_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Meter("test", 1000, turns_per_episode=10) as meter:
+        for _ in range(900):  # of a killed process
+            meter.on_episodes(1, 1, 50)
+        now += 2.0
+        meter.on_turn(10, 50)
+        meter.on_episodes(1, 1, 50)
+    assert meter.row["episodes"] == 901 and meter.row["tokens_per_second"] == 25.0
+    assert meter.row["seconds_left"] == pytest.approx(198.0)
 
 
 def test_the_speed_per_cpu_second_of_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,15 @@ def wait_for_half(root: Path) -> None:
         time.sleep(0.1)
 
 
+def test_links_of_stages_that_a_run_no_longer_has_are_removed(tmp_path: Path) -> None:
+    for stages in (("bc", "sft-0", "dpo-0"), ("bc", "sft-0")):  # the method was edited: the run keeps its folder
+        run = Run.open(tmp_path, "webshop", "mine", 0, {}, {})
+        for name in stages:
+            run.stage(name, {}, lambda at: (at / "x").write_text("x"))
+        run.finish({"win_rate": 0.5})
+    assert {path.name for path in run.folder.iterdir() if path.is_symlink()} == {"bc", "sft-0"}
+
+
 def test_a_finished_run_is_unfinished_while_a_stage_is_made_again(tmp_path: Path) -> None:
     assert start(tmp_path, 0).wait(60) == 0
     (folder,) = tmp_path.glob("webshop*")

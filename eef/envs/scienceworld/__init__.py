@@ -105,10 +105,10 @@ class ScienceWorld:
         names = list(self._sizes) if tasks == "all" else [tasks] if isinstance(tasks, str) else tasks
         if not names:
             raise ValueError("tasks must name at least one task")
-        self._names = [self._task_name(name) for name in names]
+        self._names = [self.task_name(name) for name in names]
         self._split = self._simulators_split() if split == "simulator" else self._split_of_files(Path(split))
         self._split = limit_variations(self._split, variations or {})
-        self._limits = step_limits(max_steps, split, self._names, self._task_name)
+        self._limits = step_limits(max_steps, split, self._names, self.task_name)
         self.max_steps = max(self._limits.values())
 
     def tasks(self, split: str) -> list[str]:
@@ -303,7 +303,8 @@ class ScienceWorld:
 
         return dict(self._fact("sizes", ask))
 
-    def _task_name(self, name: str) -> str:
+    def task_name(self, name: str) -> str:
+        """The simulator's name of a task, also for ETO's long names. ValueError for an unknown one."""
         from scienceworld.utils import infer_task
 
         task = str(infer_task(name))
@@ -317,7 +318,7 @@ class ScienceWorld:
 
     def _parse(self, task: str) -> tuple[str, int]:
         name, _, number = task.rpartition("/")
-        name = self._task_name(name or task)
+        name = self.task_name(name or task)
         if not (number.isascii() and number.isdigit() and int(number) < self._sizes[name]):
             raise ValueError(f"no task {task!r}: {name} has the tasks {name}/0 to {name}/{self._sizes[name] - 1}")
         return name, int(number)
@@ -336,7 +337,7 @@ class ScienceWorld:
         return {part: [task for split in splits for task in split[part]] for part in _PARTS}
 
     def _split_of_files(self, folder: Path) -> dict[str, list[str]]:
-        split = read_index_files(folder, self._names, self._task_name)
+        split = read_index_files(folder, self._names, self.task_name)
         for tasks in split.values():
             for task in tasks:
                 self._parse(task)  # ValueError for a variation that does not exist
