@@ -81,7 +81,7 @@ def test_bare_eef_lists_the_commands_with_examples(
         (["runs", "--state", "lost"], "'finished', 'unfinished'"),
         (
             ["runs", "--sweep", "demo", "list"],
-            "--sweep stands before list, where it has no effect: write eef runs --sweep",
+            "--sweep has no effect before list: write eef runs --sweep ... without list",
         ),
         (
             ["tasks", "--env", "webshp"],

@@ -39,8 +39,9 @@ _KINDS = {  # of stages, by the beginning of their names, in the order of the pa
 
 @dataclass(frozen=True)
 class Entry:
-    """A trajectory of a run. ``outcomes`` are those of simulations from an expert's states; ``loss`` is whether the
-    view shows what carries loss."""
+    """A trajectory of a run. ``outcomes`` are those of simulations from an expert's states. The view shows what carries
+    loss if ``loss``.
+    """
 
     stage: str
     one: Trajectory | Example
@@ -70,7 +71,7 @@ class Entry:
         return [one.task, bool(one.won), float(one.reward), len(one), one.outcome, start, text[:_TEXT]]
 
     def element(self) -> Markup:
-        """The view of a page."""
+        """The HTML of the trajectory."""
         return views.trajectory_element(self.one, self.outcomes, self.env, loss=self.loss)
 
 

@@ -205,8 +205,8 @@ def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) ->
     """What may be removed from ``root``: ``runs``, with ``unfinished`` also runs without a result, then the stages that
     no other run links to, partial stages of killed processes, and executed notebooks that belong to no run or sweep.
 
-    Stages and notebooks written within the last hour are kept, and so are runs without a result in which something
-    changed within it: they may be in progress.
+    Stages and notebooks written within the last hour are kept. A run without a result may be in progress: it is kept if
+    anything in its folder changed within the last hour.
     """
     folders = sorted(path.parent for path in root.glob("*__*/config.json"))
     old = time.time() - _FRESH

@@ -24,10 +24,9 @@ def _runs(
     """List runs: date, sweep, method, numbers of training and test subtasks, win rate, state."""
     if command := context.invoked_subcommand:
         options = {"--sweep": sweep, "--method": method, "--env": env, "--state": state, "--csv": csv}
-        if given := [name for name, value in options.items() if value]:
-            raise ValueError(
-                f"{given[0]} stands before {command}, where it has no effect: write eef runs {given[0]} ..."
-            )
+        for name, value in options.items():
+            if value:
+                raise ValueError(f"{name} has no effect before {command}: write eef runs {name} ... without {command}")
         context.obj = root
         return
     from eef.analysis.compare import list_runs

@@ -65,7 +65,7 @@ def without_flower_pots(path: list[str]) -> list[str]:
     The name has just been focused on. The number stands elsewhere on the page, and a small policy does not learn to
     find it (``figures/LOG.md``).
     """
-    moves = [found for action in path if (found := _MOVED_POT.fullmatch(action))]
+    moves = [*filter(None, map(_MOVED_POT.fullmatch, path))]
     focuses = [action for action in path if action.startswith("focus on ")]
     if len(moves) != 1 or len(focuses) != 1:
         return path
