@@ -9,8 +9,13 @@
 
 The expert is trained on other subtasks than it plays: on training subtasks after the first ``--tasks``, then on those
 of ``eval``. It plays the first ``--tasks`` training subtasks, once each. FILE.jsonl contains its trajectories, and
-FILE.json its win rate by group, and its skills in wins and in failures. Equal arguments give equal files. Training and
-episodes are stages in the folder of runs: a second call resumes, and another temperature reuses the trained policy.
+FILE.json its win rate by group, its skills in wins and in failures, and its actions. Training and episodes are stages in
+the folder of runs: a second call resumes, and another temperature reuses the trained policy.
+
+Equal arguments give equal files on one machine; a processor of another kind makes another expert. ``--replay`` plays
+the actions in FILE.json again and gives the same trajectories on every machine:
+
+    python experiments/natural_expert.py --replay figures/natural_scienceworld/expert.json --out natural.jsonl
 """
 
 from __future__ import annotations
@@ -29,9 +34,10 @@ from eef.agents.rollout import Start
 from eef.analysis.evaluate import results
 from eef.analysis.statistics import without_errors
 from eef.analysis.tables import markdown
-from eef.envs import TextEnv, env_from_parameters
+from eef.envs import TextEnv, env_from_parameters, first_page, take_step
 from eef.envs.extras import extras_of
-from eef.files import write_json
+from eef.experts.check import check_file
+from eef.files import read_json, write_json
 from eef.lab import Lab
 from eef.methods import ceiling
 from eef.settings import Settings
@@ -58,6 +64,31 @@ def play(lab: Lab, tasks: Sequence[str], source: str) -> list[Trajectory]:
     """One episode on each of ``tasks`` by a policy trained on perfect play of ``lab.tasks``."""
     episodes = lab.simulate("natural-expert", ceiling(lab), [Start(task) for task in tasks], lab.seed)
     return [replace(episode, source=source, info={}) for episode in episodes]
+
+
+def without_pages(episode: Trajectory) -> dict[str, Any]:
+    """``episode`` without its source and without the pages that its actions lead to."""
+    row = trajectory.to_dict(episode)
+    turns = [{k: v for k, v in turn.items() if k != "observation" or not turn["action"]} for turn in row["turns"]]
+    return {key: row[key] for key in ("task", "reward", "won", "outcome")} | {"turns": turns}
+
+
+def with_pages(env: TextEnv, row: Mapping[str, Any], source: str) -> Trajectory:
+    """The inverse of :func:`without_pages`: its actions are played in ``env``."""
+    prompt, turns = first_page(env, row["task"]), []
+    for turn in row["turns"]:  # an answer without an action has kept its page
+        page = {"observation": take_step(env, turn["action"]).observation} if turn["action"] else {}
+        turns.append({**turn, **page})
+    return trajectory.from_dict({**row, "prompt": prompt, "turns": turns, "source": source})
+
+
+def replay(description: Path, out: Path) -> None:
+    """Write the trajectories of the expert in ``description`` to ``out``. SystemExit if one ends in another way."""
+    about = read_json(description)
+    env = env_from_parameters(about)
+    trajectory.save([with_pages(env, row, out.stem) for row in about["episodes"]], out)
+    if (report := check_file(str(out), env)).failed:
+        raise SystemExit(f"{description} was not recorded with this environment: {report}")
 
 
 def describe(env: TextEnv, episodes: Sequence[Trajectory]) -> dict[str, Any]:
@@ -120,10 +151,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the expert: its training and its episodes")
     parser.add_argument("--out", type=Path, default=Path("natural_expert.jsonl"), metavar="FILE.jsonl")
     parser.add_argument("--root", metavar="DIR", help="folder of the runs (default experiments/runs)")
+    parser.add_argument("--replay", type=Path, metavar="FILE.json", help="play the actions of this expert again")
     args = parser.parse_args(words)
 
     if args.out.suffix != ".jsonl":
         parser.error(f"--out must end in .jsonl, not {args.out.name}: its description is written beside it as .json")
+    if args.replay:
+        replay(args.replay, args.out)
+        print(f"wrote {args.out}")
+        return
     given = {
         name: load_yaml(getattr(args, name), f"--{name.replace('_', '-')}", command_line=True)
         for name in ("catalogue", "env_options", "settings")
@@ -137,10 +173,10 @@ def main(words: Sequence[str] | None = None) -> None:
     episodes = play(lab, played, args.out.stem)
 
     trajectory.save(episodes, args.out)
-    arguments = {key: value for key, value in vars(args).items() if key not in ("out", "root")} | given
+    arguments = {key: value for key, value in vars(args).items() if key not in ("out", "root", "replay")} | given
     about = describe(env, episodes)
-    subtasks = {"played": played, "trained_on": trained_on}
-    write_json(args.out.with_suffix(".json"), {**about, **arguments, **subtasks})
+    recorded = {"played": played, "trained_on": trained_on, "episodes": [*map(without_pages, episodes)]}
+    write_json(args.out.with_suffix(".json"), {**about, **arguments, **recorded})
     print(f"{tables(about)}\n\nwrote {args.out} and {args.out.with_suffix('.json')}")
 
 

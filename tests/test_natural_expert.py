@@ -11,7 +11,7 @@ import pytest
 
 from eef.envs import make_env
 from eef.experts.check import check_file
-from eef.files import read_json
+from eef.files import read_json, write_json
 from eef.trajectory import Trajectory, Turn, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,3 +83,18 @@ def test_the_file_replays_and_equal_arguments_give_equal_files(script: ModuleTyp
     assert {each.source for each in trajectories} == {"natural"}
     report = check_file(str(first), env, "train")
     assert not report.failed and len(report.trajectories) == 3
+
+    replayed = tmp_path / "third" / "natural.jsonl"
+    replayed.parent.mkdir()
+    script.main(["--replay", str(first.with_suffix(".json")), "--out", str(replayed)])
+    assert replayed.read_bytes() == first.read_bytes()
+
+
+def test_a_replay_in_another_environment_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    env = make_env("webshop", catalogue=CATALOGUE, max_steps=2)
+    lost = Trajectory(env.tasks("train")[0], "", (Turn("search[a]", ""), Turn("click[buy now]", "")), outcome="done")
+    about = {"env": "webshop", "catalogue": CATALOGUE, "max_steps": 2, "episodes": [script.without_pages(lost)]}
+    about["episodes"][0].update(won=True, reward=1.0)
+    write_json(tmp_path / "expert.json", about)
+    with pytest.raises(SystemExit, match="was not recorded with this environment"):
+        script.main(["--replay", str(tmp_path / "expert.json"), "--out", str(tmp_path / "natural.jsonl")])
