@@ -9,8 +9,8 @@
 
 The expert is trained on other subtasks than it plays: on training subtasks after the first ``--tasks``, then on those
 of ``eval``. It plays the first ``--tasks`` training subtasks, once each. FILE.jsonl contains its trajectories, and
-FILE.json its win rate by group, its skills in wins and in failures, and its actions. Training and episodes are stages in
-the folder of runs: a second call resumes, and another temperature reuses the trained policy.
+FILE.json its win rate by group, its skills in wins and in failures, and its actions. Training and episodes are stages
+in the folder of runs: a second call resumes, and another temperature reuses the trained policy.
 
 Equal arguments give equal files on one machine; a processor of another kind makes another expert. ``--replay`` plays
 the actions in FILE.json again and gives the same trajectories on every machine:
