@@ -17,7 +17,7 @@ from redraw_figures import redraw
 
 from eef.analysis.arms import ARM_COLUMNS
 
-KEYS = ["method", "experts", "n", "m", "seed", "run_id"]
+KEYS = [*ARM_COLUMNS, "seed", "run_id"]
 
 
 def join(parts: list[Path], out: Path) -> Path:
@@ -34,7 +34,7 @@ def join(parts: list[Path], out: Path) -> Path:
         if len(twice := table[table.duplicated("run_id")]):
             raise ValueError(f"{name}.csv: the run {twice['run_id'].iloc[0]} is in two parts: leave one of them out")
         table = table.reset_index(drop=True)
-        numbers = {key: pd.to_numeric(table[key]).fillna(-1) for key in ("n", "m", "seed") if key in table}
+        numbers = {key: pd.to_numeric(table[key]).fillna(-1) for key in ("n", "m", "k", "seed") if key in table}
         place = table.assign(**numbers).sort_values([key for key in KEYS if key in table]).index
         tables[name] = table.loc[place]
     rates = tables["win_rate_vs_budget"]

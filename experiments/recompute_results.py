@@ -2,13 +2,14 @@
 
     python experiments/recompute_results.py
 
-Each row of a page is printed as recomputed: means over training seeds with 95 % t-intervals, and paired differences
-with p-values of t-tests, adjusted for all differences of the page. ``!=`` names a wrong cell; the exit code is then 1.
+Each row is printed as recomputed: means over training seeds with 95 % t-intervals, and paired differences with p-values
+of t-tests, adjusted for all differences of the page. ``!=`` names a wrong cell; the exit code is then 1.
 """
 
 import math
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,7 @@ MEANS = {"mean reward": "mean_reward", "mean score": "mean_max_score"}  # column
 Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one
 
 
+@cache
 def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
     """The rows of each arm of a sweep, one per seed, by name and experts (``base 0.18, late 0.25``) or regime."""
     paths = [ROOT / "figures" / sweep.strip("`") / f"{name}.csv" for name in ("win_rate_vs_budget", "outcomes")]
@@ -43,8 +45,7 @@ def arms(sweep: str) -> dict[tuple[str, str], pd.DataFrame]:
 
 def find(sweep: str, label: str, experts: str = "") -> pd.DataFrame:
     """The rows of an arm as pages write it: ``EEF, M = 5``, or ``EEF, M = 5 (strong+weak)`` with its experts."""
-    name, in_brackets = re.fullmatch(r"([^(:]+?)(?: \((.+)\))?(?::.*)?", label).groups()
-    table = arms(sweep)
+    table, (name, in_brackets) = arms(sweep), re.fullmatch(r"([^(:]+?)(?: \((.+)\))?(?::.*)?", label).groups()
     usual = "perfect" if name == "ceiling" else max({each for _, each in table} - {"perfect"}, key="strong".__eq__)
     return table[name, in_brackets or experts or usual]
 
@@ -58,7 +59,7 @@ def of_method(row: dict[str, str], sweep: str) -> Cells:
     own = find(sweep, row["method"], row.get("experts", ""))
     rft = find(sweep, "RFT × 6") if "minus RFT × 6" in row else own
     cells = {"simulated episodes": f"{own['episodes'].mean():,.0f}", "win %": f"{(100 * own['win_rate']).mean():.1f}"}
-    cells["95 % interval"] = spread(*over_seeds(100 * own["win_rate"])[1:], ".1f")
+    cells |= {"95 % interval": spread(*over_seeds(100 * own["win_rate"])[1:], ".1f")}
     cells |= {name: f"{100 * own[f'win_rate_{name}'].mean():.1f}" for name in row if f"win_rate_{name}" in own}
     cells |= {name: f"{own[column].mean():.3f}".lstrip("0") for name, column in MEANS.items() if name in row}
     cells |= {name: f"{own[name.replace(' ', '_')].mean():,.0f}" for name in row if name.replace(" ", "_") in BUDGET}

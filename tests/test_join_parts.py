@@ -20,15 +20,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("join_parts")
 
 
-def part(folder: Path, methods: list[str]) -> Path:
-    """The runs of ``methods`` in the demo's tables."""
+def part(folder: Path, values: list[str], figures: Path = DEMO, column: str = "method") -> Path:
+    """The runs of a sweep's tables that have one of ``values`` in ``column``."""
     folder.mkdir()
-    shutil.copy(DEMO / "subtasks.csv", folder)
+    shutil.copy(figures / "subtasks.csv", folder)
     for name in ("win_rate_vs_budget", "outcomes"):
-        table = pd.read_csv(DEMO / f"{name}.csv", dtype=str, keep_default_na=False)
-        table = table[table["method"].isin(methods)]
+        table = pd.read_csv(figures / f"{name}.csv", dtype=str, keep_default_na=False)
+        table = table[table[column].isin(values)]
         table.to_csv(folder / f"{name}.csv", index=False)
-    table[["run_id"]].assign(seconds=len(methods)).to_csv(folder / "seconds.csv", index=False)
+    table[["run_id"]].assign(seconds=len(values)).to_csv(folder / "seconds.csv", index=False)
     return folder
 
 
@@ -40,6 +40,14 @@ def test_two_parts_give_the_tables_of_the_whole_sweep(script: ModuleType, tmp_pa
         assert (tmp_path / "whole" / name).read_bytes() == (DEMO / name).read_bytes(), name
     seconds = pd.read_csv(tmp_path / "whole" / "seconds.csv")["run_id"]
     assert len(seconds) == 7 and list(seconds) == sorted(seconds)
+
+
+def test_arms_that_differ_in_k_alone_keep_their_order(script: ModuleType, tmp_path: Path) -> None:
+    whole, seeds = ROOT / "figures" / "methods", [str(seed) for seed in range(381, 391)]
+    parts = [part(tmp_path / f"{n}", seeds[n::2], whole, "seed") for n in (0, 1)]
+    assert script.join(parts, tmp_path / "whole").is_file()
+    for name in ("win_rate_vs_budget.csv", "outcomes.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_parts_with_a_common_run_or_other_subtasks_are_refused(script: ModuleType, tmp_path: Path) -> None:
