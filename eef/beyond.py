@@ -113,8 +113,7 @@ def eef_soft(lab: Lab, m: int = 5, k: int = 1, weighted: bool = True) -> Path:
 
 @dataclass
 class Exploration:
-    """Simulations from states of experts' failures. ``can_simulate``: for each of the ``failures``, which of its states
-    may be.
+    """Simulations from states of experts' failures. ``can_simulate``: for each failure, which states may be simulated.
 
     ``simulations`` has those of each state in the order of their ``sample`` numbers, infrastructure errors included.
     """

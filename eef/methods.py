@@ -1,7 +1,7 @@
 """The methods, one short function each. To compare two methods, compare their functions. :mod:`eef.beyond` has those
-that are not of the paper.
+that are not in the paper.
 
-Every recipe takes a :class:`~eef.lab.Lab` (environment, base model, experts, settings, run folder) and returns the
+Every method takes a :class:`~eef.lab.Lab` (environment, base model, experts, settings, run folder) and returns the
 adapter that it trained. The lab counts the simulations. All SFT trains for the same number of epochs, or of optimiser
 steps (setting ``updates``).
 
@@ -67,7 +67,7 @@ def eto(lab: Lab, n: int = 1, own_pairs: bool = False) -> Path:
     """Exploration-based trajectory optimisation: behaviour cloning, then iterations of ``n`` simulations from each s0
     and DPO, from the last adapter, on pairs of a win and a failure of the agent on the same subtask.
 
-    The win is the expert's if it has one, else the agent's, and pairs of earlier iterations stay. With ``own_pairs``,
+    The win is the expert's where it won, else the agent's. Pairs of earlier iterations are kept. With ``own_pairs``,
     win and failure are both the current policy's, of this iteration. ValueError where no subtask has such a pair.
     """
     adapter = sft_pos(lab)
@@ -122,7 +122,7 @@ def eef(
     Our choices: only failed expert trajectories are simulated, and a state counts as won once a simulation from it has
     won in any iteration.
 
-    Options that are not of :func:`~eef.selection.select`:
+    Options that :func:`~eef.selection.select` does not have:
 
     * ``k``: simulations per state and iteration. A state has won in an iteration by :func:`~eef.selection.outcome`.
     * ``all_experts``: wins of the experts are simulated too, and selected from by the same rules. Their end counts as

@@ -40,7 +40,7 @@ class Line:
     """The counts of one failure so far: wins and simulations of each state s_0 ... s_(n-1).
 
     ``can_simulate``: whether each state may be simulated; empty if all may. ``ends_lost``: False where the trajectory
-    is not a failure, so that its end says nothing. ValueError for counts that cannot be.
+    is not a failure, so that its end says nothing. ValueError for impossible counts.
     """
 
     wins: tuple[int, ...]

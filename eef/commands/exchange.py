@@ -79,7 +79,7 @@ def import_(
     overrides: Overrides = None,
     drop: Annotated[bool, Option("--drop", help="Leave out what differs from its replay.")] = False,
 ) -> int:
-    """Turn conversations of others into trajectories, and check each."""
+    """Turn conversations in other formats into trajectories, and check each."""
     from eef.exchange.export import import_file
 
     if env is None and (overrides or drop):

@@ -18,7 +18,7 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, Option(min=1, max=65535)] = 8000,
-    sessions: Annotated[int, Option(min=1, metavar="N", help="Most sessions at a time.")] = 64,
+    sessions: Annotated[int, Option(min=1, metavar="N", help="Maximum number of sessions.")] = 64,
     idle: Annotated[float, Option(min=1, metavar="SECONDS", help="An unused session ends after this time.")] = 600.0,
     max_bytes: Annotated[int, Option(min=1000, metavar="N", help="The largest request.")] = 1_000_000,
 ) -> None:

@@ -17,7 +17,7 @@ from eef.trajectory import Trajectory, load
 class EndpointTest:
     """The inputs of the stage.
 
-    ``request``: the fields of a request. ``file`` keeps finished episodes, which were paid.
+    ``request``: the fields of a request. ``file`` keeps finished episodes, which were paid for.
     """
 
     env: TextEnv

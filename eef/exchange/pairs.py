@@ -118,7 +118,7 @@ def _same_turn(one: Trajectory, other: Trajectory, index: int) -> bool:
 def run_pairs(
     folder: Path, stage: str | None = None, model: str | None = None, plain: bool = False
 ) -> tuple[list[dict[str, Any]], str]:
-    """The rows of the pairs of the run in ``folder``, and a line that says how many of what there are.
+    """The rows of the pairs of the run in ``folder``, and a line that counts them.
 
     ETO's pairs are those of one DPO stage, by default the last. Flips are of all simulations of the run. RunError for
     a run without either, and where no flip is verified.

@@ -1,9 +1,9 @@
 """The values of a sweep's points, checked before anything runs: environment, sizes, settings, experts, model.
 
-Parameters have a meaning by their comment in the notebook. ``env`` is checked where its comment says ``name of an
+The comment beside a parameter in the notebook says what it is. ``env`` is checked where its comment says ``name of an
 environment``, with the parameters of :func:`eef.envs.env_from_parameters`; the settings are checked where the notebook
 declares all of them. Expert files are replayed (:mod:`eef.experts.check`). Equal values are checked once. Embedded
-models take no import of torch.
+models are checked without importing torch.
 """
 
 from __future__ import annotations

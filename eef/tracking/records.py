@@ -50,7 +50,7 @@ def load_runs(root: str | Path, run_ids: Iterable[str] | None = None) -> pd.Data
 
 
 def remove_stale_links(run: Path, stages: Mapping[str, Path]) -> None:
-    """Remove a run folder's links to stages that are not among ``stages``: of an earlier version of its method."""
+    """Remove a run folder's links to stages that are not among ``stages``, left by an earlier version of its method."""
     for path in run.iterdir():
         if path.is_symlink() and path.readlink().parts[:2] == ("..", "stages") and path.name not in stages:
             path.unlink()
