@@ -70,8 +70,8 @@ def of_method(row: dict[str, str], sweep: str) -> Cells:
 def of_difference(row: dict[str, str], sweep: str) -> Cells:
     label, _, of = re.fullmatch("(.+?)(, (hard subtasks|score))?", row["difference"]).groups()
     column, (a, b) = {"score": "mean_max_score", None: "win_rate"}.get(of, "win_rate_hard"), label.split(" minus ")
-    own, other = (100 * find(sweep, arm, row.get("experts", ""))[column] for arm in (a, b))
-    mean, ends = with_ends(gain := own - other).rstrip(")").split(" (")
+    own, other = (find(sweep, arm, row.get("experts", ""))[column] for arm in (a, b))
+    mean, ends = with_ends(gain := 100 * (own - other)).rstrip(")").split(" (")
     return {"mean": mean, "95 % interval": ends, "seeds with a gain": f"{(gain > 0).sum()} of {len(gain)}"}, gain
 
 
