@@ -14,7 +14,7 @@ import pandas as pd
 from eef.agents.chat import Chat
 from eef.analysis.evaluate import cost, tokens_read
 from eef.analysis.statistics import wilson, without_errors
-from eef.evaluation.protocol import Protocol
+from eef.evaluation.protocol import Acting, Protocol
 from eef.evaluation.subject import Subject
 from eef.trajectory import Trajectory
 
@@ -24,6 +24,7 @@ COVERS = (
     "subtasks like these for this one policy. They do not cover other training seeds. A bootstrap of equal values has "
     "no width, whatever their number."
 )
+SERVER_DEFAULT = "the server's default"  # of a field that the requests do not set
 READ = {
     "policy": "each token of a page once, as with a cache of keys and values",
     "endpoint": "as counted by the endpoint; each request sends the whole conversation",
@@ -38,10 +39,14 @@ def departures(protocol: Protocol, subject: Subject) -> dict[str, list[Any]]:
     """
     if subject.acting is None:
         return {}
-    wanted, used = asdict(protocol.acting), asdict(subject.acting)
+    wanted, used = asdict(protocol.acting), _shown(subject.acting)
     if not used["instructions"] and used["prompt"] == wanted["prompt"]:
         used["instructions"] = wanted["instructions"]
     return {name: [wanted[name], used[name]] for name in wanted if wanted[name] != used[name]}
+
+
+def _shown(acting: Acting) -> dict[str, Any]:
+    return {name: SERVER_DEFAULT if value is None else value for name, value in asdict(acting).items()}
 
 
 def make_card(
@@ -75,7 +80,7 @@ def make_card(
         "format": FORMAT,
         "protocol": {**protocol.as_dict(), "hash": protocol.hash},
         "subject": {"kind": subject.kind, "name": subject.name, **subject.identity},
-        "acting": asdict(subject.acting) if subject.acting else None,
+        "acting": _shown(subject.acting) if subject.acting else None,
         "departures": departures(protocol, subject),
         "subtasks": len(trajectories),
         "partial": len(trajectories) < protocol.subtasks,

@@ -16,7 +16,7 @@ from eef.agents.chat import Chat
 from eef.analysis.browser import write_browser, write_views
 from eef.envs import TextEnv
 from eef.evaluation.card import make_card, markdown, overlap_lines
-from eef.evaluation.endpoint import EndpointTest, play_endpoint
+from eef.evaluation.endpoint import EndpointTest, play_endpoint, show_reused
 from eef.evaluation.protocol import Protocol, check, environment_of, hashes_of, overlap, pin, read_protocol, subtasks_of
 from eef.evaluation.subject import Subject, read_subject
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate
@@ -88,14 +88,15 @@ def _evaluate(
     chat = _chat(subject, env)
     acting = vars(subject.acting) if subject.acting else {}
     about = {"protocol": protocol.as_dict(), "subject": subject.identity, "acting": acting, "test": len(tasks)}
-    identity = [protocol.hash, subject.identity, acting, chat.hash if chat else "", hashes, digest(tasks)]
+    identity = [protocol.hash, subject.identity, acting, chat.hash if chat else "", hashes]
     method = f"{protocol.name}-{subject.name}"
     run = Run.open(
         evaluations(root), env.name, method, protocol.seed, about, stamp(hashes, chat.hash if chat else ""),
-        tags=(protocol.name, subject.kind), group=protocol.name, identity=identity, wandb=wandb,
+        tags=(protocol.name, subject.kind), group=protocol.name, identity=[*identity, digest(tasks)], wandb=wandb,
     )  # fmt: skip
     with run:
-        measured = _play(run, protocol, env, subject, tasks, chat, yes)
+        file = run.root / "endpoints" / digest(identity) / "endpoint.jsonl"  # also for other numbers of subtasks
+        measured = _play(run, protocol, env, subject, tasks, chat, file, yes)
         played = trajectory.load(run.folder / "test" / "trajectories.jsonl")
         table = pd.read_csv(run.folder / "eval" / "episodes.csv", dtype={"task": str})
         card = make_card(protocol, subject, hashes, shared, table, measured, played, chat, version("eef"))
@@ -123,9 +124,13 @@ def _chat(subject: Subject, env: TextEnv) -> Chat | None:
 
 
 def _play(
-    run: Run, protocol: Protocol, env: TextEnv, subject: Subject, tasks: list[str], chat: Chat | None, yes: bool
-) -> dict[str, Any]:
-    """Play the subtasks as the stages ``test`` and ``eval``. Returns the summary."""
+    run: Run, protocol: Protocol, env: TextEnv, subject: Subject, tasks: list[str], chat: Chat | None, file: Path,
+    yes: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Play the subtasks as the stages ``test`` and ``eval``. Returns the summary.
+
+    ``file`` keeps the episodes of an endpoint.
+    """
     settings = subject.settings or Settings()
     lab = Lab(run, env, settings, protocol.seed, [], tasks, cast(Chat, chat))  # only a policy of ours has a chat
     if subject.settings is not None:
@@ -133,10 +138,15 @@ def _play(
     if subject.endpoint is not None:
         one_shot = bool(subject.acting and subject.acting.one_shot)
         inputs = EndpointTest(
-            env, subject.endpoint.model, subject.endpoint.fields, one_shot, protocol.split, tasks, subject.endpoint,
-            run.folder / "endpoint.jsonl", yes,
+            env, subject.endpoint.model, subject.endpoint.address, subject.endpoint.fields, one_shot, protocol.split,
+            tasks, subject.endpoint, file, yes,
         )  # fmt: skip
-        return lab.evaluate_player(play_endpoint, inputs)
+        earlier = set(run.root.glob("stages/test-*"))
+        try:
+            return lab.evaluate_player(play_endpoint, inputs)
+        finally:
+            if run.stages.get("test") in earlier:
+                show_reused(run.stages["test"] / "stage.json")
     if subject.name == "perfect":
         return lab.evaluate_player(demonstrate, Demonstrations(env, tasks))
     experts = ExpertSettings(experts=subject.name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from eef.evaluation.card import overlap_lines
 from eef.evaluation.evaluate import CARD, evaluations
-from eef.evaluation.subject import WEIGHTS, tested_adapter
+from eef.evaluation.subject import WEIGHTS, current_names, tested_adapter
 from eef.files import RunError, read_json, write_json, write_text
 from eef.model_names import EMBEDDED_MODELS
 from eef.settings import Settings
@@ -24,19 +24,21 @@ def write_model_card(run: Path, root: Path, out: Path) -> Path:
     """Write the tested adapter of a run, and ``README.md`` with its model card, to the folder ``out``. Returns ``out``.
 
     The card has the base model, the data, the results of the run's own test and of all evaluations of this adapter in
-    ``root``, and the commands. RunError if the run has no result, if the adapter was removed, and for a folder ``out``
+    ``root``, and the commands. RunError if the run has no result or no adapter, and for a folder ``out``
     with files that this command did not write.
     """
     if not (run / "result.json").is_file():
         raise RunError(f"{run.name} has no result: it is not finished, start it again")
     adapter = tested_adapter(run)
+    if adapter is None:
+        raise RunError(f"{run.name} tested the base model, so there is no adapter to share: name another run")
     weights = next(name for name in WEIGHTS if (adapter / name).is_file())
     files = [path for path in sorted(adapter.iterdir()) if path.name in ("adapter_config.json", "config.json", weights)]
     wanted = {"README.md", "generation_config.json", *(path.name for path in files)}
     if others := sorted({path.name for path in out.iterdir()} - wanted) if out.is_dir() else []:
         raise RunError(f"{out} has other files ({', '.join(others[:3])}): choose another folder with --out")
     origin, result, stamp = (read_json(run / f"{name}.json") for name in ("config", "result", "stamp"))
-    config = origin["config"]
+    origin["config"] = config = current_names(run, origin["config"])
     out.mkdir(parents=True, exist_ok=True)
     base = _shared_name(str(config["model"]))
     for path in files:
@@ -106,8 +108,8 @@ def _readme(
     own = {k: v for k, v in config.items() if k not in _NOT_SHOWN and k != "model" and v != defaults.get(k)}
     lines += [f"- {name}: `{value}`" for name, value in own.items() if not _is_path(value)]
     lines += ["", "## Use", "", "```"]
-    if (run / "notebook.ipynb").is_symlink():  # to SWEEP__POINT__HASH.ipynb
-        sweep, point, _ = (run / "notebook.ipynb").readlink().stem.split("__")
+    if (run / "notebook.ipynb").is_symlink():
+        sweep, point = _sweep_and_point((run / "notebook.ipynb").readlink().stem, origin.get("group") or "")
         if (repo_root() / "experiments" / f"{sweep}.yaml").is_file():  # not with overrides, which give another name
             lines += [f"eef sweep {sweep} --only {point}   # trains it again"]
     lines += [f"eef evaluate FOLDER --protocol {card['protocol']['name']} -p model={base}" for card in cards] or [
@@ -115,6 +117,15 @@ def _readme(
     ]
     lines += ["```", ""]
     return f"---\n{_metadata(run, origin, base, result, cards, adapter)}\n---\n\n" + "\n".join(lines)
+
+
+def _sweep_and_point(stem: str, group: str) -> tuple[str, str]:
+    """The parts of a notebook's name SWEEP__POINT__HASH, which may contain ``__``; ``group`` is the run's sweep."""
+    name = stem.rpartition("__")[0]
+    if group and name.startswith(f"{group}__"):
+        return group, name.removeprefix(f"{group}__")
+    sweep, _, point = name.rpartition("__")
+    return sweep, point
 
 
 def _row(name: str, count: int, rates: Mapping[str, Any]) -> str:

@@ -20,21 +20,23 @@ from eef.sweeps.strict_yaml import load_yaml
 
 FOLDER = PACKAGE / "protocols"
 FORMAT = 1
+SUFFIXES = (".yaml", ".yml")  # of the file of a protocol; other words are names
 
 
 @dataclass(frozen=True)
 class Acting:
     """How a policy answers: the fields of the same names of :class:`eef.settings.Settings`.
 
-    ``instructions``: the text before the first page, for a policy without ReAct.
+    ``instructions``: the text before the first page, for a policy without ReAct. None is the default of an endpoint's
+    server; a protocol always has a number.
     """
 
     prompt: str
     instructions: str
     one_shot: bool
     constrained_decoding: bool
-    max_new_tokens: int
-    temperature: float
+    max_new_tokens: int | None
+    temperature: float | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def names() -> list[str]:
 
 def read_protocol(name: str) -> Protocol:
     """The protocol called ``name``, or the one in a file. ValueError if there is none, or it is invalid."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith(SUFFIXES) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"no protocol {name!r}{did_you_mean(name, names())}: use a file, or {', '.join(names())}")
     try:
@@ -118,6 +120,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
     "float": (float, int),
+    "int | None": (int,),
+    "float | None": (float, int),
     "bool": (bool,),
     "Mapping[str, Any]": (dict,),
     "Mapping[str, str]": (dict,),
@@ -175,8 +179,10 @@ def check(protocol: Protocol, env: TextEnv) -> None:
 def pin(protocol: Protocol, env: TextEnv, path: Path) -> Path:
     """Write a copy of a protocol with the hashes of ``env``, named after the file ``path``.
 
-    ValueError if the file exists.
+    ValueError if the file exists, and for a name that ``--protocol`` does not read as a file.
     """
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"--pin {path}: a protocol is a file in YAML; write a name that ends in .yaml: {path}.yaml")
     if path.exists():
         raise ValueError(f"--pin {path}: the file exists, and a protocol never changes; choose another name")
     hashes, about = hashes_of(protocol, env), f"A copy of {protocol.name} for other data. {protocol.about}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,27 @@ from eef.experts.endpoint import Expert, read_key
 from eef.files import RunError, did_you_mean, read_json
 from eef.model_names import EMBEDDED_MODELS
 from eef.settings import Settings
+from eef.sweeps.renamed import rename_keys, replacements
 from eef.tracking.keys import file_key, model_key
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a full model
 _POLICY_OPTIONS = (
     "model", "quantize", "dtype", "context", "slots", "prompt", "one_shot", "constrained_decoding", "max_new_tokens",
 )  # fmt: skip
-_ENDPOINT_OPTIONS = ("body", "concurrency", "rpm", "retries", "timeout")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+_ENDPOINT_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "body": ("a mapping, such as {seed: 1}", lambda value: isinstance(value, Mapping)),
+    "concurrency": ("a positive integer", lambda value: type(value) is int and value >= 1),
+    "rpm": ("a positive number", lambda value: value is None or _is_positive(value)),
+    "retries": ("an integer of at least 0", lambda value: type(value) is int and value >= 0),
+    "timeout": ("a positive number", _is_positive),
+    "one_shot": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,9 @@ def base_model(folder: Path, wanted: str = "") -> str:
 
 
 def _run(folder: Path, protocol: Protocol, options: Mapping[str, Any]) -> Subject:
-    config = read_json(folder / "config.json").get("config") or {}
+    config = current_names(folder, read_json(folder / "config.json").get("config") or {})
+    if {"protocol", "subject"} <= set(config):
+        raise RunError(f"{folder.name} is an evaluation, not a run: name the model or the run that it evaluated")
     known = {each.name for each in fields(Settings)} - {"engine", "eval_temperature", "experts", "expert_noise"}
     own = {name: value for name, value in asdict(Settings()).items() if name in known}
     own |= {name: value for name, value in config.items() if name in known}
@@ -100,11 +117,23 @@ def _run(folder: Path, protocol: Protocol, options: Mapping[str, Any]) -> Subjec
     return replace(subject, train=config.get("train"))
 
 
-def tested_adapter(run: Path) -> Path:
-    """The folder of the adapter that a run tested. RunError if the run was not tested, or the adapter was removed."""
+def current_names(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run, whose settings may have been recorded under former names."""
+    return rename_keys(config, replacements([each.name for each in fields(Settings)]), f"{run.name}/config.json")
+
+
+def tested_adapter(run: Path) -> Path | None:
+    """The folder of the adapter that a run tested, None if it tested the base model.
+
+    RunError if the run was not tested by a policy of ours, or the adapter was removed.
+    """
     if not (run / "test" / "stage.json").is_file():
         raise RunError(f"{run.name} has no test episodes, so no adapter was chosen: start the run again")
-    name = read_json(run / "test" / "stage.json")["key"]["inputs"].get("adapter")
+    inputs = read_json(run / "test" / "stage.json")["key"]["inputs"]
+    if "adapter" not in inputs:
+        raise RunError(f"{run.name}: an endpoint or a scripted expert played its test episodes, so it has no adapter")
+    if (name := inputs["adapter"]) is None:
+        return None
     folder = run.parent / "stages" / str(name)
     if not any((folder / weights).is_file() for weights in WEIGHTS):
         raise RunError(f"{run.name}: the tested adapter {name} is not in {folder.parent}: start the run again")
@@ -167,17 +196,22 @@ def _endpoint(where: str, protocol: Protocol, options: Mapping[str, Any], key_va
     model, at, url = where.rpartition("@")
     if not (at and model):
         raise ValueError(f"openai:{where}: write openai:MODEL@URL, such as openai:gpt@http://localhost:8000/v1")
-    acting, values = protocol.acting, _checked(options, (*_ENDPOINT_OPTIONS, "one_shot"))
+    acting, values = protocol.acting, _checked(options, tuple(_ENDPOINT_OPTIONS))
+    for name, value in values.items():
+        wanted, is_valid = _ENDPOINT_OPTIONS[name]
+        if not is_valid(value):
+            raise ValueError(f"-p {name}={value!r} must be {wanted}")
     body = {"max_tokens": acting.max_new_tokens if acting.prompt == "react" else 512}
     settings = {name: value for name, value in values.items() if name != "one_shot"}
-    settings["body"] = {**body, **settings.get("body", {})}
-    expert = Expert(model=model, base_url=url, key=read_key(key_variable), temperature=acting.temperature, **settings)
+    settings |= {"temperature": acting.temperature, "body": {**body, **settings.get("body", {})}}
+    expert = Expert(model=model, base_url=url, key=read_key(key_variable), **settings)
     answers = Acting(
         prompt="react",
         instructions="",
-        one_shot=bool(values.get("one_shot", acting.one_shot)),
+        one_shot=values.get("one_shot", acting.one_shot),
         constrained_decoding=False,
-        max_new_tokens=expert.fields.get("max_tokens", 0),
-        temperature=expert.fields.get("temperature", acting.temperature),
+        max_new_tokens=expert.fields.get("max_completion_tokens", expert.fields.get("max_tokens")),
+        temperature=expert.fields.get("temperature"),
     )
-    return Subject("endpoint", model, answers, {"model": model, "request": expert.fields}, endpoint=expert)
+    identity = {"model": model, "address": expert.address, "request": expert.fields}
+    return Subject("endpoint", model, answers, identity, endpoint=expert)

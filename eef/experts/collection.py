@@ -24,7 +24,7 @@ from eef.agents.actions import EXPLANATIONS, describe_problems, problem_counts, 
 from eef.agents.react import Message, agent_message, first_page_message, opening, page_message
 from eef.envs import EnvError, TextEnv, first_page, replay_workers, take_step
 from eef.experts import demonstrations, one_shot_example
-from eef.experts.endpoint import Ask, CollectError, EpisodeError, Expert, asker, make_client
+from eef.experts.endpoint import Answer, Ask, CollectError, ContextOverflow, EpisodeError, Expert, asker, make_client
 from eef.experts.lines import line_of
 from eef.files import digest, disk_errors
 from eef.trajectory import Trajectory, Turn, from_dict
@@ -34,18 +34,19 @@ CHARACTERS_PER_TOKEN, TOKENS_PER_ANSWER = 4, 100  # assumed by the estimate
 
 def collect(
     path: str | Path, env: TextEnv, split: str, count: int | None, expert: Expert,
-    one_shot: bool = False, price: Sequence[float] | None = None, yes: bool = False,
+    one_shot: bool = False, price: Sequence[float] | None = None, yes: bool = False, evaluation: bool = False,
 ) -> int:  # fmt: skip
     """Play the first ``count`` subtasks of ``split`` that ``path`` lacks, after an estimate and a confirmation.
 
-    ``price`` is per million tokens, in and out. ``yes`` skips the confirmation. Returns 0 if the file is complete, 1 if
-    subtasks remain for the next start. CollectError if the collection cannot continue, ValueError for an invalid
-    parameter.
+    ``price`` is per million tokens, in and out. ``yes`` skips the confirmation. ``evaluation``: an episode that exceeds
+    the model's context is saved, with the outcome ``context_overflow``, and the example does not depend on ``count``.
+    Returns 0 if the file is complete, 1 if subtasks are missing. CollectError if the collection cannot continue,
+    ValueError for an invalid parameter.
     """
     if count is not None and count < 1:
         raise ValueError(f"--tasks must be at least 1, not {count}")
     path, limit, tasks = Path(path), env.max_steps, env.tasks(split)[:count]
-    example = one_shot_example(env, split, tasks) if one_shot else None
+    example = one_shot_example(env, split, env.tasks(split) if evaluation else tasks) if one_shot else None
     common = common_settings(env, expert, example, limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,15 +66,29 @@ def collect(
                 print(f"at the mean cost of the {len(before)} saved episodes: {in_words(tokens_in, tokens_out, price)}")
             _confirm(yes)
             path.open("ab").close()  # a file that cannot be written is an error before any request is paid
-            remaining = asyncio.run(_play(path, env, todo, expert, messages, common, limit, price))
+            play = _play(path, env, todo, expert, messages, common, limit, price, bool(before), evaluation)
+            remaining, too_long = asyncio.run(play)
     except Timeout:
         raise CollectError(f"another process collects into {path}: wait for it, or choose another file") from None
+    _print_missing(remaining, too_long, expert)
+    if not (evaluation or remaining):
+        print(f"use it: -p experts={path}")
+    return int(bool(remaining or too_long))
+
+
+def _print_missing(remaining: Mapping[str, str], too_long: Sequence[Trajectory], expert: Expert) -> None:
+    """Which subtasks are not in the file, and whether another start can change that."""
     for task, reason in remaining.items():
         print(f"not finished: subtask {task}: {reason}")
-    print(
-        f"{len(remaining)} subtasks remain; run the same command again" if remaining else f"use it: -p experts={path}"
-    )
-    return int(bool(remaining))
+    for episode in too_long:
+        print(f"not saved: subtask {episode.task}: context_overflow: {episode.info['error']}")
+    if too_long:
+        print(
+            f"{len(too_long)} subtasks exceed the context of {expert.model!r} and will not succeed with this model: "
+            "each start plays them again; use the file without them, or serve the model with a longer context"
+        )
+    if remaining:
+        print(f"{len(remaining)} subtasks remain; run the same command again")
 
 
 def common_settings(env: TextEnv, expert: Expert, example: Trajectory | None, limit: int) -> dict[str, Any]:
@@ -161,15 +176,32 @@ def _tokens_used(episodes: Sequence[Trajectory]) -> tuple[int, int]:
 
 async def _play(
     path: Path, env: TextEnv, tasks: Sequence[str], expert: Expert, messages: list[Message],
-    common: Mapping[str, Any], limit: int, price: Sequence[float] | None,
-) -> dict[str, str]:  # fmt: skip
-    """Play ``tasks`` and append each episode to ``path``. Returns the subtasks that remain, each with the reason."""
+    common: Mapping[str, Any], limit: int, price: Sequence[float] | None, begun: bool, evaluation: bool,
+) -> tuple[dict[str, str], list[Trajectory]]:  # fmt: skip
+    """Play ``tasks`` and append each episode to ``path``.
+
+    ``begun``: whether the model has answered before, so that the first pages fit into its context. Returns the subtasks
+    that remain, each with the reason, and the episodes that exceeded the context and were not saved.
+    """
     count = min(expert.concurrency, len(tasks))
     workers = replay_workers(env, count)
     in_threads = bool(workers)  # such workers are slow processes; forks answer at once
     workers = workers or [env.fork() for _ in range(count)]
-    queue, remaining, saved, failures = list(tasks)[::-1], dict[str, str](), list[Trajectory](), 0
+    queue, remaining, failures = list(tasks)[::-1], dict[str, str](), 0
+    saved, too_long = list[Trajectory](), list[Trajectory]()
     bar = tqdm(total=len(tasks), unit="episode", disable=None)
+
+    def save(episode: Trajectory) -> None:
+        info = {**episode.info, "settings": dict(common)}
+        _append(path, replace(episode, source=expert.model, info=info))
+        saved.append(episode)
+
+    def check_begun(most: int) -> None:
+        if not begun and len(too_long) > most:
+            raise CollectError(
+                f"no first request fits into the context of {expert.model!r}: serve it with a longer context, or lower "
+                f"the token limit in the request's body: {too_long[0].info['error']}"
+            )
 
     async def work(worker: TextEnv) -> None:
         nonlocal failures
@@ -185,14 +217,23 @@ async def _play(
                     raise CollectError(f"the endpoint failed {failures} times in a row: {error}") from None
             else:
                 failures = 0
-                info = {**episode.info, "settings": dict(common)}
-                _append(path, replace(episode, source=expert.model, info=info))
-                saved.append(episode)
+                if episode.outcome == "context_overflow" and not (evaluation and episode.turns):
+                    too_long.append(episode)
+                    check_begun(len(workers))
+                else:
+                    save(episode)
             bar.update(1)
 
     try:
         async with make_client(expert) as client:
-            ask = asker(client, expert)
+            send = asker(client, expert)
+
+            async def ask(messages: list[Message], first: bool) -> Answer:
+                nonlocal begun
+                answer = await send(messages, first)
+                begun = True
+                return answer
+
             running = [asyncio.create_task(work(worker)) for worker in workers]
             try:
                 await asyncio.gather(*running)
@@ -200,12 +241,15 @@ async def _play(
                 for each in running:
                     each.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
+            check_begun(0)
+            while evaluation and too_long:  # not even a first page fitted, and this cost nothing
+                save(too_long.pop(0))
     finally:
         bar.close()
         wins = sum(episode.won for episode in saved)
         print(f"{len(saved)} episodes saved in {path}, {wins} won; {in_words(*_tokens_used(saved), price)}")
         _print_problems(saved, expert)
-    return remaining
+    return remaining, too_long
 
 
 def _print_problems(episodes: Sequence[Trajectory], expert: Expert) -> None:
@@ -234,17 +278,24 @@ def _append(path: Path, trajectory: Trajectory) -> None:
 async def _episode(
     ask: Ask, env: TextEnv, in_threads: bool, task: str, messages: list[Message], limit: int
 ) -> Trajectory:
-    """One episode. An answer without a readable action does not reach the environment and costs a step."""
+    """One episode. An answer without a readable action does not reach the environment and costs a step.
+
+    Its outcome is ``context_overflow`` if the endpoint refuses the conversation as too long.
+    """
 
     async def call(method: Callable[[str], Any], argument: str) -> Any:
         return await asyncio.to_thread(method, argument) if in_threads else method(argument)
 
     prompt, turns = await call(partial(first_page, env), task), list[Turn]()
     messages = [*messages, first_page_message(prompt)]
-    done, reward, won = False, 0.0, False
+    outcome, reward, won = "", 0.0, False
     info: dict[str, Any] = {"prompt_tokens": 0, "tokens": 0, "invalid": 0, **problem_counts([])}
-    while not done and len(turns) < limit:
-        answer = await ask(messages, not turns)
+    while not outcome and len(turns) < limit:
+        try:
+            answer = await ask(messages, not turns)
+        except ContextOverflow as error:
+            outcome, info["error"] = "context_overflow", str(error)
+            break
         info["prompt_tokens"] += answer.prompt_tokens
         info["tokens"] += answer.tokens
         reading = read_action(answer.text, cut=answer.cut)
@@ -254,10 +305,10 @@ async def _episode(
             info[reading.problem.name.lower()] += 1
         else:
             step = await call(partial(take_step, env), reading.action)
-            observation, valid, done = step.observation, step.valid, step.done
+            observation, valid, outcome = step.observation, step.valid, "done" if step.done else ""
             reward, won = float(step.reward), bool(step.info.get("won"))
             info |= {name: step.info[name] for name in ("score", "max_score") if name in step.info}
         info["invalid"] += not valid
         turns.append(Turn(reading.action, observation, reply, learn=not reading.problem and not answer.cut))
         messages += [agent_message(reply), page_message(observation)]
-    return Trajectory(task, prompt, tuple(turns), reward, won, "", "done" if done else "max_steps", info=info)
+    return Trajectory(task, prompt, tuple(turns), reward, won, "", outcome or "max_steps", info=info)

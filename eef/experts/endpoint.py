@@ -18,6 +18,11 @@ from urllib.parse import urlsplit
 
 from eef.agents.react import STOP, Message
 
+_PORTS = {"http": 80, "https": 443}
+_TOO_LONG = re.compile(  # as OpenAI, vLLM, SGLang and llama.cpp write it
+    "maximum context length|longer than the (model.{1,2}s context|maximum model) length|available context size", re.I
+)
+
 
 class CollectError(RuntimeError):
     """The collection cannot continue; the message says why, and what to do."""
@@ -25,6 +30,10 @@ class CollectError(RuntimeError):
 
 class EpisodeError(Exception):
     """This episode cannot continue; its subtask is played again at the next start."""
+
+
+class ContextOverflow(EpisodeError):
+    """The conversation is longer than the context of the served model: the subtask would end so at each start."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,26 @@ class Expert:
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
-            raise ValueError(
-                "--base-url must be an address such as http://localhost:8000/v1, without a password or '?'"
-            )
+        _ = self.address  # ValueError for an invalid one
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or (self.rpm is not None and self.rpm <= 0):
             raise ValueError("--concurrency, --rpm and --timeout must be positive, --retries at least 0")
+
+    @property
+    def address(self) -> str:
+        """The base URL in one spelling, which identifies the endpoint. ValueError for another kind of address."""
+        try:
+            url = urlsplit(self.base_url)
+            host, port = url.hostname, url.port
+        except ValueError:  # a port that is no number
+            url, host, port = urlsplit(""), None, None
+        secret = url.username or url.password or (len(self.key) > 7 and self.key in self.base_url)
+        if url.scheme not in _PORTS or not host or secret or url.query or url.fragment:
+            raise ValueError(
+                "--base-url must be an address such as http://localhost:8000/v1, without a key, a password, '?' or '#'"
+            )
+        shown = f"[{host}]" if ":" in host else host
+        shown += f":{port}" if port not in (None, _PORTS[url.scheme]) else ""
+        return f"{url.scheme}://{shown}{url.path.rstrip('/')}"
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -122,7 +144,7 @@ def make_client(expert: Expert) -> Any:
 def asker(client: Any, expert: Expert) -> Ask:
     """The coroutine ``ask(messages, first)``, where ``first`` marks the first request of an episode.
 
-    It raises CollectError or EpisodeError.
+    It raises CollectError, EpisodeError or ContextOverflow.
     """
     import openai
 
@@ -138,7 +160,7 @@ def asker(client: Any, expert: Expert) -> Ask:
             )
             choice, usage = response.choices[0], response.usage
             text, cut = (choice.message.content or "").strip(), getattr(choice, "finish_reason", None) == "length"
-            return Answer(text, cut, *((usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)))
+            return Answer(text, cut, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
         except openai.APIStatusError as error:
             raise _status_error(error, message_of(error), expert, first) from None
         except openai.APIConnectionError as error:
@@ -150,6 +172,12 @@ def asker(client: Any, expert: Expert) -> Ask:
     return ask
 
 
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens; 0 where the endpoint does not count."""
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) else 0
+
+
 def _status_error(error: Any, text: str, expert: Expert, first: bool) -> Exception:
     """The exception for an error status: a CollectError if every other episode would fail in the same way."""
     code, prefix = error.status_code, f"the endpoint answers {error.status_code}"
@@ -159,6 +187,8 @@ def _status_error(error: Any, text: str, expert: Expert, first: bool) -> Excepti
         return CollectError(f"{prefix}: no model {expert.model!r}, or no chat completions at {expert.base_url}: {text}")
     if code in (402, 403) or error.code == "insufficient_quota":
         return CollectError(f"{prefix}, and would do so for every request: {text}")
+    if error.code == "context_length_exceeded" or _TOO_LONG.search(str(error.message)):
+        return ContextOverflow(f"{prefix}: {text}")
     if first and 400 <= code < 500 and code not in (408, 409, 429):
         return CollectError(f"{prefix} to a first request (--body can remove or add fields): {text}")
     return EpisodeError(f"{prefix}: {text}")

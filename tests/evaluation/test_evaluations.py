@@ -22,7 +22,7 @@ from eef.agents import journal, simulation
 from eef.agents.chat import Dialogue
 from eef.cli import main
 from eef.envs.webshop import WebShop
-from eef.evaluation import subject
+from eef.evaluation import model_card, subject
 from eef.evaluation.compare import compare, find_evaluation
 from eef.evaluation.evaluate import evaluate, evaluations
 from eef.evaluation.protocol import pin, read_protocol
@@ -266,6 +266,14 @@ def test_evaluations_that_cannot_be_paired_are_refused(tiny: str, tmp_path: Path
         ("no/such/folder", {}, "no model 'no/such/folder'"),
         ("webshop__rft__s0__00000000", {}, "no run 'webshop__rft__s0__00000000': .* contains no runs; --root names"),
         ("expert:weak", {"noise": 1}, "-p noise: there is no such option here; there is none to set"),
+        ("openai:m@http://h/v1", {"concurrency": "abc"}, "-p concurrency='abc' must be a positive integer"),
+        ("openai:m@http://h/v1", {"concurrency": True}, "-p concurrency=True must be a positive integer"),
+        ("openai:m@http://h/v1", {"body": 3}, "-p body=3 must be a mapping, such as"),
+        ("openai:m@http://h/v1", {"retries": 1.5}, "-p retries=1.5 must be an integer of at least 0"),
+        ("openai:m@http://h/v1", {"one_shot": "no"}, "-p one_shot='no' must be true or false"),
+        ("openai:m@http://h/v1", {"rpm": "1"}, "-p rpm='1' must be a positive number"),
+        ("openai:m@http://h/v1", {"timeout": 0}, "-p timeout=0 must be a positive number"),
+        ("openai:m@http://h:x/v1", {}, "--base-url must be an address such as"),
     ],
 )
 def test_who_is_evaluated_is_checked(
@@ -276,6 +284,69 @@ def test_who_is_evaluated_is_checked(
     protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
     with pytest.raises((ValueError, RunError, OSError), match=message):
         read_subject(what, protocol, env, options, tmp_path, "OPENAI_API_KEY")
+
+
+def recorded(folder: Path, config: dict[str, Any], inputs: dict[str, Any]) -> Path:
+    """The record of a tested run: its configuration, and the inputs of its test."""
+    run = folder / "webshop__rft__s0__01234567"
+    (run / "test").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"run_id": run.name, "config": config}))
+    (run / "result.json").write_text("{}")
+    (run / "test" / "stage.json").write_text(json.dumps({"name": "test", "key": {"inputs": inputs}}))
+    return run
+
+
+def test_settings_of_a_run_under_former_names_are_used(base: str, tiny: str, tmp_path: Path) -> None:
+    protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
+    for name in ("constrained_decoding", "limited"):
+        run = recorded(tmp_path / name, {"model": base, name: False}, {"adapter": None})
+        read = read_subject(str(run), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+        assert read.settings.constrained_decoding is False and read.acting.constrained_decoding is False
+    run = recorded(tmp_path / "both", {"model": base, "limited": False, "constrained_decoding": True}, {})
+    with pytest.raises(ValueError, match=f"{run.name}/config.json: 'limited' is the former name"):
+        read_subject(str(run), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+
+
+def test_a_run_that_tested_the_base_model_is_evaluated_with_it(base: str, tiny: str, tmp_path: Path, capsys) -> None:
+    protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
+    run = recorded(tmp_path, {"model": base}, {"adapter": None})
+    read = read_subject(str(run), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+    assert (read.kind, read.adapter) == ("run", None) and "adapter" not in read.identity
+    assert read.identity == read_subject(base, protocol, env, {}, tmp_path, "OPENAI_API_KEY").identity
+    assert main(["card", run.name, "--root", str(tmp_path)]) == 2
+    assert "tested the base model, so there is no adapter to share" in capsys.readouterr().err
+    played = recorded(tmp_path / "expert", {"model": base}, {"tasks": []})
+    with pytest.raises(RunError, match="an endpoint or a scripted expert played its test episodes"):
+        read_subject(str(played), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+    evaluation = recorded(tmp_path / "e", {"protocol": {}, "subject": {}}, {"adapter": None})
+    with pytest.raises(RunError, match="is an evaluation, not a run"):
+        read_subject(str(evaluation), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "group", "notebook", "command"),
+    [
+        ("my__sweep", "", "my__sweep__eef-m1-s0__01234567", "eef sweep my__sweep --only eef-m1-s0 "),
+        ("demo", "demo", "demo__my__env-m1-s0__01234567", "eef sweep demo --only my__env-m1-s0 "),
+        ("a__b", "a__b", "a__b__my__env-s0__01234567", "eef sweep a__b --only my__env-s0 "),
+        ("demo", "", "demo__my__env-m1-s0__01234567", None),
+        ("demo", "", "notes", None),
+    ],
+)
+def test_the_model_card_of_names_with_two_underscores(
+    sweep: str, group: str, notebook: str, command: str | None, run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "runs" / run.name, symlinks=True)
+    (copied.parent / "stages").symlink_to(run.parent / "stages")
+    origin = read_json(copied / "config.json")
+    (copied / "config.json").write_text(json.dumps({**origin, "group": group}))
+    (copied / "notebook.ipynb").unlink(missing_ok=True)
+    (copied / "notebook.ipynb").symlink_to(f"../notebooks/{notebook}.ipynb")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / f"{sweep}.yaml").touch()
+    monkeypatch.setattr(model_card, "repo_root", lambda: tmp_path)
+    text = (model_card.write_model_card(copied, copied.parent, tmp_path / "hub") / "README.md").read_text()
+    assert command in text if command else "eef sweep" not in text
 
 
 def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tmp_path: Path) -> None:
@@ -298,21 +369,3 @@ def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tm
     assert str(run.parent) not in text and "/models/" not in text
     (tmp_path / "hub" / "notes.txt").write_text("mine")
     assert main(["card", run.name, "--root", str(run.parent), "--out", str(tmp_path / "hub")]) == 2
-
-
-def test_an_endpoint_is_evaluated(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PACKAGE.parent / "tests" / "experts"))
-    from test_endpoint import Endpoint
-
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-3f9a1c77d2e84b60")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    endpoint = Endpoint()
-    try:
-        made = evaluate(f"openai:gpt@{endpoint.url}", tiny, {"concurrency": 2}, tmp_path, subtasks=3, yes=True)
-    finally:
-        endpoint.server.shutdown()
-        endpoint.server.server_close()
-    card = read_json(made / "card.json")
-    assert card["subject"]["kind"] == "endpoint" and card["departures"]["prompt"] == ["", "react"]
-    assert card["cost"]["steps"] == len(endpoint.bodies) == 18 and card["rates"]["wins"] == 0
-    assert {body["temperature"] for body in endpoint.bodies} == {0.0} and "sk-test" not in json.dumps(card)

@@ -75,6 +75,11 @@ def test_other_data_stop_with_a_message_that_names_what_differs(tmp_path: Path) 
     check(own, env)
     with pytest.raises(ValueError, match="the file exists, and a protocol never changes"):
         pin(protocol, env, tmp_path / "mine.yaml")
+    for name in ("mine", "mine-v1.2", "mine.json"):
+        with pytest.raises(ValueError, match=rf"write a name that ends in .yaml: .*/{name}.yaml"):
+            pin(protocol, env, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    assert read_protocol(str(pin(protocol, env, tmp_path / "other.yml"))).name == "other"
     with pytest.raises(ValueError, match="catalogue"):
         check(own, WebShop(catalogue={**SMALL, "seed": 1}, nouns="letters", max_steps=15))
 

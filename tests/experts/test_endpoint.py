@@ -183,6 +183,19 @@ def test_a_server_without_finish_reason_is_supported(endpoint: Endpoint, shop: W
     assert all(turn.action == "search[cup]" and turn.learn for turn in load(tmp_path / "e.jsonl")[0].turns)
 
 
+@pytest.mark.parametrize("usage", [{"prompt_tokens": None, "completion_tokens": 7}, {"completion_tokens": 7}, {}, None])
+def test_tokens_that_the_server_does_not_count_are_0(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, usage: dict[str, Any] | None
+) -> None:
+    choices = [{"index": 0, "message": {"role": "assistant", "content": "Action: search[cup]"}}]
+    endpoint.answer = lambda body: (
+        200, {}, {"id": "1", "object": "chat.completion", "choices": choices, "usage": usage}
+    )  # fmt: skip
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    (one,) = load(tmp_path / "e.jsonl")
+    assert (one.info["prompt_tokens"], one.info["tokens"]) == (0, 7 * len(one) if usage else 0)
+
+
 def cut(reply: str) -> tuple[int, dict[str, str], Any]:
     """An answer that the token limit ended."""
     choices = [{"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "length"}]
@@ -413,19 +426,80 @@ def test_an_episode_that_fails_at_the_endpoint_remains_for_the_next_start(
     assert len(load(path)) == 3
 
 
-def test_a_context_overflow_does_not_count_as_a_loss(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
-    usual = clever.answer
-    first = next(iter(demonstrations(shop, shop.tasks("train")[:1]))).prompt
+def overflowing(usual: Answer, prompt: str, messages: int, error: dict[str, Any]) -> Answer:
+    """``usual``, with ``error`` to conversations of at least ``messages`` on the subtask with the page ``prompt``."""
 
     def answer(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
-        mine = body["messages"][2]["content"].endswith(first)
-        if mine and len(body["messages"]) > 5:
-            return 400, {}, {"error": {"message": "maximum context length", "code": "context_length_exceeded"}}
-        return usual(body)
+        too_long = body["messages"][2]["content"].endswith(prompt) and len(body["messages"]) >= messages
+        return (400, {}, {"error": error}) if too_long else usual(body)
 
-    clever.answer = answer
-    assert collect(tmp_path / "e.jsonl", shop, "train", 3, expert(clever), yes=True) == 1
-    assert shop.tasks("train")[0] not in {one.task for one in load(tmp_path / "e.jsonl")}
+    return answer
+
+
+@pytest.mark.parametrize("messages", [3, 7])  # the first request, a later one
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "too many tokens", "code": "context_length_exceeded"},
+        {"message": "This model's maximum context length is 4096 tokens. Please reduce the length", "code": 400},
+        {"message": "The input (5000 tokens) is longer than the model's context length (4096 tokens)."},
+        {"message": "The decoder prompt (length 5000) is longer than the maximum model length of 4096."},
+        {"message": "request (5000 tokens) exceeds the available context size (4096 tokens)", "code": 400},
+    ],
+)
+def test_a_context_overflow_does_not_count_as_a_loss(
+    clever: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str], messages: int, error: dict
+) -> None:
+    path, task = tmp_path / "e.jsonl", shop.tasks("train")[0]
+    clever.answer = overflowing(clever.answer, demonstrations(shop, [task])[0].prompt, messages, error)
+    assert collect(path, shop, "train", 3, expert(clever), yes=True) == 1
+    assert task not in {one.task for one in load(path)} and len(load(path)) == 2
+    said = capsys.readouterr().out
+    assert f"not saved: subtask {task}: context_overflow: the endpoint answers 400" in said and error["message"] in said
+    assert "1 subtasks exceed the context of 'tiny' and will not succeed with this model" in said
+    assert "run the same command again" not in said and f"use it: -p experts={path}" in said
+    assert collect(path, shop, "train", 3, expert(clever), yes=True, evaluation=True) == 0
+    (one,) = (one for one in load(path) if one.task == task)
+    assert one.outcome == "context_overflow" and not one.won and not one.failed and len(one) == (messages - 3) // 2
+    sent = len(clever.bodies)
+    assert (
+        collect(path, shop, "train", 3, expert(clever), yes=True, evaluation=True) == 0 and len(clever.bodies) == sent
+    )
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+@pytest.mark.parametrize(("concurrency", "requests"), [(2, 4), (20, 20)])
+def test_a_context_without_room_for_any_first_page_ends_the_collection(
+    clever: Endpoint, shop: WebShop, tmp_path: Path, evaluation: bool, concurrency: int, requests: int
+) -> None:
+    clever.answer = lambda body: (400, {}, {"error": {"message": "maximum context length is 64 tokens"}})
+    with pytest.raises(CollectError, match="no first request fits into the context of 'tiny': .* is 64 tokens"):
+        collect(
+            tmp_path / "e.jsonl", shop, "train", 20, expert(clever, concurrency=concurrency), yes=True,
+            evaluation=evaluation,
+        )  # fmt: skip
+    assert load(tmp_path / "e.jsonl") == [] and len(clever.bodies) <= requests
+
+
+def test_an_address_has_one_spelling_and_no_secret() -> None:
+    for url in ("http://Host:80/v1", "HTTP://host/v1/", "http://host/v1"):
+        assert Expert("m", url, KEY).address == "http://host/v1"
+    assert Expert("m", "https://[::1]:8443/v1", KEY).address == "https://[::1]:8443/v1"
+    addresses = {
+        Expert("m", url, KEY).address for url in ("http://a/v1", "https://a/v1", "http://a:8000/v1", "http://a")
+    }
+    assert len(addresses) == 4
+    for url in (
+        "http://a:b/v1",
+        f"http://:{KEY}@a/v1",
+        f"http://a/{KEY}/v1",
+        "http://a/v1#x",
+        "ftp://a",
+        "http://[a/v1",
+    ):
+        with pytest.raises(ValueError, match="--base-url must be an address such as") as raised:
+            Expert("m", url, KEY)
+        assert KEY not in str(raised.value)
 
 
 def test_an_endpoint_that_is_down_or_of_another_kind_ends_the_collection(
