@@ -44,9 +44,12 @@ def plain(value: Any) -> Any:
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """The first hex digits of the SHA-256 of ``value`` as canonical JSON. The order of keys does not matter."""
+    """The first hex digits of the SHA-256 of ``value`` as canonical JSON. The order of keys does not matter.
+
+    Texts may contain half of a surrogate pair, as truncated texts of others do.
+    """
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
 @contextmanager
@@ -89,12 +92,12 @@ def is_writable(folder: Path) -> bool:
         return False
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a file completely or not at all."""
+def write_text(path: Path, text: str, errors: str = "strict") -> Path:
+    """Write a file completely or not at all. ``errors`` is that of :func:`open`: ``replace`` for pages for people."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as out:
+        with open(temporary, "w", encoding="utf-8", errors=errors) as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
@@ -104,7 +107,8 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write sorted, indented JSON completely or not at all."""
-    return write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return write_text(path, text, errors="backslashreplace")  # half of a surrogate pair becomes JSON's own escape
 
 
 def link(path: Path, target: Path) -> None:

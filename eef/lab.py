@@ -69,11 +69,14 @@ class Lab:
         return resolved(self.settings)
 
     def experts(self) -> list[Trajectory]:
-        """The experts' trajectories on the training subtasks.
+        """The experts' trajectories on the training subtasks; without thoughts if decoding is constrained to actions.
 
         TrajectoryError where one of a file differs from its replay, unless ``divergent_experts`` is ``drop``.
         """
-        inputs = Expertise(self.env, self._resolved.group(ExpertSettings), self.tasks, self.seed)
+        settings = self._resolved
+        inputs = Expertise(
+            self.env, settings.group(ExpertSettings), self.tasks, self.seed, bool(settings.constrained_decoding)
+        )
         is_first_call = "experts" not in self._stages
         trajectories = self._trajectories("experts", collect_experts, inputs, len(self.tasks))
         covered = len({item.task for item in trajectories})

@@ -7,9 +7,10 @@ python experiments/benchmark_scienceworld.py --policy FOLDER     # what a policy
 Both environments play the gold paths of the same tasks with one simulator on one core; the long run uses
 ``--processes`` simulators at once. The simulator computes every step of both.
 
-``--policy`` is the folder of a trained model. It samples ``--samples`` episodes of each subtask, as RFT does: once
-without a cache of states, once with it. The script fails unless the episodes are equal. CPU seconds are split into
-those of the simulators, of the exchange with them (``pipe``), and of the rest: the policy and the environment.
+``--policy`` is the folder of a trained model. It samples ``--samples`` episodes of each subtask, as RFT does: without
+a cache of states, with an empty one, and with the files that the second time has written. The script fails unless the
+episodes are equal. CPU seconds are split into those of the simulators, of the exchange with them (``pipe``), and of the
+rest: the policy and the environment.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -62,8 +65,12 @@ def resources() -> str:
     return f"{counts}, {own:.0f} MB, {simulators:.0f} MB of simulators"
 
 
-def simulate_all(model: str, cached_states: int, samples: int, variations: int, processes: int) -> list[Trajectory]:
-    """Simulate a policy on training subtasks, and print what it costs. Returns the episodes."""
+def simulate_all(
+    model: str, cached_states: int, folder: Path, samples: int, variations: int, processes: int
+) -> list[Trajectory]:
+    """Simulate a policy on training subtasks, and print what it costs. Returns the episodes. ``folder``: of the files
+    of cached states.
+    """
     own = {"valid_actions": True, "max_steps": 16, "variations": {"train": variations}}
     env, policy = ScienceWorld(processes=processes, cached_states=cached_states, **own), Policy.load(model)
     starts = [Start(task) for task in env.tasks("train")]
@@ -82,6 +89,8 @@ def simulate_all(model: str, cached_states: int, samples: int, variations: int, 
     with patch.object(Simulator, "call", timed):
         simulate(policy, env, starts[:8], seed=samples)  # starts the simulators
         env._cache.first.clear()
+        env._cache.folder = folder
+        known = len([*folder.rglob("*.jsonl")])
         pipe[0], began, ours, theirs = 0.0, time.perf_counter(), time.process_time(), simulators()
         episodes = [each for seed in range(samples) for each in simulate(policy, env, starts, seed=seed)]
         wall, ours, theirs = time.perf_counter() - began, time.process_time() - ours, simulators() - theirs
@@ -90,7 +99,8 @@ def simulate_all(model: str, cached_states: int, samples: int, variations: int, 
     total = ours + theirs
     shares = f"simulators {theirs / total:.0%}, pipe {pipe[0] / total:.0%}, policy {(ours - pipe[0]) / total:.0%}"
     print(
-        f"cached_states={cached_states}: {len(episodes)} episodes, {steps} steps, {won} won, {steps / wall:.1f} steps/s"
+        f"cached_states={cached_states}, files of {known} tasks: {len(episodes)} episodes, {steps} steps, {won} won, "
+        f"{steps / wall:.1f} steps/s"
     )
     print(f"  {1000 * total / len(episodes):.0f} CPU s per 1,000 episodes: {shares}")
     return episodes
@@ -106,10 +116,12 @@ def main() -> None:
     parser.add_argument("--variations", type=int, default=8, help="subtasks of the policy per task")
     args = parser.parse_args()
     if args.policy:
-        without, cached = (
-            simulate_all(args.policy, size, args.samples, args.variations, args.processes) for size in (0, 50_000)
-        )
-        assert without == cached, "the cache changes episodes"
+        with TemporaryDirectory() as folder:
+            without, cached, read = (
+                simulate_all(args.policy, size, Path(folder), args.samples, args.variations, args.processes)
+                for size in (0, 50_000, 50_000)
+            )
+        assert without == cached == read, "the cache changes episodes"
         return
     env = ScienceWorld(processes=args.processes, cached_states=0)
     tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // args.compared)][: args.compared]

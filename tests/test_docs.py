@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
-import pandas as pd
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -244,64 +243,6 @@ def test_messages_that_are_explained_exist() -> None:
         if not any(pattern.search(text) for text in messages()):
             missing.append(message)
     assert missing == []
-
-
-ARMS = {
-    "BC": ("sft_pos", None), "SFT-all": ("sft_all", None), "NAT": ("nat", None), "ETO": ("eto", None),
-    "ceiling": ("ceiling", None), "RFT": ("rft", "n"), "EEF": ("eef", "m"),
-}  # fmt: skip
-T = {3: 4.3027, 5: 2.7764, 8: 2.3646}  # Student t, two-sided 5 %, by number of seeds
-NUMBER = re.compile(r"[−+]?[\d,]*\.?\d+")
-
-
-def numbers(cell: str) -> list[float]:
-    return [float(text.replace(",", "").replace("−", "-")) for text in NUMBER.findall(cell)]
-
-
-def results(page: Path) -> list[dict[str, str]]:
-    """The rows of the page's table of arms."""
-    rows = [line.strip("| \n").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "| " in line]
-    head = next((at for at, row in enumerate(rows) if row[:2] == ["method", "experts"]), None)
-    if head is None:
-        return []
-    body = [row for row in rows[head + 1 :] if len(row) in (len(rows[head]), len(rows[head]) - 1)]
-    return [dict(zip(rows[head], row, strict=False)) for row in body if row[0].partition(",")[0].split(" ×")[0] in ARMS]
-
-
-def half(values: pd.Series) -> float:
-    return float(T[len(values)] * values.std(ddof=1) / len(values) ** 0.5)
-
-
-@pytest.mark.parametrize("sweep", ["demo", "scienceworld"])
-def test_results_are_those_of_the_committed_tables(sweep: str, demo_drawn_again: bool) -> None:
-    if sweep == "demo" and demo_drawn_again:
-        pytest.skip("make demo has drawn figures/demo again, with other numbers than the committed ones")
-    table = pd.read_csv(ROOT / f"figures/{sweep}/win_rate_vs_budget.csv")
-    rows = results(ROOT / f"docs/results/{sweep}.md")
-    assert len(rows) > 6
-    rft = pd.DataFrame()
-    if sweep != "demo":
-        rft = table[(table["method"] == "rft") & (table["n"] == 6) & (table["experts"] == "strong")].set_index("seed")
-    for row in rows:
-        method, option = ARMS[row["method"].partition(",")[0].split(" ×")[0]]
-        arm = table[(table["method"] == method) & (table["experts"] == row["experts"])]
-        if option:
-            arm = arm[arm[option] == numbers(row["method"])[-1]]
-        arm = arm.set_index("seed")
-        rate = 100 * arm["win_rate"]
-        assert numbers(row["win %"])[0] == pytest.approx(rate.mean(), abs=0.0501), row
-        assert numbers(row["simulated episodes"])[0] == pytest.approx(arm["episodes"].mean(), abs=0.5), row
-        assert numbers(row["mean reward"])[0] == pytest.approx(arm["mean_reward"].mean(), abs=0.000501), row
-        for grade in ("easy", "medium", "hard"):
-            if grade in row:
-                assert numbers(row[grade])[0] == pytest.approx(100 * arm[f"win_rate_{grade}"].mean(), abs=0.0501), row
-        if "95 % interval" in row:
-            ends = [rate.mean() - half(rate), rate.mean() + half(rate)]
-            assert numbers(row["95 % interval"]) == pytest.approx(ends, abs=0.0501), row
-        if row.get("minus RFT × 6"):
-            gain = rate - 100 * rft["win_rate"]
-            ends = [gain.mean(), gain.mean() - half(gain), gain.mean() + half(gain)]
-            assert numbers(row["minus RFT × 6"]) == pytest.approx(ends, abs=0.0501), row
 
 
 def test_the_name_of_a_sweep_with_changed_parameters_is_real() -> None:

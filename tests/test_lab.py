@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,17 @@ import torch
 
 from eef.agents.policy import Policy, load_chat
 from eef.experiment import experiment
-from eef.files import read_json
+from eef.experts import expert_trajectories
+from eef.files import digest, read_json
 from eef.lab import Lab, make_chat
 from eef.methods import wins
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
 from eef.tracking.progress import Meter
 from eef.tracking.runs import Run
+from eef.tracking.stages import stage_key
 from eef.training.ranks import world_size
+from eef.trajectory import Trajectory, Turn, load
 from eef.trajectory import save as save_trajectories
 
 
@@ -218,3 +222,44 @@ def test_a_model_without_instructions_is_reported_when_the_chat_is_made(
     make_chat(Settings(model=str(folder), prompt=prompt, constrained_decoding=False), shop, [])
     printed = capsys.readouterr().out
     assert ("has no instructions" in printed and "Set prompt='react', or write a file chat.json" in printed) == warns
+
+
+def test_with_constrained_decoding_an_expert_files_answers_are_its_actions(
+    tokenizer, base: str, shop, tmp_path, monkeypatch, capsys
+) -> None:
+    """A policy that can say nothing else must neither learn nor read thoughts, and its stages depend on the choice."""
+    torch.manual_seed(0)
+    words = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path / "words", {"constrained_decoding": True}))
+    sampled = (5, 6)
+    plain = [item for item in expert_trajectories(shop, "strong", shop.tasks("train"), 0) if item.won][:3]
+    said = [replace(turn, reply=f"Thought: so.\nAction: {turn.action}", ids=sampled, chat=load_chat(words).hash)
+            for turn in plain[0].turns]  # fmt: skip
+    mute = Turn("", "No action was found.", "Thought: hm.")
+    experts = [replace(plain[0], turns=(mute, *said)), *plain[1:]]
+    for name, items in (("thinks", experts), ("acts", [replace(plain[0], turns=(mute, *plain[0].turns)), *plain[1:]])):
+        save_trajectories([replace(item, source="mine") for item in items], tmp_path / f"{name}.jsonl")
+    keys: list[str] = []
+    monkeypatch.setattr(
+        Lab, "_train", lambda self, name, kind, body, inputs: keys.append(digest(stage_key(body, inputs)))
+    )
+
+    def experts_of(name: str, **changes) -> list[Trajectory]:
+        lab = make(words, shop, tmp_path, experts=str(tmp_path / f"{name}.jsonl"), **changes)
+        learnt = lab.experts()
+        lab.sft("bc", wins(learnt))
+        assert stored(lab) == learnt, "views and figures read the stage"
+        return learnt
+
+    def stored(lab: Lab) -> list[Trajectory]:
+        return load(lab.run.stages["experts"] / "trajectories.jsonl")
+
+    first = experts_of("thinks")[0]
+    assert first.actions[1:] == plain[0].actions
+    assert [(turn.reply, turn.ids, turn.learn) for turn in first.turns[1:]] == [("", (), True)] * len(plain[0])
+    assert (first.turns[0].reply, first.turns[0].learn) == ("Thought: hm.", False), "it cannot say this either"
+    printed = capsys.readouterr().out
+    assert "the answers of 1 of 3 expert trajectories have thoughts, which constrained decoding cannot" in printed
+    assert experts_of("acts")[0].turns == first.turns
+    free = experts_of("thinks", constrained_decoding=False)[0]
+    assert free.turns == experts[0].turns
+    assert keys[0] == keys[1] != keys[2]

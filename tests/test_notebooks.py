@@ -275,11 +275,13 @@ def test_scienceworld_from_walks_to_figure(tmp_path: Path, capsys: pytest.Captur
     assert json.loads((base / "chat.json").read_text()) == {"constrained_decoding": True}
     words = ["sweep", str(ROOT / "experiments" / "scienceworld.yaml"), "--root", str(tmp_path / "runs")]
     options = "{valid_actions: true, tasks: [find-non-living-thing], variations: {train: 6, test: 2}}"
-    for change in (f"env_options={options}", f"model={base}", "epochs=1", "wandb=disabled", "seeds=[0]", "max_steps=6"):
+    changes = ("expert_noise={fail: 0.5}", "epochs=1", "wandb=disabled", "seeds=[0]", "max_steps=6")
+    for change in (f"env_options={options}", f"model={base}", *changes):
         words += ["-p", change]
     assert main([*words, "--out", str(tmp_path / "figure")]) == 0
     frame = pd.read_csv(tmp_path / "figure" / "win_rate_vs_budget.csv")
-    assert set(frame["method"]) == {"sft_pos", "ceiling", "rft", "eef"} and frame["errors"].eq(0).all()
+    assert set(frame["method"]) == {"sft_pos", "ceiling", "rft", "eef", "eef_restart_only=True"}
+    assert frame["errors"].eq(0).all()
     assert frame.set_index("n").loc[6, "episodes"] == 36 and frame["n_test"].eq(2).all()
     episodes = pd.read_csv(next((tmp_path / "runs").glob("scienceworld__eef*/eval/episodes.csv")))
     assert episodes["max_score"].between(0, 1).all() and set(episodes["group"]) == {"find-non-living-thing"}

@@ -156,12 +156,11 @@ class Dialogue:
         return text
 
     def answer_text(self, turn: Turn) -> str:
-        """The text of a turn's answer, as the model writes it."""
+        """The text of a turn's answer, as the model writes it. A model with aliases writes no thoughts."""
+        if self.aliases is not None:
+            return self.aliases.encode_action(turn.action or turn.reply)
         without_thought = self.chat.react and turn.action and not turn.reply  # an expert that gives only actions
-        return self._with_symbols(f"Action: {turn.action}" if without_thought else turn.answer)
-
-    def _with_symbols(self, answer: str) -> str:
-        return self.aliases.encode_action(answer) if self.aliases is not None else answer
+        return f"Action: {turn.action}" if without_thought else turn.answer
 
     def encode_observation(self, observation: str) -> list[int]:
         """Ids from the end of the last answer to the beginning of the next one."""
@@ -175,7 +174,8 @@ class Dialogue:
 
     def encode_action(self, answer: str) -> list[int]:
         """Ids of the agent's answer with its end."""
-        return list(_encode_answer(self.chat.tokenizer, self.chat.scaffold, self._with_symbols(answer)))
+        text = self.aliases.encode_action(answer) if self.aliases is not None else answer
+        return list(_encode_answer(self.chat.tokenizer, self.chat.scaffold, text))
 
     def encode_turn(self, turn: Turn) -> list[int]:
         """Ids of a turn: those that a policy with this scaffold sampled, else those of its text."""

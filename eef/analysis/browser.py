@@ -184,7 +184,7 @@ def write_browser(run: Path, out: Path | None = None) -> Path:
         name=run.name, style=views.style(), rows=_script(rows_of(entries)), packed=packed,
         labels={stage: label_of(run, stage) for stage in stages_of(run)},
     )  # fmt: skip
-    return write_text(Path(out) if out else run / "browser.html", text + "\n")
+    return write_text(Path(out) if out else run / "browser.html", text + "\n", errors="replace")
 
 
 def rows_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:

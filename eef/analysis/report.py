@@ -76,7 +76,7 @@ def page(
         shared=json.dumps(_shared(runs), indent=2, sort_keys=True, ensure_ascii=False),
         episodes=_episodes(runs),
     )
-    return write_text(out, text + "\n")
+    return write_text(out, text + "\n", errors="replace")
 
 
 def markdown_summary(root: str | Path, name: str, index: Mapping[str, Any]) -> str:

@@ -251,7 +251,8 @@ def page(title: str, body: Markup) -> str:
 
 
 def _macro(name: str, **values: Any) -> Markup:
-    return getattr(_template().module, name)(**values)
+    text = getattr(_template().module, name)(**values)
+    return Markup(text.encode("utf-8", "replace").decode())  # half of a surrogate pair cannot be written
 
 
 @cache

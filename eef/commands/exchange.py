@@ -12,6 +12,7 @@ from eef.envs import ENVIRONMENTS
 from eef.files import did_you_mean
 
 MaskKey = Literal["train", "step_loss_mask", "loss", "loss_mask"]
+ImportedKey = Literal["train", "step_loss_mask", "loss", "loss_mask", "weight"]
 _NAMES = ", ".join(ENVIRONMENTS)
 
 
@@ -71,7 +72,7 @@ def import_(
     form: Annotated[Literal["adp", "messages", "sharegpt"], Option("--format", help="What the file is.")],
     out: Annotated[str, Option(metavar="FILE", help="The .jsonl file of trajectories to write.")],
     mask_key: Annotated[
-        MaskKey | None,
+        ImportedKey | None,
         Option(help="Key of the mask in messages.", show_default="the one they have"),
     ] = None,
     reward: Annotated[float | None, Option(metavar="R", help="Reward of rows without one; 1 is a win.")] = None,

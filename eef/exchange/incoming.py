@@ -1,30 +1,35 @@
 """Conversations of others as trajectories: the Agent Data Protocol, and messages with or without masks.
 
-Every form becomes one of ETO's conversations, which :func:`eef.trajectory.from_sharegpt` reads: it finds the actions
-in ReAct answers, and the masks.
+Every form becomes one of ETO's conversations, which :func:`eef.trajectory.from_sharegpt` reads: it finds the turns and
+the masks. The action of an answer is then read as that of a policy (:mod:`eef.agents.actions`), and that of a call is
+the call.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eef.agents.actions import EXPLANATIONS, Problem, read_action
 from eef.agents.chat import TASK
-from eef.envs import SPLITS, TextEnv, first_page, on_workers, take_step
+from eef.envs import SPLITS, EnvError, TextEnv, first_page, on_workers, take_step
 from eef.exchange.formats import MASK_KEYS, import_pyarrow
 from eef.experts.check import Report, check_lines
 from eef.trajectory import (
     Trajectory,
     TrajectoryError,
+    Turn,
     check,
     from_sharegpt,
     placed_rows,
 )
 
-Message = dict[str, Any]  # from, value and perhaps loss, as ETO writes them
+Message = dict[str, Any]  # from, value and perhaps loss, as ETO writes them; action, where the answer is a call
+_KEYS = (*MASK_KEYS, "weight")  # of masks: those that we export, and OpenAI's
 _ROLES = {"user": "human", "human": "human", "tool": "human", "assistant": "gpt", "gpt": "gpt", "agent": "gpt"}
 _FINISH = re.compile(r"\s*<finish>(.*?)(</finish>)?\s*", re.DOTALL)  # how the protocol marks a last message
 
@@ -51,19 +56,27 @@ def read(
 
     ``key`` names the mask of messages; None takes the one known key that they have. ``reward`` is for rows that give
     none; 1 counts as a win. The end is unknown where neither gives one: :func:`play_ends` finds it out.
-    :class:`TrajectoryError` names the file and the place of a row that cannot be read.
+    :class:`TrajectoryError` names the file and the place of a row that cannot be read. It also refuses a ``key`` that
+    no message of the file has: every answer would carry loss.
     """
-    trajectories = []
+    if key and form == "adp":
+        raise TrajectoryError("the format adp has no masks: leave out --mask-key")
+    trajectories, keys = [], dict[str, None]()
     for where, row in rows_of_file(path):
         try:
             if not isinstance(row, dict):
                 raise TrajectoryError(f"a JSON object was expected, not {type(row).__name__}")
             messages, known = FORMATS[form](row, key)
+            if key:
+                keys |= dict.fromkeys(_keys_of(row.get("messages" if form == "messages" else "conversations"), key))
             trajectories.append((where, *_trajectory(row, messages, known, reward)))
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}, {where}: {error}") from None
     if not trajectories:
         raise TrajectoryError(f"{path} is empty")
+    if key and key not in keys:
+        others = f"have {', '.join(keys)}: choose one of these with" if keys else "have no mask: leave out"
+        raise TrajectoryError(f"{path}: no message has the mask {key!r}; the messages {others} --mask-key")
     return trajectories
 
 
@@ -82,11 +95,34 @@ def _trajectory(
     if row.get("task") is None:
         conversation["id"] = next(iter(names.values()))
     item = from_sharegpt(conversation)
-    fields: dict[str, Any] = {"prompt": item.prompt.removeprefix(TASK), "source": "import"}
+    calls = [message.get("action") for message in messages if message["from"] == "gpt"]
+    calls = calls[len(calls) - len(item) :]  # without an answer "OK" to instructions
+    turns = tuple(_turn(number, *pair) for number, pair in enumerate(zip(item.turns, calls, strict=True), start=1))
+    fields: dict[str, Any] = {"prompt": item.prompt.removeprefix(TASK), "source": "import", "turns": turns}
     fields |= {name: row[name] for name in ("task", "source", "won", "outcome", "prefix") if row.get(name) is not None}
     item = replace(item, **fields, info={name: value for name, value in item.info.items() if value})
     check(item)
     return item, end is not None
+
+
+def _turn(number: int, turn: Turn, call: str | None) -> Turn:
+    """``turn`` with its action as a policy's would be read. ``call`` is the action of an answer that is a call.
+
+    An invented page is cut off. An answer without one readable action did nothing and never carries loss.
+    """
+    reply, action = turn.answer, call or ""
+    if call is None:
+        if not reply and turn.learn:  # an empty answer that a mask leaves out is one of a policy
+            raise TrajectoryError(f"turn {number}: the answer is empty: it has neither a text nor a call")
+        if not turn.action or turn.observation in EXPLANATIONS.values():  # ETO's wrapper or ours rejected it
+            return replace(turn, action="", reply=reply, learn=False)
+        answer = read_action(reply)
+        if answer.problem is Problem.NO_ACTION:  # without a label the whole answer is an action
+            answer = read_action(reply, react=False)
+        if answer.problem:
+            return replace(turn, action="", reply=reply, learn=False)
+        reply, action = reply[: answer.end].rstrip(), answer.action
+    return replace(turn, action=action, reply="" if reply == action else reply)
 
 
 # Formats
@@ -110,19 +146,52 @@ def _conversation(row: Mapping[str, Any], field: str, role: str, content: str, k
         if message.get(role) == "system" and not said:
             continue  # instructions are the environment's business
         sender, text = _ROLES.get(str(message.get(role))), message.get(content)
-        if sender is None or not isinstance(text, str):
+        calls = _calls(message, place) if sender == "gpt" else []
+        if sender is None or not (isinstance(text, str) or calls):
             raise TrajectoryError(
-                f"message {place} needs {role!r}, one of {', '.join(_ROLES)}, and {content!r}, a text"
+                f"message {place} needs {role!r}, one of {', '.join(_ROLES)}, and {content!r}, a text, or 'tool_calls' "
+                "of an assistant"
             )
         value = message.get(key) if key and sender == "gpt" else None
         if value not in (None, 0, 1):
             raise TrajectoryError(f"message {place}: {key!r} must be true, false, 0 or 1, not {value!r}")
-        said.append({"from": sender, "value": text, "loss": value})
+        answer = {"from": sender, "value": text}
+        if calls:
+            function = _object(calls[0].get("function"), f"the function of message {place}")
+            thought = message.get("reasoning_content") or text or ""
+            answer = _call(f"message {place}", function.get("name"), _parsed(function.get("arguments")), thought)
+        said.append({**answer, "loss": value if value is None else bool(value)})
     return said
 
 
+def _calls(message: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
+    """The calls of an assistant's message, none or one: OpenAI's ``tool_calls``, formerly ``function_call``."""
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise TrajectoryError(f"'tool_calls' of message {place} must be a list, not {calls!r}")
+    if message.get("function_call"):
+        calls = [*calls, {"function": message["function_call"]}]
+    if len(calls) > 1:
+        raise TrajectoryError(f"message {place} has {len(calls)} calls: one is a turn")
+    return [_object(call, f"the call of message {place}") for call in calls]
+
+
+def _parsed(arguments: Any) -> Any:
+    """The arguments of a call, which OpenAI writes as JSON in a text; a text that is not JSON stays."""
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
+
+
+def _keys_of(messages: Any, *more: str) -> list[str]:
+    """The keys of masks that some message has. Parquet files have every key in every message, perhaps without value."""
+    names = dict.fromkeys((*_KEYS, *more))
+    return [name for name in names if any(message.get(name) is not None for message in messages)]
+
+
 def _only_key(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    keys = [key for key in MASK_KEYS if any(key in message for message in messages)]
+    keys = _keys_of(messages)
     if len(keys) > 1:
         raise TrajectoryError(f"the messages have the masks {', '.join(keys)}: choose one with --mask-key")
     return keys[0] if keys else None
@@ -151,11 +220,11 @@ def _standard(content: Sequence[Mapping[str, Any]]) -> list[Message]:
         if kind == "text_observation" and item.get("source") == "system" and not said:
             continue
         if kind == "text_observation":
-            said.append({"from": "human", "value": item.get("content")})
+            said.append({"from": "human", "value": _text(item.get("content"), f"the content of item {place}")})
         elif kind == "message_action":
-            said.append({"from": "gpt", "value": _unfinished(item.get("content"), place)})
+            said.append({"from": "gpt", "value": _unfinished(item.get("content"), f"the message of item {place}")})
         elif kind == "api_action":
-            said.append(_call(place, item.get("function"), item.get("kwargs"), thought))
+            said.append(_call(f"item {place}", item.get("function"), item.get("kwargs"), thought))
         else:
             raise TrajectoryError(f"item {place} is a {kind!r}: an environment of texts has no such action or page")
     return said
@@ -168,7 +237,7 @@ def _atif(steps: Sequence[Mapping[str, Any]]) -> list[Message]:
         if source == "system" and not said:
             continue
         if source != "agent":
-            said.append({"from": "human", "value": message})
+            said.append({"from": "human", "value": _text(message, f"the message of step {place}")})
             continue
         calls, results = (
             step.get("tool_calls") or [],
@@ -178,11 +247,12 @@ def _atif(steps: Sequence[Mapping[str, Any]]) -> list[Message]:
             raise TrajectoryError(f"step {place} has {len(calls)} calls and {len(results)} results: one each is a turn")
         if calls:
             thought, call = step.get("reasoning_content") or message, _object(calls[0], f"the call of step {place}")
-            said.append(_call(place, call.get("function_name"), call.get("arguments"), thought))
+            said.append(_call(f"step {place}", call.get("function_name"), call.get("arguments"), thought))
         else:
-            said.append({"from": "gpt", "value": _unfinished(message, place)})
+            said.append({"from": "gpt", "value": _unfinished(message, f"the message of step {place}")})
         for result in results:
-            said.append({"from": "human", "value": _object(result, f"the result of step {place}").get("content")})
+            page = _object(result, f"the result of step {place}").get("content")
+            said.append({"from": "human", "value": _text(page, f"the content of the result of step {place}")})
     return said
 
 
@@ -193,23 +263,28 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     return value or {}
 
 
-def _call(place: int, function: Any, arguments: Any, thought: Any) -> Message:
+def _call(where: str, function: Any, arguments: Any, thought: Any) -> Message:
     """A call as an action: ``function[argument]``, after its thought."""
-    if not isinstance(thought, str):
-        raise TrajectoryError(f"the thought of item {place} must be a text, not {thought!r}")
+    _text(thought, f"the thought of {where}")
     values = list(arguments.values()) if isinstance(arguments, dict) else []
     if not isinstance(function, str) or len(values) != 1 or not isinstance(values[0], (str, int, float)):
         raise TrajectoryError(
-            f"item {place} calls {function!r} with {arguments!r}: only a call with one argument is an action, such as "
+            f"{where} calls {function!r} with {arguments!r}: only a call with one argument is an action, such as "
             "click[buy now]"
         )
     action = f"{function}[{values[0]}]"
-    return {"from": "gpt", "value": f"Thought: {thought}\nAction: {action}" if thought.strip() else action}
+    value = f"Thought: {thought}\nAction: {action}" if thought.strip() else action
+    return {"from": "gpt", "value": value, "action": action}
 
 
-def _unfinished(text: Any, place: int) -> str:
-    if not isinstance(text, str):
-        raise TrajectoryError(f"the message of item {place} must be a text, not {text!r}")
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise TrajectoryError(f"{what} must be a text, not {value!r}")
+    return value
+
+
+def _unfinished(value: Any, what: str) -> str:
+    text = _text(value, what)
     match = _FINISH.fullmatch(text)
     return match[1].strip() if match else text
 
@@ -244,16 +319,24 @@ def checked(path: Path, lines: Sequence[tuple[str, Trajectory, bool]], env: Text
 
 
 def play_ends(env: TextEnv, items: Sequence[Trajectory]) -> Iterator[Trajectory]:
-    """``items`` with the reward and the outcome that their actions have in ``env``. Pages are not compared here."""
+    """``items`` with the reward and the outcome that their actions have in ``env``. Pages are not compared here.
+
+    An episode that the environment did not end was ended by its step limit, or by another one if the row says so. Else
+    it keeps the outcome ``done``, and the check finds it unfinished. A failure of the environment ends one episode.
+    """
 
     def end(worker: Callable[[], TextEnv], item: Trajectory) -> Trajectory:
-        played = worker()
-        first_page(played, item.task)
         reward, won, done = 0.0, False, False
-        for turn in item.turns:
-            if turn.action and not done:
-                step = take_step(played, turn.action)
-                reward, won, done = float(step.reward), bool(step.info.get("won")), step.done
-        return replace(item, reward=reward, won=won, outcome="done" if done else "max_steps")
+        try:
+            played = worker()
+            first_page(played, item.task)
+            for turn in item.turns:
+                if turn.action and not done:
+                    step = take_step(played, turn.action)
+                    reward, won, done = float(step.reward), bool(step.info.get("won")), step.done
+        except EnvError:
+            return replace(item, reward=0.0, won=False, outcome="env_error")
+        outcome = "done" if done else "max_steps" if len(item) >= env.max_steps else item.outcome
+        return replace(item, reward=reward, won=won, outcome=outcome)
 
     return iter(on_workers(env, items, end))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from eef.agents.chat import Chat
-from eef.agents.model_files import context_of
+from eef.agents.model_files import context_of, options_of
 from eef.agents.policy import load_chat
 from eef.agents.react import react_chat
 from eef.envs import env_from_parameters
-from eef.experts import one_shot_example
+from eef.experts import one_shot_example, without_thoughts
 from eef.files import RunError, read_json, read_rows
 from eef.selection import Example
 from eef.trajectory import load
@@ -114,8 +114,8 @@ def selected_in_file(
 
     All their actions carry loss, except those with ``learn`` false; with ``own_turns`` only those after ``prefix``.
     ``model``: the model whose chat is used (None: texts of the environment). ``react``: the environment whose
-    instructions begin the conversations, with ReAct answers (None: the model's own instructions).
-    ValueError where no trajectory is left.
+    instructions begin the conversations, with ReAct answers (None: the model's own instructions). Without it, a model
+    with constrained decoding says actions alone, so thoughts are left out. ValueError where no trajectory is left.
     """
     if react and not model:
         raise ValueError("--prompt react needs --model: it is a part of a model's chat")
@@ -128,6 +128,8 @@ def selected_in_file(
     chat = load_chat(model) if model else None
     if react and chat:
         chat = react_chat(chat, react)
+    elif model and options_of(model).get("constrained_decoding"):
+        wanted = [without_thoughts(item) for item in wanted]
     examples = [Example(item, item.prefix if own_turns else 0) for item in wanted]
     return Selected(path.name, examples, chat, context_of(model) if model else None)
 

@@ -16,7 +16,7 @@ from eef.envs import EnvError, TextEnv, on_workers
 from eef.envs.extras import ScriptedExperts, extras_of, play_scripted
 from eef.experts.check import check_lines, load_experts
 from eef.files import did_you_mean, joined_names, names_file
-from eef.trajectory import Trajectory
+from eef.trajectory import Trajectory, Turn
 
 if TYPE_CHECKING:
     from eef.settings import ExpertSettings
@@ -28,19 +28,23 @@ OnProgress = Callable[[int, int, int], None]  # episodes, wins and tokens since 
 class Expertise:
     """What the expert trajectories of a run depend on.
 
-    ``scripted`` follows from ``env`` and ``experts``: the code of the scripted player, and the noise of those named.
+    ``actions_only``: thoughts in files are left out (:func:`without_thoughts`); always False without a file, so that
+    all runs share the trajectories of scripted experts, which have no thoughts. ``scripted`` follows from ``env`` and
+    ``experts``: the code of the scripted player, and the noise of those named.
     """
 
     env: TextEnv
     experts: ExpertSettings
     tasks: Sequence[str]
     seed: int
+    actions_only: bool = field(default=False, metadata={"key_at_default": None})
     scripted: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         scripted = extras_of(self.env).experts
         names = joined_names(self.experts.experts)
         noise = {name: scripted.noise[name] for name in names if name in scripted.noise} if scripted else {}
+        object.__setattr__(self, "actions_only", self.actions_only and any(map(names_file, names)))
         object.__setattr__(self, "scripted", {"play": scripted.play, "noise": noise} if scripted and noise else {})
 
 
@@ -63,9 +67,35 @@ def collect_experts(
 ) -> list[Trajectory]:
     """The stage of :func:`expert_trajectories`. ``journal`` is the file of its finished episodes."""
     experts = inputs.experts
-    return expert_trajectories(
+    trajectories = expert_trajectories(
         inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise, Journal.open(journal)
     )
+    return _said_as_actions(trajectories) if inputs.actions_only else trajectories
+
+
+def without_thoughts(trajectory: Trajectory) -> Trajectory:
+    """``trajectory`` with answers that are actions alone, for a policy whose decoding is constrained to actions.
+
+    Such a policy cannot say anything else. A turn without an action keeps its answer and never carries loss.
+    """
+
+    def short(turn: Turn) -> Turn:
+        if not turn.action:
+            return replace(turn, learn=False)
+        return replace(turn, reply="", ids=(), chat="") if turn.reply else turn
+
+    return replace(trajectory, turns=tuple(map(short, trajectory.turns)))
+
+
+def _said_as_actions(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    thoughts = sum(any(turn.action and turn.reply for turn in item.turns) for item in trajectories)
+    if thoughts:
+        print(
+            f"[experts] the answers of {thoughts} of {len(trajectories)} expert trajectories have thoughts, which "
+            "constrained decoding cannot write: only their actions are learnt",
+            flush=True,
+        )
+    return [without_thoughts(item) for item in trajectories]
 
 
 def demonstrate(

@@ -212,7 +212,7 @@ class Job:
         """The exit code; None while the job is queued or running, -9 if Slurm ended it without a result."""
         result = self.folder / f"{self.id}_0_result.pkl"
         if not result.is_file():
-            if queued() is None or self.id in (queued() or ()):
+            if self.may_be_queued():
                 self.missing_since = None
                 return None
             self.missing_since = self.missing_since or time.monotonic()
@@ -225,6 +225,11 @@ class Job:
         except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
             return self._log(1, f"the result of the job, {result}, cannot be read: {error}")
         return int(value) if state == "success" else self._log(1, str(value))
+
+    def may_be_queued(self) -> bool:
+        """Whether the job is queued or running, as far as Slurm answers: a job of which nothing is known may be."""
+        ids = queued()
+        return ids is None or self.id in ids
 
     def _log(self, code: int, text: str) -> int:
         """Append Slurm's error to the point's log, since the notebook may not have started."""
@@ -301,13 +306,13 @@ def submit(executions: list[Execution], root: Path, resources: Mapping[str, Any]
 
 
 def adopt(base: str, root: Path) -> Job | None:
-    """The job of an earlier sweep for ``base`` if it is still queued or running, or has succeeded; else None."""
+    """The job of an earlier sweep for ``base`` if it may still be queued or running, or has succeeded; else None."""
     file = Path(f"{base}.job")
     if not file.is_file():
         return None
     job = Job(file.read_text().strip(), base, root / "slurm")
     has_ended = (job.folder / f"{job.id}_0_result.pkl").is_file()
-    if (job.poll() == 0) if has_ended else (job.id in (queued() or ())):
+    if (job.poll() == 0) if has_ended else job.may_be_queued():
         return job
     job.forget()
     return None

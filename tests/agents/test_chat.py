@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from families import tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eef.agents.chat import Chat, load_options
+from eef.agents.chat import Chat, Dialogue, load_options
+from eef.agents.episode import Episode, Start
+from eef.envs import Step
 from eef.envs.webshop.pretraining import vocabulary
+from eef.exchange.conversation import messages_of
 from eef.models.pretrain import word_tokenizer
 from eef.trajectory import Trajectory, Turn
 
@@ -95,3 +102,48 @@ def test_the_former_name_of_constrained_decoding_works_with_a_warning(tmp_path: 
     (tmp_path / "chat.json").write_text('{"limited": true}')
     with pytest.warns(FutureWarning, match="'limited' is now called 'constrained_decoding'"):
         assert load_options(tmp_path) == {"constrained_decoding": True}
+
+
+def test_a_model_with_aliases_learns_the_action_of_an_answer_with_a_thought() -> None:
+    """Constrained decoding leaves it nothing else, and its symbols cannot write a thought."""
+    pages, thought = ("i need a red shirt", "B000000001 [SEP] Red Shirt", "Buy Now"), "Thought: I look for it.\n"
+    actions = ("search[red shirt]", "click[b000000001]", "click[buy now]")
+    acts = tuple(Turn(action, page) for action, page in zip(actions, pages, strict=True))
+    thinks = tuple(replace(turn, reply=f"{thought}Action: {turn.action}") for turn in acts)
+    plain, thoughtful = (Trajectory("0", "i need a red shirt", turns) for turns in (acts, thinks))
+    assert CHAT.render(thoughtful, [True] * 3) == CHAT.render(plain, [True] * 3)
+    assert messages_of(CHAT, thoughtful, [True] * 3) == messages_of(CHAT, plain, [True] * 3)
+    mute = Turn("", "No action was found.", "Thought: hm.")
+    assert CHAT.begin().answer_text(mute) == CHAT.begin().answer_text(replace(mute, action="Thought: hm.", reply=""))
+
+
+@dataclass
+class OwnAliases:
+    """Aliases of an environment of one's own, which change no word."""
+
+    vocabulary: frozenset[str] = frozenset()
+
+    def copy(self) -> OwnAliases:
+        return self
+
+    def encode(self, text: str, prompt: bool = False) -> str:
+        return text
+
+    def encode_action(self, action: str) -> str:
+        return action
+
+    def decode_action(self, text: str) -> str:
+        return text.strip()
+
+
+def test_an_answer_whose_action_was_read_from_a_label_keeps_the_ids_that_were_sampled() -> None:
+    """Else training would read other ids than the policy wrote."""
+    chat = replace(Chat.of(tokenizer_of("qwen2.5")), aliases="webshop")
+    dialogue = Dialogue(chat, OwnAliases())
+    env = SimpleNamespace(step=lambda action: Step("page", 0.0, False), max_steps=9)
+    episode = Episode(0, Start("0"), env, dialogue, lambda: 0.0, np.random.default_rng(0), "p", [])  # type: ignore[arg-type]
+    ids = dialogue.encode_action("Action: click[x]")
+    episode.take_turn(ids, None, False, 9)
+    (turn,) = episode.turns
+    assert (turn.action, turn.reply) == ("click[x]", "Action: click[x]")
+    assert dialogue.encode_turn(turn) == ids

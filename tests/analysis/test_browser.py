@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from eef.analysis import views
 from eef.analysis.arms import FigureError
 from eef.analysis.browser import label_of, read_stage, some, stages_of, write_browser, write_views
 from eef.files import write_json
@@ -178,3 +179,15 @@ def test_two_thousand_trajectories_load(tmp_path: Path) -> None:
 at("text").value = "B000000003"; at("text").dispatchEvent(new Event("input"));
 return [at("list").children.length, at("count").textContent];"""
     assert in_browser(path, script) == [2000, "2000 of 2006"]
+
+
+def test_a_broken_character_is_a_question_mark_on_every_page(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    broken = "\ud83d"
+    one = Trajectory(f"9{broken}", f"page {broken}", (Turn(f"click[{broken}]", broken, f"Thought {broken}"),), 0.0)
+    save([one], run / "test" / "trajectories.jsonl")
+    assert "page ?" in write_views(run).read_text(encoding="utf-8")
+    rows, views_of = contents(write_browser(run).read_text(encoding="utf-8"))
+    assert rows[0]["task"] == "9?" and "Thought ?" in views_of[0]
+    views.trajectory(one).data.encode()  # a notebook is written as UTF-8
+    assert "page \\ud83d" in (run / "trajectories.json").read_text(encoding="utf-8")

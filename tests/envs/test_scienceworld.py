@@ -22,6 +22,7 @@ from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, replay_worke
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
 from eef.envs.scienceworld.splits import limit_variations
+from eef.envs.scienceworld.state_cache import State, StateCache
 from eef.trajectory import Trajectory, Turn
 
 ETO = Path(__file__).resolve().parents[2].parent / "shared" / "eto"
@@ -45,10 +46,12 @@ def env() -> Iterator[ScienceWorld]:
     world.close()
 
 
-def on_the_simulators_of(env: ScienceWorld, **options: Any) -> ScienceWorld:
-    """An environment with other options. It plays on the simulator of ``env``, which need not start again."""
+def on_the_simulators_of(env: ScienceWorld, folder: Path | None = None, **options: Any) -> ScienceWorld:
+    """An environment with other options. It plays on the simulator of ``env``, which need not start again. ``folder``
+    has the files of its cached states."""
     other = ScienceWorld(TASKS, **{"cached_states": 0, **options})
     assert other._simulator is None
+    other._cache.folder = folder
     other._simulator = env._ready()
     return other
 
@@ -197,10 +200,51 @@ def test_a_cached_state_that_the_simulator_contradicts_is_an_error(env: ScienceW
     for _ in range(2):  # the second time it is not in this state either
         with pytest.raises(ReplayDivergence, match=r"the episode, action 0 \(look around\) led to another state"):
             other.step("teleport to kitchen")
+    other.reset("find-animal/3")
     other._cache.first["find-animal/3"].page = "another page"
     other.reset("find-animal/3")
     with pytest.raises(ReplayDivergence, match="replayed the episode, the start led to another state"):
         other.step("teleport to kitchen")
+
+
+def test_a_later_run_reads_the_states_of_an_earlier_one(env: ScienceWorld, tmp_path: Path) -> None:
+    actions = ["look around", "inventory", "teleport to kitchen"]
+    played = play(on_the_simulators_of(env, tmp_path, cached_states=100, valid_actions=True), "find-animal/3", actions)
+    later = on_the_simulators_of(env, tmp_path, cached_states=100, valid_actions=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(later, "_ready", lambda: pytest.fail("the simulator was called for a cached state"))
+        assert play(later, "find-animal/3", actions) == played and len(later.available_actions()["actions"]) > 50
+
+    file = tmp_path / "find-animal" / "3.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])  # a process that was killed while it wrote the last state
+    cut = on_the_simulators_of(env, tmp_path, cached_states=100, valid_actions=True)
+    assert play(cut, "find-animal/3", actions) == played and file.read_bytes().count(b"\n") == 4
+    cut.reset("find-animal/3")
+    cut._cache.first["find-animal/3"].page = "another page"
+    env.reset("lifespan-longest-lived/0")  # on the same simulator
+    with pytest.raises(ReplayDivergence):
+        cut.step("inventory")
+    assert not file.exists(), "a state that the simulator contradicts stays in the file"
+
+
+def test_files_of_states_have_a_largest_size_and_a_folder_for_each_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = StateCache(10, tmp_path)
+    monkeypatch.setattr("eef.envs.scienceworld.state_cache._LARGEST_FILE", 40)
+    for actions in ([], ["a"], ["a", "b"], ["c"]):
+        assert cache.add("t/1", actions, state := State("page", ["a"])) is state
+    assert (tmp_path / "t" / "1.jsonl").read_bytes().count(b"\n") == 1 and cache.room == 6
+    assert cache.add("t/1", ["x", "y"], State("page", [])).page == "page", "a state after one that is not cached"
+    assert cache.room == 6
+
+    (tmp_path / "full").write_text("a file where a folder should be")
+    full = StateCache(10, tmp_path / "full")
+    full.add("t/1", [], State("page", []))
+    assert full.start("t/1") == State("page", []) and full.folder is None
+    kinds = [ScienceWorld(TASKS, **options)._cache.folder for options in ({}, {"valid_actions": True})]
+    assert kinds[0] != kinds[1] != ScienceWorld(TASKS, simplification="")._cache.folder
 
 
 def test_an_interrupted_step_or_a_closed_simulator_leaves_no_wrong_state(env: ScienceWorld) -> None:
@@ -371,7 +415,7 @@ def test_simulations_do_not_depend_on_the_number_of_processes(env: ScienceWorld,
 @pytest.mark.slow
 def test_an_environment_error_is_counted_and_is_not_a_loss(policy: Policy, tmp_path: Path) -> None:
     ScienceWorld(TASKS).close()  # the list of tasks is asked of the first simulator of a process only
-    env = ScienceWorld(TASKS, processes=1, java=tmp_path / "none")
+    env = ScienceWorld(TASKS, processes=1, java=tmp_path / "none", cached_states=0)
     (played,) = simulate(replace(policy, constrained_decoding=False), env, [Start("find-animal/0")], max_steps=3)
     assert played.outcome == "env_error" and not played.failed and not played.won
     assert isinstance(SimulatorError(""), EnvError)

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eef.agents.actions import read_action
 from eef.agents.chat import Chat
 from eef.agents.policy import load_chat
 from eef.agents.react import react_chat
@@ -182,6 +183,25 @@ def test_a_file_exports_the_trajectories_that_flags_choose(tmp_path: Path, base:
     assert "1 rows of 1 examples of mine.jsonl" in capsys.readouterr().out
 
 
+def test_a_file_for_a_model_that_says_actions_alone_has_no_thoughts(tmp_path: Path, base: str, tokenizer) -> None:
+    item = simulation(0, won=True)
+    thinks = replace(item, turns=tuple(replace(t, reply=f"Thought: so.\nAction: {t.action}") for t in item.turns))
+    path = save_trajectories([thinks], tmp_path / "mine.jsonl")
+    words = {"constrained_decoding": True}
+    words_model = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path / "words", words))
+
+    def answers(*words: str) -> list[str]:
+        assert main(["export", str(path), "--format", "messages", *words]) == 0
+        (row,) = read_rows(tmp_path / "mine.messages.jsonl")
+        return [each["content"] for each in row["messages"] if each["role"] == "assistant"]
+
+    assert answers("--model", words_model) == item.actions == ["click[z]", "click[end]"]
+    assert answers() == [turn.reply for turn in thinks.turns]
+    react = answers("--model", words_model, "--prompt", "react", "--env", "webshop")
+    assert react == ["OK", *answers()], "with this prompt the model says thoughts"
+    assert answers("--model", base)[0].startswith("click[ ")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -280,7 +300,8 @@ def test_answers_that_were_sampled_as_other_ids_are_counted(chat: Chat) -> None:
 
 
 words = st.text("abc[]: \n", min_size=1, max_size=12).map(lambda text: f"x{text}y")
-turns_of = st.lists(st.tuples(words, words, st.booleans(), st.booleans()), min_size=1, max_size=6)
+actions = words | st.sampled_from(["click[a b]", "search[a: b]", "look around"])
+turns_of = st.lists(st.tuples(actions, words, st.booleans(), st.booleans()), min_size=1, max_size=6)
 
 
 @settings(max_examples=60)
@@ -288,10 +309,12 @@ turns_of = st.lists(st.tuples(words, words, st.booleans(), st.booleans()), min_s
 def test_a_round_trip_keeps_every_mask(
     tmp_path_factory, parts, key: str, sharegpt: bool, begin: int, won: bool
 ) -> None:
-    turns = [
-        Turn(action, page, f"Thought: {action}\nAction: {action}" if thinks else "", learn)
-        for action, page, thinks, learn in parts
+    """Of a thought's action only if it can be read: no policy of ours could have another one."""
+    replies = [f"Thought: so.\nAction: {action}" if thinks else "" for action, _, thinks, _ in parts]
+    replies = [
+        reply if read_action(reply).action == part[0] else "" for reply, part in zip(replies, parts, strict=True)
     ]
+    turns = [Turn(action, page, reply, learn) for (action, page, _, learn), reply in zip(parts, replies, strict=True)]
     turns[-1] = replace(turns[-1], observation="")  # left out by the export
     item = Trajectory("12", "the first page", tuple(turns), 0.5 + won / 2, won, "mine", prefix=len(turns) // 2)
     example = Example(item, begin)

@@ -19,7 +19,7 @@ import pytest
 from test_sweep import write
 
 from eef.sweeps import executors as launch
-from eef.sweeps.executors import Job, LaunchError, check_slurm, failure
+from eef.sweeps.executors import Job, LaunchError, adopt, check_slurm, failure
 from eef.sweeps.spec import SweepError, read_spec
 from eef.sweeps.sweep import sweep
 
@@ -212,3 +212,23 @@ def test_a_job_that_left_the_queue_without_an_answer(tmp_path: Path, monkeypatch
     assert job.poll() == 1 and "ModuleNotFoundError: eef" in failure(job.base, 1)
     (tmp_path / "7_1_0_result.pkl").write_bytes(b"torn")
     assert job.poll() == 1 and "cannot be read" in failure(job.base, 1)
+
+
+def test_a_job_is_not_forgotten_while_slurm_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next sweep submits it again while it runs."""
+    base, queue = str(tmp_path / "point"), [None]
+    monkeypatch.setattr(launch, "queued", lambda: queue[0])
+    Path(f"{base}.job").write_text("7_1\n")
+    job = adopt(base, tmp_path)
+    assert job is not None and job.id == "7_1" and job.poll() is None and Path(f"{base}.job").is_file()
+    queue[0] = set()  # type: ignore[call-overload]
+    assert adopt(base, tmp_path) is None and not Path(f"{base}.job").exists()
+
+
+def test_a_query_that_fails_after_one_that_succeeded_is_no_missing_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[set[str] | None] = [{"7_1"}, None]
+    monkeypatch.setattr(launch, "queued", lambda: answers.pop(0))
+    job = Job("7_1", str(tmp_path / "point"), tmp_path)
+    assert job.poll() is None and job.missing_since is None

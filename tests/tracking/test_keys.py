@@ -415,6 +415,18 @@ def test_an_expert_file_is_keyed_by_its_content_and_not_by_its_path(stages, mode
     assert changed(base, keys_of(stages, world, Settings(model=str(model), experts=str(one)))) == {"experts"}
 
 
+@pytest.mark.usefixtures("same_code")
+def test_constrained_decoding_changes_the_experts_of_a_file_alone(stages, model: Path, world, tmp_path) -> None:
+    """It leaves out their thoughts. Scripted experts have none, so all runs share them."""
+    path = save([EASY, FAILURE], tmp_path / "one.jsonl")
+    for experts, expected in (("strong", set()), (str(path), {"experts"}), (f"strong+{path}", {"experts"})):
+        free, constrained = (
+            keys_of(stages, world, Settings(model=str(model), experts=experts, constrained_decoding=value))
+            for value in (False, True)
+        )
+        assert changed(free, constrained) == PLAY | SCORED | expected, experts
+
+
 SOURCES = {
     # file of the package: stages whose key changes with its code
     "trajectory.py": EVERYTHING,

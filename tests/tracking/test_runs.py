@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from eef.files import RunError, digest
+from eef.files import RunError, digest, read_json, write_json, write_text
 from eef.tracking import live
 from eef.tracking import stamp as stamps
 from eef.tracking.runs import Run, load_runs, log_metrics, stamp
@@ -58,6 +59,16 @@ def test_equal_content_has_one_hash() -> None:
     assert digest({"a": 1}) != digest({"a": "1"})
     with pytest.raises(TypeError, match="cannot be JSON"):
         digest({"a": object()})
+
+
+def test_a_broken_character_has_a_hash_and_a_file(tmp_path: Path) -> None:
+    """Half of a surrogate pair, as truncated texts of others contain it."""
+    assert digest("a \ud83d") not in (digest("a \ud83e"), digest("a ?"))
+    assert digest("é \U0001f600") == hashlib.sha256('"é \U0001f600"'.encode()).hexdigest()[:16], "other keys stay"
+    value = {"page": 'a \ud83d "é" \\'}
+    assert read_json(write_json(tmp_path / "a.json", value)) == value
+    assert "é" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert write_text(tmp_path / "page.html", "a \ud83d", errors="replace").read_text() == "a ?"
 
 
 def test_stage_is_made_once_and_shared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

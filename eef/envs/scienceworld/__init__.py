@@ -25,6 +25,7 @@ from eef.envs import EnvError, ReplayDivergence, Step, TextEnv
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError, jar_hash
 from eef.envs.scienceworld.splits import limit_variations, read_index_files, step_limits
 from eef.envs.scienceworld.state_cache import State, StateCache
+from eef.files import cache_folder, digest
 
 SHORT = (  # tasks with short gold paths, which a small policy can learn
     "find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived",
@@ -66,8 +67,9 @@ class ScienceWorld:
     ``valid_actions``: compute the valid actions after every step, for :meth:`available_actions`. In some tasks this
     computation changes what happens later. Record and replay an episode with the same value; it is part of the stamp.
 
-    ``cached_states``: the largest number of states to cache, 3 to 5 kB each (20 kB with very many valid actions). A
-    step to a cached state does not call the simulator. Before the first step to a new state the simulator replays the
+    ``cached_states``: the largest number of states to cache in memory, 3 to 5 kB each (20 kB with very many valid
+    actions). A step to a cached state does not call the simulator. Files under ``EEF_CACHE`` (default ``~/.cache/eef``)
+    keep some 300 states of each task for later runs. Before the first step to a new state the simulator replays the
     episode; ReplayDivergence if a state differs. 0: no cache.
 
     The prompt is the task's description and a first look around. ``Step.reward`` is the score in [0, 1] that the
@@ -97,8 +99,9 @@ class ScienceWorld:
         self._options: dict[str, Any] = {"java": java, "heap": heap, "timeout": timeout}
         self._simulator: Simulator | None = None
         self._twins: list[ScienceWorld] = []
-        self._cache = StateCache(cached_states)
         self.simplification, self.valid_actions, self.processes = simplification, valid_actions, processes
+        options = digest([simplification, valid_actions])[:8]
+        self._cache = StateCache(cached_states, cache_folder() / f"states-{jar_hash()}" / options)
         self.restarts = 0  # simulators that died or hung and were replaced
         self._episode = _Episode()
         self._sizes = self._task_sizes(tuple(simplification.split(",")) if simplification else ())
@@ -121,11 +124,10 @@ class ScienceWorld:
         """Load ``task``. Returns its description and a first look around."""
         name, variation = self._parse(task)
         self._episode = _Episode()
-        first = self._cache.first.get(task)
+        first = self._cache.start(task)
         played = first is None
         if first is None:
-            first = self._call(lambda simulator: self._start(simulator, name, variation))
-            first = self._cache.add(self._cache.first, task, first)
+            first = self._cache.add(task, [], self._call(lambda simulator: self._start(simulator, name, variation)))
         self._episode = _Episode(task, self._limits.get(name, self.max_steps), states=[first], played=played)
         return first.page
 
@@ -144,7 +146,7 @@ class ScienceWorld:
             if not played:
                 self._call(self._replay)
             state = self._call(lambda simulator: self._act(simulator, action))
-            state = self._cache.add(before.after, action, state)
+            state = self._cache.add(episode.task, [*episode.actions, action], state)
             episode.played = True
         episode.actions.append(action)
         episode.states.append(state)
@@ -187,8 +189,7 @@ class ScienceWorld:
         """
         name, variation = self._parse(task)
         simplification = self._simplification_of(name)
-        folder = Path(os.environ.get("EEF_CACHE") or Path.home() / ".cache" / "eef")
-        folder = folder / f"gold-{jar_hash()}" / hashlib.sha256(simplification.encode()).hexdigest()[:8]
+        folder = cache_folder() / f"gold-{jar_hash()}" / hashlib.sha256(simplification.encode()).hexdigest()[:8]
         path = folder / name / f"{variation}.json"
         if path.is_file():
             return list(json.loads(path.read_text(encoding="utf-8")))
@@ -261,6 +262,7 @@ class ScienceWorld:
             action = episode.actions[index - 1] if index else ""
             state = self._act(simulator, action) if index else self._start(simulator, *self._parse(episode.task))
             if state != known:
+                self._cache.forget(episode.task)
                 where = f"action {index - 1} ({action})" if index else "the start"
                 raise ReplayDivergence(
                     f"task {episode.task}: when the simulator replayed the episode, {where} led to another state"

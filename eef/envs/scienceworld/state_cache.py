@@ -1,11 +1,18 @@
-"""A cache of the states that the simulator has computed, by task and actions."""
+"""A cache of the states that the simulator has computed, by task and actions, in memory and in files."""
 
 from __future__ import annotations
 
+import base64
+import json
+import sys
 import threading
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _LOCK = threading.Lock()
+_LARGEST_FILE = 2**18  # bytes: some 300 states of a task
 
 
 @dataclass
@@ -24,15 +31,77 @@ class State:
 
 @dataclass
 class StateCache:
-    """The cached states of an environment. Its threads share them."""
+    """The cached states of an environment. Its threads share them.
 
-    room: int  # how many more states may be cached
+    ``folder`` has a file per task, which other processes and later runs share. A line of it is one state.
+    """
+
+    room: int  # how many more states may be cached in memory
+    folder: Path | None = None
     first: dict[str, State] = field(default_factory=dict)  # by task
 
-    def add(self, place: dict[str, State], name: str, state: State) -> State:
-        """Cache ``state`` if there is room. Returns the cached state of that name, if any, else ``state``."""
+    def start(self, task: str) -> State | None:
+        """The first state of ``task``, with what its file has of it; None if it is not cached."""
         with _LOCK:
-            if name not in place and self.room > 0:
-                self.room -= 1
-                place[name] = state
-            return place.get(name, state)
+            if task not in self.first and self.room > 0 and self.folder:
+                for actions, state in _read(self._file(task)):
+                    self._insert(task, actions, state)
+            return self.first.get(task)
+
+    def add(self, task: str, actions: Sequence[str], state: State) -> State:
+        """Cache the ``state`` after ``actions`` if there is room. Returns the cached state, if any, else ``state``."""
+        with _LOCK:
+            if self._insert(task, actions, state) and self.folder:
+                try:
+                    _append(self._file(task), actions, state)
+                except OSError:  # the disk is full or read-only
+                    self.folder = None
+            place = self._place(task, actions)
+            return state if place is None else place.get(actions[-1] if actions else task, state)
+
+    def forget(self, task: str) -> None:
+        """Remove the states of ``task``, in memory and in its file."""
+        with _LOCK:
+            self.first.pop(task, None)
+            if self.folder:
+                self._file(task).unlink(missing_ok=True)
+
+    def _file(self, task: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{task}.jsonl"
+
+    def _place(self, task: str, actions: Sequence[str]) -> dict[str, State] | None:
+        """Where the state after ``actions`` is cached, by its last action; None if a state before it is not cached."""
+        if not actions:
+            return self.first
+        state = self.first.get(task)
+        for action in actions[:-1]:
+            state = state.after.get(action) if state else None
+        return state.after if state else None
+
+    def _insert(self, task: str, actions: Sequence[str], state: State) -> bool:
+        """Cache ``state`` in memory. Returns whether it is new, and there is room."""
+        place, name = self._place(task, actions), actions[-1] if actions else task
+        if place is None or name in place or self.room <= 0:
+            return False
+        self.room -= 1
+        place[name] = state
+        return True
+
+
+def _append(file: Path, actions: Sequence[str], state: State) -> None:
+    row = json.dumps([list(actions), state.page, state.valid, state.score, state.completed])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab", buffering=0) as lines:  # one write for each line: several processes may append
+        if lines.tell() < _LARGEST_FILE:
+            lines.write(base64.b64encode(zlib.compress(row.encode(), 1)) + b"\n")
+
+
+def _read(file: Path) -> Iterator[tuple[list[str], State]]:
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    for line in lines:
+        try:
+            actions, page, valid, score, completed = json.loads(zlib.decompress(base64.b64decode(line)))
+        except (ValueError, zlib.error):  # a killed process has left a part of a line
+            continue
+        yield actions, State(page, [sys.intern(action) for action in valid], score, completed)
