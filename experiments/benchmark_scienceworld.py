@@ -90,7 +90,7 @@ def simulate_all(
         simulate(policy, env, starts[:8], seed=samples)  # starts the simulators
         env._cache.first.clear()
         env._cache.folder = folder
-        known = len([*folder.rglob("*.jsonl")])
+        known = len([*folder.rglob("*.states")])
         pipe[0], began, ours, theirs = 0.0, time.perf_counter(), time.process_time(), simulators()
         episodes = [each for seed in range(samples) for each in simulate(policy, env, starts, seed=seed)]
         wall, ours, theirs = time.perf_counter() - began, time.process_time() - ours, simulators() - theirs

@@ -15,7 +15,7 @@ in the folder of runs: a second call resumes, and another temperature reuses the
 Equal arguments give equal files on one machine; a processor of another kind makes another expert. ``--replay`` plays
 the actions in FILE.json again and gives the same trajectories on every machine:
 
-    python experiments/natural_expert.py --replay figures/natural_scienceworld/expert.json --out natural.jsonl
+    python experiments/natural_expert.py --replay figures/scienceworld_natural/expert.json --out natural.jsonl
 """
 
 from __future__ import annotations
@@ -83,12 +83,22 @@ def with_pages(env: TextEnv, row: Mapping[str, Any], source: str) -> Trajectory:
 
 
 def replay(description: Path, out: Path) -> None:
-    """Write the trajectories of the expert in ``description`` to ``out``. SystemExit if one ends in another way."""
+    """Write the trajectories of the expert in ``description`` to ``out``.
+
+    SystemExit for a description without actions, and if an episode does not end as the description says.
+    """
     about = read_json(description)
+    if "episodes" not in about:
+        raise SystemExit(f"{description} has no actions: make the expert again without --replay")
     env = env_from_parameters(about)
-    trajectory.save([with_pages(env, row, out.stem) for row in about["episodes"]], out)
-    if (report := check_file(str(out), env)).failed:
-        raise SystemExit(f"{description} was not recorded with this environment: {report}")
+    unchecked = out.with_name(f".{out.name}")
+    try:
+        trajectory.save([with_pages(env, row, out.stem) for row in about["episodes"]], unchecked)
+        if (report := check_file(str(unchecked), env)).failed:
+            raise SystemExit(f"{description} was not recorded with this environment: {report}")
+        unchecked.replace(out)
+    finally:
+        unchecked.unlink(missing_ok=True)
 
 
 def describe(env: TextEnv, episodes: Sequence[Trajectory]) -> dict[str, Any]:

@@ -98,3 +98,7 @@ def test_a_replay_in_another_environment_is_refused(script: ModuleType, tmp_path
     write_json(tmp_path / "expert.json", about)
     with pytest.raises(SystemExit, match="was not recorded with this environment"):
         script.main(["--replay", str(tmp_path / "expert.json"), "--out", str(tmp_path / "natural.jsonl")])
+    assert [path.name for path in tmp_path.iterdir()] == ["expert.json"]
+    write_json(tmp_path / "expert.json", {key: about[key] for key in ("env", "catalogue", "max_steps")})
+    with pytest.raises(SystemExit, match="expert.json has no actions: make the expert again"):
+        script.main(["--replay", str(tmp_path / "expert.json"), "--out", str(tmp_path / "natural.jsonl")])

@@ -113,22 +113,22 @@ class Episode:
         reply = dialogue.decode_action(ids) if action is None else action
         answer = read_action(reply, chat.react, is_cut) if action is None else Answer(action, None, len(action))
         self.tokens += len(ids)
-        kept = reply if reply != answer.action else ""
+        full_reply = reply if reply != answer.action else ""
         # ids are stored only if the turn's text does not give them back
-        sampled = () if dialogue.copy().encode_turn(Turn(answer.action, "", kept)) == ids else tuple(ids)
+        sampled = () if dialogue.copy().encode_turn(Turn(answer.action, "", full_reply)) == ids else tuple(ids)
         scaffold = chat.hash if sampled else ""
         learn = not is_cut and answer.end == len(reply)
         if answer.problem:
             self.invalid += 1
             self.problems[answer.problem] += 1
-            self.turns.append(Turn("", EXPLANATIONS[answer.problem], kept, False, sampled, scaffold))
+            self.turns.append(Turn("", EXPLANATIONS[answer.problem], full_reply, False, sampled, scaffold))
             return "max_steps" if len(self.turns) >= max_steps else ""
         try:
             step = take_step(self.env, answer.action)
         except EnvError:
             return "env_error"
         self.invalid += not step.valid
-        self.turns.append(Turn(answer.action, step.observation, kept, learn, sampled, scaffold))
+        self.turns.append(Turn(answer.action, step.observation, full_reply, learn, sampled, scaffold))
         check_reward(float(step.reward))
         self._score(step)
         if step.done:

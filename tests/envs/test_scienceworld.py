@@ -215,7 +215,7 @@ def test_a_later_run_reads_the_states_of_an_earlier_one(env: ScienceWorld, tmp_p
         patch.setattr(later, "_ready", lambda: pytest.fail("the simulator was called for a cached state"))
         assert play(later, "find-animal/3", actions) == played and len(later.available_actions()["actions"]) > 50
 
-    file = tmp_path / "find-animal" / "3.jsonl"
+    file = tmp_path / "find-animal" / "3.states"
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])  # a process that was killed while it wrote the last state
     cut = on_the_simulators_of(env, tmp_path, cached_states=100, valid_actions=True)
@@ -235,7 +235,7 @@ def test_files_of_states_have_a_largest_size_and_a_folder_for_each_kind(
     monkeypatch.setattr("eef.envs.scienceworld.state_cache._LARGEST_FILE", 40)
     for actions in ([], ["a"], ["a", "b"], ["c"]):
         assert cache.add("t/1", actions, state := State("page", ["a"])) is state
-    assert (tmp_path / "t" / "1.jsonl").read_bytes().count(b"\n") == 1 and cache.room == 6
+    assert (tmp_path / "t" / "1.states").read_bytes().count(b"\n") == 1 and cache.room == 6
     assert cache.add("t/1", ["x", "y"], State("page", [])).page == "page", "a state after one that is not cached"
     assert cache.room == 6
 

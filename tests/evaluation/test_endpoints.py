@@ -133,17 +133,17 @@ def test_a_part_is_paid_for_once(
 def test_an_example_is_the_same_for_each_number_of_subtasks(
     serve: Any, play: Any, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endpoint, asked = serve(), list[list[str]]()
+    endpoint, subtasks = serve(), list[list[str]]()
     endpoint.answer = play
     from eef.experts import collection
 
     choose = collection.one_shot_example
     monkeypatch.setattr(
-        collection, "one_shot_example", lambda env, split, tasks: asked.append(tasks) or choose(env, split, tasks)
+        collection, "one_shot_example", lambda env, split, tasks: subtasks.append(tasks) or choose(env, split, tasks)
     )
     for count in (1, None):
         evaluate(f"openai:gpt@{endpoint.url}", tiny, {"one_shot": True}, tmp_path, subtasks=count, yes=True)
-    assert len(asked) == 2 and asked[0] == asked[1], "an example of another subtask would make another file"
+    assert len(subtasks) == 2 and subtasks[0] == subtasks[1], "an example of another subtask would make another file"
 
 
 @pytest.mark.parametrize("messages", [3, 7])  # the first request, a later one

@@ -148,8 +148,8 @@ def test_the_argument_of_a_call_is_not_read_for_actions(tmp_path: Path) -> None:
             "message 2 calls 'a' with .*: only a call with one argument is an action",
         ),
         (
-            {"content": None, "tool_calls": [{"function": {"name": "a", "arguments": "{torn"}}]},
-            "message 2 calls 'a' with '{torn'",
+            {"content": None, "tool_calls": [{"function": {"name": "a", "arguments": "{truncated"}}]},
+            "message 2 calls 'a' with '{truncated'",
         ),
     ],
 )

@@ -37,6 +37,7 @@ _PARTS = {"train": "Train", "eval": "Dev", "test": "Test"}
 _AMBIGUOUS = "Ambiguous request"
 _NOT_DONE = ("No known action matches", "Unknown action", _AMBIGUOUS)
 _T = TypeVar("_T")
+_STATE_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("__init__", "simulator", "state_cache")]
 _FACTS: dict[str, Any] = {}  # what the simulator's program says about its tasks, which is equal in all its processes
 
 
@@ -69,8 +70,8 @@ class ScienceWorld:
 
     ``cached_states``: the largest number of states to cache in memory, 3 to 5 kB each (20 kB with very many valid
     actions). A step to a cached state does not call the simulator. Files under ``EEF_CACHE`` (default ``~/.cache/eef``)
-    keep some 300 states of each task for later runs. Before the first step to a new state the simulator replays the
-    episode; ReplayDivergence if a state differs. 0: no cache.
+    have up to 256 kB of states of each task, for later runs with the same simulator, options and code. Before the first
+    step to a new state the simulator replays the episode; ReplayDivergence if a state differs. 0: no cache.
 
     The prompt is the task's description and a first look around. ``Step.reward`` is the score in [0, 1] that the
     episode has if it ends now. It is 0 after a failure, for which the simulator's score is -1. ``Step.info``: ``won``
@@ -100,8 +101,8 @@ class ScienceWorld:
         self._simulator: Simulator | None = None
         self._twins: list[ScienceWorld] = []
         self.simplification, self.valid_actions, self.processes = simplification, valid_actions, processes
-        options = digest([simplification, valid_actions])[:8]
-        self._cache = StateCache(cached_states, cache_folder() / f"states-{jar_hash()}" / options)
+        inputs = digest([simplification, valid_actions, [file.read_text("utf-8") for file in _STATE_CODE]])[:8]
+        self._cache = StateCache(cached_states, cache_folder() / f"states-{jar_hash()}" / inputs)
         self.restarts = 0  # simulators that died or hung and were replaced
         self._episode = _Episode()
         self._sizes = self._task_sizes(tuple(simplification.split(",")) if simplification else ())

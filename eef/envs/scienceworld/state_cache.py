@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _LOCK = threading.Lock()
-_LARGEST_FILE = 2**18  # bytes: some 300 states of a task
+_LARGEST_FILE = 2**18  # bytes: in one sweep a state took 1,800
 
 
 @dataclass
@@ -33,7 +33,7 @@ class State:
 class StateCache:
     """The cached states of an environment. Its threads share them.
 
-    ``folder`` has a file per task, which other processes and later runs share. A line of it is one state.
+    ``folder`` has a file per task, which other processes and later runs share. Each of its lines is one state.
     """
 
     room: int  # how many more states may be cached in memory
@@ -41,7 +41,7 @@ class StateCache:
     first: dict[str, State] = field(default_factory=dict)  # by task
 
     def start(self, task: str) -> State | None:
-        """The first state of ``task``, with what its file has of it; None if it is not cached."""
+        """The first state of ``task``, None if it is not cached. The states in the task's file are read first."""
         with _LOCK:
             if task not in self.first and self.room > 0 and self.folder:
                 for actions, state in _read(self._file(task)):
@@ -68,7 +68,7 @@ class StateCache:
 
     def _file(self, task: str) -> Path:
         assert self.folder is not None
-        return self.folder / f"{task}.jsonl"
+        return self.folder / f"{task}.states"
 
     def _place(self, task: str, actions: Sequence[str]) -> dict[str, State] | None:
         """Where the state after ``actions`` is cached, by its last action; None if a state before it is not cached."""
@@ -102,6 +102,6 @@ def _read(file: Path) -> Iterator[tuple[list[str], State]]:
     for line in lines:
         try:
             actions, page, valid, score, completed = json.loads(zlib.decompress(base64.b64decode(line)))
-        except (ValueError, zlib.error):  # a killed process has left a part of a line
+        except (ValueError, zlib.error):  # a process was killed while it wrote this line
             continue
         yield actions, State(page, [sys.intern(action) for action in valid], score, completed)
