@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from eef.cli import main, parse_overrides
 from eef.envs import ENVIRONMENTS
+from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS
 from eef.settings import RENAMED
 from eef.sweeps import executors as launch
 from eef.sweeps import inputs
@@ -688,7 +689,6 @@ def test_a_missing_file_stops_before_anything_starts(
 def test_the_notebooks_of_this_repository_declare_their_files() -> None:
     """The comments list exactly the names that the code knows."""
     from eef.envs.extras import extras_of
-    from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS
 
     known = launch.declared(EXPERIMENTS.parent / "notebooks" / "experiment.ipynb")
     files = {key: files for key in known if (files := inputs.declaration(known[key]["help"])) is not None}
@@ -702,9 +702,12 @@ def test_the_notebooks_of_this_repository_declare_their_files() -> None:
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_file_of_this_repository_can_be_planned(path: Path, tmp_path: Path) -> None:
     spec = read_spec(path)
-    # An expert file in experiments/runs is written by experiments/natural_expert.py before the sweep.
-    made = str(spec.parameters.get("experts", "")).startswith("experiments/runs/")
-    assert plan(spec, {"experts": "strong"} if made else {}, tmp_path / "runs")
+    overrides = {}
+    if str(spec.parameters.get("experts", "")).startswith("experiments/runs/"):
+        overrides["experts"] = "strong"  # experiments/natural_expert.py writes this file before the sweep
+    if spec.parameters.get("model") in PACKAGED_MODELS:
+        overrides["model"] = "embedded"  # `eef model` downloads the model before the sweep
+    assert plan(spec, overrides, tmp_path / "runs")
 
 
 def test_names_that_are_not_files_pass(declared: Path) -> None:
