@@ -2,7 +2,8 @@
 
 python experiments/decisions.py RUN_ID [RUN_ID ...] --tasks 150
 
-Each decision is one greedy action, in the states of perfect play on the run's first test subtasks. A table per run.
+Each decision is one greedy action of the policy that the run tested, in the states of perfect play on the run's first
+test subtasks. A table per run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import pandas as pd
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.analysis.tables import markdown
-from eef.envs import make_env
+from eef.evaluation.subject import tested_adapter
+from eef.exchange.source import env_of_run
 from eef.experts import demonstrations
 from eef.files import read_json
 from eef.tracking.runs import default_root
@@ -30,10 +32,8 @@ def kind(action: str) -> str:
 
 def decisions(folder: Path, tasks: int) -> pd.DataFrame:
     """A row per decision of a finished run's policy: kind (of the perfect action), right."""
-    config = read_json(folder / "config.json")["config"]
-    env = make_env("webshop", max_steps=config["max_steps"], catalogue=config["catalogue"])
-    adapter = next(path for name in ("sft-0", "bc", "ceiling") if (path := folder / name).exists())
-    policy = Policy.load(config["model"], adapter.resolve())
+    env = env_of_run(folder)
+    policy = Policy.load(read_json(folder / "config.json")["config"]["model"], tested_adapter(folder))
     perfect = demonstrations(env, env.tasks("test")[:tasks])
     rows = []
     for index in range(max(map(len, perfect))):

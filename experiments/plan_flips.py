@@ -206,19 +206,23 @@ def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--curves", type=Path, help="CSV of measured win counts: task,state,wins,simulations")
-    parser.add_argument("--repeats", type=int, default=3, help="how often everything is simulated")
+    parser.add_argument("--repeats", type=int, help="how often all is simulated; default: 10 with --curves, else 3")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "figures" / "plan_flips")
     args = parser.parse_args(words)
+    repeats = args.repeats or (10 if args.curves else 3)
     if args.curves:
-        groups = [measured(args.curves)] * args.repeats
+        groups = [measured(args.curves)] * repeats
     else:
-        groups = [synthetic(np.random.default_rng(seed)) for seed in range(args.repeats)]
+        groups = [synthetic(np.random.default_rng(seed)) for seed in range(repeats)]
     result = table(groups)
     summary = result[result["shape"] == result["shape"].iloc[-1]].drop(columns="shape")
     name = f"flips-{args.curves.stem if args.curves else 'synthetic'}"
     solvable = sum(bool((curve >= 0.5).any()) for group in groups for _, curve in group)
     failures = sum(map(len, groups))
-    about = f"{failures} failures ({args.repeats} repeats), of which {solvable} have a won state."
+    about = f"{failures} failures, of which {solvable} have a won state; means, without intervals."
+    if args.curves:  # the same failures in each repeat
+        about = f"{len(groups[0])} failures, of which {solvable // repeats} have a won state, each simulated "
+        about += f"{repeats} times; means, without intervals."
     args.out.mkdir(parents=True, exist_ok=True)
     result.to_csv(args.out / f"{name}.csv", index=False)
     text = f"{about} The columns are explained in `experiments/plan_flips.py`.\n\n{markdown(summary)}\n"

@@ -277,7 +277,7 @@ def test_a_sweep_is_found_from_another_folder(
     assert main(["sweep", "dem"]) == 2
     assert (
         "no sweep file at dem; in" in (error := capsys.readouterr().err)
-        and "demo, disjoint_families, late_curve" in error
+        and "demo, disjoint_families, equal_steps" in error
     )
 
 

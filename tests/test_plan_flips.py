@@ -77,7 +77,10 @@ def test_measured_curves_give_a_table_a_page_and_a_picture(
     assert table["spend"].tolist() == ["even", "planned"] and table["simulations"].tolist() == [3.0, 1.5]
     assert table["flips"].tolist() == [2.0, 2.0] and table["solved"].between(0, 1).all()
     page = (tmp_path / "flips-tiny.md").read_text(encoding="utf-8")
-    assert page.startswith("4 failures (2 repeats), of which 4 have a won state.") and page in capsys.readouterr().out
+    assert (
+        page.startswith("2 failures, of which 2 have a won state, each simulated 2 times; means, without")
+        and page in capsys.readouterr().out
+    )
     picture = (tmp_path / "flips-tiny.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {text} -->" in picture for text in ("EEF", "planned, as eef_adaptive", "failures solved (%)"))
 
@@ -96,3 +99,14 @@ def test_an_incomplete_file_is_refused(
     pd.DataFrame(rows, columns=["task", "state", "wins", "simulations"]).to_csv(file, index=False)
     with pytest.raises(ValueError, match=words):
         script("plan_flips", monkeypatch).measured(file)
+
+
+def test_the_documented_command_simulates_ten_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan_flips = script("plan_flips", monkeypatch)
+    file = tmp_path / "tiny.csv"
+    file.write_text("task,state,wins,simulations\na,0,1,20\na,1,18,20\n")
+    monkeypatch.setattr(plan_flips, "ARMS", [("even", "majority", 1, 1)])
+    plan_flips.main(["--curves", str(file), "--out", str(tmp_path)])
+    assert "each simulated 10 times" in (tmp_path / "flips-tiny.md").read_text(encoding="utf-8")
+    about = (ROOT / "figures" / "plan_flips" / "flips-states-100.md").read_text(encoding="utf-8")
+    assert about.startswith("40 failures, of which 14 have a won state, each simulated 10 times;")

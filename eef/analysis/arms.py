@@ -7,6 +7,7 @@ An arm is a method with its experts and its budget; its runs differ in the seed 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -140,20 +141,22 @@ def plain_eef(runs: pd.DataFrame) -> pd.DataFrame:
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per arm: means over seeds, and the 95 % interval of the win rate over seeds; NaN for one seed.
 
+    ``seeds`` counts those with a win rate: a run whose test episodes all ended in an error has none.
     :class:`FigureError` for several runs of one seed.
     """
     frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, "k", *PROBLEM_COLUMNS])])
     more = [*PROBLEM_COLUMNS] + [name for name in group_columns(frame) if name not in RUN_COLUMNS]
     rows = []
     for key, group in frame.groupby(ARM_COLUMNS, dropna=False, sort=True):
-        _check_one_run_per_seed(group)
-        _, low, high = over_seeds(pd.to_numeric(group["win_rate"]))
+        check_one_run_per_seed(group)
+        rates = pd.to_numeric(group["win_rate"]).dropna()
+        low, high = over_seeds(rates)[1:] if len(rates) else (math.nan, math.nan)
         means = group[[c for c in [*RUN_COLUMNS[5:-1], *more] if not c.startswith("win_l") and c != "win_high"]]
         means = means.apply(pd.to_numeric, errors="coerce").mean()
         rows.append(
             {
                 **dict(zip(ARM_COLUMNS, key, strict=True)),
-                "seeds": group["seed"].nunique(),
+                "seeds": len(rates),
                 **means,
                 "win_low": low,
                 "win_high": high,
@@ -187,7 +190,7 @@ def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
 
     :class:`FigureError` for several runs of one seed, and where a file is missing.
     """
-    _check_one_run_per_seed(group)
+    check_one_run_per_seed(group)
     tables = []
     for row in records(group):
         path = Path(row["folder"]) / "eval" / "episodes.csv"
@@ -198,7 +201,8 @@ def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
     return episodes.assign(error=episodes.get("error", pd.Series(False, index=episodes.index)).astype(bool))
 
 
-def _check_one_run_per_seed(group: pd.DataFrame) -> None:
+def check_one_run_per_seed(group: pd.DataFrame) -> None:
+    """:class:`FigureError` if two of an arm's runs share a seed."""
     if len(group) != group["seed"].nunique():
         raise FigureError(
             f"several runs of one method and seed ({_first_three(list(group['run_id']))}): they differ in a parameter "
@@ -323,13 +327,17 @@ def arm_name(arm: Arm, experts: bool = False) -> str:
     return name + (f", experts: {arm.experts}" if experts and arm.method != "ceiling" else "")
 
 
-def arm_names(arms: Iterable[Arm]) -> dict[Arm, str]:
-    """The display names of arms that are shown together, with their experts where those of one method differ."""
+def arm_names(arms: Iterable[Arm], usual: str | None = None) -> dict[Arm, str]:
+    """The display names of arms that are shown together, with their experts where those of one method differ.
+
+    With ``usual`` an arm is named with its experts where they are others than these.
+    """
     arms = list(arms)
     experts: dict[str, set[str]] = {}
     for arm in arms:
         experts.setdefault(arm.method, set()).add(arm.experts)
-    return {arm: arm_name(arm, len(experts[arm.method]) > 1) for arm in arms}
+    shown = {arm: arm.experts != usual if usual is not None else len(experts[arm.method]) > 1 for arm in arms}
+    return {arm: arm_name(arm, shown[arm]) for arm in arms}
 
 
 def arm_of(row: Mapping[str, Any], start: str = "") -> Arm:

@@ -9,18 +9,21 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from eef.analysis.arms import FigureError, arm_name, arm_names, by_arm, comparable, read_episodes, read_stage, records
-from eef.analysis.drawing import WIDTH, picture
+from eef.analysis.drawing import LEAST_SEEDS, WIDTH, percent, picture
 from eef.analysis.evaluate import results
 from eef.analysis.statistics import interval, paired
 from eef.analysis.tables import write_table
 from eef.envs.extras import extras_of
 
+STEM = "difference_map"
+_PALE = 0.55  # share of white in the colour of a cell whose interval includes 0
 _IN_HASHES = {"catalogue", "data", "env", "model"}  # parameters that may change a run's hashes
 
 
@@ -68,31 +71,43 @@ def difference_map(
         ids = cell.pop("run_ids")
         cells.append({"x": key[0], "y": key[1], **cell, "x_name": x, "y_name": y, "run_ids": ids})
     table = pd.DataFrame(cells)
-    path = write_table(table, out, "difference_map")
+    write_table(table, out, STEM)
+    return draw_map(table, used, out, x_label, y_label, headline)
+
+
+def draw_map(
+    table: pd.DataFrame, runs: pd.DataFrame, out: str | Path, x_label: str = "", y_label: str = "",
+    headline: Sequence[Any] = (),
+) -> Path:  # fmt: skip
+    """Draw the table of :func:`difference_map`. Of ``runs`` it shows the environment and the name of the EEF arm."""
     seeds, tests = (_range(table[name]) for name in ("seeds", "n_test"))
-    names = " or ".join(dict.fromkeys(arm_name(arm) for arm in by_arm(used) if arm.method == "eef"))
+    names = " or ".join(dict.fromkeys(arm_name(arm) for arm in by_arm(runs) if arm.method == "eef"))
     framed = [*headline] in table[["x", "y"]].to_numpy().tolist()
     about = (
-        f"{used['env'].iloc[0]} · {names}, minus RFT interpolated at its simulated episodes · "
+        f"{runs['env'].iloc[0]} · {names}, minus RFT interpolated at its simulated episodes · "
         f"{seeds} seed{'s' * (seeds != '1')} · {tests} test tasks\n"
-        "in points, with the 95 % t-interval over seeds; pale and hatched where it includes 0 or there is none"
+        f"▲ EEF, ▼ RFT is ahead, in points, with the 95 % t-interval over seeds (none with fewer than {LEAST_SEEDS})\n"
+        "pale and hatched: the interval includes 0, or there is none · rows and columns are not to scale"
     )
-    about += "\nblack frame: the setting of the main results" if framed else ""
+    about += " · black frame: main results" if framed else ""
     across, down = table["x"].nunique(), table["y"].nunique()
     left = 0.5 + 0.065 * max(len(str(value)) for value in table["y"])
-    words = [label or in_words(path) for label, path in ((x_label, x), (y_label, y))]
+    words = [
+        label or in_words(path)
+        for label, path in ((x_label, table["x_name"].iloc[0]), (y_label, table["y_name"].iloc[0]))
+    ]
     labels = [
         textwrap.fill(words[0], int((WIDTH - left - 1.0) / 0.062)),
         textwrap.fill(words[1], max(16, int(0.85 * down / 0.062))),
     ]
     left += 0.13 * labels[1].count("\n")
-    top, bottom = 0.68 + 0.13 * framed, 0.45 + 0.13 * labels[0].count("\n")
+    top, bottom = 0.81, 0.45 + 0.13 * labels[0].count("\n")
     size = min(1.0, 0.72 * (WIDTH - left - 1.0) / across)  # of texts in cells: 1 if a cell has 1.4 inches or more
     margins = (left, 0.62, top, bottom)
     high = top + bottom + 0.85 * down
-    with picture(out, path.stem, high, "Win rate of EEF minus RFT at equal budget", about, margins) as axes:
-        _draw_map(axes, table, labels, headline if framed else (), size)
-    return path.with_suffix(".png")
+    with picture(out, STEM, high, "Win rate of EEF minus RFT at equal budget", about, margins) as axes:
+        _draw_cells(axes, table, labels, headline if framed else (), size)
+    return Path(out) / f"{STEM}.png"
 
 
 def in_words(path: str) -> str:
@@ -190,7 +205,7 @@ def _range(values: pd.Series) -> str:
     return " to ".join(dict.fromkeys(f"{value:.0f}" for value in (values.min(), values.max())))
 
 
-def _draw_map(axes: Any, table: pd.DataFrame, labels: Sequence[str], headline: Sequence[Any], size: float) -> None:
+def _draw_cells(axes: Any, table: pd.DataFrame, labels: Sequence[str], headline: Sequence[Any], size: float) -> None:
     """``labels`` of x and y; ``size`` scales the texts of the cells."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -202,28 +217,35 @@ def _draw_map(axes: Any, table: pd.DataFrame, labels: Sequence[str], headline: S
     scale = ScalarMappable(
         Normalize(-most, most), colormaps["RdBu_r"]
     )  # from RFT's hue to EEF's, distinct for colour-blind readers
+    for x, y in product(range(len(levels["x"])), range(len(levels["y"]))):
+        axes.text(x, y, "not run", ha="center", va="center", color="#999999", fontsize=8 * size, gid="empty", zorder=0)
     for row in records(table):
         x, y = (levels[name].index(row[name]) for name in ("x", "y"))
         points, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-        includes_zero = not (low > 0 or high < 0)  # also without an interval
-        colour = scale.to_rgba(points)
+        few = row["seeds"] < LEAST_SEEDS or pd.isna(low)
+        includes_zero = few or not (low > 0 or high < 0)
+        colour = [end + (1 - end) * _PALE * includes_zero for end in scale.to_rgba(points)]
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.55
         ink = "white" if dark else "#222222"
         if includes_zero:
-            edge = "#ffffff" if dark else "#999999"
+            edge = "#ffffff" if dark else "#888888"
             at = (x - 0.49, y - 0.48)
             axes.add_patch(Rectangle(at, 0.98, 0.96, fill=False, hatch="//", edgecolor=edge, alpha=0.25, linewidth=0))
-            ink = "#e6e6e6" if dark else "#666666"
         if [row["x"], row["y"]] == [*headline]:
             at = (x - 0.485, y - 0.475)
             axes.add_patch(
                 Rectangle(at, 0.97, 0.95, fill=False, edgecolor="black", linewidth=2, zorder=3, gid="headline")
             )
+        seeds = "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
         texts: list[tuple[float, str, dict[str, Any]]] = [
-            (-0.2, f"{points:+.1f}", {"fontsize": 12 * size, "weight": "normal" if includes_zero else "bold"}),
-            (0.08, "one seed" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]", {"fontsize": 8 * size}),
-            (0.31, f"EEF {100 * row['win_eef']:.0f} %, RFT {100 * row['win_rft']:.0f} %", {"fontsize": 6.8 * size}),
+            (
+                -0.2,
+                f"{'▲' if points > 0 else '▼'} {points:+.1f}",
+                {"fontsize": 12 * size, "weight": "normal" if includes_zero else "bold"},
+            ),
+            (0.08, seeds if few else f"[{low:+.1f}, {high:+.1f}]", {"fontsize": 8 * size}),
+            (0.31, f"EEF {percent(row['win_eef'])}, RFT {percent(row['win_rft'])}", {"fontsize": 6.8 * size}),
         ]
         for shift, text, style in texts:
             axes.text(x, y + shift, text.replace("-", "−"), ha="center", va="center", color=ink, **style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from eef.analysis.arms import Arm, method_options
 from eef.files import disk_errors
 
 WIDTH = 6.75  # inches: both columns of a paper
+LEAST_SEEDS = 3  # of an interval in a picture: with two it is 13 standard errors wide, or narrow by chance
+CLIPPED = "triangle at an edge: the interval goes beyond it"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
     "font.size": 8,
@@ -38,14 +41,14 @@ class Look(NamedTuple):
     fill: str = "full"
 
 
-# Colours after Okabe and Ito and after Tol, for colour-blind readers. Those that often stand together differ in
-# lightness, and each method has a marker of its own. An option follows its method.
+# Colours after Okabe and Ito and after Tol, for colour-blind readers. Those of a method and of what it is compared with
+# differ in lightness too, and each method has a marker of its own, which its dots share. An option follows its method.
 LOOKS = {
     "sft_pos": Look("#333333", "D"),
     "rft": Look("#0B4F8A", "s"),
     "eef": Look("#D55E00", "o"),
     "eef restart_only": Look("#E69F00", "^"),
-    "eef random_segments": Look("#D98FBC", "v"),
+    "eef random_segments": Look("#AA4499", "v"),
     "eef mask_harmful": Look("#56B4E9", "P"),
     "eef recovery": Look("#117733", "<"),
     "eef one_per_state": Look("#882255", ">"),
@@ -57,14 +60,15 @@ LOOKS = {
     "eef_pairs": Look("#00838F", "4"),
     "eef_pairs verified": Look("#80CBC4", "|"),
     "rft random_navigation": Look("#6699CC", "p"),
-    "eto": Look("#009E73", "X"),
+    "eto": Look("#006B4F", "X"),
     "eto own_pairs": Look("#44AA99", "1"),
-    "nat": Look("#332288", "d"),
+    "nat": Look("#7B68C8", "d"),
     "sft_all": Look("#8C6D31", "8"),
     "ceiling": Look("#707070", "*"),
     "expert": Look("#A8A8A8", "H"),
 }
 _OTHERS = [Look(colour, marker) for marker in "2+x34|_" for colour in ("#661100", "#AA4466", "#4477AA", "#228833")]
+_STROKES = "1234+x|_"  # markers without an area
 LINES: list[Any] = ["-", "--", ":", "-."]
 FILLS = ["full", "none", "left", "bottom"]
 
@@ -106,12 +110,37 @@ def _other(method: str, taken: dict[str, Look]) -> Look:
 def marker_style(look: Look, size: float = 5.5) -> dict[str, Any]:
     """Keyword arguments of a matplotlib line for the markers of a look; ``size`` in points."""
     wide = {"*": 1.5, "D": 0.85, "d": 1.1, "P": 1.15, "X": 1.15}.get(look.marker, 1)
-    edge = "white" if look.fill == "full" and look.marker not in "1234+x|_" else look.colour
+    edge = "white" if look.fill == "full" and look.marker not in _STROKES else look.colour
     return {
         "color": look.colour, "marker": look.marker, "markersize": size * wide, "markeredgecolor": edge,
         "markerfacecolor": "white" if look.fill == "none" else look.colour, "markerfacecoloralt": "white",
         "fillstyle": "full" if look.fill == "none" else look.fill, "markeredgewidth": 0.6 if edge == "white" else 1.1,
     }  # fmt: skip
+
+
+def draw_dots(axes: Any, x: Any, y: Any, look: Look) -> None:
+    """A small open marker for each run, in the shape of its method, so that they differ in greyscale as well."""
+    edge = {"color": look.colour} if look.marker in _STROKES else {"facecolors": "none", "edgecolors": look.colour}
+    axes.scatter(x, y, s=10, marker=look.marker, alpha=0.6, linewidths=0.6, zorder=2.5, gid="runs", **edge)
+
+
+def mark_clipped(
+    axes: Any, at: float, low: float, high: float, limits: Sequence[float], colour: str, flat: bool
+) -> None:
+    """A triangle at each of the ``limits`` of the axes that an interval exceeds; ``flat``: the interval is horizontal.
+
+    ``at``: where the interval stands on the other axis. Ends that are NaN exceed nothing.
+    """
+    for beyond, limit, marker in ((low < limits[0], limits[0], "<" if flat else "v"),
+                                  (high > limits[1], limits[1], ">" if flat else "^")):  # fmt: skip
+        if beyond:
+            place = ([limit], [at]) if flat else ([at], [limit])
+            axes.plot(*place, marker, color=colour, markersize=4.5, clip_on=False, zorder=5, gid="clipped")
+
+
+def percent(share: float) -> str:
+    """A share as whole per cent, with one half rounded up: ``33 %`` for 13 of 40."""
+    return f"{math.floor(100 * share + 0.5 + 1e-9):d} %"
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def summary(
     * ``win_rate``, ``win_low``, ``win_high``; ``mean_reward``, ``reward_low``, ``reward_high``
     * ``wins_<kind>`` for each kind of skill: share of won episodes that use such a skill (paper, Figure 2); NaN
       without a win
-    * ``mean_max_score`` where the table has ``max_score``
+    * ``mean_max_score`` where the table has ``max_score``; an episode without an action has none and counts as 0
     * ``invalid``, ``no_action``, ``ambiguous`` and ``cut``: answers of all episodes, where the table has them
     * ``win_rate_<group>`` for each group of ``groups`` (task -> group) that has a task in the rates
 
@@ -127,7 +127,9 @@ def summary(
         used = wins[[name for name, skill in skills.items() if skill.kind == kind]].any(axis=1)
         out[f"wins_{kind}"] = float(used.mean()) if len(wins) else float("nan")
     if "max_score" in rated:
-        out["mean_max_score"] = float(rated["max_score"].groupby(rated["task"]).mean().mean())
+        scores = rated["max_score"].astype(float)
+        scores = scores.fillna(0.0) if scores.notna().any() else scores
+        out["mean_max_score"] = float(scores.groupby(rated["task"]).mean().mean())
     out |= {name: int(table[name].sum()) for name in ANSWERS if name in table}
     if groups is not None:
         missing = [task for task in per_task.index if task not in groups]

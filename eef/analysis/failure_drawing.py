@@ -6,13 +6,14 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from eef.analysis.drawing import percent
 from eef.selection import Example, Outcomes, Segment
 from eef.trajectory import Trajectory
 
 KINDS = {  # colour, hatch and label of a segment; the colours are distinct for colour-blind readers
     "beneficial": ("#009E73", "", "beneficial: from a losing state to a winning one"),
     "harmful": ("#D55E00", "////", "harmful: from a winning state to a losing one"),
-    "neutral": ("#B0B0B0", "", "neutral"),
+    "neutral": ("#B0B0B0", "", "neutral (learned if before a win)"),
 }
 _COLUMNS = 5.15  # inches from the left: the columns of examples
 _MOST_EXAMPLES = 3
@@ -114,7 +115,7 @@ def _draw_win_rate(axes: Any, x: float, y: float, rate: float, colour: str) -> N
     axes.add_patch(Rectangle((x, y - 0.22), 1, 0.44, facecolor="white", edgecolor="#999999", linewidth=0.6))
     axes.add_patch(Rectangle((x, y - 0.22), rate, 0.44, facecolor=colour, linewidth=0))
     axes.plot([x + 0.5] * 2, [y - 0.36, y + 0.36], color="#222222", linewidth=0.8)
-    axes.text(x + 1.05, y, f"{100 * rate:.0f} %", fontsize=7, va="center")
+    axes.text(x + 1.05, y, percent(rate), fontsize=7, va="center")
 
 
 def draw_examples(axes: Any, expert: Trajectory, outcomes: Outcomes, examples: list[Example]) -> None:

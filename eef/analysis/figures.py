@@ -30,12 +30,24 @@ from eef.analysis.arms import (
     reference_arm,
     run_table,
 )
-from eef.analysis.drawing import LINES, LOOKS, Look, looks, marker_style, picture
+from eef.analysis.drawing import (
+    CLIPPED,
+    LEAST_SEEDS,
+    LINES,
+    LOOKS,
+    Look,
+    draw_dots,
+    looks,
+    mark_clipped,
+    marker_style,
+    picture,
+)
 from eef.analysis.labels import Label, place_labels
 from eef.analysis.statistics import over_seeds
 from eef.analysis.tables import write_table
 from eef.files import read_rows
 
+_APART = 0.05  # inches, of a marker and its dots from the middle of their row
 _ROW = 0.235  # inches, of an arm in the panel of differences
 _LINE = 0.165  # inches, of the legend
 _MOST_LINES = 12  # of the panel of win rates; with more, it leaves out ablations
@@ -45,35 +57,41 @@ def win_rate_vs_budget(runs: pd.DataFrame, out: str | Path) -> Path:
     """The paper's Figure 3: test win rate against simulated episodes, RFT over N and EEF over M for each expert set.
 
     Each arm is a marker at its mean number of simulated episodes, with its 95 % t-interval over seeds, and each run is
-    a dot at its own number. Arms without simulations are horizontal lines that begin at 0 episodes. If two runs or more
-    share a seed with the reference, a second panel shows the differences from it on equal seeds
-    (:func:`paired_differences`). Points are never moved. With more than 12 lines and a second panel,
-    ablations of EEF are in that panel alone.
+    a small open marker at its own number. Arms without simulations are horizontal lines that begin at 0 episodes. With
+    two seeds there are no intervals, but the runs. If two runs or more share a seed with the reference, a second panel
+    shows the differences from it on equal seeds (:func:`paired_differences`). Points are never moved. With more than 12
+    lines and a second panel, the first one has the lines of the paper's Figure 3 alone: behaviour cloning, RFT, EEF
+    and the ceiling, on the most common experts.
 
     Writes PNG, SVG, PDF and the table behind them (CSV, a row per run) into the folder ``out``; returns the PNG's path.
     """
     arms = arm_table(comparable(runs))
+    arms.loc[arms["seeds"] < LEAST_SEEDS, ["win_low", "win_high"]] = math.nan
     groups = by_arm(runs)
     path = write_table(run_table(runs), out, "win_rate_vs_budget")
-    reference = reference_arm(groups, most_common_experts(groups))
+    usual = most_common_experts(groups)
+    reference = reference_arm(groups, usual)
     differences = paired_differences(runs, reference) if reference else {}
     two = any(len(values) > 1 for values in differences.values())
-    names = {arm: textwrap.wrap(name, 25) for arm, name in arm_names(groups).items()}
+    names = arm_names(groups, usual)
+    wrapped = {arm: textwrap.wrap(name, 25) for arm, name in names.items()}
     subtitle = _subtitle(runs, arms)
     if two and len(_lines(arms)) > _MOST_LINES:
-        arms = arms[~arms["method"].map(is_ablation)]
-        subtitle += " · ablations: right panel alone"
+        plain = arms["method"].isin(["sft_pos", "rft", "eef"]) & (arms["experts"] == usual)
+        arms = arms[(plain & arms.get("k", pd.Series(index=arms.index)).isna()) | (arms["method"] == "ceiling")]
+        subtitle += " · left panel: BC, RFT, EEF, ceiling"
+    subtitle += f" · experts: {usual} where not named" if "experts:" in " ".join(names.values()) else ""
     legend = _LINE * math.ceil(len(_lines(arms)) / 3)
-    rows = sum(0.6 + 0.4 * len(names[arm]) for arm in differences) if two else 0
+    rows = sum(0.6 + 0.4 * len(wrapped[arm]) for arm in differences) if two else 0
     top = 0.65 if "\n" in subtitle else 0.52
     high = max(3.1, _ROW * rows) + top + 0.6 + legend
     margins = (0.55, 0.2, top, 0.6 + legend)
     panels, gap = ((2.85, 1.5), 1.6) if two else ((1,), 0)
     title = "Win rate against simulation budget"
     with picture(out, path.stem, high, title, subtitle, margins, panels, gap) as drawn:
-        _draw_rates(drawn[0] if two else drawn, arms, groups, high)
+        _draw_rates(drawn[0] if two else drawn, arms, groups, names, high)
         if two and reference:
-            _draw_differences(drawn[1], differences, reference, {arm: "\n".join(own) for arm, own in names.items()})
+            _draw_differences(drawn[1], differences, reference, {arm: "\n".join(own) for arm, own in wrapped.items()})
     return path.with_suffix(".png")
 
 
@@ -99,9 +117,11 @@ def subtitle_of(runs: pd.DataFrame) -> str:
 def _subtitle(runs: pd.DataFrame, arms: pd.DataFrame) -> str:
     half = 50 * (arms["win_high"] - arms["win_low"])
     if half.isna().all():
-        return f"{subtitle_of(runs)} · no intervals: one seed per method"
+        few = "one seed per method" if arms["seeds"].max() < 2 else f"fewer than {LEAST_SEEDS} seeds per method"
+        return f"{subtitle_of(runs)} · no intervals: {few}" + "\nsmall open markers: single seeds" * ("few" in few)
     widths = " to ".join(dict.fromkeys(f"±{width:.1f}" for width in (half.min(), half.max())))
-    return f"{subtitle_of(runs)} · small dots: single seeds\n95 % t-intervals over seeds: {widths} points"
+    about = f"{subtitle_of(runs)} · small open markers: single seeds\n95 % t-intervals over seeds: {widths} points"
+    return about + f" · {CLIPPED}" * bool((arms["win_high"] > 1.04).any() or (arms["win_low"] < 0).any())
 
 
 def _lines(arms: pd.DataFrame) -> list[list[dict[str, Any]]]:
@@ -119,21 +139,24 @@ def _without_simulations(row: dict[str, Any]) -> bool:
     return row["method"] == "ceiling" or not row["episodes"] > 0  # also where it is unknown
 
 
-def _draw_rates(axes: Any, arms: pd.DataFrame, groups: dict[Arm, pd.DataFrame], high: float) -> None:
+def _draw_rates(
+    axes: Any, arms: pd.DataFrame, groups: dict[Arm, pd.DataFrame], names: dict[Arm, str], high: float
+) -> None:
     from matplotlib.lines import Line2D
 
     shown, lines = looks(groups), _lines(arms)
-    names = arm_names(groups)
     handles, labels = [], []
     right = max([1.0, *pd.to_numeric(arms.loc[arms["method"] != "ceiling", "episodes"]).dropna()])
-    rates = [pd.to_numeric(group["win_rate"]).max() for group in groups.values()]
-    for number, rows in enumerate(lines):
+    rates = [pd.to_numeric(groups[arm_of(row)]["win_rate"]).max() for row in records(arms)]
+    top = min(104.0, 108 * max([*arms["win_high"].dropna(), *rates]) + 1)
+    above = [row for rows in lines for row in rows]  # what is drawn later than the line
+    for rows in lines:
+        above = above[len(rows) :]
         arm = arm_of(rows[0])
         look, level = shown[arm], _without_simulations(rows[0])
         style = marker_style(look, 5 if is_ablation(arm.method) else 6.5)  # at equal points both stay visible
-        x = [0.0 if level else row["episodes"] for row in rows]
+        x = [_place_of(row) for row in rows]
         y = [100 * row["win_rate"] for row in rows]
-        ends = [[100 * (row["win_rate"] - row["win_low"]), 100 * (row["win_high"] - row["win_rate"])] for row in rows]
         if level:
             axes.axhline(y[0], color=look.colour, linestyle=look.line, linewidth=0.8, zorder=2)
         for row in rows:
@@ -141,13 +164,10 @@ def _draw_rates(axes: Any, arms: pd.DataFrame, groups: dict[Arm, pd.DataFrame], 
             if len(runs) > 1:
                 spent = pd.to_numeric(runs["episodes"]).fillna(0) * (not level)
                 rate = 100 * pd.to_numeric(runs["win_rate"])
-                axes.scatter(spent, rate, s=7, color=look.colour, alpha=0.4, linewidths=0, zorder=2.5)
-        # caps of different width tell intervals at equal budgets apart
-        axes.errorbar(
-            x, y, yerr=None if all(math.isnan(low) for low, _ in ends) else list(zip(*ends, strict=True)),
-            linestyle=look.line, linewidth=1.4, elinewidth=1, capsize=2 + 1.5 * (number % 4), capthick=1,
-            zorder=3 + (not level), **style,
-        )  # fmt: skip
+                draw_dots(axes, spent, rate, look)
+            if not math.isnan(row["win_low"]):
+                _draw_interval(axes, row, [other for other in above if _near(row, other, right)], look.colour, top)
+        axes.plot(x, y, linestyle=look.line, linewidth=1.4, zorder=3 + (not level), **style)
         name = _line_label(rows, names)
         handles.append(Line2D([], [], linestyle=look.line, linewidth=0.8 if level else 1.4, label=name, **style))
         letters = [letter for letter in ("n", "m") if len({row[letter] for row in rows if pd.notna(row[letter])}) > 1]
@@ -156,7 +176,7 @@ def _draw_rates(axes: Any, arms: pd.DataFrame, groups: dict[Arm, pd.DataFrame], 
             if text or level:
                 labels.append(Label(text or _short(arm, look), x[place], y[place], look.colour))
     axes.set_xlim(-0.03 * right, 1.07 * right)
-    axes.set_ylim(0, min(104.0, 108 * max([*arms["win_high"].dropna(), *rates]) + 1))
+    axes.set_ylim(0, top)
     axes.set_xlabel("simulated episodes")
     axes.set_ylabel("test win rate (%)")
     place_labels(axes, labels)
@@ -165,6 +185,26 @@ def _draw_rates(axes: Any, arms: pd.DataFrame, groups: dict[Arm, pd.DataFrame], 
         handles=handles, ncols=3, frameon=False, fontsize=7, loc="lower left", borderaxespad=0, columnspacing=1.2,
         bbox_to_anchor=(0.08 / figure.get_figwidth(), 0.05 / high), bbox_transform=figure.transFigure,
     )  # fmt: skip
+
+
+def _place_of(row: dict[str, Any]) -> float:
+    return 0.0 if _without_simulations(row) else row["episodes"]
+
+
+def _near(row: dict[str, Any], other: dict[str, Any], right: float) -> bool:
+    """Whether the intervals of two arms lie over each other."""
+    same_place = abs(_place_of(row) - _place_of(other)) < 0.01 * right
+    return same_place and row["win_low"] < other["win_high"] and other["win_low"] < row["win_high"]
+
+
+def _draw_interval(axes: Any, row: dict[str, Any], above: Sequence[Any], colour: str, top: float) -> None:
+    """The interval of an arm. It is wider where others are drawn over it, so that all can be seen."""
+    low, mean, high = (100 * row[name] for name in ("win_low", "win_rate", "win_high"))
+    axes.errorbar(
+        [_place_of(row)], [mean], yerr=[[mean - low], [high - mean]], fmt="none", ecolor=colour, capthick=1,
+        elinewidth=1 + 1.4 * min(len(above), 3), capsize=2 + 1.5 * min(len(above), 3), zorder=2.8,
+    )  # fmt: skip
+    mark_clipped(axes, _place_of(row), low, high, (0, top), colour, False)
 
 
 def _line_label(rows: Sequence[dict[str, Any]], names: dict[Arm, str]) -> str:
@@ -183,25 +223,34 @@ def _short(arm: Arm, look: Look) -> str:
 
 
 def _draw_differences(axes: Any, gains: dict[Arm, pd.Series], reference: Arm, names: dict[Arm, str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     shown = looks([reference, *gains])
     heights = [0.6 + 0.4 * (1 + names[arm].count("\n")) for arm in gains]
     places, at = [], 0.0
     for height in heights:
         places.append(at + height / 2)
         at += height
+    inch = at / (axes.get_position().height * axes.figure.get_figheight())  # in rows
+    ends = {}
     for y, (arm, gain) in zip(places, gains.items(), strict=True):
         look = shown[arm]
         mean, low, high = (100 * end for end in over_seeds(gain))
-        axes.scatter(100 * gain, [y + 0.2] * len(gain), s=7, color=look.colour, alpha=0.5, linewidths=0, zorder=2.5)
+        low, high = (low, high) if len(gain) >= LEAST_SEEDS else (math.nan, math.nan)
+        ends[arm] = y - _APART * inch, low, high
+        draw_dots(axes, 100 * gain, [y + _APART * inch] * len(gain), look)
         bars = None if math.isnan(low) else [[mean - low], [high - mean]]
-        axes.errorbar(
-            [mean], [y - 0.15], xerr=bars, elinewidth=1, capsize=2, zorder=4, linestyle="", **marker_style(look)
-        )
+        style = marker_style(look, 5)
+        axes.errorbar([mean], [y - _APART * inch], xerr=bars, elinewidth=1, capsize=2, zorder=4, linestyle="", **style)
     axes.axvline(0, color="#222222", linewidth=0.9, zorder=2)
     axes.set_yticks(places, [names[arm] for arm in gains], fontsize=7)
     axes.set_ylim(at, 0)
     low, high = axes.get_xlim()
-    axes.set_xlim(max(low, -100), min(high, 100))  # no difference lies beyond, only an interval of few seeds
+    limits = max(low, -100), min(high, 100)  # no difference lies beyond, only an interval of few seeds
+    axes.set_xlim(limits)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10]))
+    for arm, (y, low, high) in ends.items():
+        mark_clipped(axes, y, low, high, limits, shown[arm].colour, True)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

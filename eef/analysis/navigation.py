@@ -27,7 +27,7 @@ from eef.analysis.arms import (
     records,
     whole_numbers,
 )
-from eef.analysis.drawing import LOOKS, looks, picture
+from eef.analysis.drawing import CLIPPED, LEAST_SEEDS, LOOKS, looks, mark_clipped, percent, picture
 from eef.analysis.evaluate import results, skill_columns
 from eef.analysis.figures import subtitle_of
 from eef.analysis.statistics import interval
@@ -76,15 +76,16 @@ def navigation(runs: pd.DataFrame, out: str | Path, most: int = 6) -> Path:
     chosen = [names[arm] for arm in drawn_arms(groups, most_common_experts(groups), most)]
     shown = [row for row in rows if row["method"] == "expert" or row["bar"] in chosen]
     omitted = len(rows) - len(shown)
-    subtitle = f"{subtitle_of(runs)} · 95 % t-intervals over seeds · small dots: single seeds"
+    subtitle = f"{subtitle_of(runs)} · bars: all wins together · 95 % t-intervals over seeds · small dots: single seeds"
+    ends = [row[f"{name}_{end}"] for row in shown for name in _panels(labels) for end in ("low", "high")]
+    subtitle += f"\n{CLIPPED}" if any(end < 0 or end > 1 for end in ends) else ""
     subtitle += f"\nnavigation.csv has {omitted} more arm{'s' * (omitted > 1)}" if omitted else ""
-    high, top = 1.1 + 0.34 * len(shown) + 0.13 * bool(omitted), 0.7 + 0.13 * bool(omitted)
+    more = 0.13 * subtitle.count("\n")
+    high, top = 1.1 + 0.34 * len(shown) + more, 0.7 + more
     panels = [(name, label) for name, label in _panels(labels).items()]
     margins = (1.75, 0.15, top, 0.45)
     title = "Navigation skills in won episodes"
-    with picture(
-        out, path.stem, high + 0.15 * bool(omitted), title, subtitle, margins, [1] * len(panels), 0.25
-    ) as axes:
+    with picture(out, path.stem, high, title, subtitle, margins, [1] * len(panels), 0.25) as axes:
         colours = {names[arm]: look.colour for arm, look in looks(groups).items()}
         for place, (name, label) in enumerate(panels):
             _draw_bars(axes[place] if len(panels) > 1 else axes, shown, name, label, colours, not place)
@@ -192,7 +193,8 @@ def _draw_bars(
         )
         seeds = [100 * each for each in row["by_seed"][name]]
         right = share
-        if pd.notna(low):
+        if pd.notna(low) and row["seeds"] >= LEAST_SEEDS:
+            mark_clipped(axes, y, low, high, (0, 100), "#222222", True)
             low, high = max(0.0, low), min(100.0, high)
             for colour, wide in (("white", 2.4), ("#222222", 1)):  # a white edge, to be seen on dark bars
                 ends = [[share - low], [high - share]]
@@ -202,7 +204,7 @@ def _draw_bars(
             style = {"color": "white", "edgecolors": "#222222", "linewidths": 0.5, "clip_on": False}
             axes.scatter(seeds, [y + 0.2] * len(seeds), s=9, zorder=3, **style)
             right = max([right, *seeds])
-        axes.text(right + 3, y, f"{share:.0f} %", va="center", fontsize=7, gid="share")
+        axes.text(right + 3, y, percent(share / 100), va="center", fontsize=7, gid="share")
     axes.set_yticks(range(len(rows)), names if with_names else [""] * len(rows), fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 118)  # room for the number of a bar of 100 %

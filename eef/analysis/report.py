@@ -17,7 +17,7 @@ from eef.agents.actions import problem_counts
 from eef.analysis.arms import ARM_COLUMNS, Arm, FigureError, arm_names, arm_of, as_text, by_arm, records, varying
 from eef.analysis.browser import folded, some
 from eef.analysis.figures import win_rate_vs_budget
-from eef.analysis.tables import markdown, paired_table, results_table, spread
+from eef.analysis.tables import markdown, number, paired_table, results_table, spread
 from eef.analysis.views import style
 from eef.files import PACKAGE, digest, read_json, read_rows, write_text
 from eef.tracking.runs import load_runs
@@ -111,7 +111,7 @@ def _warnings(runs: pd.DataFrame, index: Mapping[str, Any]) -> list[str]:
         warnings.append(f"{dirty} of {len(runs)} runs came from a checkout with uncommitted changes")
     if len(commits := {str(stamp.get("commit"))[:10] for stamp in stamps}) > 1:
         warnings.append(f"the runs come from {len(commits)} commits: {', '.join(sorted(commits))}")
-    errors = sum(float(row.get("errors") or 0) for row in records(runs))
+    errors = pd.to_numeric(runs["errors"]).sum() if "errors" in runs else 0  # a run without the number counts as 0
     if errors > 0:
         warnings.append(f"{errors:.0f} test episodes ended in an infrastructure error; rates exclude them")
     return warnings
@@ -135,7 +135,7 @@ def _grid(frame: pd.DataFrame) -> dict[str, Any] | None:
     if frame.empty:
         return None
     rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.to_numpy()]
-    numeric = [all(cell.replace(",", "").lstrip("+-.").replace(".", "", 1).isdigit() or not cell for cell in column)
+    numeric = [all(cell.replace(",", "").lstrip("+−-.").replace(".", "", 1).isdigit() or not cell for cell in column)
                for column in zip(*rows, strict=True)]  # fmt: skip
     return {"heads": list(frame), "rows": rows, "numbers": {i for i, yes in enumerate(numeric) if yes}}
 
@@ -155,7 +155,7 @@ def _seeds(runs: pd.DataFrame) -> pd.DataFrame:
     order = list(dict.fromkeys(key[0] for key in rows))
     for key, rates in sorted(rows.items(), key=lambda item: (order.index(item[0][0]), item[0])):
         cells = {f"seed {seed}": _number(rates.get(seed), 1, 100) for seed in seeds}
-        mean = _number(sum(rates.values()) / len(rates), 1, 100)
+        mean = _number(pd.Series(rates).mean(), 1, 100)  # of the seeds with a win rate
         lines.append({**dict(zip(("method", "env", *keys), key, strict=True)), **cells, "mean": mean})
     return pd.DataFrame(lines)
 
@@ -167,12 +167,12 @@ def _paired(table: pd.DataFrame, names: Mapping[Arm, str]) -> pd.DataFrame:
     for row in records(table):
         sides = [names[arm_of(row, start)] for start in ("", "against_")]
         ends = spread(row["low"], row["high"], "+.1f", 100)
-        line = {"method": sides[0], "minus": sides[1], "difference": f"{100 * row['difference']:+.1f}"}
+        line = {"method": sides[0], "minus": sides[1], "difference": number(100 * row["difference"], "+.1f")}
         line |= {"95 % interval": ends, "p (Holm)": "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.4f}"}
         line |= {"seeds": row["seeds"], "with a gain": row["gains"], "pairs": row["pairs"]}
         for part in parts:
             difference = row[f"{part}_difference"]
-            line[f"on {part} subtasks"] = "" if pd.isna(difference) else f"{100 * difference:+.1f}"
+            line[f"on {part} subtasks"] = "" if pd.isna(difference) else number(100 * difference, "+.1f")
         lines.append({**line, "episodes": f"{row['episodes']:.0f} and {row['against_episodes']:.0f}"})
     return pd.DataFrame(lines)
 

@@ -23,7 +23,7 @@ _KEYS = ["seed", "task"]
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its 95 % interval; the ends are NaN for a single value."""
+    """A mean with the ends of its 95 % interval; the ends are NaN for a single value and for equal values."""
 
     mean: float
     low: float
@@ -49,12 +49,16 @@ class Paired(NamedTuple):
 
 
 def over_seeds(values: Iterable[float]) -> Interval:
-    """Mean of one value per training seed, with its 95 % interval by Student t. ValueError without a value."""
+    """Mean of one value per training seed, with its 95 % interval by Student t. ValueError without a value.
+
+    Equal values show no spread, so they have no interval, as they have no p-value (:func:`t_test`).
+    """
     numbers = np.array([*values], dtype=float)
     if not len(numbers):
         raise ValueError("no values: a mean over seeds needs at least one")
     mean = float(numbers.mean())
-    half = _t_quantile(len(numbers) - 1) * _standard_error(numbers) if len(numbers) > 1 else math.nan
+    error = _standard_error(numbers) if len(numbers) > 1 else 0.0
+    half = _t_quantile(len(numbers) - 1) * error if error else math.nan
     return Interval(mean, mean - half, mean + half)
 
 

@@ -60,7 +60,7 @@ def results_table(runs: pd.DataFrame) -> pd.DataFrame:
         shown[name.removeprefix("win_rate_")] = rates
     shown["reward"] = [f"{reward:.3f}" if pd.notna(reward) else "" for reward in arms["mean_reward"]]
     counts = {"tasks": arms["n_test"], "errors": arms["errors"], "simulation errors": arms["simulation_errors"]}
-    counts["experts dropped"] = arms["expert_divergences"] + arms["expert_errors"]
+    counts["experts dropped"] = arms[["expert_divergences", "expert_errors"]].sum(axis=1, min_count=1)
     for name, column in counts.items():
         shown[name] = column
     for name in (*_COST, *counts):
@@ -115,7 +115,7 @@ def paired_table(runs: pd.DataFrame, against: Any = None, out: str | Path | None
         names = ", ".join(arm_names(groups).values())
         raise FigureError(f"nothing to compare with these arms alone: {names}; against=(method, experts) names an arm")
     episodes = {arm: read_episodes(groups[arm]) for arm in groups if any(arm in pair for pair in pairs)}
-    parts = _compared_groups(episodes.values())
+    parts = compared_groups(episodes.values())
     table = _with_holm(whole_numbers(pd.DataFrame([_difference(a, b, groups, episodes, parts) for a, b in pairs])))
     for name in (f"{part}_pairs" for part in parts):
         table[name] = pd.to_numeric(table[name]).astype("Int64")
@@ -135,7 +135,7 @@ def _pairs(arms: list[Arm], against: Any) -> list[tuple[Arm, Arm]]:
     return [(Arm(*a), Arm(*b)) for a, b in against]
 
 
-def _compared_groups(episodes: Iterable[pd.DataFrame]) -> list[str]:
+def compared_groups(episodes: Iterable[pd.DataFrame]) -> list[str]:
     """The groups of test subtasks on which arms are compared: the environment's own, or the hard ones."""
     names = {str(name) for table in episodes if "group" in table for name in table["group"].dropna()}
     own = shown_groups(names)
@@ -246,7 +246,7 @@ def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | N
     rows = []
     for arm in arms:
         group, episodes = groups[arm], read_episodes(groups[arm])
-        row: dict[str, Any] = {**arm._asdict(), "seeds": group["seed"].nunique()}
+        row: dict[str, Any] = {**arm._asdict(), "seeds": episodes.loc[~episodes["error"], "seed"].nunique()}
         for name, value in (("win_rate", "won"), ("reward", "reward")):
             mean, low, high = interval(episodes, value=value)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
@@ -316,12 +316,17 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def _with_ends(row: dict[str, Any], mean: str, low: str, high: str, form: str, scale: float = 1) -> str:
     """A mean with its interval in brackets: ``70.5 (66.9 to 74.2)``."""
     ends = spread(row[low], row[high], form, scale)
-    return f"{scale * row[mean]:{form}}" + (f" ({ends})" if ends else "")
+    return number(scale * row[mean], form) + (f" ({ends})" if ends else "")
 
 
 def spread(low: float, high: float, form: str, scale: float = 1) -> str:
     """The ends of an interval as text, empty where there is no interval."""
-    return "" if pd.isna(low) else f"{scale * low:{form}} to {scale * high:{form}}"
+    return "" if pd.isna(low) else f"{number(scale * low, form)} to {number(scale * high, form)}"
+
+
+def number(value: float, form: str) -> str:
+    """A number as tables show it, with a minus sign and not a hyphen."""
+    return f"{value:{form}}".replace("-", "−")
 
 
 def markdown(frame: pd.DataFrame) -> str:

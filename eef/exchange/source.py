@@ -11,7 +11,7 @@ from eef.agents.chat import Chat
 from eef.agents.model_files import context_of, options_of
 from eef.agents.policy import load_chat
 from eef.agents.react import react_chat
-from eef.envs import env_from_parameters
+from eef.envs import TextEnv, env_from_parameters
 from eef.experts import one_shot_example, without_thoughts
 from eef.files import RunError, read_json, read_rows
 from eef.selection import Example
@@ -77,6 +77,12 @@ def selected_by_run(folder: Path, stage: str | None = None, model: str | None = 
     return Selected(name, examples, chat, inputs["model"]["context"], read_json(path / "sft.json"))
 
 
+def env_of_run(folder: Path) -> TextEnv:
+    """The environment of the run in ``folder``, with the run's options. ValueError where it cannot be created."""
+    origin, keys = read_json(folder / "config.json"), ("data", "catalogue", "env_options", "max_steps")
+    return env_from_parameters({"env": origin["env"], **{k: v for k, v in origin["config"].items() if k in keys}})
+
+
 def chat_of_run(folder: Path, stage: Path, model: str | None = None) -> Chat:
     """The chat with which the run in ``folder`` made the folder ``stage``.
 
@@ -91,8 +97,7 @@ def chat_of_run(folder: Path, stage: Path, model: str | None = None) -> Chat:
     if config.get("prompt"):
         example = None
         if config.get("one_shot"):
-            keys = ("data", "catalogue", "env_options", "max_steps")
-            env = env_from_parameters({"env": name, **{key: config[key] for key in keys if key in config}})
+            env = env_of_run(folder)
             example = one_shot_example(env, "train", env.tasks("train")[: config["train"]])
         chat = react_chat(chat, name, example)
     wanted = read_json(stage / "stage.json")["key"]["inputs"]["chat"]["hash"]

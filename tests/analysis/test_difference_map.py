@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from eef.analysis.arms import FigureError
-from eef.analysis.difference_map import difference_map
+from eef.analysis.difference_map import difference_map, draw_map
 from eef.analysis.statistics import over_seeds
 from eef.trajectory import Trajectory, Turn, save
 
@@ -141,3 +141,18 @@ def test_axes_are_in_words_and_the_headline_setting_is_framed(tmp_path: Path, dr
     assert not [patch for patch in drawn[-1].axes[0].patches if patch.get_gid() == "headline"]
     with pytest.raises(FigureError, match=r"headline=\[0.7\]: give the values of expert_noise.late and lr "):
         difference_map(frame, "expert_noise.late", "lr", tmp_path, headline=[0.7])
+
+
+def test_a_cell_of_two_seeds_is_pale_and_empty_cells_say_so(tmp_path: Path, drawn: list[Any]) -> None:
+    rows = cell(tmp_path / "runs", 0.7, EASY, ARMS) + cell(tmp_path / "runs", 0.0, EASY, {**ARMS, "eef-5": 3})
+    rows += cell(tmp_path / "runs", 0.7, HARD, ARMS)
+    path = difference_map(pd.DataFrame(rows), "expert_noise.late", "catalogue.grades.2", tmp_path)
+    texts = [text.get_text() for text in drawn[-1].axes[0].texts]
+    assert texts.count("2 seeds") == 3 and not any(text.startswith("[") for text in texts)
+    assert texts.count("not run") == 4 and "▲ +20.0" in texts and "▼ −40.0" in texts
+    table = pd.read_csv(path.with_suffix(".csv")).assign(seeds=3, low=[-0.1, 0.1, -0.1], high=[0.1, 0.3, 0.3])
+    draw_map(table, pd.DataFrame(rows), tmp_path)
+    axes = drawn[-1].axes[0]
+    light = [sum(patch.get_facecolor()[:3]) for patch in axes.patches if patch.get_fill()]
+    assert light[2] > light[1], "the cell whose interval includes 0 is paler than that of an equal difference"
+    assert any("not to scale" in text.get_text() for text in drawn[-1].texts)

@@ -74,6 +74,12 @@ def test_an_error_is_not_a_loss() -> None:
     assert without == {**with_error, **changed}
 
 
+def test_an_episode_without_an_action_has_the_score_0() -> None:
+    acted = episode("a", 0.0, ("look around",), info={"max_score": 0.5})
+    silent = [episode(task, 0.0, outcome="max_steps") for task in "bcd"]
+    assert summary(results([acted, *silent], {}), {})["mean_max_score"] == pytest.approx(0.125)
+
+
 def test_a_task_counts_once() -> None:
     got = summary(results([episode("a", 1.0), episode("a", 1.0), episode("a", 0.0), episode("b", 0.0)], SKILLS), SKILLS)
     assert got["n_test"] == 2 and got["win_rate"] == pytest.approx(1 / 3)

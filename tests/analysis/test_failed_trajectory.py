@@ -11,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from eef.analysis.arms import FigureError
+from eef.analysis.drawing import percent
 from eef.analysis.failed_trajectory import (
     clearest_first,
     draw_failure,
@@ -220,3 +221,13 @@ def test_the_clearest_failure_turns_a_page_to_the_good_and_then_spoils_it() -> N
     assert clearest_first(reversed(shown), skills) == shown
     without_skills = clearest_first(shown, {})
     assert without_skills[0][0].task == "2"  # the shortest of those with a beneficial and a harmful segment
+
+
+def test_rates_are_rounded_up_from_one_half() -> None:
+    assert [percent(wins / 40) for wins in (0, 1, 13, 29, 40)] == ["0 %", "3 %", "33 %", "73 %", "100 %"]
+
+
+def test_the_legend_says_that_neutral_turns_may_be_learnt(tmp_path: Path) -> None:
+    row = explored(tmp_path / "a", [(expert("t", 8), "-+-+")])
+    text = failed_trajectory(pd.DataFrame([row]), tmp_path).with_suffix(".svg").read_text()
+    assert "neutral (learned if before a win)" in text

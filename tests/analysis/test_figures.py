@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,10 @@ from eef.analysis.arms import (
     run_table,
     variant,
 )
-from eef.analysis.drawing import LOOKS, looks
+from eef.analysis.drawing import CLIPPED, LOOKS, looks
 from eef.analysis.figures import learning_curves, paired_differences, win_rate_vs_budget
 from eef.analysis.statistics import over_seeds
-from eef.analysis.tables import markdown, paired_table, result_table, results_table
+from eef.analysis.tables import markdown, paired_table, result_table, results_table, spread
 from eef.methods import BUDGET
 from eef.tracking.runs import log_metrics
 
@@ -136,7 +138,7 @@ def test_one_seed_shows_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     draw = Axes.errorbar
     monkeypatch.setattr(Axes, "errorbar", lambda *a, yerr=None, **k: bars.append(yerr) or draw(*a, yerr=yerr, **k))
     assert "no intervals: one seed per method" in win_rate_vs_budget(runs(), tmp_path).with_suffix(".svg").read_text()
-    assert bars == [None] * 5 and not bands
+    assert not bars and not bands
 
 
 def test_one_result_is_a_small_table_for_reading() -> None:
@@ -168,6 +170,7 @@ def test_tables_count_errors_of_simulations_and_dropped_experts(tmp_path: Path) 
 def test_the_intervals_of_figure_3_are_student_t_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = seeded(tmp_path)
     frame.loc[frame["folder"] == str(tmp_path / "rft0"), "win_rate"] = 0.0
+    frame.loc[frame["folder"] == str(tmp_path / "eef0"), "win_rate"] = 0.5
     table = arm_table(frame).set_index("method")
     assert table.loc["rft", "seeds"] == 3
     for name in ("rft", "eef"):
@@ -269,7 +272,7 @@ def test_arms_of_a_new_method_are_called_the_same_everywhere(tmp_path: Path, mon
     several = pd.DataFrame([row("mine", 0.4, m=m, n=2, experts=e) for m in (1, 5) for e in ("strong", "weak")])
     labels.clear()
     win_rate_vs_budget(several, tmp_path)
-    assert labels == ["M=1", "M=5"] * 2 + [f"mine, N = 2, experts: {e}" for e in ("strong", "weak")]
+    assert labels == ["M=1", "M=5"] * 2 + ["mine, N = 2", "mine, N = 2, experts: weak"], "strong is the usual one"
     assert "mine, N = 2, M = 1, experts: weak" in set(results_table(several)["method"])
 
 
@@ -316,7 +319,7 @@ def test_paired_differences_of_the_default_pairs(tmp_path: Path) -> None:
     assert (12 * table["difference"]).round(6).tolist() == [3, 6, 3, 6, 9, 5, -1]
     assert (4 * table["hard_difference"]).round(6).tolist() == [1, 4, 0, 1, 4, 0, -1]
     assert table["pairs"].eq(24).all() and table["hard_pairs"].eq(8).all() and table["seeds"].eq(2).all()
-    assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+    assert table[["low", "high", "p"]].isna().all(axis=None), "both seeds have the same difference"
     assert table["gains"].tolist() == [2, 2, 2, 2, 2, 2, 0]
     assert table.loc[0, ["episodes", "against_episodes"]].tolist() == [900.5, 600.5]
     written = pd.read_csv(tmp_path / "paired.csv")
@@ -385,8 +388,8 @@ def main_comparison(seeds: int = 3) -> pd.DataFrame:
 
 def dots(axes: Any) -> dict[str, list[tuple[float, float]]]:
     """Places of the dots of single seeds, by colour."""
-    groups = [group for group in axes.collections if type(group).__name__ == "PathCollection"]
-    return {to_hex(group.get_facecolor()[0]).upper(): [tuple(at) for at in group.get_offsets()] for group in groups}
+    groups = [group for group in axes.collections if group.get_gid() == "runs"]
+    return {to_hex(group.get_edgecolor()[0]).upper(): [tuple(at) for at in group.get_offsets()] for group in groups}
 
 
 def test_each_marker_and_dot_stands_at_its_true_budget(tmp_path: Path, drawn: list[Any]) -> None:
@@ -448,7 +451,7 @@ def test_with_many_lines_ablations_are_in_the_panel_of_differences_alone(tmp_pat
     left, right = picture.axes
     assert not any("part" in text.get_text() for text in left.get_legend().get_texts())
     assert sum("part" in text.get_text() for text in right.get_yticklabels()) == 8
-    assert any("ablations: right panel alone" in text.get_text() for text in picture.texts)
+    assert any("left panel: BC, RFT, EEF, ceiling" in text.get_text() for text in picture.texts)
 
 
 def test_a_method_has_one_colour_and_marker_in_all_pictures() -> None:
@@ -530,3 +533,83 @@ def test_learning_curves_draw_a_shared_stage_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FigureError, match="logged a training loss"):
         learning_curves(pd.DataFrame([{**rows[0], "folder": str(tmp_path / "empty")}]), tmp_path / "out")
+
+
+def test_two_seeds_have_no_interval_in_a_picture(tmp_path: Path, drawn: list[Any]) -> None:
+    figure = drawn_of(main_comparison(2), tmp_path, drawn)
+    bars = [group for axes in figure.axes for group in axes.collections if group.get_gid() != "runs"]
+    assert not bars and any("no intervals: fewer than 3 seeds" in text.get_text() for text in figure.texts)
+    assert len(dots(figure.axes[0])) == 6, "the runs themselves are drawn"
+
+
+def test_an_interval_that_leaves_the_axes_is_marked(tmp_path: Path, drawn: list[Any]) -> None:
+    rates = {"rft": (0.0, 0.1, 0.9), "ceiling": (1.0, 0.9, 0.2)}
+    frame = pd.DataFrame([row(name, rate, seed, n=6) for name, each in rates.items() for seed, rate in enumerate(each)])
+    figure = drawn_of(frame.assign(run_id=range(6)).astype({"run_id": str}), tmp_path, drawn)
+    marks = [[line.get_marker() for line in axes.lines if line.get_gid() == "clipped"] for axes in figure.axes]
+    assert marks == [["v", "^", "v", "^"], ["<", ">"]] and any(CLIPPED in text.get_text() for text in figure.texts)
+    figure = drawn_of(main_comparison(), tmp_path, drawn)
+    assert not [line for axes in figure.axes for line in axes.lines if line.get_gid() == "clipped"]
+
+
+def test_intervals_over_each_other_have_different_widths(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = main_comparison(5)
+    frame["win_rate"] += [0.3 * (seed - 2) for seed in frame["seed"]]  # wide intervals
+    left = drawn_of(frame, tmp_path, drawn).axes[0]
+    bars = [group for group in left.collections if group.get_gid() != "runs"]
+    at_502 = [bar.get_linewidth()[0] for bar in bars if bar.get_paths()[0].vertices[0, 0] == 502]
+    assert len(at_502) == len(set(at_502)) == 3 and at_502 == sorted(at_502, reverse=True), "the first is the widest"
+
+
+def test_dots_stand_near_their_marker_however_few_rows_there_are(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = main_comparison()
+    for methods in (["rft", "eef"], list(frame["method"].unique())):
+        figure = drawn_of(frame[frame["method"].isin(methods)], tmp_path, drawn)
+        right = figure.axes[1]
+        inches = [
+            (right.transData.transform((0, group.get_offsets()[0, 1])) / figure.dpi)[1]
+            for group in right.collections
+            if group.get_gid() == "runs"
+        ]
+        marks = [
+            line.get_ydata()[0] for line in right.lines if line.get_marker() in "DosX^v*" and len(line.get_xdata()) == 1
+        ]
+        means = [(right.transData.transform((0, y)) / figure.dpi)[1] for y in marks]
+        assert all(0.08 < mean - dot < 0.12 for dot, mean in zip(inches, means, strict=True)), methods
+        assert len(right.get_xticks()) >= 4
+
+
+def lightness(colour: str) -> float:
+    """CIE L* of a colour, 0 to 100."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 116 * (0.2126 * red + 0.7152 * green + 0.0722 * blue) ** (1 / 3) - 16
+
+
+def test_methods_that_stand_together_differ_in_lightness() -> None:
+    together = ["sft_pos", "rft", "eef random_segments", "eef", "eef restart_only"]
+    for names in (together, ["eef", "eto"], ["sft_pos", "nat"]):
+        levels = sorted(lightness(LOOKS[name].colour) for name in names)
+        assert min(b - a for a, b in pairwise(levels)) > 8, names
+
+
+def test_runs_are_open_markers_in_the_shape_of_their_method(tmp_path: Path, drawn: list[Any]) -> None:
+    left = drawn_of(main_comparison(), tmp_path, drawn).axes[0]
+    runs = [group for group in left.collections if group.get_gid() == "runs"]
+    assert all(len(group.get_facecolor()) == 0 for group in runs)
+    shapes = {to_hex(group.get_edgecolor()[0]).upper(): len(group.get_paths()[0].vertices) for group in runs}
+    assert len(set(shapes.values())) > 3, "circle, square, triangles, diamond, star"
+
+
+def test_seeds_of_an_arm_are_those_with_a_win_rate() -> None:
+    frame = pd.DataFrame([row("rft", rate, seed, n=6) for seed, rate in enumerate((0.5, 0.6, math.nan))])
+    arm = arm_table(frame).iloc[0]
+    assert arm["seeds"] == 2 and arm["win_rate"] == pytest.approx(0.55)
+    assert arm[["win_low", "win_high"]].tolist() == pytest.approx(over_seeds([0.5, 0.6])[1:])
+    assert arm_table(frame.assign(win_rate=None))["seeds"].item() == 0
+
+
+def test_tables_have_minus_signs() -> None:
+    frame = pd.DataFrame([row("rft", rate, seed, n=6) for seed, rate in enumerate((0.1, 0.9, 0.2))])
+    ends = results_table(frame)["95 % interval"].item()
+    assert ends.startswith("−") and "-" not in ends and spread(-0.5, -0.1, "+.1f", 100) == "−50.0 to −10.0"

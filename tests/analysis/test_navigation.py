@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from eef.analysis.arms import Arm, FigureError
-from eef.analysis.drawing import LOOKS
+from eef.analysis.drawing import CLIPPED, LOOKS
 from eef.analysis.navigation import drawn_arms, navigation
 from eef.trajectory import Trajectory, Turn, save
 
@@ -179,3 +179,18 @@ def test_an_environment_without_skills_has_no_figure_2(tmp_path: Path) -> None:
         with pytest.raises(FigureError, match=f"{env} has no navigation skills"):
             navigation(pd.DataFrame([run(tmp_path / "a") | {"env": env}]), tmp_path)
     assert not list(tmp_path.glob("navigation*"))
+
+
+def test_an_interval_that_leaves_0_to_100_is_marked(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = shop_runs(tmp_path / "runs")
+    rows = []
+    for seed, uses_next in enumerate((True, False, False)):
+        at = tmp_path / "runs" / f"mine-{seed}"
+        episodes(at, [(True, uses_next, False)] * 4)
+        rows.append(run(at, "mine", seed, m=None) | {"env": "kiosk"})
+    left, _ = panels(pd.DataFrame(rows), tmp_path, drawn)
+    assert [line.get_marker() for line in left.lines if line.get_gid() == "clipped"] == ["<", ">"]
+    words = " ".join(text.get_text() for text in drawn[-1].texts)
+    assert CLIPPED in words and "bars: all wins together" in words
+    left, _ = panels(frame, tmp_path, drawn)
+    assert not [line for line in left.lines if line.get_gid() == "clipped"], "two seeds have no interval"

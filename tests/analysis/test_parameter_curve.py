@@ -47,3 +47,32 @@ def test_one_seed_has_no_intervals_and_one_arm_no_differences(tmp_path: Path) ->
 def test_values_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FigureError, match="'expert_noise.late' has values that are not numbers"):
         win_rate_over_parameter(frame(("a", "b")), "expert_noise.late", tmp_path)
+
+
+def test_all_values_have_one_reference_and_one_run_per_seed(tmp_path: Path) -> None:
+    runs = frame()
+    without = runs[(runs["method"] != "rft") | runs["run_id"].str.contains("-0.0-")]
+    other = runs[(runs["method"] == "rft") & runs["run_id"].str.contains("-0.5-")].assign(n=2)
+    with pytest.raises(FigureError, match=r"expert_noise.late = 0.5 has no run of RFT × 6"):
+        win_rate_over_parameter(pd.concat([without, other]), "expert_noise.late", tmp_path)
+    doubled = pd.concat([runs, runs.iloc[[2]].assign(run_id="with another lr")])
+    with pytest.raises(FigureError, match=r"several runs of one method and seed .*with another lr"):
+        win_rate_over_parameter(doubled, "expert_noise.late", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_arm_can_be_seen_at_equal_points(tmp_path: Path, drawn: list[Any]) -> None:
+    runs = pd.concat(
+        [frame(), frame()[lambda rows: rows["seed"] == 0].assign(seed=2, run_id=lambda r: r["run_id"] + "c")]
+    )
+    win_rate_over_parameter(runs, "expert_noise.late", tmp_path)
+    left = drawn[-1].axes[0]
+    sizes = [line.get_markersize() for line in left.lines if len(line.get_xdata()) == 2 and line.get_marker() in "so^"]
+    assert len(sizes) == 3 and sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    assert 0 < left.get_ylim()[0] < 40, "the axis begins near the smallest win rate"
+    assert drawn[-1].get_suptitle() == "Test win rate over expert noise: late"
+
+
+def test_two_seeds_have_no_interval(tmp_path: Path, drawn: list[Any]) -> None:
+    win_rate_over_parameter(frame(), "expert_noise.late", tmp_path)
+    assert all(group.get_gid() == "runs" for axes in drawn[-1].axes for group in axes.collections)

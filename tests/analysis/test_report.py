@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from eef.analysis import report
 from eef.analysis.arms import FigureError
 from eef.analysis.report import page
 from eef.cli import main
@@ -181,3 +184,11 @@ def test_a_browser_shows_it(tmp_path: Path) -> None:
     assert title, shown[:500]
     ((complete, wide),) = json.loads(html.unescape(title.group(1)))
     assert complete and wide == 1620 and shown.count("<tr") > 15
+
+
+def test_a_run_without_a_number_of_errors_does_not_hide_those_of_others() -> None:
+    frame = pd.DataFrame({"errors": [math.nan, 3.0]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_stamps", lambda runs: [{"commit": "c"}] * 2)
+        assert report._warnings(frame, {}) == ["3 test episodes ended in an infrastructure error; rates exclude them"]
+        assert report._warnings(frame.assign(errors=0.0), {}) == []

@@ -312,7 +312,10 @@ def test_a_parent_that_is_killed_leaves_no_simulator() -> None:
         ({"simplification": "easier"}, "unknown simplification 'easier': use easy, "),
         ({"simplification": "easy,openDoors"}, "cannot be combined"),
         ({"split": "eto"}, "neither 'simulator' nor a folder"),
-        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"max_steps": 0}, "max_steps must be an integer of at least 1, not 0"),
+        ({"max_steps": 12.0}, "max_steps must be an integer of at least 1, not 12.0"),
+        ({"max_steps": "12"}, "max_steps must be an integer of at least 1, not '12'"),
+        ({"max_steps": {"find-animal": 10.5}}, r"not 10.5 \(find-animal\)"),
         ({"processes": 0}, "processes must be at least 1"),
     ],
 )

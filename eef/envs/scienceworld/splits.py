@@ -34,7 +34,7 @@ def step_limits(
 ) -> dict[str, int]:
     """The steps per episode of each task in ``names``; ``max_steps`` and ``split`` are options of ScienceWorld.
 
-    ValueError for a limit below 1.
+    ValueError for a limit that is not an integer of at least 1.
     """
     limits: dict[str, int] = {}
     path = Path(split) / "sciworld_max_steps.json"
@@ -43,11 +43,11 @@ def step_limits(
     elif max_steps is None and split != "simulator" and path.is_file():
         limits = json.loads(path.read_text("utf-8"))
     limits = {task_name(name): steps for name, steps in limits.items()}
-    default = max_steps if isinstance(max_steps, int) else 30
+    default = 30 if max_steps is None or isinstance(max_steps, dict) else max_steps
     limits = {name: limits.get(name, default) for name in names}
     for name, steps in limits.items():
-        if isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"max_steps must be at least 1, not {steps} ({name})")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"max_steps must be an integer of at least 1, not {steps!r} ({name})")
     return limits
 
 
