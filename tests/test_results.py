@@ -6,12 +6,13 @@ import re
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from eef.analysis.arms import arm_name, arm_of, records
-from eef.analysis.committed import find
+from eef.analysis.committed import arms_of, find
+from eef.analysis.pages import tables
 from eef.analysis.statistics import holm, over_seeds, t_test
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,11 +158,7 @@ def test_scores_and_groups_of_any_name_are_recomputed(
 
 def rows_of(text: str) -> list[dict[str, str]]:
     """The rows of the tables of a page, by the names of their columns."""
-    rows = []
-    for block in re.findall(r"(?:^\|.*\n)+", text.replace("| regime |", "| experts |"), re.MULTILINE):
-        head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
-        rows += [dict(zip(head, line, strict=False)) for line in body]
-    return rows
+    return [row for table in tables(text.replace("| regime |", "| experts |")) for row in table]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +168,7 @@ def known() -> pd.DataFrame:
         patch.syspath_prepend(str(ROOT / "experiments"))
         script = import_module("recompute_results")
     script.arms.cache_clear()
-    found = []
+    each: list[dict[str, Any]] = []
     for page, sweep in script.PAGES.items():
         for row in rows_of(text_of(page)) if not page.endswith("README.md") else ():
             if "difference" in row:
@@ -181,8 +178,8 @@ def known() -> pd.DataFrame:
                 place = {"page": page, "sweep": row.get("sweep", sweep).strip("`"), "name": name}
                 low, high = over_seeds(gain)[1:]
                 ends = {"interval": script.with_ends(gain), "zero": low <= 0 <= high}
-                found.append({**place, **ends, "seeds": len(gain), "raw": t_test(gain)})
-    table = pd.DataFrame(found)
+                each.append({**place, **ends, "seeds": len(gain), "raw": t_test(gain)})
+    table = pd.DataFrame(each)
     table["p"] = table.groupby("page")["raw"].transform(lambda raw: holm(raw.tolist()))
     table["p_all"] = holm(table["raw"].tolist())
     return table
@@ -270,12 +267,7 @@ def test_verdicts_on_the_claims_follow_the_rule(known: pd.DataFrame) -> None:
 
 def seconds_of(sweep: str) -> pd.Series:
     """The median seconds of a run, by arm and experts as pages write them."""
-    folder = ROOT / "figures" / sweep
-    table = pd.read_csv(folder / "outcomes.csv").merge(pd.read_csv(folder / "seconds.csv"), on="run_id", validate="1:1")
-    names = [name for name in ("expert_noise", "train", "model") if name in table] or ["experts"]
-    experts = table[names].astype(str).agg(", ".join, axis=1).str.replace(r'[{}":]', "", regex=True)
-    arms = [arm_name(arm_of(row)).replace(" (SFT-pos)", "") for row in records(table)]
-    return table.groupby([pd.Series(arms), experts])["seconds"].median()
+    return pd.Series({key: rows["seconds"].median() for key, rows in arms_of(ROOT / "figures" / sweep).items()})
 
 
 def test_each_sweep_with_seconds_prints_them_for_all_arms(script: ModuleType) -> None:

@@ -130,9 +130,8 @@ def wrong_sentences(text: str, sweeps: set[str], cells: Iterable[str], root: Pat
             for difference, seeds in known_of(sweep).items():
                 known.setdefault(difference, set()).update(seeds)
         wrong += wrong_intervals(paragraph, known)
-        links = named | (
-            {*re.findall(_LINK, text)} if {*sweeps} - {""} else set()
-        )  # a page of a sweep links few others
+        of_a_sweep = bool({*sweeps} - {""})  # such a page links few others, so any of its links counts
+        links = named | ({*re.findall(_LINK, text)} if of_a_sweep else set())
         linked = [root / "docs" / "results" / f"{name}.md" for name in links]
         there = [path.read_text(encoding="utf-8") for path in linked if path.is_file()]
         if "LOG.md" not in paragraph and not paragraph.startswith("|"):

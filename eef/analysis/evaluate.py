@@ -58,7 +58,8 @@ def results(trajectories: Iterable[Trajectory], skills: Mapping[str, Skill]) -> 
 
     The optional columns exist where an episode has them. ``invalid`` counts a policy's answers that changed nothing;
     ``no_action``, ``ambiguous`` and ``cut`` count those of them from which no action could be read
-    (:mod:`eef.agents.actions`). ``max_score`` is the best score of the episode, where the environment reports one.
+    (:mod:`eef.agents.actions`). ``max_score`` is the best score of the episode, where the environment reports one;
+    without an action it is 0.
     """
     rows = []
     optional: dict[str, None] = {}  # columns, in order
@@ -75,7 +76,7 @@ def results(trajectories: Iterable[Trajectory], skills: Mapping[str, Skill]) -> 
                 **{name: any(uses(action, skill) for action in acted) for name, skill in skills.items()},
                 "error": trajectory.outcome not in RATED,
                 **{name: trajectory.info.get(name, 0) for name in ANSWERS},
-                "max_score": trajectory.info.get("max_score"),
+                "max_score": trajectory.info.get("max_score", None if any(acted) else 0.0),
             }
         )
     return pd.DataFrame(rows, columns=[*_FIRST, *skills, *_LAST, *optional])
@@ -102,7 +103,7 @@ def summary(
     * ``win_rate``, ``win_low``, ``win_high``; ``mean_reward``, ``reward_low``, ``reward_high``
     * ``wins_<kind>`` for each kind of skill: share of won episodes that use such a skill (paper, Figure 2); NaN
       without a win
-    * ``mean_max_score`` where the table has ``max_score``; an episode without an action has none and counts as 0
+    * ``mean_max_score`` where the table has ``max_score``
     * ``invalid``, ``no_action``, ``ambiguous`` and ``cut``: answers of all episodes, where the table has them
     * ``win_rate_<group>`` for each group of ``groups`` (task -> group) that has a task in the rates
 
@@ -127,9 +128,7 @@ def summary(
         used = wins[[name for name, skill in skills.items() if skill.kind == kind]].any(axis=1)
         out[f"wins_{kind}"] = float(used.mean()) if len(wins) else float("nan")
     if "max_score" in rated:
-        scores = rated["max_score"].astype(float)
-        scores = scores.fillna(0.0) if scores.notna().any() else scores
-        out["mean_max_score"] = float(scores.groupby(rated["task"]).mean().mean())
+        out["mean_max_score"] = float(rated["max_score"].groupby(rated["task"]).mean().mean())
     out |= {name: int(table[name].sum()) for name in ANSWERS if name in table}
     if groups is not None:
         missing = [task for task in per_task.index if task not in groups]

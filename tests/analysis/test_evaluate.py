@@ -76,7 +76,7 @@ def test_an_error_is_not_a_loss() -> None:
 
 def test_an_episode_without_an_action_has_the_score_0() -> None:
     acted = episode("a", 0.0, ("look around",), info={"max_score": 0.5})
-    silent = [episode(task, 0.0, outcome="max_steps") for task in "bcd"]
+    silent = [episode(f"b{len(none)}", 0.0, none, outcome="max_steps") for none in ((), ("",), ("", ""))]
     assert summary(results([acted, *silent], {}), {})["mean_max_score"] == pytest.approx(0.125)
 
 
