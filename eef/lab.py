@@ -206,6 +206,11 @@ class Lab:
                     "trajectory. Equal tasks and actions must give equal observations; `eef experts check` shows the "
                     "first difference"
                 )
+            if overflows := sum(t.outcome == "context_overflow" and t.failed for t in trajectories):
+                show(
+                    f"{stage_name(name)}: {overflows} of {len(trajectories)} episodes outgrew the context of "
+                    f"{self._resolved.context} tokens and are lost; context sets the limit"
+                )
             if line := describe_problems(problems, cost["env_steps"]):
                 advice = "; max_new_tokens sets the limit" if problems["cut"] and body is run_simulations else ""
                 show(f"{stage_name(name)}: {line}{advice}")
@@ -235,6 +240,11 @@ class Lab:
             if kind == "dpo" and not report["dropped"]:
                 turns = [(side, [turn.learn for turn in side.turns]) for pair in inputs.pairs for side in pair]
                 report["learnt_tokens"] = sum(sum(self.chat.render(*each)[1]) for each in turns)
+            if report["dropped"]:
+                show(
+                    f"warning: {stage_name(name)}: {report['dropped']} {'pairs' if kind == 'dpo' else 'examples'} exceed "
+                    f"the context of {self._resolved.context} tokens and are left out; context sets the limit"
+                )
             losses = report.pop("losses")
             if losses and losses[-1]["loss"] > 2 * losses[0]["loss"]:
                 show(

@@ -111,7 +111,7 @@ class ActingSettings:
         "address of a vLLM server that runs the policy; empty: this package's engine",
         key=lambda address: "vllm" if address else "",
     )
-    slots: int = setting(64, "episodes in parallel; no result depends on it", key=None)
+    slots: int = setting(64, "episodes in parallel; in float32 no result depends on it", key=None)
 
 
 @dataclass(frozen=True, kw_only=True)

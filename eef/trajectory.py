@@ -55,8 +55,8 @@ class Trajectory:
     """One episode on one subtask.
 
     ``reward`` is R in [0, 1]. ``won`` is the environment's own definition of success.
-    ``outcome`` is ``done`` (the environment ended the episode), ``max_steps``, or an infrastructure error
-    (``replay_divergence``, ``context_overflow``, ``env_error``), which counts neither as a win nor as a loss.
+    ``outcome`` is ``done`` (the environment ended the episode), ``max_steps``, ``context_overflow``, or an error
+    (``replay_divergence``, ``env_error``), which counts neither as a win nor as a loss, as an overflow before a turn.
     ``prefix`` is the number of leading turns that were replayed from an expert and not played by ``source``.
     ``info["no_replay"]`` is the reason why an expert's trajectory cannot be replayed; it is then only learnt from.
     """
@@ -81,7 +81,8 @@ class Trajectory:
     @property
     def failed(self) -> bool:
         """Whether the episode was lost. An infrastructure error is not a failure."""
-        return not self.won and self.outcome in ("done", "max_steps")
+        overflow = self.outcome == "context_overflow" and len(self) > self.prefix
+        return not self.won and (overflow or self.outcome in ("done", "max_steps"))
 
     def state(self, index: int) -> str:
         """The text of state s_index, 0 <= index <= len(self)."""
@@ -309,8 +310,7 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
                 learn=(loss is None or bool(loss)) and not rejected,
             )
         )
-    name = str(row.get("id", row.get("task", "")))
-    task, numbered = _eto_task(name)
+    task, numbered = _eto_task(str(row.get("id", row.get("task", ""))))
     info = {"id": str(row.get("id", ""))} | ({"no_replay": "the first page lacks the look around"} if numbered else {})
     if numbered and "reward" not in row:
         row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file; ETO counts it as a solution"}

@@ -122,6 +122,21 @@ def test_training_simulation_and_test_load_the_model_in_the_same_form(base: str,
     assert read_json(tmp_path / row["run_id"] / "config.json")["config"]["artefact"] == "adapter on the auto base model"
 
 
+def test_a_context_that_is_too_small_is_a_visible_warning(base: str, shop, tmp_path, capsys) -> None:
+    """Episodes that outgrow it are lost, and examples that exceed it are left out of training."""
+    lab = make(base, shop, tmp_path)
+    examples = wins(lab.demonstrations())
+    sizes = sorted(len(lab.chat.render(each.trajectory, each.mask)[0]) for each in examples)
+    middle = sizes[len(sizes) // 2]
+    dropped = sum(size > middle for size in sizes)
+    adapter = make(base, shop, tmp_path / "middle", max_new_tokens=16, context=middle).sft("bc", examples)
+    words = f"warning: behaviour cloning: {dropped} examples exceed the context of {middle} tokens"
+    assert dropped and words in capsys.readouterr().out
+    played = make(base, shop, tmp_path / "least", max_new_tokens=16, context=sizes[0]).from_s0(adapter, 0, 0)
+    lost = sum(each.outcome == "context_overflow" and each.failed for each in played)
+    assert lost and f"{lost} of {len(played)} episodes outgrew the context of {sizes[0]}" in capsys.readouterr().out
+
+
 def test_a_loss_that_rises_is_a_visible_warning(base: str, shop, tmp_path, capsys) -> None:
     lab = make(base, shop, tmp_path, tune="full", lr=100.0, batch_size=2)
     lab.sft("bc", wins(lab.demonstrations())[:6])

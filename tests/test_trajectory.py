@@ -320,6 +320,9 @@ def test_states_are_prompt_and_observations() -> None:
 def test_an_error_is_neither_win_nor_failure() -> None:
     assert Trajectory("7", "s0", (), outcome="max_steps").failed
     assert not Trajectory("7", "s0", (), outcome="env_error").failed
+    turn = Turn("search[x]", "page")
+    assert Trajectory("7", "s0", (turn, turn), outcome="context_overflow", prefix=1).failed
+    assert not Trajectory("7", "s0", (turn,), outcome="context_overflow", prefix=1).failed
     assert not Trajectory("7", "s0", (), won=True).failed
 
 

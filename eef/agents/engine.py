@@ -26,7 +26,7 @@ class Engine(Protocol):
         answers = engine.generate([0], draws, temperature)
 
     An answer depends on the ids of its own conversation, its draws, its constraints and the temperature. It must not
-    depend on other slots, so that the number of slots changes no result.
+    depend on other slots, so that the number of slots changes no result in float32.
     """
 
     def start(self, prompts: dict[int, list[int]]) -> None:

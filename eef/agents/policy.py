@@ -7,6 +7,7 @@ alike.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -82,8 +83,9 @@ class Policy:
         ``model`` is the name of an embedded model (such as ``embedded``), a folder, a GGUF file, or a hub name. The
         weights of a GGUF file are unpacked to ``dtype`` (``auto``: the file's own float type, usually float32).
 
-        ``quantize`` is None or ``nf4`` (4-bit, double quantisation). ``dtype`` is ``auto`` (the checkpoint's) or the
-        name of a torch type such as ``bfloat16``. ``constrained_decoding`` defaults to the value in the model's
+        ``quantize`` is None or ``nf4`` (4-bit linear layers, double quantisation). ``dtype``, of all other weights and
+        of the computation, is the name of a torch type such as ``bfloat16``, or ``auto``: the checkpoint's, and with
+        ``nf4`` bfloat16 on a GPU and float32 on a CPU. ``constrained_decoding`` defaults to the value in the model's
         ``chat.json``, else False. For ``instructions`` and ``opening`` see :func:`load_chat`. In a process with
         ``LOCAL_RANK`` the model goes to the GPU of that number.
 
@@ -115,16 +117,15 @@ class Policy:
         chat = load_chat(model, instructions, opening)
         weights, files = (str(adapter), {}) if full else (folder, options)
         try:
-            compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-            if dtype != "auto":
-                compute = getattr(torch, dtype)
             quantization: Any = None
             if quantize:
+                if dtype == "auto":
+                    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
                 quantization = BitsAndBytesConfig(
                     load_in_4bit=True,
                     bnb_4bit_quant_type="nf4",
                     bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=compute,
+                    bnb_4bit_compute_dtype=getattr(torch, dtype),
                 )
             elif files:
                 quantization = GgufConfig(dequantize=True)  # packed weights cannot be trained
@@ -150,7 +151,7 @@ class Policy:
                 # with this option eval() repacks the weights and train() does not undo it: the gradients are wrong
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
-            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+            base.requires_grad_(False)
         elif torch.cuda.is_available():
             base.to("cuda")  # type: ignore[arg-type]
         policy = cls(
@@ -169,17 +170,29 @@ class Policy:
             policy.model = PeftModel.from_pretrained(
                 base, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
             )
+            for name, weight in [] if trainable else policy.model.named_parameters():
+                if "lora_" in name:  # PEFT leaves adapters on 4-bit layers in float32
+                    weight.data = weight.data.to(base.dtype)
         policy.model.eval()
         return policy
 
     def new_adapter(self, seed: int, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
-        """Attach a new LoRA adapter to all linear layers. Its initial weights depend only on ``seed``."""
+        """Attach a new LoRA adapter to all linear layers; in a model that also reads images, those that read text.
+
+        Its initial weights depend only on ``seed``.
+        """
         if isinstance(self.model, PeftModel):
             raise ValueError("this policy already has an adapter: load the base model again")
         torch.manual_seed(seed)
+        outside = None
+        if self.model.config.get_text_config() is not self.model.config:
+            text = self.model.get_decoder()
+            name = next(name for name, module in self.model.named_modules() if module is text)
+            outside = rf"(?!{re.escape(name)}\.).*"
         config = LoraConfig(
-            r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+            r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", exclude_modules=outside,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
         self.model = get_peft_model(self.model, config)
 
     def save_adapter(self, folder: str | Path) -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from eef.agents.chat import Chat
     from eef.envs.extras import Skill
 
-RATED = ("done", "max_steps")  # outcomes that count; any other is an infrastructure error
 ANSWERS = [
     "invalid",
     *problem_counts([]),
@@ -74,7 +73,7 @@ def results(trajectories: Iterable[Trajectory], skills: Mapping[str, Skill]) -> 
                 "steps": len(acted),
                 "outcome": trajectory.outcome,
                 **{name: any(uses(action, skill) for action in acted) for name, skill in skills.items()},
-                "error": trajectory.outcome not in RATED,
+                "error": not (trajectory.won or trajectory.failed),
                 **{name: trajectory.info.get(name, 0) for name in ANSWERS},
                 "max_score": trajectory.info.get("max_score", None if any(acted) else 0.0),
             }
@@ -161,5 +160,5 @@ def cost(trajectories: Iterable[Trajectory]) -> dict[str, int]:
         out["episodes"] += 1
         out["env_steps"] += len(trajectory) - trajectory.prefix
         out["tokens"] += int(trajectory.info.get("tokens", 0))
-        out["errors"] += trajectory.outcome not in RATED
+        out["errors"] += not (trajectory.won or trajectory.failed)
     return out

@@ -134,7 +134,9 @@ def without_errors(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("no episodes: the table has no rows")
     rated = table[~table["error"].astype(bool)] if "error" in table else table
     if rated.empty:
-        raise ValueError(f"all {len(table)} episodes ended in an infrastructure error: there is nothing to rate")
+        outcomes = "; ".join(table["outcome"].unique()) if "outcome" in table else "an infrastructure error"
+        advice = ". The context has no room for a first turn: raise it" if outcomes == "context_overflow" else ""
+        raise ValueError(f"all {len(table)} episodes ended in {outcomes}: there is nothing to rate{advice}")
     return rated
 
 

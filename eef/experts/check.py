@@ -149,7 +149,7 @@ def check_lines(path: str, lines: Sequence[tuple[str, Trajectory]], env: TextEnv
         elif result:  # the environment failed
             item = replace(item, won=False, outcome=result)
         trajectories.append(item)
-    errors = sum(item.outcome not in ("done", "max_steps") for item in trajectories) - len(divergences)
+    errors = sum(not (item.won or item.failed) for item in trajectories) - len(divergences)
     return Report(str(path), trajectories, divergences, sum(map(_is_unchecked, trajectories)), errors)
 
 
@@ -217,7 +217,7 @@ def expert_counts(trajectories: Iterable[Trajectory]) -> dict[str, int]:
     count: Callable[[Any], int] = lambda test: sum(map(test, rows))  # noqa: E731
     return {
         "expert_divergences": count(lambda item: item.outcome == "replay_divergence"),
-        "expert_errors": count(lambda item: item.outcome in ("env_error", "context_overflow")),
+        "expert_errors": count(lambda item: not (item.won or item.failed or item.outcome == "replay_divergence")),
         "experts_not_replayed": count(_is_unchecked),
     }
 

@@ -18,7 +18,7 @@ from eef.training.trainer import (
     GroupedTrainer,
     OnStep,
     check_finite,
-    mixed_precision,
+    training_precision,
     options,
     run_trainer,
     save_trained,
@@ -65,7 +65,7 @@ def dpo(
     if not rows:
         raise ValueError(f"there is no pair to learn from ({dropped} exceed the context of {policy.context} tokens)")
     policy.model.eval()
-    with mixed_precision(policy.model):  # as in training
+    with training_precision(policy.model):  # as in training
         before = [row_log_likelihoods(policy, *pair) for pair in rows]
     if not torch.cuda.is_available():
         training = replace(training, micro_batch_size=training.micro_batch_size or 1)
@@ -73,7 +73,7 @@ def dpo(
         policy.model, PairDataset(rows, before, policy.pad), partial(collate_pairs, pad=policy.pad), training, folder,
         seed=seed, work=work, on_step=on_step, trainer=partial(PairTrainer, beta=beta, likelihood=likelihood),
     )  # fmt: skip
-    with mixed_precision(policy.model):
+    with training_precision(policy.model):
         after = [row_log_likelihoods(policy, *pair) for pair in rows]
     gains = [(a[0] - b[0]) - (a[1] - b[1]) for a, b in zip(after, before, strict=True)]
     check_finite("the sum of the log-likelihoods after the last step", sum(map(sum, after)), training.lr)

@@ -68,9 +68,11 @@ def run_trainer(
     ``trainer`` makes the Trainer (default: :class:`GroupedTrainer`).
 
     Weights that train and are in half precision are held in float32 while training, under autocast, because half
-    precision loses small updates. A float32 adapter on a bfloat16 model trains in :func:`mixed_precision`.
+    precision loses small updates. A float32 adapter on a model in half precision trains in its type; on
+    a float16 model with loss scaling, which needs a GPU.
 
-    ValueError where ``batch_size`` cannot be divided or the optimizer is unavailable. FloatingPointError where a loss,
+    ValueError where ``batch_size`` cannot be divided, the optimizer is unavailable, or a float16 model has an adapter
+    and there is no GPU. FloatingPointError where a loss,
     a gradient norm or a weight is not finite, before a checkpoint includes it.
     """
     check_optimizer(training.optimizer)
@@ -88,11 +90,10 @@ def run_trainer(
             + (f" x {ranks} processes" if ranks > 1 else "")
         )
     steps = training.updates or max(1, math.ceil(len(data) / batch_size)) * training.epochs  # type: ignore[arg-type]
-    halves = {weight.dtype for weight in model.parameters() if weight.requires_grad} & set(HALF)
-    half = halves.pop() if halves else None
-    if half:
-        model.float()
-    mixed = _has_mixed_precision(model)
+    half, mixed = _half_weights(model), _half_precision(model)
+    types = _in_float32(model) if half else []
+    if mixed is torch.float16 and not on_gpu:
+        raise ValueError("an adapter on a float16 model trains on a GPU alone: set dtype='bfloat16' or 'float32'")
     arguments = TrainingArguments(
         **_named_arguments(training),
         max_steps=training.updates or -1,  # if positive, it sets the end of training and of the schedule
@@ -101,8 +102,8 @@ def run_trainer(
         gradient_accumulation_steps=share // micro_batch_size,
         warmup_steps=int(training.warmup_ratio * steps),
         gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
-        bf16=mixed or half is torch.bfloat16,
-        fp16=half is torch.float16,
+        bf16=torch.bfloat16 in (mixed, half),
+        fp16=torch.float16 in (mixed, half),
         logging_steps=max(1, int(steps // 50)),
         logging_nan_inf_filter=False,  # it would replace a loss that is not finite by the mean of the previous ones
         train_sampling_strategy="group_by_length",
@@ -128,8 +129,7 @@ def run_trainer(
     running.remove_callback(PrinterCallback)
     with disable_input_dtype_casting(model) if mixed else nullcontext():
         running.train(resume_from_checkpoint=last)
-    if half:
-        model.to(half)
+    _in_types(model, types)
     check_weights(model, "the last step", training.lr)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_disable()
@@ -138,18 +138,41 @@ def run_trainer(
 
 
 @contextmanager
-def mixed_precision(model: Any) -> Iterator[None]:
-    """Computes a float32 adapter on a bfloat16 model in bfloat16, which is faster; any other model as usual."""
-    if not _has_mixed_precision(model):
+def training_precision(model: Any) -> Iterator[None]:
+    """Computes with a trainable model in the precision in which :func:`run_trainer` trains it."""
+    adapter, weights = _half_precision(model), _half_weights(model)
+    if not (half := adapter or weights):
         yield
         return
+    types = _in_float32(model) if weights else []
     # without the first, PEFT would cast the inputs of an adapter to float32, and autocast would cast them back
-    with disable_input_dtype_casting(model), torch.autocast(model.device.type, torch.bfloat16):
+    casts, has_autocast = disable_input_dtype_casting(model) if adapter else nullcontext(), half is torch.bfloat16
+    with casts, torch.autocast(model.device.type, half, enabled=has_autocast or torch.cuda.is_available()):
         yield
+    _in_types(model, types)
 
 
-def _has_mixed_precision(model: Any) -> bool:
-    return isinstance(model, PeftModel) and model.dtype is torch.bfloat16
+def _half_precision(model: Any) -> torch.dtype | None:
+    """The type of the weights of a model with an adapter, if that is half precision."""
+    return model.dtype if isinstance(model, PeftModel) and model.dtype in HALF else None
+
+
+def _half_weights(model: Any) -> torch.dtype | None:
+    """The type of the weights that train, if that is half precision."""
+    types = {weight.dtype for weight in model.parameters() if weight.requires_grad} & set(HALF)
+    return types.pop() if types else None
+
+
+def _in_float32(model: Any) -> list[torch.dtype]:
+    """Turn the weights of ``model`` into float32, not its buffers, and return their former types, in order."""
+    types = [weight.dtype for weight in model.parameters()]
+    _in_types(model, [torch.float32] * len(types))
+    return types
+
+
+def _in_types(model: Any, types: Sequence[torch.dtype]) -> None:
+    for weight, kind in zip(model.parameters(), types, strict=False):
+        weight.data = weight.data.to(kind)
 
 
 def _named_arguments(training: TrainingSettings) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from eef.agents.cached_engine import CachedEngine
 from eef.agents.policy import Policy
@@ -128,6 +131,20 @@ def test_the_four_bit_path_trains_and_acts_on_cpu(tokenizer, shop, tmp_path) -> 
     assert all(t.outcome in ("done", "max_steps") for t in played)
 
 
+def test_an_adapter_leaves_the_layers_that_read_images(policy: Policy) -> None:
+    """They get no gradient, which stops a training in several processes."""
+    text = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "layer_types": ["full_attention"] * 2,
+    }  # fmt: skip
+    images = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=text, vision_config={**images, "image_size": 28, "patch_size": 14})
+    both = replace(policy, model=AutoModelForCausalLM.from_config(config))
+    both.new_adapter(seed=0, r=2)
+    names = [name for name, weight in both.model.named_parameters() if weight.requires_grad]
+    assert len(names) == 2 * 7 * 2 and all(".language_model.layers." in name for name in names)
+
+
 def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenizer, shop, tmp_path) -> None:
     """The twin has the dequantised weights. Acting (``eval``) must not change the gradients."""
     torch.manual_seed(0)
@@ -139,7 +156,7 @@ def test_gradients_through_four_bit_weights_equal_those_of_a_dense_twin(tokenize
             {"aliases": "webshop", "constrained_decoding": True},
         )
     )
-    four, dense = Policy.load(base, quantize="nf4"), Policy.load(base)
+    four, dense = Policy.load(base, quantize="nf4", dtype="float32"), Policy.load(base)
     linears = {name: module for name, module in four.model.named_modules() if isinstance(module, Linear4bit)}
     assert len(linears) == 2 * 7 and not any(isinstance(module, Linear4bit) for module in dense.model.modules())
     for name, module in linears.items():

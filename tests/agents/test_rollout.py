@@ -340,7 +340,10 @@ def test_a_context_that_overflows_is_its_own_outcome(shop, policy: Policy) -> No
     policy.context = 150
     played = simulate(policy, shop, [Start(task) for task in shop.tasks("train")], seed=0)
     assert {t.outcome for t in played} == {"context_overflow"}
-    assert not any(t.failed for t in played)
+    assert [t.failed for t in played] == [len(t) > 0 for t in played], "lost, unless not even the first turn fits"
+    policy.context = policy.max_new_tokens
+    (one,) = simulate(policy, shop, [Start(played[0].task)], seed=0)
+    assert (one.outcome, len(one), one.failed) == ("context_overflow", 0, False)
 
 
 def test_progress_counts_every_episode(shop, policy: Policy) -> None:

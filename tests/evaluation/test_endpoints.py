@@ -147,7 +147,7 @@ def test_an_example_is_the_same_for_each_number_of_subtasks(
 
 
 @pytest.mark.parametrize("messages", [3, 7])  # the first request, a later one
-def test_a_subtask_that_exceeds_the_context_is_an_error_that_is_not_rated(
+def test_a_subtask_that_exceeds_the_context_is_lost_and_an_error_if_not_even_a_turn_fits(
     serve: Any, play: Any, tiny: str, env: WebShop, tmp_path: Path, messages: int
 ) -> None:
     endpoint, task = serve(), env.tasks("test")[1]
@@ -161,7 +161,9 @@ def test_a_subtask_that_exceeds_the_context_is_an_error_that_is_not_rated(
     endpoint.answer = answer
     made = evaluate(f"openai:gpt@{endpoint.url}", tiny, {}, tmp_path, yes=True)
     rates = read_json(made / "card.json")["rates"]
-    assert (rates["rated"], rates["errors"]) == (3, 1) and rates["win_rate"] == rates["wins"] / 3
+    errors = int(messages == 3)
+    assert (rates["rated"], rates["errors"]) == (4 - errors, errors)
+    assert rates["win_rate"] == rates["wins"] / (4 - errors)
     table = pd.read_csv(made / "subtasks.csv", dtype={"task": str}).set_index("task")
     assert table.loc[task, "outcome"] == "context_overflow" and table.loc[task, "steps"] == (messages - 3) // 2
     sent = len(endpoint.bodies)

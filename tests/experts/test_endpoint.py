@@ -447,7 +447,7 @@ def overflowing(usual: Answer, prompt: str, messages: int, error: dict[str, Any]
         {"message": "request (5000 tokens) exceeds the available context size (4096 tokens)", "code": 400},
     ],
 )
-def test_a_context_overflow_does_not_count_as_a_loss(
+def test_a_context_overflow_is_a_loss_only_in_an_evaluation(
     clever: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str], messages: int, error: dict
 ) -> None:
     path, task = tmp_path / "e.jsonl", shop.tasks("train")[0]
@@ -460,7 +460,8 @@ def test_a_context_overflow_does_not_count_as_a_loss(
     assert "run the same command again" not in said and f"use it: -p experts={path}" in said
     assert collect(path, shop, "train", 3, expert(clever), yes=True, evaluation=True) == 0
     (one,) = (one for one in load(path) if one.task == task)
-    assert one.outcome == "context_overflow" and not one.won and not one.failed and len(one) == (messages - 3) // 2
+    assert one.outcome == "context_overflow" and not one.won and len(one) == (messages - 3) // 2
+    assert one.failed == (len(one) > 0)
     sent = len(clever.bodies)
     assert (
         collect(path, shop, "train", 3, expert(clever), yes=True, evaluation=True) == 0 and len(clever.bodies) == sent

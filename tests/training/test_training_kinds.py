@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from eef.training.dpo import dpo
 from eef.training.likelihoods import learnt_log_probabilities
 from eef.training.rows import IGNORE, Row, collate, flatten, merge_prefix_rows, rows_of
 from eef.training.sft import sft
-from eef.training.trainer import mixed_precision
+from eef.training.trainer import training_precision
 from eef.trajectory import Trajectory, Turn
 
 SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -231,10 +232,13 @@ def test_half_precision_is_trained_in_float32_and_saved_in_its_own_type(base: st
     assert again.dtype == torch.bfloat16 and torch.equal(again.lm_head.weight, policy.model.lm_head.weight)
 
 
+@pytest.mark.parametrize("quantize", [None, "nf4"])
 def test_an_adapter_on_a_bfloat16_model_trains_in_mixed_precision_and_acts_in_bfloat16(
-    base: str, examples, tmp_path
+    base: str, examples, tmp_path, quantize: str | None
 ) -> None:
-    policy = Policy.load(base, dtype="bfloat16")
+    policy = Policy.load(base, dtype="bfloat16", quantize=quantize)
+    rest = {weight.dtype for name, weight in policy.model.named_parameters() if "proj" not in name}
+    assert rest == {torch.bfloat16}, "4-bit layers leave all other weights as they are"
     policy.new_adapter(seed=0)
     first = next(module for module in policy.model.modules() if hasattr(module, "lora_A"))
     types = set()
@@ -249,11 +253,23 @@ def test_an_adapter_on_a_bfloat16_model_trains_in_mixed_precision_and_acts_in_bf
     adapter = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
     assert {weight.dtype for weight in adapter.values()} == {torch.float32}
     assert report["losses"][-1]["loss"] < report["losses"][0]["loss"] - 0.2
-    acting = Policy.load(base, tmp_path / "adapter", dtype="bfloat16").model
+    acting = Policy.load(base, tmp_path / "adapter", dtype="bfloat16", quantize=quantize).model
     assert {weight.dtype for name, weight in acting.named_parameters() if "lora_" in name} == {torch.bfloat16}
-    again = Policy.load(base, tmp_path / "adapter", dtype="bfloat16", trainable=True).model
+    again = Policy.load(base, tmp_path / "adapter", dtype="bfloat16", quantize=quantize, trainable=True).model
     for name, weight in again.named_parameters():
         assert "lora_" not in name or torch.equal(weight, adapter[name])
+
+
+def test_an_adapter_on_a_float16_model_needs_the_loss_scaling_of_a_gpu(base: str, examples, tmp_path) -> None:
+    """In float16 small gradients become zero."""
+    policy = Policy.load(base, dtype="float16")
+    policy.new_adapter(seed=0)
+    if torch.cuda.is_available():
+        losses = sft(policy, examples, tmp_path, **{**SETTINGS, "epochs": 6})["losses"]
+        assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
+        return
+    with pytest.raises(ValueError, match=r"float16 model trains on a GPU alone: set dtype='bfloat16' or 'float32'"):
+        sft(policy, examples, tmp_path, **SETTINGS)
 
 
 def test_mixed_precision_gives_the_gradients_of_float32_adapters(base: str, examples) -> None:
@@ -266,7 +282,7 @@ def test_mixed_precision_gives_the_gradients_of_float32_adapters(base: str, exam
     rows, _ = rows_of(policy, examples)
     batch = collate([{"input_ids": row.ids, "mask": row.mask} for row in rows[:2]], policy.pad)
     gradients = []
-    for context in (mixed_precision(policy.model), nullcontext()):
+    for context in (training_precision(policy.model), nullcontext()):
         with context:
             loss = -learnt_log_probabilities(policy.model, batch).sum()
         loss.backward()
@@ -275,6 +291,18 @@ def test_mixed_precision_gives_the_gradients_of_float32_adapters(base: str, exam
         policy.model.zero_grad()
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     assert 0 < difference < 0.01
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_the_first_loss_of_dpo_is_that_of_equal_policies_in_half_precision(base: str, shop, tmp_path, tune) -> None:
+    """The reference is computed in the precision of training."""
+    policy = Policy.load(base, dtype="bfloat16")
+    if tune == "lora":
+        policy.new_adapter(seed=0)
+    wins = demonstrations(shop, shop.tasks("train")[:2])
+    settings = {"updates": 1, "lr": 1e-9, "batch_size": 2, "seed": 0}
+    losses = dpo(policy, [(wins[0], wins[1])] * 2, tmp_path, beta=0.5, **settings)["losses"]
+    assert losses[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_gradient_checkpointing_changes_no_weight(base: str, examples, tmp_path) -> None:
