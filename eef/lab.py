@@ -242,8 +242,8 @@ class Lab:
                 report["learnt_tokens"] = sum(sum(self.chat.render(*each)[1]) for each in turns)
             if report["dropped"]:
                 show(
-                    f"warning: {stage_name(name)}: {report['dropped']} {'pairs' if kind == 'dpo' else 'examples'} exceed "
-                    f"the context of {self._resolved.context} tokens and are left out; context sets the limit"
+                    f"warning: {stage_name(name)}: {report['dropped']} {'pairs' if kind == 'dpo' else 'examples'} "
+                    f"exceed the context of {self._resolved.context} tokens and are left out; context sets the limit"
                 )
             losses = report.pop("losses")
             if losses and losses[-1]["loss"] > 2 * losses[0]["loss"]:

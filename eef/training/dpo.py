@@ -18,10 +18,10 @@ from eef.training.trainer import (
     GroupedTrainer,
     OnStep,
     check_finite,
-    training_precision,
     options,
     run_trainer,
     save_trained,
+    training_precision,
 )
 
 if TYPE_CHECKING:
