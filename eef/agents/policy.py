@@ -146,13 +146,13 @@ class Policy:
         if files:
             _forget_gguf(base)
         _check_vocabulary(model, chat, base)
-        if quantize:
+        if quantize or getattr(base, "is_quantized", False):  # by us, or in its checkpoint
             for module in base.modules():
                 # with this option eval() repacks the weights and train() does not undo it: the gradients are wrong
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
             base.requires_grad_(False)
-        elif torch.cuda.is_available():
+        if torch.cuda.is_available() and base.device.type != "cuda":
             base.to("cuda")  # type: ignore[arg-type]
         policy = cls(
             model=base,

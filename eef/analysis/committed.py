@@ -22,7 +22,8 @@ Differences = Callable[[str], dict[str, set[str]]]  # of a sweep
 
 
 def arms_of(folder: Path) -> ArmRows:
-    """The rows of each arm of a sweep, one per seed, by name and experts (``base 0.18, late 0.25``) or regime.
+    """The rows of each arm of a sweep, one per seed, by name and what the sweep varies: the experts
+    (``base 0.18, late 0.25``), the regime, or the temperature of the simulations (``temperature 1.5``).
 
     Win rates are those of ``outcomes.csv`` where it is there.
     """
@@ -34,7 +35,9 @@ def arms_of(folder: Path) -> ArmRows:
         table["win_rate"] = outcomes.groupby("run_id")["won"].mean()
         for group, part in outcomes.groupby("group") if "group" in outcomes else ():
             table[f"win_rate_{group}"] = part.groupby("run_id")["won"].mean()
-    names = [name for name in ("expert_noise", "train", "model") if name in table] or ["experts"]
+    if "temperature" in table:
+        table["temperature"] = "temperature " + table["temperature"].astype(str)
+    names = [name for name in ("expert_noise", "train", "model", "temperature") if name in table] or ["experts"]
     table["experts"] = table[names].astype(str).agg(", ".join, axis=1).str.replace(r'[{}":]', "", regex=True)
     keys = [(_name(row), row["experts"]) for row in records(table)]
     return {key: rows.set_index("seed").sort_index() for key, rows in table.groupby(pd.Series(keys, index=table.index))}
