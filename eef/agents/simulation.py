@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from eef.agents.chat import Chat
-from eef.agents.engine import PlayablePolicy
 from eef.agents.episode import Start, streams
 from eef.agents.invalid_actions import OnWarning, print_warning
 from eef.agents.journal import Journal
 from eef.agents.policy import Policy, load_arguments
 from eef.agents.random_navigation import RandomNavigation
-from eef.agents.rollout import OnProgress, OnTurn, simulate
+from eef.agents.rollout import OnEnd, OnProgress, OnTurn, simulate
 from eef.agents.vllm import served
 from eef.envs import TextEnv, make_env
 from eef.files import write_json
@@ -58,7 +58,7 @@ def run_simulations(
     """The trajectories of ``inputs.starts``, in their order.
 
     If a server played, its description goes into ``engine.json`` in ``folder``. Finished episodes are saved in the file
-    ``journal``, and those that are in it already are not played again. Several processes do not use it.
+    ``journal``, and those that are in it already are not played again.
     """
     model, acting = inputs.model, inputs.acting
     options: dict[str, Any] = {
@@ -75,7 +75,7 @@ def run_simulations(
             chat=inputs.chat, context=model.context, max_new_tokens=acting.max_new_tokens,
         ) as policy:  # fmt: skip
             write_json(folder / "engine.json", policy.about)
-            return _play(policy, inputs, options, journal)
+            return _play(partial(simulate, policy, inputs.env, **options), inputs, options, journal)
     load = {
         **load_arguments(model, inputs.chat, inputs.adapter),
         "constrained_decoding": acting.constrained_decoding,
@@ -83,20 +83,22 @@ def run_simulations(
         "instructions": inputs.chat.instructions,
     }
     if inputs.processes > 1:
-        return simulate_together(load, inputs.env, inputs.starts, inputs.processes, **options)
+        together = partial(simulate_together, load, inputs.env, processes=inputs.processes, **options)
+        return _play(together, inputs, options, journal)
     local = Policy.load(**load)
     use_threads(local.model)
-    return _play(local, inputs, options, journal)
+    return _play(partial(simulate, local, inputs.env, **options), inputs, options, journal)
 
 
-def _play(policy: PlayablePolicy, inputs: Simulation, options: dict[str, Any], path: Path | None) -> list[Trajectory]:
-    """The trajectories of all starts. Those in the journal at ``path`` are read, and the others are played."""
+def _play(play: Callable[..., Any], inputs: Simulation, options: dict[str, Any], path: Path | None) -> list[Trajectory]:
+    """The trajectories of all starts. Those in the journal at ``path`` are read, and ``play`` plays the others."""
     journal, seeds = Journal.open(path), streams(inputs.starts, inputs.seed)
     todo = journal.missing(range(len(inputs.starts)), options["on_progress"])
-    simulate(
-        policy, inputs.env, [inputs.starts[number] for number in todo], seeds=[seeds[number] for number in todo],
-        on_end=lambda place, trajectory: journal.append(todo[place], trajectory), **options,
-    )  # fmt: skip
+    if todo:
+        play(
+            starts=[inputs.starts[number] for number in todo], seeds=[seeds[number] for number in todo],
+            on_end=lambda place, trajectory: journal.append(todo[place], trajectory),
+        )  # fmt: skip
     return [journal.episodes[number] for number in range(len(inputs.starts))]
 
 
@@ -106,8 +108,10 @@ def simulate_together(
     starts: Sequence[Start],
     processes: int,
     *,
+    seeds: Sequence[Sequence[int]] | None = None,
     on_progress: OnProgress | None = None,
     on_turn: OnTurn | None = None,
+    on_end: OnEnd | None = None,
     on_warning: OnWarning = print_warning,
     **options: Any,
 ) -> list[Trajectory]:
@@ -120,12 +124,12 @@ def simulate_together(
     """
     check_gpu_count(processes)
     ends = [len(starts) * number // processes for number in range(processes + 1)]
-    seeds = streams(starts, options.get("seed", 0))
-    parts = [(list(starts[a:b]), seeds[a:b]) for a, b in pairwise(ends) if a < b]
+    seeds = streams(starts, options.get("seed", 0)) if seeds is None else seeds
+    parts = [(a, list(starts[a:b]), seeds[a:b]) for a, b in pairwise(ends) if a < b]
     recipe = getattr(env, "make_env_arguments", None)
     shared = (policy, recipe, None if recipe else env, env.state_key())
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA and threads
-    results: dict[int, list[Trajectory]] = {}
+    results: dict[int, Trajectory] = {}
     pipes: dict[Connection, int] = {}
     workers = []
     has_warned = False
@@ -163,14 +167,18 @@ def simulate_together(
                     if not has_warned:
                         on_warning(message.text)
                     has_warned = True
+                elif isinstance(message, _Ended):
+                    results[message.number] = message.trajectory
+                    if on_end:
+                        on_end(message.number, message.trajectory)
                 else:
-                    results[pipes.pop(pipe)] = message
+                    del pipes[pipe]
     finally:
         for worker in workers:
             if pipes:  # a worker failed
                 worker.terminate()
             worker.join()
-    return [trajectory for number in sorted(results) for trajectory in results[number]]
+    return [results[number] for number in range(len(starts))]
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,14 @@ class _Warning:
     """A warning that a worker sends."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """An episode that a worker sends, with the number of its start among all starts."""
+
+    number: int
+    trajectory: Trajectory
 
 
 def _work(
@@ -188,11 +204,15 @@ def _work(
     recipe: tuple[str, dict[str, Any]] | None,
     env: TextEnv | None,
     state_key: dict[str, Any],
+    first: int,
     starts: list[Start],
     seeds: list[list[int]],
     options: dict[str, Any],
 ) -> None:
-    """What a worker does: sends progress as tuples and warnings, then the trajectories; a failure as a string."""
+    """What a worker does: sends progress as tuples, warnings and episodes, then None; a failure as a string.
+
+    ``first`` is the number of its first start.
+    """
     end_with_parent()
     try:
         os.environ["LOCAL_RANK"] = str(number)  # its GPU
@@ -206,6 +226,8 @@ def _work(
         send_turn: OnTurn = lambda *counts: pipe.send(counts)  # noqa: E731
         callbacks: dict[str, Any] = {"on_progress": send_progress, "on_turn": send_turn}
         callbacks["on_warning"] = lambda text: pipe.send(_Warning(text))
-        pipe.send(simulate(loaded, own_env, starts, seeds=seeds, **callbacks, **options))
+        callbacks["on_end"] = lambda place, trajectory: pipe.send(_Ended(first + place, trajectory))
+        simulate(loaded, own_env, starts, seeds=seeds, **callbacks, **options)
+        pipe.send(None)
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")

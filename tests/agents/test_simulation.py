@@ -7,14 +7,16 @@ import torch
 from safetensors.torch import load_file
 
 from eef import trajectory
-from eef.agents.policy import Policy
+from eef.agents.journal import Journal
+from eef.agents.policy import Policy, load_chat
 from eef.agents.rollout import Start, simulate
-from eef.agents.simulation import simulate_together
+from eef.agents.simulation import Simulation, run_simulations, simulate_together
 from eef.envs import TextEnv, make_env
 from eef.experts import demonstrations, expert_trajectories
 from eef.files import write_json
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
+from eef.settings import ActingSettings, ModelSettings, Settings
 from eef.training.stages import run_job, run_job_distributed
 from eef.trajectory import Trajectory, Turn
 
@@ -126,6 +128,33 @@ def test_two_workers_simulate_what_one_process_does(made: bool, base: str, shop)
     ]  # fmt: skip
     streams = [(t.task, t.prefix, tuple(t.actions[t.prefix :])) for t in (played[0], played[-2])]
     assert streams[0] != streams[1], "equal starts have different streams"
+
+
+@pytest.mark.slow
+def test_a_killed_simulation_in_two_processes_plays_the_other_episodes_alone(base: str, shop, tmp_path) -> None:
+    settings, starts = Settings(model=base, slots=2), starts_of(shop)
+    inputs = Simulation(
+        shop, settings.group(ModelSettings), load_chat(base), settings.group(ActingSettings), None, starts, 1.0, 3,
+        processes=2,
+    )  # fmt: skip
+    seen: list[tuple] = []
+
+    def killed(*counts: int) -> None:
+        seen.append(counts)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_simulations(inputs, tmp_path, killed, journal=tmp_path / "episodes.jsonl")
+    saved = Journal.open(tmp_path / "episodes.jsonl").episodes
+    assert 3 <= len(saved) < len(starts)
+    turns: list[tuple] = []
+    played = run_simulations(
+        inputs, tmp_path, lambda *_: None, lambda *counts: turns.append(counts), tmp_path / "episodes.jsonl"
+    )
+    assert played == simulate(Policy.load(base), shop, starts, seed=3, temperature=1.0, slots=4)
+    rest = [len(item) - item.prefix for number, item in enumerate(played) if number not in saved]
+    assert sum(count for count, _ in turns) == sum(rest), "saved episodes are not played again"
 
 
 @pytest.mark.slow
