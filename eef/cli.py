@@ -170,7 +170,9 @@ def _find_sweep(word: str) -> str:
 def _sweep(
     file: Annotated[str, Argument(metavar="FILE", help="A sweep file, or the name of one in experiments/.")],
     overrides: Overrides = None,
-    jobs: Annotated[int | None, Option(help="Points to run at a time.", show_default="2; with Slurm, all")] = None,
+    jobs: Annotated[
+        int | None, Option(help="Points to run at a time.", show_default="2; on one GPU 1; Slurm: all")
+    ] = None,
     executor: Annotated[Literal["local", "slurm"], Option(help="Where to run.")] = "local",
     dry_run: Annotated[bool, Option("--dry-run", help="List the points and stop.")] = False,
     only: Annotated[str | None, Option(metavar="TEXT", help="Only points whose name contains TEXT.")] = None,

@@ -17,7 +17,7 @@ from eef.analysis.browser import write_views
 from eef.envs import TextEnv
 from eef.envs.extras import navigation_skills
 from eef.files import digest, short_names
-from eef.lab import Lab, make_chat, resolved
+from eef.lab import Lab, check_seed, make_chat, resolved
 from eef.methods import BUDGET, IN_EVERY_NAME, METHODS, REQUIRED, check_options, method_options, option_problem
 from eef.settings import Settings
 from eef.tracking.progress import show
@@ -45,10 +45,11 @@ def experiment(
 
     ``train_tasks`` and ``test_tasks`` limit each split to its first subtasks. ``config`` is recorded with the run.
     ``wandb`` shows the run on W&B (:meth:`eef.tracking.runs.Run.open`). An option that equals its default does not
-    enter the run's name, except ``n`` and ``m``. ValueError for an unknown method, TypeError for an option
-    that the method does not have and for an environment without ``state_key()``.
+    enter the run's name, except ``n`` and ``m``. ValueError for an unknown method or an invalid seed, TypeError for an
+    option that the method does not have and for an environment without ``state_key()``.
     """
     options = dict(options or {})
+    check_seed(seed)
     _check(method, options, env, settings, train_tasks, test_tasks)
     defaults = method_options(method)
     options = {name: value for name, value in options.items() if name in IN_EVERY_NAME or value != defaults[name]}

@@ -51,6 +51,7 @@ class Lab:
     A dataclass holds the inputs of each stage, and the key is computed from it (:func:`eef.tracking.stages.stage_key`).
     ``tasks`` are the training subtasks, ``test`` the test subtasks. ``simulations`` are all episodes that the method
     has simulated. ``expert_counts`` say which expert trajectories were left out or could not be checked.
+    ValueError for an invalid ``seed``.
     """
 
     run: Run
@@ -63,6 +64,9 @@ class Lab:
     simulations: list[Trajectory] = field(default_factory=list)
     expert_counts: dict[str, int] = field(default_factory=lambda: expert_counts([]))
     _stages: dict[str, str] = field(default_factory=dict, init=False)  # how many trajectories a stage has, and won
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     @cached_property
     def _resolved(self) -> Settings:
@@ -255,6 +259,12 @@ class Lab:
             write_json(folder / f"{kind}.json", {**report, "artefact": self.settings.artefact})
 
         return self.run.stage(name, stage_key(body, inputs), write)
+
+
+def check_seed(seed: Any) -> None:
+    """ValueError for a seed that is not an int from 0 to 2**32 - 1."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r} must be an int from 0 to {2**32 - 1}")
 
 
 def resolved(settings: Settings) -> Settings:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -36,6 +38,18 @@ def use_threads(model: Any, processes: int = 1) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = "1" if small else str(max(1, cores // sharing))
     torch.set_num_threads(int(threads))
+
+
+def gpu_ids() -> list[str]:
+    """The GPUs of this machine without importing torch: those in ``CUDA_VISIBLE_DEVICES``, or all of ``nvidia-smi``."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in re.split(r"[\s,]+", visible) if name not in ("", "-1")]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return process.stdout.split() if process.returncode == 0 else []
 
 
 def check_gpu_count(processes: int) -> None:

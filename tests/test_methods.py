@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
@@ -14,11 +16,12 @@ from eef import trajectory
 from eef.agents.policy import load_chat
 from eef.agents.rollout import Start
 from eef.experiment import experiment
+from eef.lab import Lab
 from eef.methods import FAILED, METHODS, REQUIRED, eef, eto, merge, method_options, wins
 from eef.models.pretrain import make_model, save
 from eef.selection import Example, count, select
 from eef.settings import Settings
-from eef.tracking.runs import load_runs
+from eef.tracking.runs import Run, load_runs
 from eef.trajectory import Trajectory, Turn
 
 
@@ -426,6 +429,16 @@ def test_a_number_of_subtasks_is_positive(shop, base: str, tmp_path: Path, name:
     with pytest.raises(ValueError, match=f"{name}={count} must be a positive integer"):
         experiment("sft_pos", shop, Settings(model=base), 0, root=tmp_path, wandb="disabled", **{name: count})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [1.0, "1", -1, True, None, 2**32])
+def test_a_seed_is_an_integer(shop, base: str, tmp_path: Path, seed: Any) -> None:
+    message = re.escape(f"seed={seed!r} must be an int from 0 to 4294967295")
+    with pytest.raises(ValueError, match=message):
+        experiment("sft_pos", shop, Settings(model=base), seed, root=tmp_path, wandb="disabled")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):
+        Lab(Run.open(tmp_path, "webshop", "x", 0, {}, {}), shop, Settings(model=base), seed, [], [], load_chat(base))
 
 
 def test_an_environment_without_a_state_key_is_refused(shop, base: str, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""CPU threads by the model's size."""
+"""CPU threads by the model's size, and the GPUs of a machine."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from eef.processes import SMALL_MODEL, use_threads
+from eef.processes import SMALL_MODEL, gpu_ids, use_threads
 
 
 class Model:
@@ -44,6 +45,21 @@ def test_a_large_model_gets_its_share_of_the_cores(
     torch.set_num_threads(2)
     use_threads(Model(size), processes)
     assert torch.get_num_threads() == threads
+
+
+def test_gpus_are_those_of_the_variable_or_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_ids() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 0\necho 1\n")
+    tool.chmod(0o755)
+    assert gpu_ids() == ["0", "1"]
+    tool.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    assert gpu_ids() == []
+    for value, names in (("", []), ("-1", []), ("3", ["3"]), ("2, GPU-8f", ["2", "GPU-8f"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert gpu_ids() == names
 
 
 def test_eef_threads_decides(monkeypatch: pytest.MonkeyPatch) -> None:

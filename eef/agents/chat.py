@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from eef.agents.chat_template import derive_scaffold
 from eef.agents.scaffold import Scaffold, answer_ids, content_encoder, user_ids
+from eef.files import did_you_mean
 from eef.tracking.keys import code_key
 from eef.trajectory import Trajectory, Turn
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from eef.envs.extras import WordAliases
 
 TASK, OBSERVATION = "Now your task.\n\n", "Observation:\n"  # before the first page and before later ones, with ReAct
+_OPTIONS = {"instructions": str, "aliases": str, "constrained_decoding": bool}  # of chat.json
 
 
 @dataclass(frozen=True)
@@ -203,13 +205,25 @@ def load_options(folder: str | Path) -> dict[str, Any]:
     """``chat.json`` beside a model: ``{"instructions": str, "aliases": str, "constrained_decoding": bool}``.
 
     Empty for a model without one. The former name ``limited`` still works, with a warning; so does ``"aliases": false``
-    for none. ValueError for ``"aliases": true``, which does not name an environment.
+    for none. ValueError for an unknown name, a value of another type, and a file that is not a JSON object.
     """
     path = Path(folder) / "chat.json"
-    options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise ValueError(f'{path} must be an object, such as {{"constrained_decoding": true}}')
     if "limited" in options:
         warnings.warn(f"{path}: 'limited' is now called 'constrained_decoding'", FutureWarning, stacklevel=2)
         options.setdefault("constrained_decoding", options.pop("limited"))
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            known = ", ".join(_OPTIONS)
+            raise ValueError(f"{path}: unknown name {name!r}{did_you_mean(name, _OPTIONS)}; known: {known}")
+        if name != "aliases" and type(value) is not _OPTIONS[name]:
+            wanted = "true or false, without quotes" if _OPTIONS[name] is bool else "a text in quotes"
+            raise ValueError(f"{path}: {json.dumps(name)} is {json.dumps(value)}, but must be {wanted}")
     aliases = options.get("aliases") or ""
     if not isinstance(aliases, str):
         raise ValueError(

@@ -18,6 +18,7 @@ from eef.analysis.statistics import Paired, paired
 from eef.files import RunError, disk_errors, read_json, short_names
 
 _FRESH = 3600.0  # seconds: an unlinked stage younger than this may belong to a run that is about to link it
+_RESUMABLE = 7 * 24 * _FRESH  # how long the checkpoints of a killed stage are left in place
 
 
 def find(root: Path, word: str) -> Path:
@@ -206,7 +207,8 @@ def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) ->
     no other run links to, partial stages of killed processes, and executed notebooks that belong to no run or sweep.
 
     Stages and notebooks written within the last hour are kept. A run without a result may be in progress: it is kept if
-    anything in its folder changed within the last hour.
+    anything in its folder changed within the last hour. Killed stages resume from their checkpoints, which are kept for
+    a week, with ``unfinished`` for an hour.
     """
     folders = sorted(path.parent for path in root.glob("*__*/config.json"))
     old = time.time() - _FRESH
@@ -216,7 +218,9 @@ def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) ->
     marks = {path.stem[:8] for path in root.glob("sweeps/*/*.json")}
     stages = [path for path in root.glob("stages/*-*") if path.is_dir() and not path.name.startswith(".")]
     unused = [p for p in stages if p.resolve() not in used and (p.resolve() in released or p.stat().st_mtime < old)]
-    partial = [path for ends in ("[0-9]*", "work") for path in root.glob(f"stages/.*-*.{ends}") if _abandoned(path)]
+    limit = old if unfinished else time.time() - _RESUMABLE
+    partial = [path for path in root.glob("stages/.*-*.[0-9]*") if _abandoned(path)]
+    partial += [path for path in checkpoints(root) if _abandoned(path) and _last_change(path) < limit]
     notebooks = []
     for path in root.glob("notebooks/*__*.ipynb"):
         mark = path.stem.rsplit("__", 1)[-1]
@@ -226,10 +230,18 @@ def prunable(root: Path, runs: Sequence[Path] = (), unfinished: bool = False) ->
     return [*sorted(removed), *sorted(unused), *sorted(partial), *sorted(notebooks)]
 
 
+def checkpoints(root: Path) -> list[Path]:
+    """The folders from which stages that were killed resume. A stage in progress may have one too."""
+    return sorted(root.glob("stages/.*-*.work"))
+
+
 def _is_abandoned_run(run: Path, old: float) -> bool:
     """Whether a run has no result, and nothing in its folder changed after ``old``."""
-    changes = (path.lstat().st_mtime for path in (run, *run.iterdir()))
-    return not (run / "result.json").is_file() and max(changes) < old
+    return not (run / "result.json").is_file() and _last_change(run) < old
+
+
+def _last_change(folder: Path) -> float:
+    return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
 
 
 def _linked(folder: Path) -> list[Path]:

@@ -81,12 +81,15 @@ def _runs_prune(
     runs: Annotated[
         list[str] | None, Argument(metavar="RUN", help="Also these runs, and stages that only they use.")
     ] = None,
-    unfinished: Annotated[bool, Option("--unfinished", help="Also runs without a result.")] = False,
+    unfinished: Annotated[bool, Option("--unfinished", help="Also runs without a result, and checkpoints.")] = False,
     yes: Annotated[bool, Option("--yes", help="Remove the files.")] = False,
     root: Root = None,
 ) -> None:
-    """List files that no run needs; --yes removes them."""
-    from eef.analysis.compare import find, in_units, prunable, prune, size
+    """List files that no run needs; --yes removes them.
+
+    Checkpoints from which killed stages resume are left in place for a week, with --unfinished for an hour.
+    """
+    from eef.analysis.compare import checkpoints, find, in_units, prunable, prune, size
 
     folder = runs_folder(root or context.obj)
     chosen = [find(folder, word) for word in runs or []]
@@ -98,3 +101,6 @@ def _runs_prune(
         print(f"{in_units(count):>8}  {path.relative_to(folder)}")
     state = "removed" if yes else "would be removed (--yes removes them)"
     print(f"{len(sizes)} files and folders, {in_units(sum(count for _, count in sizes))}, {state}")
+    if left := [path for path in checkpoints(folder) if path not in dict(sizes)]:
+        total = in_units(sum(size(path) for path in left))
+        print(f"checkpoints of {len(left)} stages, {total}, stay for a week, to resume from (--unfinished: an hour)")

@@ -55,8 +55,10 @@ def check_env(env: TextEnv, episodes: int = 3, seed: int = 0) -> Iterator[str]:
     """Yields a line for each check that ``env`` passes, with ``episodes`` training subtasks played at random.
 
     If the actions cannot be listed, the scripted expert plays. The state of ``env`` changes. :class:`ProtocolError` at
-    the first failure: it says which method returned what, and what to return instead.
+    the first failure: it says which method returned what, and what to return instead. ValueError for no episodes.
     """
+    if type(episodes) is not int or episodes < 1:
+        raise ValueError(f"episodes={episodes!r} must be a positive integer")
     _check_methods(env)
     yield "methods: all are there"
     with _errors(env, "state_key()"):
@@ -295,10 +297,8 @@ def _check_extras(env: TextEnv, page: str, tasks: dict[str, list[str]]) -> Extra
     calls: list[tuple[str, Any, type]] = []
     with _errors(env, "extras"):
         calls += [("parts(observation)", extras.parts(page), list), ("goal(observation)", extras.goal(page), str)]
-        calls += [
-            ("note(action, observation)", extras.note("", page), str),
-            ("thought(action)", extras.thought(""), str),
-        ]
+        calls += [("note(action, observation)", extras.note("", page), str)]
+        calls += [("thought(action)", extras.thought(""), str)]
     for call, value, kind in calls:
         if not isinstance(value, kind):
             raise _fault(env, f"extras.{call}", f"returned {type(value).__name__}", f"a {kind.__name__}")

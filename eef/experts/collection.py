@@ -10,6 +10,7 @@ import asyncio
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from eef.envs import EnvError, TextEnv, first_page, replay_workers, take_step
 from eef.experts import demonstrations, one_shot_example
 from eef.experts.endpoint import Answer, Ask, CollectError, ContextOverflow, EpisodeError, Expert, asker, make_client
 from eef.experts.lines import line_of
-from eef.files import digest, disk_errors
+from eef.files import digest, disk_errors, names_file
 from eef.trajectory import Trajectory, Turn, from_dict
 
 CHARACTERS_PER_TOKEN, TOKENS_PER_ANSWER = 4, 100  # assumed by the estimate
@@ -72,7 +73,8 @@ def collect(
         raise CollectError(f"another process collects into {path}: wait for it, or choose another file") from None
     _print_missing(remaining, too_long, expert)
     if not (evaluation or remaining):
-        print(f"use it: -p experts={path}")
+        name = str(path) if names_file(str(path)) else f"./{path}"
+        print(f"use it: {shlex.join(['-p', f'experts={name}'])}")
     return int(bool(remaining or too_long))
 
 

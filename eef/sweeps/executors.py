@@ -142,14 +142,28 @@ def failure(base: str, code: int) -> str:
     else:
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
-    if errors and _is_own_message(text) and os.environ.get("EEF_DEBUG") != "1":
-        return str(errors[0]["evalue"])
+    if errors and os.environ.get("EEF_DEBUG") != "1":
+        if advice := _memory_advice(message, text):
+            return advice
+        if _is_own_message(text):
+            return str(errors[0]["evalue"])
     lines = text.removesuffix(message).strip().splitlines()[-15:]
     reason = {9: " (out of memory?)", 15: " (cancelled, or out of time?)"}.get(-code, "")
     killed = f"ended by signal {-code}{reason}" if code < 0 else f"exit {code}"
     if shutil.disk_usage(log.parent).free < 1_000_000:  # the error could then not be written
         killed = f"the disk is full at {log.parent}: free some space and start again; finished stages are kept"
     return "\n        ".join([message or killed, *lines])
+
+
+def _memory_advice(message: str, traceback: str) -> str:
+    """What to do about a GPU without free memory, by the place of the error; empty for another error."""
+    match = re.search(r"CUDA (?:error: )?out of memory(?:\. Tried to allocate [\d.]+ \w+)?", message)
+    if match is None:
+        return ""
+    in_training = f"{PACKAGE.name}/training/" in traceback
+    use = "micro_batch_size=1, gradient_checkpointing=true, quantize=nf4" if in_training else "fewer slots"
+    what = "training" if in_training else "the simulations"
+    return f"the GPU's memory is too small for {what} ({match[0]}): set {use} or a smaller context, or use --jobs 1"
 
 
 def _is_own_message(traceback: str) -> bool:
@@ -265,7 +279,9 @@ def queued() -> set[str] | None:
 
 
 def check_slurm(resources: Mapping[str, Any]) -> None:
-    """Raise :class:`LaunchError` unless submitit and Slurm are available and submitit knows all ``resources``."""
+    """Raise :class:`LaunchError` unless submitit and Slurm are available, and ``resources`` are known to submitit and
+    have a ``time``.
+    """
     _executor(Path(os.devnull), resources)
 
 
@@ -278,6 +294,10 @@ def _executor(folder: Path, resources: Mapping[str, Any]) -> Any:
     known = set(inspect.signature(_make_sbatch_string).parameters) - {"command", "folder", "map_count"}
     if unknown := sorted(set(resources) - known):
         raise LaunchError(f"slurm: unknown resource {unknown[0]!r}; submitit knows {', '.join(sorted(known))}")
+    if "time" not in resources:  # submitit's default ends jobs after 5 minutes
+        raise LaunchError(
+            "slurm: the time limit of a job is missing: add it in minutes to the sweep file, slurm: {time: 240}"
+        )
     if submitit.SlurmExecutor.affinity() < 0:
         raise LaunchError("--executor slurm: srun is not available; start the sweep on a machine of the cluster")
     if folder == Path(os.devnull):

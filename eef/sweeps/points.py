@@ -6,12 +6,13 @@ import itertools
 import re
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eef.files import digest, read_json
+from eef.settings import Settings
 from eef.sweeps import inputs, options
 from eef.sweeps.executors import Job, declared
 from eef.sweeps.spec import NO_LITERAL, Spec, SweepError, check, default_of
@@ -37,6 +38,8 @@ class Point:
     start: float = 0.0
     seconds: float = 0.0
     work: subprocess.Popen[bytes] | Job | None = None
+    processes: int = 1
+    gpus: tuple[str, ...] = ()
 
 
 def expand(spec: Spec, overrides: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -95,7 +98,7 @@ def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
     seed = overrides.pop("seed", None)  # expand reads it where there are no seeds
     if (seeds := overrides.get("seeds", seed)) is not None:
         overrides["seeds"] = seeds if isinstance(seeds, list) else [seeds]
-    without = _without_result(spec)
+    same, overrides, without = _keyed(spec, same), _keyed(spec, overrides), _without_result(spec)
     overrides = {key: value for key, value in overrides.items() if key not in without and same.get(key, ...) != value}
     return f"{spec.name}-{digest(overrides, 4)}" if overrides else spec.name
 
@@ -103,6 +106,20 @@ def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
 def _without_result(spec: Spec) -> set[str]:
     """The parameters whose comment says that ``no result depends on it``: no part of names and marks."""
     return {key for key, known in declared(spec.notebook).items() if "no result depends on it" in known["help"]}
+
+
+def _keyed(spec: Spec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as the keys of stages have them: the address of a vLLM server becomes ``vllm``.
+
+    This applies to settings that the notebook declares, except files (:func:`_resolve_files`).
+    """
+    known, result = declared(spec.notebook), dict(values)
+    for each in fields(Settings):
+        key, help = each.metadata.get("key"), each.metadata["help"]
+        is_declared = known.get(each.name, {}).get("help", "").endswith(help) and inputs.declaration(help) is None
+        if key and is_declared and each.name in values:
+            result[each.name] = key(values[each.name])
+    return result
 
 
 def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Point]:
@@ -121,10 +138,9 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
     except (ValueError, FileNotFoundError) as error:
         raise SweepError(str(error)) from None
     labels = [label(spec, shown) for _, _, shown in resolved]
-    planned = []
+    planned, defaults = [], _defaults(spec)
     for number, ((parameters, _, _), hashed, name) in enumerate(zip(resolved, hashes, labels, strict=True)):
         if (first := hashes.index(hashed)) < number:
-            defaults = _defaults(spec)
             equal = _marked(spec, parameters, defaults) == _marked(spec, resolved[first][0], defaults)
             why = "their parameters are equal" if equal else "the files that they name have the same contents"
             raise SweepError(f"{spec.file}: the points {labels[first]} and {name} are the same: {why}; remove one")
@@ -132,10 +148,11 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
             name = f"{name}-{hashed[:4]}"
         base = f"{root}/notebooks/{spec.name}__{name}__{hashed[:8]}"
         point = Point(name, parameters, root / "sweeps" / spec.name / f"{hashed}.json", base)
+        processes = _complete(parameters, defaults).get("processes")
+        point.processes = processes if type(processes) is int else 1
         if point.mark.is_file() and _has_results(run_ids(point), root):
             point.state = "finished"
         planned.append(point)
-    defaults = _defaults(spec)
     todo = [_complete(point.parameters, defaults) for point in planned if point.state != "finished"]
     for notice in check_values(declared(spec.notebook), todo, f"sweep {spec.name}"):
         print(notice)
@@ -155,8 +172,8 @@ def _hashes(spec: Spec, resolved: list[tuple[dict[str, Any], dict[str, Any], dic
 
 def _marked(spec: Spec, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that a mark covers, with the defaults of all others."""
-    without = _without_result(spec)
-    return {key: value for key, value in _complete(parameters, defaults).items() if key not in without}
+    without, values = _without_result(spec), _keyed(spec, _complete(parameters, defaults))
+    return {key: value for key, value in values.items() if key not in without}
 
 
 def _defaults(spec: Spec) -> dict[str, Any]:

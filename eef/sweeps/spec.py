@@ -2,7 +2,7 @@
 
 A sweep file (``experiments/*.yaml``) has ``name``, ``notebook``, ``parameters`` (fixed), ``seeds``, ``points`` (a list
 of parameter sets), ``grid`` (parameter: list of values, as a product), ``figure`` and ``slurm`` (resources of a job,
-under submitit's names: ``time`` in minutes, ``mem``, ``cpus_per_task``, ``gres``, ``partition``, ...).
+under submitit's names: ``time`` in minutes (needed), ``mem``, ``cpus_per_task``, ``gres``, ``partition``, ...).
 
 Ambiguous YAML is refused (:mod:`eef.sweeps.strict_yaml`). Former names of parameters still work
 (:mod:`eef.sweeps.renamed`).
@@ -181,6 +181,10 @@ def check(spec: Spec, points: list[dict[str, Any]], overrides: Mapping[str, Any]
             hint = did_you_mean(key, list(known))
             listed = f"the first code cell of {spec.notebook} tagged 'parameters' lists all of them"
             raise SweepError(f"{where}: unknown parameter {key!r}{hint}; {listed}")
+        if key == "root" and json.loads(value):
+            raise SweepError(
+                f"{where}: 'root' cannot be a parameter of a sweep: use --root DIR for the folder of its runs"
+            )
         _check_value(where, key, json.loads(value), known[key])
     if "notebook" in spec.figure:
         drawing = find_notebook(spec.file, spec.figure["notebook"])

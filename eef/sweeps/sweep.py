@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eef.files import did_you_mean, disk_errors, link, read_json, write_json
+from eef.processes import gpu_ids
 from eef.sweeps.executors import Execution, Job, adopt, check_slurm, failure, stop, submit, warnings_of
 from eef.sweeps.inputs import code_by_file
 from eef.sweeps.points import Point, current_hash, other_releases, plan, remarks, run_ids, sweep_label, why_again
@@ -42,9 +44,10 @@ def sweep(
 ) -> int:
     """Run the points that are not finished. Returns 0 on success, 1 if points failed, 130 if interrupted.
 
-    ``executor`` is ``local`` (``jobs`` processes at a time, 2 by default) or ``slurm`` (an array of jobs, all at a time
-    by default). Jobs that an interrupted sweep left in Slurm's queue continue, and the next sweep waits for them.
-    ``out`` is the folder of the figures, which the command that repeats the sweep names.
+    ``executor`` is ``local`` (``jobs`` processes at a time, 2 by default; 1 if the GPUs are too few for two points) or
+    ``slurm`` (an array of jobs, all at a time by default). Jobs that an interrupted sweep left in
+    Slurm's queue continue, and the next sweep waits for them. ``out`` is the folder of the figures, which the command
+    that repeats the sweep names.
     """
     spec = read_spec(path)
     overrides, notices = use_current_names(spec, overrides)
@@ -65,7 +68,8 @@ def sweep(
     todo = [point for point in chosen if point.state != "finished"]
     if slurm := executor == "slurm":
         check_slurm(spec.slurm)
-    jobs_option, jobs = jobs, jobs or (max(1, len(todo)) if slurm else 2)
+    gpus = [] if slurm else gpu_ids()
+    jobs_option, jobs = jobs, jobs or (max(1, len(todo)) if slurm else _default_jobs(todo, gpus))
     name = sweep_label(spec, overrides)
     print(f"sweep {name}: {len(chosen)} points of {spec.notebook.name}, {len(todo)} to do, {jobs} at a time; {folder}")
     if warning := other_releases([point for point in chosen if point.state == "finished"], folder):
@@ -78,7 +82,7 @@ def sweep(
         return 0
     with _locked(folder):
         try:
-            _work(spec, name, todo, jobs, folder, slurm)
+            _work(spec, name, todo, jobs, folder, slurm, gpus)
             code = int(any(point.state == "failed" for point in chosen))
         except KeyboardInterrupt:
             state = f"jobs keep running (scancel --name=eef-{name} ends them)" if slurm else "all processes were ended"
@@ -142,7 +146,19 @@ def _locked(root: Path) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm: bool) -> None:
+def _default_jobs(points: list[Point], gpus: list[str]) -> int:
+    """How many points run at a time on this machine: 2, or 1 if the GPUs are too few for two points."""
+    needed = max((point.processes for point in points), default=1)
+    return 1 if gpus and len(gpus) < 2 * needed else 2
+
+
+def _gpus_of(point: Point, running: list[Point], gpus: list[str]) -> tuple[str, ...]:
+    """The GPUs for a point, one for each of its processes: those that the fewest running points use."""
+    users = Counter(gpu for other in running for gpu in other.gpus)
+    return tuple(sorted(gpus, key=lambda gpu: users[gpu])[: point.processes])
+
+
+def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm: bool, gpus: list[str]) -> None:
     """Run the points. A failed one does not stop the others. Slurm gets all at once, and runs ``jobs`` at a time."""
     waiting, running, shown = list(todo), list[Point](), set[str]()
     with Screen(todo, root) as screen:
@@ -152,7 +168,10 @@ def _work(spec: Spec, name: str, todo: list[Point], jobs: int, root: Path, slurm
             while waiting or running:
                 while waiting and len(running) < jobs:
                     point = waiting.pop(0)
+                    point.gpus = _gpus_of(point, running, gpus)
                     execution = _execution(spec, name, point, root, jobs)
+                    if len(gpus) > 1:
+                        execution.env["CUDA_VISIBLE_DEVICES"] = ",".join(point.gpus)
                     point.work, point.state = execution.start(), "runs"
                     running.append(point)
                     screen.log(f"start   {point.label}  (log: {point.base}.log)")

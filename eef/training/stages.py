@@ -28,6 +28,12 @@ from eef.training.sft import sft
 from eef.training.trainer import OnStep
 from eef.trajectory import Trajectory
 
+_CONSEQUENCE = re.compile(  # what a process reports because another one has failed
+    r"ChildFailedError|Dist\w*Error|Connection\w*Error|BrokenPipe|connection (closed|reset|refused)|broken pipe"
+    r"|timed? ?out|NCCL",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -163,9 +169,12 @@ def run_job_distributed(
 
 
 def _process_error(log: str) -> str:
-    """The error of a process that failed; the launcher's own error comes after it in the log."""
+    """The first error of a process that failed. Errors of processes that lost their connection to it come last, and so
+    does the launcher's own error.
+    """
     errors = re.findall(r"^(?:\[rank\d+\]: )?(?:\w+\.)*(\w+(?:Error|Exception): .*)$", log, re.MULTILINE)
-    return errors[0] if errors else "; ".join(log.strip().splitlines()[-3:])
+    causes = [error for error in errors if not _CONSEQUENCE.search(error)]
+    return next(iter([*causes, *errors]), "; ".join(log.strip().splitlines()[-3:]))
 
 
 def _main(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +96,23 @@ def test_chat_json_names_the_environment_of_its_aliases(tmp_path: Path) -> None:
     assert load_options(tmp_path) == {"aliases": ""}
     path.write_text('{"aliases": true}')
     with pytest.raises(ValueError, match=r'chat.json: "aliases" is true.*write the name of the environment'):
+        load_options(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"constrained_decoding": "false"}', '"constrained_decoding" is "false", but must be true or false, without'),
+        ('{"constrained_decoding": 1}', '"constrained_decoding" is 1, but must be true or false'),
+        ('{"instructions": ["Shop."]}', '"instructions" is \\["Shop."\\], but must be a text in quotes'),
+        ('{"instruction": "Shop."}', r"unknown name 'instruction' \(did you mean 'instructions'\?\); known: instr"),
+        ('["Shop."]', 'must be an object, such as {"constrained_decoding": true}'),
+        ('{"aliases": ', "is not valid JSON"),
+    ],
+)
+def test_a_mistake_in_chat_json_is_one_message(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "chat.json").write_text(text)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}/chat.json:? {message}"):
         load_options(tmp_path)
 
 

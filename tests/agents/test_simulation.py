@@ -17,7 +17,7 @@ from eef.files import write_json
 from eef.models.pretrain import make_model, save
 from eef.selection import Example
 from eef.settings import ActingSettings, ModelSettings, Settings
-from eef.training.stages import run_job, run_job_distributed
+from eef.training.stages import _process_error, run_job, run_job_distributed
 from eef.trajectory import Trajectory, Turn
 
 
@@ -101,6 +101,19 @@ def test_a_failing_process_says_why(base: str, tmp_path) -> None:
     job["settings"] |= {"batch_size": 3, "seed": 0}
     with pytest.raises(RuntimeError, match="2 processes failed: ValueError: batch_size 3 cannot be shared by 2"):
         run_job_distributed(job, tmp_path, 2)
+
+
+def test_the_error_of_a_failed_process_is_its_cause() -> None:
+    lost = "[rank0]: RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5"
+    nccl = "[rank0]: torch.distributed.DistBackendError: NCCL error in: ../NCCLUtils.hpp:268, unhandled system error"
+    late = "[rank0]: RuntimeError: Timed out waiting 1800000ms for recv operation to complete"
+    launcher = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
+    cause = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    for line in (lost, nccl, late):
+        for log in ([line, f"[rank1]: torch.{cause}", launcher], [f"[rank1]: torch.{cause}", line, launcher]):
+            assert _process_error("\n".join(["Traceback", *log])) == cause
+    assert _process_error(f"{lost}\n{launcher}").endswith("Connection closed by peer [127.0.0.1]:5")
+    assert _process_error("one\ntwo\nKilled\n") == "one; two; Killed"
 
 
 def starts_of(shop: TextEnv) -> list[Start]:

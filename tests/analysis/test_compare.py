@@ -114,6 +114,26 @@ def test_prune_keeps_what_runs_need(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (b.folder / "bc" / "adapter.bin").read_text() == "weights" and (b.folder / "eval" / "episodes.csv").is_file()
 
 
+def test_prune_leaves_checkpoints_from_which_killed_stages_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = {"new": 0, "killed": 2, "older": 8 * 24}
+    for name, since in hours.items():
+        (tmp_path / "stages" / f".{name}-00.work" / "checkpoint-3").mkdir(parents=True)
+        past = time.time() - 3600 * since
+        for path in (tmp_path / "stages" / f".{name}-00.work").iterdir():
+            os.utime(path, (past, past))
+            os.utime(path.parent, (past, past))
+    assert [path.name for path in prunable(tmp_path)] == [".older-00.work"]
+    both = [".killed-00.work", ".older-00.work"]
+    assert [path.name for path in prunable(tmp_path, unfinished=True)] == both
+    with FileLock(tmp_path / "stages" / ".killed-00.lock"):
+        assert [path.name for path in prunable(tmp_path, unfinished=True)] == [".older-00.work"]
+    assert main(["runs", "prune", "--yes", "--root", str(tmp_path)]) == 0
+    assert "checkpoints of 2 stages, 0 B, stay for a week, to resume from" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.glob("stages/*.work")) == [".killed-00.work", ".new-00.work"]
+
+
 def test_prune_keeps_notebooks_of_runs_sweeps_and_figures(tmp_path: Path) -> None:
     a = run(tmp_path, "eef", [1, 0])
     books = tmp_path / "notebooks"

@@ -228,6 +228,12 @@ def test_a_broken_expert_is_named(play: Any, message: str) -> None:
         lines(changed(extras=Extras(experts=ScriptedExperts(play, {"clumsy": Clumsiness(0.3)}, Clumsiness()))))
 
 
+@pytest.mark.parametrize("episodes", [0, -1, 1.5, True])
+def test_the_check_plays_at_least_one_episode(episodes: Any) -> None:
+    with pytest.raises(ValueError, match=f"episodes={episodes!r} must be a positive integer"):
+        list(check_env(Lift(), episodes=episodes))
+
+
 def test_the_noise_of_experts_is_a_dataclass() -> None:
     experts = ScriptedExperts(ride, {"clumsy": 0.3}, Clumsiness())
     with pytest.raises(ProtocolError, match="extras.experts.noise is 0.3 for 'clumsy': return an instance of one data"):

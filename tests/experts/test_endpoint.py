@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -260,6 +261,17 @@ def test_concurrency_only_changes_the_order_of_the_file(clever: Endpoint, shop: 
     assert collect(one, shop, "train", 8, expert(clever, concurrency=1), yes=True) == 0
     assert collect(many, shop, "train", 8, expert(clever, concurrency=5), yes=True) == 0
     assert sorted(one.read_bytes().splitlines()) == sorted(many.read_bytes().splitlines())
+
+
+def test_the_hint_names_the_file_as_the_experts_parameter_reads_it(
+    clever: Endpoint, shop: WebShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("exp", "./exp"), ("my experts", "./my experts"), ("e.jsonl", "e.jsonl")):
+        assert collect(name, shop, "train", 1, expert(clever), yes=True) == 0
+        words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("use it: "))
+        assert words == ["-p", f"experts={value}"]
+        assert expert_trajectories(shop, value, shop.tasks("train")[:1], 0)
 
 
 def test_the_example_is_a_win_on_a_subtask_that_is_not_collected(

@@ -140,7 +140,8 @@ def test_a_sweep_on_slurm_and_again(cluster: Path, tmp_path: Path, capsys: pytes
 
 @pytest.mark.slow
 def test_jobs_outlive_a_killed_sweep_and_are_found_again(cluster: Path, tmp_path: Path) -> None:
-    path, root = write(tmp_path, seeds=[0, 1], points=[{"n": 1}], parameters={"slow": 6.0}), tmp_path / "runs"
+    spec = {"seeds": [0, 1], "points": [{"n": 1}], "parameters": {"slow": 6.0}, "slurm": {"time": 5}}
+    path, root = write(tmp_path, **spec), tmp_path / "runs"
     first = subprocess.Popen([sys.executable, "-c", SWEEP, str(path), str(root)], stdout=subprocess.PIPE, text=True)
     for _ in range(400):
         if (root / "calls").exists():
@@ -162,7 +163,8 @@ def test_a_cancelled_job_is_a_failed_point(
 ) -> None:
     monkeypatch.setattr(launch, "_LOST_SECONDS", 1.0)
     monkeypatch.setattr(launch, "_POLL_SECONDS", 0.5)
-    path, root = write(tmp_path, seeds=[0], points=[{"n": 1}], parameters={"slow": 60.0}), tmp_path / "runs"
+    spec = {"seeds": [0], "points": [{"n": 1}], "parameters": {"slow": 60.0}, "slurm": {"time": 5}}
+    path, root = write(tmp_path, **spec), tmp_path / "runs"
     script = f"for i in $(seq 300); do [ -e {root}/calls ] && break; sleep 0.1; done; scancel --me"
     canceller = subprocess.Popen(["sh", "-c", script])
     assert sweep(path, root=root, executor="slurm") == 1
@@ -174,7 +176,7 @@ def test_a_cancelled_job_is_a_failed_point(
 
 @pytest.mark.slow
 def test_refused_resources_are_one_message(cluster: Path, tmp_path: Path) -> None:
-    path = write(tmp_path, seeds=[0], slurm={"partition": "nowhere"})
+    path = write(tmp_path, seeds=[0], slurm={"partition": "nowhere", "time": 5})
     with pytest.raises(RuntimeError, match="Slurm refused the jobs: .*nvalid partition"):
         sweep(path, root=tmp_path / "runs", executor="slurm")
 
@@ -183,9 +185,11 @@ def test_without_slurm_or_with_unknown_resources(tmp_path: Path, monkeypatch: py
     pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
     with pytest.raises(LaunchError, match="unknown resource 'memory'; submitit knows .*mem"):
         check_slurm({"memory": "4GB"})
+    with pytest.raises(LaunchError, match=r"^slurm: the time limit of a job is missing: .*slurm: \{time: 240\}"):
+        check_slurm({"mem": "4GB"})
     monkeypatch.setenv("PATH", "")
     with pytest.raises(LaunchError, match="srun is not available"):
-        check_slurm({"mem": "4GB"})
+        check_slurm({"mem": "4GB", "time": 5})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(LaunchError, match=r"needs submitit: pip install -e '\.\[slurm\]'"):
         check_slurm({})

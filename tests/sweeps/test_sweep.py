@@ -27,11 +27,12 @@ from hypothesis import strategies as st
 from eef.cli import main, parse_overrides
 from eef.envs import ENVIRONMENTS
 from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS
+from eef.processes import gpu_ids
 from eef.settings import RENAMED
 from eef.sweeps import executors as launch
 from eef.sweeps import inputs
 from eef.sweeps import sweep as module
-from eef.sweeps.executors import failure
+from eef.sweeps.executors import Execution, failure
 from eef.sweeps.points import Point, expand, label, plan, sweep_label
 from eef.sweeps.spec import Spec, SweepError, check, read_spec, use_current_names
 from eef.sweeps.sweep import repeat_command, sweep
@@ -374,6 +375,47 @@ def test_mistakes_stop_before_anything_starts(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(SweepError):
             sweep(path, overrides, root=root, **options)  # type: ignore[arg-type]
     assert not root.exists()
+
+
+def test_the_folder_of_the_runs_is_no_parameter(tmp_path: Path) -> None:
+    path, root = write(tmp_path, cell=f'{PARAMETERS}root = ""  # folder of the runs\n'), tmp_path / "runs"
+    with pytest.raises(SweepError, match="^-p: 'root' cannot be a parameter of a sweep: use --root DIR"):
+        sweep(path, {"root": str(tmp_path / "others")}, root=root)
+    assert sweep(path, {"root": ""}, root=root, dry_run=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "jobs", "default", "visible"),
+    [
+        ("", 1, None, 2, [None] * 4),
+        ("0", 1, None, 1, [None] * 4),
+        ("0", 1, 3, 1, [None] * 4),
+        ("0,1", 1, 2, 2, ["0", "1", "0", "1"]),
+        ("4,5", 1, 4, 2, ["4", "5", "4", "5"]),
+        ("0,1,2", 2, None, 1, ["0,1"] * 4),
+        ("0,1,2,3", 2, None, 2, ["0,1", "2,3", "0,1", "2,3"]),
+    ],
+)
+def test_points_have_gpus_of_their_own(
+    gpus: str, processes: int, jobs: int | None, default: int, visible: list[str | None],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    root, seen, ends = tmp_path / "runs", list[str | None](), iter(range(100))
+    (root / "notebooks").mkdir(parents=True)
+
+    def start(execution: Execution) -> Any:
+        seen.append(execution.env.get("CUDA_VISIBLE_DEVICES"))
+        first = next(ends)  # points end in the order of their starts
+        return SimpleNamespace(poll=lambda: 1 if len(seen) in (first + at_a_time, 4) else None)
+
+    at_a_time = jobs or default
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setattr(Execution, "start", start)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    path = write(tmp_path, cell=f"{PARAMETERS}processes = {processes}\n")
+    points = plan(read_spec(path), {}, root)
+    assert module._default_jobs(points, gpu_ids()) == default
+    assert sweep(path, jobs=jobs, root=root) == 1 and seen == visible
 
 
 def test_dry_run_lists_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -835,6 +877,28 @@ def test_failure_without_a_notebook_shows_the_log(tmp_path: Path, monkeypatch: p
     assert "signal 9 (out of memory?)" in failure(base, -9) and "out of luck" in failure(base, -9)
     monkeypatch.setattr(launch.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     assert failure(base, 1).startswith(f"the disk is full at {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("raised_in", "error", "advice"),
+    [
+        ("training/trainer.py", "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB",
+         "the GPU's memory is too small for training (CUDA out of memory. Tried to allocate 2.00 GiB): set "
+         "micro_batch_size=1, gradient_checkpointing=true, quantize=nf4 or a smaller context, or use --jobs 1"),
+        ("agents/engine.py", "rollout worker 0 of 2: OutOfMemoryError: CUDA out of memory.",
+         "the GPU's memory is too small for the simulations (CUDA out of memory): set fewer slots or a smaller "
+         "context, or use --jobs 1"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_of_a_gpu_is_one_message_with_advice(
+    raised_in: str, error: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traceback = [f"File {keys.PACKAGE}/{raised_in}:9, in step()", "----> 9 model(batch)", f"OutOfMemoryError: {error}"]
+    output = {"output_type": "error", "ename": "OutOfMemoryError", "evalue": error, "traceback": traceback}
+    (tmp_path / "point.ipynb").write_text(json.dumps({"cells": [{"outputs": [output]}]}))
+    assert failure(str(tmp_path / "point"), 1) == advice
+    monkeypatch.setenv("EEF_DEBUG", "1")
+    assert "----> 9 model(batch)" in failure(str(tmp_path / "point"), 1)
 
 
 def test_a_failed_point_stops_no_other_and_restarts_do_what_is_missing(

@@ -461,3 +461,15 @@ def test_overrides_that_change_nothing_are_no_part_of_the_name(file) -> None:
         assert sweep_label(spec, overrides) == "mine", overrides
     names = {sweep_label(spec, overrides) for overrides in ({"seeds": 1}, {"seed": 1}, {"seeds": [1]}, {"seed": [1]})}
     assert len(names) == 1 and "mine" not in names
+
+
+def test_another_address_of_a_server_finds_the_same_sweep_and_finished_points(file, run) -> None:
+    path = file([{"method": "rft"}])
+    names, marks = [], []
+    for engine in ("http://localhost:8000", "http://node7:9000", ""):
+        names.append(sweep_label(read_spec(path), {"engine": engine}))
+        marks.append([point.mark.name for point in run(path, engine=engine)])
+    assert names[0] == names[1] != names[2] and marks[0] == marks[1] != marks[2]
+    spec = read_spec(file([{"method": "rft"}], {"engine": "http://localhost:8000"}))
+    assert sweep_label(spec, {"engine": "http://node7:9000"}) == "mine"
+    assert sweep_label(spec, {"experts": "weak"}) == sweep_label(read_spec(path), {"experts": "weak"}) != "mine"
