@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import errno
 import hashlib
@@ -50,6 +51,23 @@ def digest(value: Any, length: int = 16) -> str:
     """
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def replace_surrogates(value: Any) -> Any:
+    """``value`` with U+FFFD in place of each half of a surrogate pair, which UTF-8 cannot encode.
+
+    ``value`` is a text, or lists, tuples and dictionaries of texts; other values stay.
+    """
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(replace_surrogates, value))
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
+    return value
 
 
 @contextmanager
@@ -134,6 +152,35 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path}: expected a JSON object, not {type(value).__name__}")
     return value
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON list or of JSON Lines in UTF-8, each with its place: ``item 2`` or ``line 3``, from 1.
+
+    ValueError for invalid JSON, and for a file that is compressed or in UTF-16.
+    """
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if data.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{path} is compressed with gzip: unpack it with gunzip, and name the unpacked file")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} is a text in UTF-16: save it in UTF-8")
+    if data.lstrip().startswith(b"["):
+        try:
+            rows = json.loads(data.decode("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: truncated or invalid JSON ({error})") from None
+        yield from ((f"item {number}", row) for number, row in enumerate(rows, start=1))
+        return
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line.decode("utf-8"))  # a file cut inside a character raises UnicodeDecodeError
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}: truncated or invalid JSON ({getattr(error, 'msg', error)}); "
+                    "restore the file, or delete this line"
+                ) from None
+            yield f"line {number}", row
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

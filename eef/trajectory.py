@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eef.files import PACKAGE, did_you_mean
+from eef.files import PACKAGE, did_you_mean, json_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,6 +151,10 @@ def check(trajectory: Trajectory) -> None:
         raise TrajectoryError(f"'prefix' must be a number of turns, 0 to {len(trajectory)}, not {trajectory.prefix!r}")
     if not isinstance(trajectory.won, bool):
         raise TrajectoryError(f"'won' must be true or false, not {trajectory.won!r}")
+    if not isinstance(trajectory.source, str):
+        raise TrajectoryError(f"'source' must be a string, not {trajectory.source!r}")
+    if not isinstance(trajectory.info, dict):
+        raise TrajectoryError(f"'info' must be a JSON object, not {trajectory.info!r}")
     if trajectory.outcome not in OUTCOMES:
         raise TrajectoryError(f"'outcome' must be one of {', '.join(OUTCOMES)}, not {trajectory.outcome!r}")
     for index, turn in enumerate(trajectory.turns):
@@ -158,6 +162,8 @@ def check(trajectory: Trajectory) -> None:
             raise TrajectoryError(f"turn {index + 1}: action, observation and reply must be strings")
         if not all(type(token) is int for token in turn.ids):
             raise TrajectoryError(f"turn {index + 1}: 'ids' must be integers")
+        if not isinstance(turn.chat, str):
+            raise TrajectoryError(f"turn {index + 1}: 'chat' must be a string, not {turn.chat!r}")
         if not isinstance(turn.learn, bool):
             raise TrajectoryError(f"turn {index + 1}: 'learn' must be true or false, not {turn.learn!r}")
 
@@ -225,25 +231,11 @@ def load_lines(path: str | Path) -> list[tuple[str, Trajectory]]:
 
 
 def placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON list or of JSON Lines, each with its place. TrajectoryError for invalid JSON."""
-    data = path.read_bytes()
-    if data.lstrip().startswith(b"["):
-        try:
-            rows = json.loads(data.decode("utf-8"))
-        except ValueError as error:
-            raise TrajectoryError(f"{path}: truncated or invalid JSON ({error})") from None
-        yield from ((f"item {number}", row) for number, row in enumerate(rows, start=1))
-        return
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line.decode("utf-8"))  # a file cut inside a character raises UnicodeDecodeError
-            except ValueError as error:
-                raise TrajectoryError(
-                    f"{path}, line {number}: truncated or invalid JSON ({getattr(error, 'msg', error)}); "
-                    "restore the file, or delete this line"
-                ) from None
-            yield f"line {number}", row
+    """As :func:`eef.files.json_rows`. TrajectoryError for a file that it cannot read."""
+    try:
+        yield from json_rows(path)
+    except ValueError as error:
+        raise TrajectoryError(str(error)) from None
 
 
 _ACTION = re.compile(r"Action: (.*)", re.DOTALL)  # the expression by which ETO's environments read actions
@@ -267,14 +259,17 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     """Convert one of ETO's published conversations.
 
     ETO's layout: human instruction, gpt "OK", then human observations and gpt replies in turns. Observations after the
-    first have an ``Observation:`` prefix; replies have the form ``Thought: ... Action: ...``. The ``loss`` flag of a
-    message becomes ``learn``. A reply that ETO's wrapper rejected for its format never reached the environment: its
-    action is empty, and it never carries loss.
+    first have an ``Observation:`` prefix, which is removed if all of them have it; replies have the form ``Thought: ...
+    Action: ...``. The ``loss`` flag of a message becomes ``learn``. A reply that ETO's wrapper rejected for its format
+    never reached the environment: its action is empty, and it never carries loss.
 
     ``won`` requires reward 1; ETO's ``success`` only says that something was bought. Conversations whose id has the
     form ``TASK_VARIATION`` and that have no reward are solutions: they get reward 1, as in ETO's code, and
     ``info["reward"]`` says so. Ids of that form belong to conversations whose first page lacks the first look around,
     so they cannot be replayed: ``info["no_replay"]`` says so.
+
+    The fields ``opening``, ``task``, ``won``, ``outcome`` and ``prefix`` count where a row has them, as those that
+    ``eef export`` writes. ``opening`` is the number of messages before the first page.
     """
     try:
         messages = [(message["from"], message["value"], message.get("loss")) for message in row["conversations"]]
@@ -286,9 +281,15 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     except (KeyError, TypeError, AttributeError):
         raise TrajectoryError("each message of 'conversations' needs 'from' and 'value'") from None
     instructed = len(messages) >= 2 and messages[1][0] == "gpt" and messages[1][1].strip().lower().rstrip(".!") == "ok"
-    messages, base = (messages[2:], 3) if instructed else (messages, 1)
+    opening = row.get("opening")
+    if opening is None:
+        opening = 2 * instructed
+    elif type(opening) is not int or not 0 <= opening < max(len(messages), 1):
+        raise TrajectoryError(f"'opening' must be the number of messages before the first page, not {opening!r}")
+    messages, base = messages[opening:], opening + 1
     if not messages or messages[0][0] != "human":
         raise TrajectoryError("the conversation does not begin with a human message")
+    prefix = all(re.match("Observation:", text) for sender, text, _ in messages[1:] if sender == "human")
     turns = []
     for index in range(1, len(messages), 2):
         sender, reply, loss = messages[index]
@@ -300,7 +301,8 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
             )
         reply = reply.strip()
         match = _ACTION.search(reply)
-        observation = re.sub(r"^Observation:\s?", "", messages[index + 1][1] if index + 1 < len(messages) else "")
+        page = messages[index + 1][1] if index + 1 < len(messages) else ""
+        observation = re.sub(r"^Observation:\s?", "", page) if prefix else page
         rejected = match is None and observation.startswith("Invalid format.")
         turns.append(
             Turn(
@@ -310,8 +312,9 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
                 learn=(loss is None or bool(loss)) and not rejected,
             )
         )
-    task, numbered = _eto_task(str(row.get("id", row.get("task", ""))))
-    info = {"id": str(row.get("id", ""))} | ({"no_replay": "the first page lacks the look around"} if numbered else {})
+    name = str(row.get("id", ""))
+    task, numbered = _eto_task(name) if row.get("task") is None else (row["task"], False)
+    info = {"id": name} | ({"no_replay": "the first page lacks the look around"} if numbered else {})
     if numbered and "reward" not in row:
         row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file; ETO counts it as a solution"}
     if "reward" not in row:
@@ -319,15 +322,12 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
             "the conversation has no 'reward' ('success' only says that something was bought): add it, 1 for a win"
         )
     check_reward(row["reward"])
-    return Trajectory(
-        task=task,
-        prompt=messages[0][1],
-        turns=tuple(turns),
-        reward=float(row["reward"]),
-        won=row["reward"] == 1,
-        source=str(row.get("source", "eto")),
-        info=info,
-    )
+    end = {"won": row["reward"] == 1}
+    end |= {key: row[key] for key in ("won", "outcome", "prefix") if row.get(key) is not None}
+    source = str(row.get("source", "eto"))
+    item = Trajectory(task, messages[0][1], tuple(turns), float(row["reward"]), source=source, info=info, **end)
+    check(item)
+    return item
 
 
 def frame(trajectories: Iterable[Trajectory]) -> pd.DataFrame:

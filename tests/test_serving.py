@@ -276,7 +276,8 @@ async def _echo(socket: WebSocket) -> None:
 
 @pytest.fixture
 def client() -> TestClient:
-    app = Starlette(routes=[Route("/", _body, methods=["POST"]), WebSocketRoute("/ws", _echo)])
+    posts = [Route(path, _body, methods=["POST"]) for path in ("/", "/mcp")]
+    app = Starlette(routes=[*posts, WebSocketRoute("/ws", _echo)])
     return TestClient(Limits(app, max_bytes=100, idle=0.2))
 
 
@@ -286,6 +287,29 @@ def test_a_long_request_is_refused(client: TestClient) -> None:
     assert refused.status_code == 413 and "at most 100 bytes" in refused.json()["detail"]
     assert client.post("/", content=(b"x" * 30 for _ in range(4))).status_code == 413  # without a length
     assert client.post("/", content=(b"x" * 30 for _ in range(3))).text == "90"
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "message"),
+    [
+        ("{", -32700, "the request is not valid JSON"),
+        ("[1]", -32600, "the request must be a JSON object"),
+        ('{"jsonrpc": "2.0", "method": 3}', -32600, "needs 'jsonrpc', which is '2.0', and 'method', a text"),
+        ('{"jsonrpc": "2.0", "method": "a", "params": [1]}', -32602, "'params' must be a JSON object"),
+        ('{"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": []}}', -32602, "needs 'name', a text"),
+    ],
+)
+def test_a_malformed_request_to_mcp_gets_an_error_of_json_rpc(
+    client: TestClient, request_: str, code: int, message: str
+) -> None:
+    refused = client.post("/mcp", content=request_)
+    body = refused.json()
+    assert refused.status_code == 400 and body["jsonrpc"] == "2.0"
+    assert body["error"]["code"] == code and message in body["error"]["message"]
+    assert body["id"] == (7 if '"id"' in request_ else None)
+    valid = '{"jsonrpc": "2.0", "method": "tools/list"}'
+    assert client.post("/mcp", content=valid).text == str(len(valid))
+    assert client.post("/", content=request_).status_code == 200
 
 
 @pytest.mark.parametrize("length", [b"300", b""], ids=["with a length", "without"])

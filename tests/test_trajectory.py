@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -86,6 +87,20 @@ def test_a_truncated_list_names_the_file(tmp_path: Path) -> None:
             load(path)
 
 
+def test_a_byte_order_mark_is_skipped_and_other_kinds_of_files_are_named(tmp_path: Path) -> None:
+    path, text = tmp_path / "t.jsonl", json.dumps(to_dict(SMALL))
+    for content in (text, f"[{text}]"):
+        path.write_text(content, encoding="utf-8-sig")
+        assert load(path) == [SMALL]
+    for data, message in (
+        (gzip.compress(text.encode()), "t.jsonl is compressed with gzip: unpack it with gunzip"),
+        (text.encode("utf-16"), "t.jsonl is a text in UTF-16: save it in UTF-8"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(TrajectoryError, match=message):
+            load(path)
+
+
 def test_a_killed_save_leaves_the_old_file(tmp_path: Path) -> None:
     path = save([SMALL], tmp_path / "t.jsonl")
 
@@ -149,6 +164,12 @@ def test_won_may_be_left_out_where_nothing_was_scored(tmp_path: Path) -> None:
             "'learn' must be",
         ),
         ({"task": "1", "prompt": "p", "turns": [], "won": 1}, "'won' must be true or false"),
+        ({"task": "1", "prompt": "p", "turns": [], "info": [1]}, "'info' must be a JSON object"),
+        ({"task": "1", "prompt": "p", "turns": [], "source": 3}, "'source' must be a string, not 3"),
+        (
+            {"task": "1", "prompt": "p", "turns": [{"action": "a", "observation": "o", "chat": 3}]},
+            "turn 1: 'chat' must be a string, not 3",
+        ),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: object, message: str) -> None:
@@ -218,6 +239,25 @@ def test_eto_files_load_as_list_and_as_lines(tmp_path: Path) -> None:
     as_list.write_text(json.dumps(rows, indent=1))
     as_lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert load(as_list) == load(as_lines) == [from_sharegpt(row) for row in rows]
+
+
+def test_a_label_that_not_every_page_has_is_part_of_the_page() -> None:
+    row = eto_row()
+    row["conversations"][4]["value"] = "Observation: deck [SEP] B01"
+    row["conversations"][6]["value"] = "Buy Now"
+    assert from_sharegpt(row).turns[0].observation == "Observation: deck [SEP] B01"
+
+
+def test_a_row_that_we_exported_keeps_its_task_and_its_end() -> None:
+    talk = [{"from": "human", "value": "s0"}, {"from": "gpt", "value": "OK"}, {"from": "human", "value": "s1"}]
+    talk += [{"from": "gpt", "value": "click[b]"}]
+    row = {"item_id": "big_cup", "task": "big_cup", "reward": 1.0, "won": False, "outcome": "max_steps", "prefix": 1}
+    got = from_sharegpt({**row, "source": "mine", "opening": 0, "conversations": talk})
+    assert (got.task, got.prompt, got.actions, got.source) == ("big_cup", "s0", ["OK", "click[b]"], "mine")
+    assert (got.won, got.outcome, got.prefix) == (False, "max_steps", 1)
+    for wrong in ({"won": 1}, {"outcome": "lost"}, {"prefix": 9}, {"opening": 4}):
+        with pytest.raises(TrajectoryError, match=f"'{next(iter(wrong))}' must be"):
+            from_sharegpt({**row, "conversations": talk, **wrong})
 
 
 def test_a_conversation_without_acknowledgement_or_thoughts() -> None:

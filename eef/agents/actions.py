@@ -38,6 +38,8 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from eef.files import replace_surrogates
+
 if TYPE_CHECKING:
     from eef.envs.extras import Skill
 
@@ -119,8 +121,9 @@ def read_action(reply: str, react: bool = True, cut: bool = False) -> Answer:
     """The action in ``reply``, by the rules above.
 
     ``react=False``: a reply without an ``Action:`` line is an action as a whole. ``cut``: the reply was cut at the
-    token limit.
+    token limit. Half of a surrogate pair is read as U+FFFD.
     """
+    reply = replace_surrogates(reply)  # the length stays the same
     text = _without_thoughts(reply).replace("\r", "\n")
     lines, labels, end = _labelled(text)
     actions = [number for number, label in labels.items() if label == "action"]

@@ -67,8 +67,8 @@ class Episode:
     """An episode in progress. ``number`` is the place of its start in the list of starts.
 
     ``prompt`` is the text of s0, ``draw`` the random stream, ``navigation_stream`` that of random navigation.
-    ``tokens`` counts sampled tokens, ``invalid`` the turns without a valid action, ``problems`` the answers without a
-    readable action. ``scores`` are the environment's own.
+    ``max_steps`` is the largest number of turns. ``tokens`` counts sampled tokens, ``invalid`` the turns without a
+    valid action, ``problems`` the answers without a readable action. ``scores`` are the environment's own.
     """
 
     number: int
@@ -79,6 +79,7 @@ class Episode:
     navigation_stream: np.random.Generator
     prompt: str
     turns: list[Turn]
+    max_steps: int
     reward: float = 0.0
     won: bool = False
     tokens: int = 0
@@ -88,8 +89,9 @@ class Episode:
 
     @classmethod
     def begin(
-        cls, number: int, start: Start, chat: Chat, seed: Sequence[int], env: TextEnv, prompt: str, step: Step
-    ) -> tuple[Episode, list[int]]:
+        cls, number: int, start: Start, chat: Chat, seed: Sequence[int], env: TextEnv, prompt: str, step: Step,
+        max_steps: int,
+    ) -> tuple[Episode, list[int]]:  # fmt: skip
         """An episode at its start, which ``step`` led to, and the ids of the conversation so far."""
         dialogue = chat.begin()
         turns = list(start.expert.turns[: start.index]) if start.expert else []
@@ -97,11 +99,11 @@ class Episode:
         for turn in turns:
             ids += dialogue.encode_turn(turn) + dialogue.encode_observation(turn.observation)
         draw, navigation = np.random.default_rng(seed).random, np.random.SeedSequence(seed, spawn_key=(1,))
-        episode = cls(number, start, env, dialogue, draw, np.random.default_rng(navigation), prompt, turns)
+        episode = cls(number, start, env, dialogue, draw, np.random.default_rng(navigation), prompt, turns, max_steps)
         episode._score(step)  # an episode without a readable action keeps the score of its first state
         return episode, ids
 
-    def take_turn(self, ids: list[int], action: str | None, is_cut: bool, max_steps: int) -> str:
+    def take_turn(self, ids: list[int], action: str | None, is_cut: bool) -> str:
         """Act in the environment. Returns the outcome if this ends the episode, else an empty string.
 
         ``ids`` are those of the answer, ``action`` its action if decoding was constrained (else None). ``is_cut`` says
@@ -122,7 +124,7 @@ class Episode:
             self.invalid += 1
             self.problems[answer.problem] += 1
             self.turns.append(Turn("", EXPLANATIONS[answer.problem], full_reply, False, sampled, scaffold))
-            return "max_steps" if len(self.turns) >= max_steps else ""
+            return "max_steps" if len(self.turns) >= self.max_steps else ""
         try:
             step = take_step(self.env, answer.action)
         except EnvError:
@@ -133,7 +135,7 @@ class Episode:
         self._score(step)
         if step.done:
             return "done"
-        return "max_steps" if len(self.turns) >= max_steps else ""
+        return "max_steps" if len(self.turns) >= self.max_steps else ""
 
     def _score(self, step: Step) -> None:
         self.reward, self.won = float(step.reward), bool(step.info.get("won"))

@@ -14,6 +14,7 @@ from eef.agents.invalid_actions import InvalidActions, OnWarning, print_warning
 from eef.agents.random_navigation import RandomNavigation
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError, Step, TextEnv, actions_now
+from eef.envs.limits import step_limit
 from eef.trajectory import Trajectory
 
 OnProgress = Callable[[int, int, int], None]
@@ -41,10 +42,10 @@ def simulate(
     """Simulate ``policy`` from each start. Returns whole trajectories, an expert's prefix included, in order of start.
 
     ``slots`` episodes are played at once. ``max_steps`` counts all turns of an episode, the prefix included (default:
-    the environment's). Each start has its own random stream, so that ``slots``, order and memory change no result.
-    ``seeds`` are those of :func:`streams`; pass them if ``starts`` is part of a longer list. A replay that diverges, an
-    environment that fails and a context that overflows end one episode with an ``outcome`` of their own; the others
-    continue.
+    the environment's; its limit for a subtask counts where it is lower). Each start has its own random stream, so that
+    ``slots``, order and memory change no result. ``seeds`` are those of :func:`streams`; pass them if ``starts`` is
+    part of a longer list. A replay that diverges, an environment that fails and a context that overflows end one
+    episode with an ``outcome`` of their own; the others continue.
 
     ``navigation`` replaces some of the policy's actions by random ones. They have a random stream of their own and are
     not counted as sampled tokens.
@@ -142,7 +143,7 @@ class _Rollouts:
             ):
                 if not outcome and len(ids) + self.policy.max_new_tokens > self.policy.context:
                     outcome = "context_overflow"
-                if not outcome and len(episode.turns) >= self.max_steps:
+                if not outcome and len(episode.turns) >= episode.max_steps:
                     outcome = "max_steps"
                 self.live[slot], self.waiting[slot] = episode, ids
                 if outcome:
@@ -154,14 +155,15 @@ class _Rollouts:
         start = self.starts[number]
         prompt = start.expert.prompt if start.expert else ""
         env, step, outcome = self.states.env, Step(prompt, 0.0, False), ""
-        if start.expert and start.index >= self.max_steps:
+        limit = step_limit(env, start.task, self.max_steps)
+        if start.expert and start.index >= limit:
             outcome = "max_steps"
         else:
             try:
                 env, prompt, step = self.states.reach(start, slot)
             except EnvError as error:
                 outcome = outcome_of(error)
-        episode, ids = Episode.begin(number, start, self.policy.chat, self.seeds[number], env, prompt, step)
+        episode, ids = Episode.begin(number, start, self.policy.chat, self.seeds[number], env, prompt, step, limit)
         return episode, ids, outcome
 
     def load_conversations(self) -> list[int]:
@@ -230,7 +232,7 @@ class _Rollouts:
         def step(slot: int) -> str:
             ids = answers.get(slot, [])
             is_cut = constraints is None and len(ids) >= cut_length
-            return episodes[slot].take_turn(ids, actions.get(slot), is_cut, self.max_steps)
+            return episodes[slot].take_turn(ids, actions.get(slot), is_cut)
 
         invalid_before = {slot: episode.invalid for slot, episode in episodes.items()}
         outcomes = list(self.map_steps(step, episodes))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from eef.analysis.statistics import over_seeds
+from eef.analysis.statistics import over_seeds, read_by_task
 from eef.files import digest
 from eef.trajectory import Trajectory, load
 
@@ -196,7 +196,7 @@ def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
         path = Path(row["folder"]) / "eval" / "episodes.csv"
         if not path.is_file():
             raise FigureError(f"{path} is missing: the figure needs the result of each test task; start the run again")
-        tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=row["seed"]))
+        tables.append(read_by_task(path).assign(seed=row["seed"]))
     episodes = pd.concat(tables, ignore_index=True)
     return episodes.assign(error=episodes.get("error", pd.Series(False, index=episodes.index)).astype(bool))
 

@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from eef.analysis.arms import NAMES, NUMBERS, arm_name, arm_names, arm_of
-from eef.analysis.statistics import Paired, paired
+from eef.analysis.statistics import Paired, paired, read_by_task
 from eef.files import RunError, disk_errors, read_json, short_names
 
 _FRESH = 3600.0  # seconds: an unlinked stage younger than this may belong to a run that is about to link it
@@ -176,7 +176,7 @@ def win_difference(a: Path, b: Path) -> Paired:
         path = folder / "eval" / "episodes.csv"
         if not path.is_file():
             raise RunError(f"{folder.name} has no {path.relative_to(folder)}: it was not tested; start the run again")
-        tables.append(pd.read_csv(path, dtype={"task": str}).assign(seed=0))  # paired by subtask, also across seeds
+        tables.append(read_by_task(path).assign(seed=0))  # paired by subtask, also across seeds
     try:
         return paired(tables[0], tables[1], over="task")
     except ValueError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from eef.analysis.arms import ARM_COLUMNS, FigureError, as_text, read_episodes, records, varying, whole_numbers
+from eef.analysis.statistics import read_by_task
 from eef.analysis.tables import write_table
 from eef.files import read_json, read_rows
 
@@ -73,7 +74,7 @@ def read_outcomes(folder: str | Path) -> pd.DataFrame:
     row does not fit its subtasks.
     """
     table = pd.read_csv(Path(folder) / "outcomes.csv", dtype={"outcomes": str})
-    subtasks = pd.read_csv(Path(folder) / "subtasks.csv", dtype={"task": str})
+    subtasks = read_by_task(Path(folder) / "subtasks.csv")
     parts = []
     for row in records(table):
         own = subtasks[subtasks["test_set"] == row["test_set"]]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import mpmath
@@ -118,6 +119,11 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, value: str = "won", over: str = "se
     by_unit = _by_unit(gain, both[over])
     gains = int((gain.groupby(both[over]).sum() > 0).sum())
     return Paired(*over_seeds(by_unit), t_test(by_unit), gains, len(by_unit), len(both), len(a) - len(both))
+
+
+def read_by_task(path: str | Path) -> pd.DataFrame:
+    """A CSV file with the ids of subtasks in ``task``, which are texts. Only an empty cell is missing: NA is an id."""
+    return pd.read_csv(path, dtype={"task": str}, keep_default_na=False, na_values=[""])
 
 
 def task_bootstrap(values: np.ndarray, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from eef.files import did_you_mean
+from eef.files import did_you_mean, replace_surrogates
 
 if TYPE_CHECKING:
     from eef.trajectory import Trajectory
@@ -63,7 +63,8 @@ class TextEnv(Protocol):
     Equal tasks and actions must give equal observations, since expert states are reached by replay and every
     observation is compared. An episode is won if its last step has ``info["won"]``. An environment may also have an
     attribute ``extras`` (:class:`eef.envs.extras.Extras`) and a method ``close()``, which ends its processes. An
-    attribute ``step_threads`` above 1 is the number of threads that may step different forks at once.
+    attribute ``step_threads`` above 1 is the number of threads that may step different forks at once. A method
+    ``max_steps_of(task)`` returns the step limit of a subtask where it is below ``max_steps``; ``state_key()`` has it.
     """
 
     name: str
@@ -134,6 +135,7 @@ def take_step(env: TextEnv, action: str) -> Step:
 
     The last step of an episode must say whether it was won.
     """
+    action = replace_surrogates(action)  # it would end a simulator in another process
     step, call = env.step(action), f"{type(env).__name__}.step({action!r})"
     if not isinstance(step, Step):
         kind = f"a tuple of {len(step)} values" if isinstance(step, tuple) else type(step).__name__

@@ -22,10 +22,10 @@ from eef.envs import (
     first_page,
     replay,
     replay_workers,
-    restore,
     take_step,
 )
 from eef.envs.extras import Extras, describe, extras_of, play_scripted
+from eef.envs.limits import step_limit
 from eef.files import digest
 from eef.trajectory import Trajectory, TrajectoryError, check, check_reward
 
@@ -163,7 +163,7 @@ def _lists_actions(env: TextEnv, extras: Extras) -> bool:
 
 def _at_random(env: TextEnv, extras: Extras, task: str, rng: random.Random) -> _Played:
     played = _Played(task, [first_page(env, task)])
-    while len(played.steps) < env.max_steps and not (played.steps and played.steps[-1].done):
+    while len(played.steps) < step_limit(env, task) and not (played.steps and played.steps[-1].done):
         with _errors(env, "available_actions()"):
             available = actions_now(env)
         actions = action_texts(available)
@@ -183,7 +183,7 @@ def _by_expert(env: TextEnv, extras: Extras, task: str) -> _Played:
     noise = next(iter(extras.experts.noise.values()), extras.experts.perfect)
     actions = [action for action in _trajectory(env, extras, task, noise).actions if action]
     played = _Played(task, [first_page(env, task)])
-    for action in actions[: env.max_steps]:
+    for action in actions[: step_limit(env, task)]:
         _play(env, played, action)
     return played
 
@@ -192,7 +192,7 @@ def _play(env: TextEnv, played: _Played, action: str) -> None:
     with _errors(env, f"step({action!r})"):
         step = take_step(env, action)
     _check_step(env, action, step)
-    if len(played.steps) + 1 == env.max_steps and "won" not in step.info:
+    if len(played.steps) + 1 == step_limit(env, played.task) and "won" not in step.info:
         raise _fault(env, f"step({action!r})", "is the last step, without info['won']", "info={'won': False} in it")
     played.actions.append(action)
     played.steps.append(step)
@@ -248,7 +248,7 @@ def _check_copies(env: TextEnv, played: list[_Played]) -> str:
         for episode in played:
             half = len(episode.steps) // 2
             with _errors(env, "fork()"):
-                restore(env, episode.task, episode.actions[:half], episode.pages[: half + 1])
+                replay(env, episode.task, episode.actions[:half], episode.pages[: half + 1])
                 twin = env.fork()
             if twin is env:
                 raise _fault(env, "fork()", "returned the environment itself", "an independent copy")
@@ -279,6 +279,8 @@ def _check_workers(env: TextEnv, played: list[_Played]) -> str:
         workers = replay_workers(env, 2)
     if not 1 <= len(workers) <= 2:
         raise _fault(env, "workers(2)", f"returned {len(workers)} environments", "one or two")
+    if len({id(worker) for worker in workers}) < len(workers):
+        raise _fault(env, "workers(2)", "returned the same environment twice", "independent environments")
     for worker in workers:
         for episode in played:
             _check_replay(worker, episode)
@@ -336,9 +338,8 @@ def _check_experts(env: TextEnv, extras: Extras, tasks: list[str]) -> str:
             call = f"extras.experts.play(env, {item.task!r}, ...) of {name!r}"
             if item != _trajectory(env, extras, item.task, noise):
                 raise _fault(env, call, "returned two different episodes", "the same one for the same seed")
-            if len(item) > env.max_steps:
-                what = f"has {len(item)} actions, more than max_steps={env.max_steps}"
-                raise _fault(env, call, what, f"at most {env.max_steps}")
+            if len(item) > (limit := step_limit(env, item.task)):
+                raise _fault(env, call, f"has {len(item)} actions, more than max_steps={limit}", f"at most {limit}")
             try:
                 pages = [item.state(index) for index in range(len(item) + 1)]
                 last = replay(env, item.task, item.actions, pages)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
-
 from eef.analysis.compare import find
-from eef.analysis.statistics import paired
+from eef.analysis.statistics import paired, read_by_task
 from eef.evaluation.evaluate import CARD, TABLE, evaluations
 from eef.files import RunError, read_json
 
@@ -44,7 +42,7 @@ def compare(a: Path, b: Path) -> Iterator[str]:
     data = [{k: v for k, v in card["hashes"].items() if k not in ("chat", "subtasks")} for card in cards]
     if differing := [name for name in {**data[0], **data[1]} if data[0].get(name) != data[1].get(name)]:
         raise RunError(f"{a.name} and {b.name} were played on different data: {', '.join(differing)} differ")
-    tables = [pd.read_csv(folder / TABLE, dtype={"task": str}).assign(seed=0) for folder in (a, b)]
+    tables = [read_by_task(folder / TABLE).assign(seed=0) for folder in (a, b)]
     common = set(tables[0]["task"]) & set(tables[1]["task"])
     if not common:
         raise RunError(f"{a.name} and {b.name} have no subtask in common")
@@ -55,12 +53,14 @@ def compare(a: Path, b: Path) -> Iterator[str]:
     for letter, card in zip("ab", cards, strict=True):
         for name, (wanted, used) in card["departures"].items():
             yield f"{letter} departs from the protocol: {name} is {used!r}, not {wanted!r}"
+    pairs = tables[0].merge(tables[1], on="task", suffixes=("_a", "_b"))
+    pairs = pairs[~(pairs["error_a"].astype(bool) | pairs["error_b"].astype(bool))]
     for value, what, unit, scale in (("won", "win rate", " points", 100), ("reward", "mean reward", "", 1)):
         try:
             result = paired(tables[0], tables[1], value=value, over="task")
         except ValueError as error:
             raise RunError(f"{a.name} and {b.name} cannot be paired: {error}") from None
-        means = [scale * table.loc[~table["error"].astype(bool), value].mean() for table in tables]
+        means = [scale * pairs[f"{value}_{side}"].mean() for side in "ab"]
         digits = 1 if scale == 100 else 3
         change, low, high = (f"{scale * number:+.{digits}f}" for number in result[:3])
         yield (
@@ -68,7 +68,5 @@ def compare(a: Path, b: Path) -> Iterator[str]:
             f"95 % interval {low} to {high} ({_COVERS}), "
             f"{result.pairs} pairs" + (f", {result.errors} excluded for errors" if result.errors else "")
         )
-    won = tables[0].merge(tables[1], on="task", suffixes=("_a", "_b"))
-    won = won[~(won["error_a"].astype(bool) | won["error_b"].astype(bool))]
-    counts = [((won["won_a"] == x) & (won["won_b"] == y)).sum() for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
+    counts = [((pairs["won_a"] == x) & (pairs["won_b"] == y)).sum() for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
     yield "won by both {}, only by a {}, only by b {}, by neither {}".format(*counts)

@@ -9,11 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import pandas as pd
-
 from eef import trajectory
 from eef.agents.chat import Chat
 from eef.analysis.browser import write_browser, write_views
+from eef.analysis.statistics import read_by_task
 from eef.envs import TextEnv
 from eef.evaluation.card import make_card, markdown, overlap_lines
 from eef.evaluation.endpoint import EndpointTest, play_endpoint, show_reused
@@ -98,7 +97,7 @@ def _evaluate(
         file = run.root / "endpoints" / digest(identity) / "endpoint.jsonl"  # also for other numbers of subtasks
         measured = _play(run, protocol, env, subject, tasks, chat, file, yes)
         played = trajectory.load(run.folder / "test" / "trajectories.jsonl")
-        table = pd.read_csv(run.folder / "eval" / "episodes.csv", dtype={"task": str})
+        table = read_by_task(run.folder / "eval" / "episodes.csv")
         card = make_card(protocol, subject, hashes, shared, table, measured, played, chat, version("eef"))
         write_json(run.folder / CARD, card)
         write_text(run.folder / "card.md", markdown(card, run.seconds()))

@@ -55,8 +55,8 @@ def _check(form: str, out: Path | None, plain: bool) -> None:
         raise ValueError(
             "the format trl needs the token ids of a model: leave out --plain; for a file, add --model NAME"
         )
-    if out and form != "eef":
-        formats.check_suffix(out)
+    if out:
+        (formats.check_jsonl if form == "eef" else formats.check_suffix)(out)
 
 
 def _check_not_same(source: Path, out: Path | None) -> None:
@@ -101,8 +101,9 @@ def import_file(
     where one differs, unless ``drop`` leaves it out. TrajectoryError, with the file and the place, for a row that
     cannot be read, and for one without a reward if there is no environment.
     """
-    lines = incoming.read(path, form, key, reward)
+    formats.check_jsonl(out)
     _check_not_same(path, out)
+    lines = incoming.read(path, form, key, reward)
     if env is None:
         unknown = next((place for place, _, known in lines if not known), None)
         if unknown:

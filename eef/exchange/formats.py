@@ -95,8 +95,7 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> int:
 
     TrajectoryError for an invalid trajectory. The file is written completely or not at all.
     """
-    if path.suffix != ".jsonl":
-        raise ValueError(f"{path}: our own format is JSON Lines: choose a name that ends in .jsonl")
+    check_jsonl(path)
     return _write_lines(path, map(line_of, trajectories))
 
 
@@ -119,6 +118,12 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     finally:
         beside.unlink(missing_ok=True)
     return int(table.num_rows)
+
+
+def check_jsonl(path: Path) -> None:
+    """ValueError unless the name is one of our own JSON Lines."""
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path}: our own format is JSON Lines: choose a name that ends in .jsonl")
 
 
 def check_suffix(path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from eef.agents.actions import EXPLANATIONS, Problem, read_action
 from eef.agents.chat import TASK
 from eef.envs import SPLITS, EnvError, TextEnv, first_page, on_workers, take_step
+from eef.envs.limits import step_limit
 from eef.exchange.formats import MASK_KEYS, import_pyarrow
 from eef.experts.check import Report, check_lines
 from eef.trajectory import (
@@ -83,12 +84,8 @@ def read(
 def _trajectory(
     row: Mapping[str, Any], messages: list[Message], known: float | None, reward: float | None
 ) -> tuple[Trajectory, bool]:
-    opening = row.get("opening") or 0
-    if type(opening) is not int or not 0 <= opening < max(len(messages), 1):
-        raise TrajectoryError(f"'opening' must be the number of messages before the first page, not {opening!r}")
-    messages = messages[opening:]
     end = row.get("reward") if row.get("reward") is not None else known if known is not None else reward
-    conversation = {"conversations": messages, "reward": 0.0 if end is None else end}
+    conversation = {"conversations": messages, "reward": 0.0 if end is None else end, "opening": row.get("opening")}
     names = {name: row[name] for name in ("id", "item_id", "session_id") if row.get(name) is not None}
     if row.get("task") is None and not names:
         raise TrajectoryError("there is no 'task': write the id of the subtask")
@@ -166,9 +163,7 @@ def _conversation(row: Mapping[str, Any], field: str, role: str, content: str, k
 
 def _calls(message: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
     """The calls of an assistant's message, none or one: OpenAI's ``tool_calls``, formerly ``function_call``."""
-    calls = message.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise TrajectoryError(f"'tool_calls' of message {place} must be a list, not {calls!r}")
+    calls = _list(message.get("tool_calls"), f"'tool_calls' of message {place}")
     if message.get("function_call"):
         calls = [*calls, {"function": message["function_call"]}]
     if len(calls) > 1:
@@ -239,10 +234,9 @@ def _atif(steps: Sequence[Mapping[str, Any]]) -> list[Message]:
         if source != "agent":
             said.append({"from": "human", "value": _text(message, f"the message of step {place}")})
             continue
-        calls, results = (
-            step.get("tool_calls") or [],
-            _object(step.get("observation"), "'observation'").get("results") or [],
-        )
+        calls = _list(step.get("tool_calls"), f"'tool_calls' of step {place}")
+        observation = _object(step.get("observation"), f"'observation' of step {place}")
+        results = _list(observation.get("results"), f"'results' of step {place}")
         if len(calls) > 1 or len(results) > 1:
             raise TrajectoryError(f"step {place} has {len(calls)} calls and {len(results)} results: one each is a turn")
         if calls:
@@ -261,6 +255,12 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, (dict, type(None))):
         raise TrajectoryError(f"{what} must be a JSON object, not {value!r}")
     return value or {}
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, (list, type(None))):
+        raise TrajectoryError(f"{what} must be a list, not {value!r}")
+    return value or []
 
 
 def _call(where: str, function: Any, arguments: Any, thought: Any) -> Message:
@@ -336,7 +336,7 @@ def play_ends(env: TextEnv, items: Sequence[Trajectory]) -> Iterator[Trajectory]
                     reward, won, done = float(step.reward), bool(step.info.get("won")), step.done
         except EnvError:
             return replace(item, reward=0.0, won=False, outcome="env_error")
-        outcome = "done" if done else "max_steps" if len(item) >= env.max_steps else item.outcome
+        outcome = "done" if done else "max_steps" if len(item) >= step_limit(env, item.task) else item.outcome
         return replace(item, reward=reward, won=won, outcome=outcome)
 
     return iter(on_workers(env, items, end))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eef.envs import SPLITS, EnvError, Step, TextEnv, first_page, on_workers, take_step
+from eef.envs.limits import step_limit
 from eef.trajectory import Trajectory, TrajectoryError, load_lines
 
 _TOLERANCE = 0.01  # of rewards, which files may round
@@ -169,8 +170,9 @@ def _first_difference(env: TextEnv, place: str, item: Trajectory) -> Divergence 
     def differs(turn: int | None, expected: str, actual: str) -> Divergence:
         return Divergence(place, item.task, turn, "" if turn is None else item.turns[turn].action, expected, actual)
 
-    if len(item) > env.max_steps:
-        return differs(env.max_steps, f"{len(item)} turns", f"at most max_steps={env.max_steps}")
+    limit = step_limit(env, item.task)
+    if len(item) > limit:
+        return differs(limit, f"{len(item)} turns", f"at most max_steps={limit}")
     page = first_page(env, item.task)
     if page != item.prompt:
         return differs(None, *_excerpts(item.prompt, page))
@@ -183,8 +185,8 @@ def _first_difference(env: TextEnv, place: str, item: Trajectory) -> Divergence 
         step = take_step(env, turn.action)
         if step.observation != turn.observation and (turn.observation or index < last):
             return differs(index, *_excerpts(turn.observation, step.observation))
-    if not step.done and item.outcome == "done" and len(item) < env.max_steps:
-        return differs(last if item.turns else None, "outcome 'done'", _UNFINISHED.format(env.max_steps))
+    if not step.done and item.outcome == "done" and len(item) < limit:
+        return differs(last if item.turns else None, "outcome 'done'", _UNFINISHED.format(limit))
     won, reward = bool(step.info.get("won")), float(step.reward)
     if won != item.won or (step.done and abs(reward - item.reward) > _TOLERANCE):
         ends = [f"{'won' if a else 'not won'} with reward {b:.3g}" for a, b in ((item.won, item.reward), (won, reward))]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from eef.agents.actions import EXPLANATIONS, describe_problems, problem_counts, read_action
 from eef.agents.react import Message, agent_message, first_page_message, opening, page_message
 from eef.envs import EnvError, TextEnv, first_page, replay_workers, take_step
+from eef.envs.limits import step_limit
 from eef.experts import demonstrations, one_shot_example
 from eef.experts.endpoint import Answer, Ask, CollectError, ContextOverflow, EpisodeError, Expert, asker, make_client
 from eef.experts.lines import line_of
@@ -210,7 +211,7 @@ async def _play(
         while queue:
             task = queue.pop()
             try:
-                episode = await _episode(ask, worker, in_threads, task, messages, limit)
+                episode = await _episode(ask, worker, in_threads, task, messages, step_limit(env, task, limit))
             except EnvError as error:
                 remaining[task] = f"env_error: {error}"
             except EpisodeError as error:

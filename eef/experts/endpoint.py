@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from eef.agents.react import STOP, Message
+from eef.files import replace_surrogates
 
 _PORTS = {"http": 80, "https": 443}
 _TOO_LONG = re.compile(  # as OpenAI, vLLM, SGLang and llama.cpp write it
@@ -156,10 +157,11 @@ def asker(client: Any, expert: Expert) -> Ask:
     async def ask(messages: list[Message], first: bool) -> Answer:
         try:
             response = await client.chat.completions.create(
-                model=expert.model, messages=messages, extra_body=expert.fields
+                model=expert.model, messages=replace_surrogates(messages), extra_body=expert.fields
             )
             choice, usage = response.choices[0], response.usage
-            text, cut = (choice.message.content or "").strip(), getattr(choice, "finish_reason", None) == "length"
+            text = replace_surrogates((choice.message.content or "").strip())
+            cut = getattr(choice, "finish_reason", None) == "length"
             return Answer(text, cut, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
         except openai.APIStatusError as error:
             raise _status_error(error, message_of(error), expert, first) from None

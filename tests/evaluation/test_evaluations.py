@@ -28,7 +28,7 @@ from eef.evaluation.evaluate import evaluate, evaluations
 from eef.evaluation.protocol import pin, read_protocol
 from eef.evaluation.subject import read_subject
 from eef.experiment import experiment
-from eef.files import PACKAGE, RunError, read_json
+from eef.files import PACKAGE, RunError, read_json, write_json
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
 from eef.trajectory import Trajectory, load
@@ -228,6 +228,22 @@ def test_a_scripted_expert_and_a_comparison(
     assert f"only by a {only}" in printed and "8 pairs" in printed and "other training seeds" in printed
     swapped = list(compare(model, expert))
     assert any(line.startswith("win rate: ") and "a minus b: -" in line for line in swapped)
+
+
+def test_means_are_over_the_pairs_that_both_sides_rated(tmp_path: Path) -> None:
+    card = {"subject": {"kind": "model", "name": "m"}, "protocol": {"name": "p", "hash": "h", "subtasks": 4}}
+    header = "task,won,reward,error\n"
+    for name, rows in (
+        ("a", "1,True,1.0,False\nNA,True,0.5,False\n3,False,0.0,True\n4,False,0.0,False\n"),
+        ("b", "1,True,1.0,False\nNA,False,0.0,False\n3,True,1.0,False\n4,False,0.0,False\n"),
+    ):
+        write_json(tmp_path / name / "card.json", {**card, "hashes": {}, "departures": {}})
+        (tmp_path / name / "subtasks.csv").write_text(header + rows)
+    lines = list(compare(tmp_path / "a", tmp_path / "b"))
+    assert any(line.startswith("win rate: a 66.7, b 33.3; a minus b: +33.3 points") for line in lines)
+    assert any(line.startswith("mean reward: a 0.500, b 0.333; a minus b: +0.167") for line in lines)
+    assert "3 pairs, 1 excluded for errors" in lines[1] and "partial" not in "".join(lines)
+    assert lines[-1] == "won by both 1, only by a 1, only by b 0, by neither 1"
 
 
 def test_evaluations_that_cannot_be_paired_are_refused(tiny: str, tmp_path: Path) -> None:

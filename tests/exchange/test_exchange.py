@@ -523,7 +523,7 @@ def test_what_is_no_turn_of_texts_is_refused(tmp_path: Path, change: Any, messag
     [
         ("steps", ["x"], "step 1 must be a JSON object, not 'x'"),
         ("steps", [{"source": "agent", "tool_calls": ["x"]}], "the call of step 1 must be a JSON object"),
-        ("steps", [{"source": "agent", "observation": "x"}], "'observation' must be a JSON object"),
+        ("steps", [{"source": "agent", "observation": "x"}], "'observation' of step 1 must be a JSON object"),
         ("steps", [{"source": "agent", "observation": {"results": ["x"]}}], "the result of step 1 must be"),
         ("final_metrics", 3, "'final_metrics' must be a JSON object, not 3"),
     ],

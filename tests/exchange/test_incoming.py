@@ -94,6 +94,19 @@ def test_an_answer_that_etos_wrapper_rejected_did_nothing(tmp_path: Path) -> Non
     assert item.turns == (Turn("", "Invalid format.", "I click[a]", False),)
 
 
+def test_a_first_answer_ok_is_an_action_where_the_row_has_no_opening(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "page"}, {"role": "assistant", "content": "OK"}]
+    talk += [{"role": "user", "content": "Observation: deck"}, {"role": "assistant", "content": "click[a]"}]
+    talk += [{"role": "user", "content": "the end"}]
+    (item,) = read(tmp_path, {"task": "1", "reward": 0, "opening": 0, "messages": talk})
+    assert item.turns == (Turn("OK", "Observation: deck"), Turn("click[a]", "the end"))
+
+
+def test_a_file_name_that_cannot_be_written_is_refused_before_anything_is_played(shop, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ours.csv: our own format is JSON Lines"):
+        import_file(tmp_path / "absent.jsonl", "messages", tmp_path / "ours.csv", env=shop)
+
+
 def test_an_answer_of_a_policy_that_did_nothing_still_does_nothing(tmp_path: Path) -> None:
     turn = Turn("", EXPLANATIONS[Problem.NO_ACTION], "Thought: hm.", False)
     item = Trajectory("1", "page", (turn, Turn("click[a]", "", "Action: click[a]")), source="mine")
@@ -256,6 +269,15 @@ def test_a_column_of_masks_without_values_is_no_mask(win: Trajectory, tmp_path: 
             {"steps": [{"source": "agent", "message": "x", "observation": {"results": [{"content": 1}]}}]},
             "the content of the result of step 1 must be a text, not 1",
         ),
+        ({"steps": [{"source": "agent", "tool_calls": {"x": 1}}]}, "'tool_calls' of step 1 must be a list, not {"),
+        ({"steps": [{"source": "agent", "tool_calls": 3}]}, "'tool_calls' of step 1 must be a list, not 3"),
+        (
+            {"steps": [{"source": "agent", "message": "x", "observation": {"results": 3}}]},
+            "'results' of step 1 must be a list, not 3",
+        ),
+        ({"steps": [{"source": "agent", "observation": []}]}, "'observation' of step 1 must be a JSON object"),
+        ({"steps": [3]}, "step 1 must be a JSON object, not 3"),
+        ({"content": ["x"]}, "item 1 must be a JSON object, not 'x'"),
         (
             {"steps": [{"source": "agent", "tool_calls": [{"function_name": "a", "arguments": {}}]}]},
             "step 1 calls 'a' with {}",

@@ -167,6 +167,28 @@ def test_an_answer_without_an_action_costs_a_step_and_replays(clever: Endpoint, 
     assert restore(shop.fork(), one.task, one.actions, seen) == seen[-1]
 
 
+def test_unreadable_answers_count_for_the_step_limit_of_a_subtask(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint.answer = lambda body: (200, {}, "I would rather talk.")
+    monkeypatch.setattr(WebShop, "max_steps_of", lambda self, task: 3, raising=False)
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    (one,) = load(tmp_path / "e.jsonl")
+    assert (len(one), one.outcome) == (3, "max_steps")
+
+
+def test_half_of_a_surrogate_pair_in_an_answer_or_a_page_is_replaced(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = WebShop.reset
+    monkeypatch.setattr(WebShop, "reset", lambda self, task: page(self, task) + " \ud83d")
+    endpoint.answer = lambda body: (200, {}, "Thought: \ud83d\nAction: search[\ud83d]")
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(endpoint), yes=True) == 0
+    (one,) = load(tmp_path / "e.jsonl")
+    assert one.turns[0].answer == "Thought: \ufffd\nAction: search[\ufffd]"
+    assert endpoint.bodies[0]["messages"][-1]["content"].endswith("\ufffd")
+
+
 def test_an_invented_observation_is_removed_and_a_long_episode_ends(
     endpoint: Endpoint, shop: WebShop, tmp_path: Path
 ) -> None:

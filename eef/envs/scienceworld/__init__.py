@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 from eef.envs import EnvError, ReplayDivergence, Step, TextEnv
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError, jar_hash
 from eef.envs.scienceworld.splits import limit_variations, read_index_files, step_limits
-from eef.envs.scienceworld.state_cache import State, StateCache
+from eef.envs.scienceworld.state_cache import State, StateCache, read_gold, write_gold
 from eef.files import cache_folder, digest
 
 SHORT = (  # tasks with short gold paths, which a small policy can learn
@@ -46,7 +45,6 @@ class _Episode:
     """The state of an episode, with everything that a replay needs."""
 
     task: str = ""
-    limit: int = 0
     actions: list[str] = field(default_factory=list)
     states: list[State] = field(default_factory=list)  # the first one, and one after each action
     best: float = 0.0
@@ -61,9 +59,9 @@ class ScienceWorld:
     ``split``: ``simulator`` (its own variations for train, dev and test), or a folder with ETO's index files
     (``sciworld_train_indices.json``, ``..._dev_...``, ``..._test_...``), limited to ``tasks``.
     ``variations``: the largest number of variations per task and split, such as ``{"train": 20, "test": 10}``; they
-    are evenly spaced. ``max_steps``: actions per episode, as one number or by task name; None reads
-    ``sciworld_max_steps.json`` in the folder of the split, or means 30. ``processes``: the largest number of simulators
-    that :meth:`workers` starts. ``java``, ``heap`` (MB), ``timeout`` (seconds): see :class:`Simulator`.
+    are evenly spaced. ``max_steps``: turns per episode, which rollouts enforce, as one number or by task name; None
+    reads ``sciworld_max_steps.json`` in the folder of the split, or means 30. ``processes``: the largest number of
+    simulators that :meth:`workers` starts. ``java``, ``heap`` (MB), ``timeout`` (seconds): see :class:`Simulator`.
 
     ``valid_actions``: compute the valid actions after every step, for :meth:`available_actions`. In some tasks this
     computation changes what happens later. Record and replay an episode with the same value; it is part of the stamp.
@@ -129,8 +127,12 @@ class ScienceWorld:
         played = first is None
         if first is None:
             first = self._cache.add(task, [], self._call(lambda simulator: self._start(simulator, name, variation)))
-        self._episode = _Episode(task, self._limits.get(name, self.max_steps), states=[first], played=played)
+        self._episode = _Episode(task, states=[first], played=played)
         return first.page
+
+    def max_steps_of(self, task: str) -> int:
+        """The step limit of ``task``, which rollouts enforce."""
+        return self._limits.get(self._parse(task)[0], self.max_steps)
 
     def step(self, action: str) -> Step:
         """Take one action. An action that the simulator does not understand changes nothing (``valid=False``)."""
@@ -138,7 +140,7 @@ class ScienceWorld:
         if not episode.task:
             raise RuntimeError("no episode yet: call reset(task) first")
         before = episode.states[-1]
-        if before.completed or before.score < 0 or len(episode.actions) >= episode.limit:
+        if before.completed or before.score < 0:
             raise RuntimeError("the episode is over: call reset(task)")
         played = episode.played and self._simulator is not None
         episode.played = False  # also if the simulator fails below
@@ -152,7 +154,7 @@ class ScienceWorld:
         episode.actions.append(action)
         episode.states.append(state)
         episode.best = max(episode.best, state.score)
-        done = state.completed or state.score < 0 or len(episode.actions) >= episode.limit
+        done = state.completed or state.score < 0
         info = {"won": state.completed and state.score >= 1.0, "score": state.score, "max_score": episode.best}
         valid = not state.page.startswith(_NOT_DONE)
         return Step(state.page, max(0.0, state.score), done, valid, info)
@@ -192,8 +194,8 @@ class ScienceWorld:
         simplification = self._simplification_of(name)
         folder = cache_folder() / f"gold-{jar_hash()}" / hashlib.sha256(simplification.encode()).hexdigest()[:8]
         path = folder / name / f"{variation}.json"
-        if path.is_file():
-            return list(json.loads(path.read_text(encoding="utf-8")))
+        if (cached := read_gold(path)) is not None:
+            return cached
         self._episode = _Episode()
 
         def solve(simulator: Simulator) -> list[str]:
@@ -201,10 +203,7 @@ class ScienceWorld:
             return [str(action) for action in simulator.call("getGoldActionSequence")]
 
         actions = self._call(solve)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(actions), encoding="utf-8")
-        part.replace(path)
+        write_gold(path, actions)
         return actions
 
     def stamp(self) -> dict[str, str]:

@@ -136,17 +136,19 @@ def play_expert(env: ScienceWorld, task: str, noise: LapseNoise | None = None, s
 
     pages, actions, step, carried = [env.reset(task)], [], None, ""
 
+    limit = env.max_steps_of(task)
+
     def act(action: str) -> bool:
         """Take ``action``. Returns whether the episode continues."""
         nonlocal step, carried
-        if step is None or not step.done:
+        if step is None or not (step.done or len(actions) >= limit):
             if env.valid_actions:
                 action = to_valid_action(action, env.available_actions()["actions"], carried)
             carried = action[8:] if action.startswith("pick up ") else carried
             step = env.step(action)
             actions.append(action)
             pages.append(step.observation)
-        return not step.done
+        return not (step.done or len(actions) >= limit)
 
     room, seen = _room(pages[0]) or "hallway", pages[0]
     for index, action in enumerate(path):
@@ -173,7 +175,8 @@ def play_expert(env: ScienceWorld, task: str, noise: LapseNoise | None = None, s
     assert step is not None
     turns = tuple(Turn(action, page) for action, page in zip(actions, pages[1:], strict=True))
     info = {name: step.info[name] for name in ("score", "max_score")}
-    return Trajectory(task, pages[0], turns, step.reward, step.info["won"], "", "done", info=info)
+    outcome = "done" if step.done else "max_steps"
+    return Trajectory(task, pages[0], turns, step.reward, step.info["won"], "", outcome, info=info)
 
 
 def _room(page: str) -> str:

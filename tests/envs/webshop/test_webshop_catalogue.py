@@ -48,6 +48,18 @@ def test_files_and_memory_give_the_same_shop(tmp_path: Path, triple: Any) -> Non
     assert stamps[0] == stamps[1]
 
 
+def test_half_of_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    triple = (
+        [product("B000000001", "cup \ud83d")],
+        {"B000000001": {"attributes": ["soft"]}},
+        {"B000000001": [record("a cup \ud83d", ["soft"], ["\ud83d red"])]},
+    )
+    catalogue = load_catalogue(write(tmp_path, triple))
+    (goal,), _ = make_goals(catalogue)
+    assert (goal.name, goal.options) == ("cup \ufffd", ("\ufffd red",))
+    assert goal.instruction_text.startswith("a cup \ufffd")
+
+
 def test_file_names(tmp_path: Path, triple: Any) -> None:
     with pytest.raises(EnvError, match="no folder"):
         load_catalogue(tmp_path / "nowhere")
