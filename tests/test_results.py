@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eef.analysis.committed import arms_of, find
+from eef.analysis.committed import find
 from eef.analysis.pages import tables
 from eef.analysis.statistics import holm, over_seeds, t_test
 
@@ -30,6 +30,8 @@ SWEEPS = (
     "methods",
     "scienceworld",
     "smollm2",
+    "equal_steps",
+    "rft_temperature",
 )
 
 
@@ -208,19 +210,19 @@ def test_the_overview_says_what_an_adjustment_over_all_pages_changes(known: pd.D
     text = " ".join(text_of("docs/results/README.md").split())
     sentence = re.search(
         r"If the (\d+) differences of all pages are adjusted together, (\d+) of the (\d+) that hold stay below "
-        r"\.05\. The other seven are (.*?\))\. ",
+        r"\.05\. The other ten are (.*?\))\. ",
         text,
     )
     holds = known[(known["p"] < 0.05) & ~known["zero"]]
     lost = holds[holds["p_all"] >= 0.05]
     assert sentence
-    assert [*map(int, sentence.groups()[:3])] == [len(known), len(holds) - len(lost), len(holds)] and len(lost) == 7
+    assert [*map(int, sentence.groups()[:3])] == [len(known), len(holds) - len(lost), len(holds)] and len(lost) == 10
     assert sorted(re.findall(r"\.\d{3}", sentence[4])) == sorted(as_page(p) for p in lost["p_all"])
     assert {name for name in re.findall(r"`(\w+)`", sentence[4])} == {*lost["sweep"]}
     assert f"The pages list all {len(known)}." in text
     first = rows_of(text_of("docs/results/README.md").partition("\n### Not shown after adjustment")[0])
     above = [row for row in first if ".05" <= row.get("p (Holm)", "") < "1"]
-    assert len(above) == 5 and "the first table five p-values" in text
+    assert len(above) == 6 and "the first table six p-values" in text
 
 
 @pytest.mark.parametrize("path", [*RESULTS, *FIGURES], ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -265,23 +267,18 @@ def test_verdicts_on_the_claims_follow_the_rule(known: pd.DataFrame) -> None:
     assert decided > 15
 
 
-def seconds_of(sweep: str) -> pd.Series:
-    """The median seconds of a run, by arm and experts as pages write them."""
-    return pd.Series({key: rows["seconds"].median() for key, rows in arms_of(ROOT / "figures" / sweep).items()})
-
-
 def test_each_sweep_with_seconds_prints_them_for_all_arms(script: ModuleType) -> None:
     printed: dict[str, int] = {}
     for page, usual in script.PAGES.items():
         for row in rows_of(text_of(page)):
             for name in [name for name in row if name.startswith("seconds")]:
                 sweep = row.get("sweep", usual).strip("`")
-                own = seconds_of(sweep).loc[row.get("arm") or name.removeprefix("seconds: ")]
-                value = own[row["experts"]] if "experts" in row else own.item()
+                arm = row.get("arm") or name.removeprefix("seconds: ")
+                value = find(script.arms(sweep), arm, row.get("experts", ""))["seconds"].median()
                 assert row[name] == f"{value:,.0f}", (page, row)
                 printed[sweep] = printed.get(sweep, 0) + 1
     committed = {path.parent.name for path in ROOT.glob("figures/*/seconds.csv")}
-    assert printed == {sweep: len(seconds_of(sweep)) for sweep in committed}
+    assert printed == {sweep: len(script.arms(sweep)) for sweep in committed}
 
 
 def test_shares_of_navigation_skills_are_those_of_the_committed_tables() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from eef.analysis.arms import (
+    Arm,
     FigureError,
     arm_name,
     arm_names,
@@ -38,7 +39,8 @@ def win_rate_over_parameter(runs: pd.DataFrame, x: str, out: str | Path, x_label
     ``x`` is a dotted path into the runs' configuration, such as ``expert_noise.late``; ``x_label`` says in words what
     it is. The reference is RFT with the largest n, else behaviour cloning, and the same at all values. Each marker is a
     mean over seeds with its 95 % t-interval (none with two seeds), each small open marker a run. Markers of different
-    arms at one value are not moved: the first arm has the largest ones and the widest lines.
+    arms at one value are not moved: the first arm has the largest ones and the widest lines. An arm that ran at one
+    value alone is also a horizontal line, and the right panel shows its differences from the reference at every value.
 
     Writes PNG, SVG, PDF and the table behind them into ``out``; returns the PNG's path.
     ``win_rate_over_parameter.csv`` has a row per run: x, method, experts, n, m, seed, win_rate (a fraction),
@@ -77,20 +79,40 @@ def draw_curve(table: pd.DataFrame, about: str, out: str | Path, x_label: str = 
     name = in_words(table["x_name"].iloc[0])
     subtitle = f"{about} · small open markers: single seeds · 95 % t-intervals over seeds"
     margins, label = (0.55, 0.15, 0.6, 0.95), x_label or name
+    shown = looks(by_arm(table))
     with picture(out, STEM, 4.0, f"Test win rate over {name}", subtitle, margins, (1, 1), 0.75) as panels:
         _draw_panel(panels[0], table, "win_rate", "test win rate (%)")
+        for arm, group in _at_one_value(table).items():
+            panels[0].axhline(100 * group["win_rate"].mean(), color=shown[arm].colour, linewidth=0.9, zorder=1)
         panels[0].set_ylim(max(0, panels[0].get_ylim()[0]))  # from the smallest value: a line needs no zero
         panels[0].legend(frameon=False, fontsize=7, ncols=3, loc="upper left", bbox_to_anchor=(-0.05, -0.22))
         if "difference" in table:
             groups = by_arm(table)
             reference = reference_arm(groups, most_common_experts(groups))
-            against = arm_names([reference])[reference] if reference else ""
-            _draw_panel(panels[1], table.dropna(subset=["difference"]), "difference", f"minus {against}, points")
+            assert reference  # there are differences from it
+            against = arm_names([reference])[reference]
+            differences = _at_all_values(table, groups[reference]).dropna(subset=["difference"])
+            _draw_panel(panels[1], differences, "difference", f"minus {against}, points")
             panels[1].axhline(0, color="#222222", linewidth=0.9, zorder=2)
         for axes in panels:
             axes.set_xlabel(textwrap.fill(label, 44))
             axes.set_xticks(sorted(table["x"].unique()))
     return Path(out) / f"{STEM}.png"
+
+
+def _at_one_value(table: pd.DataFrame) -> dict[Arm, pd.DataFrame]:
+    """The rows of each arm that ran at one of several values."""
+    groups = by_arm(table) if table["x"].nunique() > 1 else {}
+    return {arm: group for arm, group in groups.items() if group["x"].nunique() == 1}
+
+
+def _at_all_values(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with the rows of :func:`_at_one_value` at all other values too, compared with ``reference`` there."""
+    rates, parts = reference.set_index(["x", "seed"])["win_rate"], [table]
+    for group in _at_one_value(table).values():
+        for value in set(table["x"]) - set(group["x"]):
+            parts.append(group.assign(x=value, difference=group["win_rate"] - group["seed"].map(rates.loc[value])))
+    return pd.concat(parts)
 
 
 def _draw_panel(axes: Any, table: pd.DataFrame, column: str, label: str) -> None:

@@ -76,3 +76,15 @@ def test_each_arm_can_be_seen_at_equal_points(tmp_path: Path, drawn: list[Any]) 
 def test_two_seeds_have_no_interval(tmp_path: Path, drawn: list[Any]) -> None:
     win_rate_over_parameter(frame(), "expert_noise.late", tmp_path)
     assert all(group.get_gid() == "runs" for axes in drawn[-1].axes for group in axes.collections)
+
+
+def test_an_arm_at_one_value_is_compared_with_the_reference_at_all(tmp_path: Path, drawn: list[Any]) -> None:
+    runs = frame()
+    path = win_rate_over_parameter(
+        runs[(runs["method"] == "rft") | runs["run_id"].str.startswith("eef-0.5")], "expert_noise.late", tmp_path
+    )
+    assert pd.read_csv(path.with_suffix(".csv")).query("method == 'eef'")["x"].tolist() == [0.5, 0.5]
+    rates, differences = drawn[-1].axes
+    assert [75, 75] in [pytest.approx(list(line.get_ydata())) for line in rates.lines], "a level of the whole width"
+    means = [list(line.get_ydata()) for line in differences.lines if list(line.get_xdata()) == [0.0, 0.5]]
+    assert means == [pytest.approx([30, 30])]
