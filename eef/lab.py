@@ -210,7 +210,8 @@ class Lab:
                     "trajectory. Equal tasks and actions must give equal observations; `eef experts check` shows the "
                     "first difference"
                 )
-            if overflows := sum(t.outcome == "context_overflow" and t.failed for t in trajectories):
+            overflows = sum(t.outcome == "context_overflow" and t.failed for t in trajectories)
+            if overflows and body is run_simulations:
                 show(
                     f"{stage_name(name)}: {overflows} of {len(trajectories)} episodes outgrew the context of "
                     f"{self._resolved.context} tokens and are lost; context sets the limit"

@@ -20,7 +20,7 @@ from eef.files import PACKAGE, did_you_mean, json_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1  # of the format of a line
+VERSION, TASK = 1, "Now your task.\n\n"  # of the format of a line; what ReAct has before the first page
 
 
 class TrajectoryError(ValueError):
@@ -312,9 +312,9 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
                 learn=(loss is None or bool(loss)) and not rejected,
             )
         )
-    name = str(row.get("id", ""))
-    task, numbered = _eto_task(name) if row.get("task") is None else (row["task"], False)
-    info = {"id": name} | ({"no_replay": "the first page lacks the look around"} if numbered else {})
+    exported = "outcome" in row and row.get("task") is not None
+    task, numbered = (row["task"], False) if exported else _eto_task(str(row.get("id", row.get("task", ""))))
+    info = {"id": str(row.get("id", ""))} | ({"no_replay": "the first page lacks the look around"} if numbered else {})
     if numbered and "reward" not in row:
         row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file; ETO counts it as a solution"}
     if "reward" not in row:
@@ -324,8 +324,8 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     check_reward(row["reward"])
     end = {"won": row["reward"] == 1}
     end |= {key: row[key] for key in ("won", "outcome", "prefix") if row.get(key) is not None}
-    source = str(row.get("source", "eto"))
-    item = Trajectory(task, messages[0][1], tuple(turns), float(row["reward"]), source=source, info=info, **end)
+    source, prompt = str(row.get("source", "eto")), messages[0][1].removeprefix(TASK if row.get("opening") else "")
+    item = Trajectory(task, prompt, tuple(turns), float(row["reward"]), source=source, info=info, **end)
     check(item)
     return item
 

@@ -29,13 +29,15 @@ def win_shares(outcomes: dict[str, list[bool]], name: str) -> pd.DataFrame:
 
 def ends(episodes: pd.DataFrame, limit: int) -> dict[str, float]:
     """How episodes of ScienceWorld end, in %. An episode that is lost before ``limit`` steps has focused on a wrong
-    thing. One that is lost at the limit with a best score of at least .5 has focused on a right one.
+    thing, or has outgrown the context. One that is lost at the limit with a best score of at least .5 has focused on a
+    right one.
     """
     rated = episodes[~episodes["error"]]
-    at_limit = ~rated["won"] & (rated["steps"] >= limit)
+    at_limit, overflow = ~rated["won"] & (rated["steps"] >= limit), rated["outcome"] == "context_overflow"
     kinds = {
         "won": rated["won"],
-        "wrong focus": ~rated["won"] & ~at_limit,
+        "wrong focus": ~rated["won"] & ~at_limit & ~overflow,
+        "out of context": overflow & ~at_limit,
         "right focus, then out of steps": at_limit & (rated["max_score"] >= 0.5),
         "out of steps before": at_limit & (rated["max_score"] < 0.5),
     }

@@ -255,6 +255,12 @@ def test_a_row_that_we_exported_keeps_its_task_and_its_end() -> None:
     got = from_sharegpt({**row, "source": "mine", "opening": 0, "conversations": talk})
     assert (got.task, got.prompt, got.actions, got.source) == ("big_cup", "s0", ["OK", "click[b]"], "mine")
     assert (got.won, got.outcome, got.prefix) == (False, "max_steps", 1)
+    react = [{"from": "human", "value": "rules"}, {"from": "gpt", "value": "OK"}, *talk]
+    react[2] = {"from": "human", "value": "Now your task.\n\ns0"}
+    got = from_sharegpt({**row, "opening": 2, "conversations": react})
+    assert (got.prompt, got.actions) == ("s0", ["OK", "click[b]"])
+    other = {"id": "webshop_511", "task": "webshop", "reward": 1.0, "conversations": talk}
+    assert from_sharegpt(other).task == "511", "only our own rows have the id of the subtask in 'task'"
     for wrong in ({"won": 1}, {"outcome": "lost"}, {"prefix": 9}, {"opening": 4}):
         with pytest.raises(TrajectoryError, match=f"'{next(iter(wrong))}' must be"):
             from_sharegpt({**row, "conversations": talk, **wrong})

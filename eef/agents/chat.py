@@ -22,12 +22,12 @@ from eef.agents.chat_template import derive_scaffold
 from eef.agents.scaffold import Scaffold, answer_ids, content_encoder, user_ids
 from eef.files import did_you_mean
 from eef.tracking.keys import code_key
-from eef.trajectory import Trajectory, Turn
+from eef.trajectory import TASK, Trajectory, Turn
 
 if TYPE_CHECKING:
     from eef.envs.extras import WordAliases
 
-TASK, OBSERVATION = "Now your task.\n\n", "Observation:\n"  # before the first page and before later ones, with ReAct
+OBSERVATION = "Observation:\n"  # before all pages but the first, with ReAct
 _OPTIONS = {"instructions": str, "aliases": str, "constrained_decoding": bool}  # of chat.json
 
 

@@ -85,9 +85,10 @@ class Policy:
 
         ``quantize`` is None or ``nf4`` (4-bit linear layers, double quantisation). ``dtype``, of all other weights and
         of the computation, is the name of a torch type such as ``bfloat16``, or ``auto``: the checkpoint's, and with
-        ``nf4`` bfloat16 on a GPU and float32 on a CPU. ``constrained_decoding`` defaults to the value in the model's
-        ``chat.json``, else False. For ``instructions`` and ``opening`` see :func:`load_chat`. In a process with
-        ``LOCAL_RANK`` the model goes to the GPU of that number.
+        ``nf4`` bfloat16 on a GPU and float32 on a CPU. A checkpoint saved in 4 bits has its own types.
+        ``constrained_decoding`` defaults to the value in the model's ``chat.json``, else False. For ``instructions``
+        and ``opening`` see :func:`load_chat`. In a process with ``LOCAL_RANK`` the model goes to the GPU of that
+        number.
 
         ValueError for an unknown quantisation or type, for quantising a full model or a GGUF file, for a model that is
         not a causal language model, and for a tokenizer with more tokens than the model. OSError for an unknown model.

@@ -7,10 +7,10 @@ answers.
 
 from __future__ import annotations
 
-from eef.agents.chat import OBSERVATION, TASK, Chat
+from eef.agents.chat import OBSERVATION, Chat
 from eef.envs import TextEnv
 from eef.envs.extras import extras_of
-from eef.trajectory import Trajectory
+from eef.trajectory import TASK, Trajectory
 
 STOP = "\nObservation:"  # where a model begins to invent the next page
 Message = dict[str, str]

@@ -86,7 +86,7 @@ def draw_trajectory(
                 "▲ needs recovery", (1, 0.5), xycoords=written, xytext=(7, 0), textcoords="offset points",
                 fontsize=7, weight="bold", color="#8a3d00", va="center",
             )  # fmt: skip
-    over = "episode ended" if expert.outcome == "done" else "out of steps"
+    over = {"done": "episode ended", "context_overflow": "out of context"}.get(expert.outcome, "out of steps")
     axes.plot([0.12], [end], "s", color="#222222", markersize=7.5, markeredgecolor="white", zorder=4)
     axes.text(0.27, end, f"end: {over}, reward {expert.reward:.2f}, failed", fontsize=7.5, weight="bold", va="center")
     handles: list[Any] = [

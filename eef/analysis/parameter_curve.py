@@ -40,7 +40,7 @@ def win_rate_over_parameter(runs: pd.DataFrame, x: str, out: str | Path, x_label
     it is. The reference is RFT with the largest n, else behaviour cloning, and the same at all values. Each marker is a
     mean over seeds with its 95 % t-interval (none with two seeds), each small open marker a run. Markers of different
     arms at one value are not moved: the first arm has the largest ones and the widest lines. An arm that ran at one
-    value alone is also a horizontal line, and the right panel shows its differences from the reference at every value.
+    ``temperature`` alone is also a horizontal line, and the right panel compares it with the reference at all of them.
 
     Writes PNG, SVG, PDF and the table behind them into ``out``; returns the PNG's path.
     ``win_rate_over_parameter.csv`` has a row per run: x, method, experts, n, m, seed, win_rate (a fraction),
@@ -101,8 +101,9 @@ def draw_curve(table: pd.DataFrame, about: str, out: str | Path, x_label: str = 
 
 
 def _at_one_value(table: pd.DataFrame) -> dict[Arm, pd.DataFrame]:
-    """The rows of each arm that ran at one of several values."""
-    groups = by_arm(table) if table["x"].nunique() > 1 else {}
+    """The rows of each arm that ran at one of several temperatures; other parameters may change the task."""
+    varied = table["x"].nunique() > 1 and table["x_name"].iloc[0] == "temperature"
+    groups = by_arm(table) if varied else {}
     return {arm: group for arm, group in groups.items() if group["x"].nunique() == 1}
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from eef.agents.actions import EXPLANATIONS, Problem, read_action
-from eef.agents.chat import TASK
 from eef.envs import SPLITS, EnvError, TextEnv, first_page, on_workers, take_step
 from eef.envs.limits import step_limit
 from eef.exchange.formats import MASK_KEYS, import_pyarrow
 from eef.experts.check import Report, check_lines
 from eef.trajectory import (
+    TASK,
     Trajectory,
     TrajectoryError,
     Turn,

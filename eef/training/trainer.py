@@ -92,8 +92,6 @@ def run_trainer(
     steps = training.updates or max(1, math.ceil(len(data) / batch_size)) * training.epochs  # type: ignore[arg-type]
     half, mixed = _half_weights(model), _half_precision(model)
     types = _in_float32(model) if half else []
-    if mixed is torch.float16 and not on_gpu:
-        raise ValueError("an adapter on a float16 model trains on a GPU alone: set dtype='bfloat16' or 'float32'")
     arguments = TrainingArguments(
         **_named_arguments(training),
         max_steps=training.updates or -1,  # if positive, it sets the end of training and of the schedule
@@ -147,14 +145,19 @@ def training_precision(model: Any) -> Iterator[None]:
     types = _in_float32(model) if weights else []
     # without the first, PEFT would cast the inputs of an adapter to float32, and autocast would cast them back
     casts, has_autocast = disable_input_dtype_casting(model) if adapter else nullcontext(), half is torch.bfloat16
-    with casts, torch.autocast(model.device.type, half, enabled=has_autocast or torch.cuda.is_available()):
-        yield
-    _in_types(model, types)
+    try:
+        with casts, torch.autocast(model.device.type, half, enabled=has_autocast or torch.cuda.is_available()):
+            yield
+    finally:
+        _in_types(model, types)
 
 
 def _half_precision(model: Any) -> torch.dtype | None:
-    """The type of the weights of a model with an adapter, if that is half precision."""
-    return model.dtype if isinstance(model, PeftModel) and model.dtype in HALF else None
+    """The type of a model with an adapter, if that is half precision. ValueError for float16 without a GPU."""
+    half = model.dtype if isinstance(model, PeftModel) and model.dtype in HALF else None
+    if half is torch.float16 and not torch.cuda.is_available():
+        raise ValueError("an adapter on a float16 model trains on a GPU alone: set dtype='bfloat16' or 'float32'")
+    return half
 
 
 def _half_weights(model: Any) -> torch.dtype | None:

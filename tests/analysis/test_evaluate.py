@@ -103,7 +103,7 @@ def test_without_a_win_the_share_of_wins_is_nan() -> None:
 
 
 def test_nothing_to_rate_is_an_error() -> None:
-    with pytest.raises(ValueError, match="all 2 episodes ended in env_error; context_overflow: there is nothing to rate"):
+    with pytest.raises(ValueError, match="all 2 episodes ended in env_error; context_overflow: there is"):
         summary(results([episode("a", outcome="env_error"), episode("b", outcome="context_overflow")], SKILLS), SKILLS)
     with pytest.raises(ValueError, match="context_overflow: .*no room for a first turn: raise it"):
         summary(results([episode("b", outcome="context_overflow")], SKILLS), SKILLS)

@@ -78,11 +78,14 @@ def test_two_seeds_have_no_interval(tmp_path: Path, drawn: list[Any]) -> None:
     assert all(group.get_gid() == "runs" for axes in drawn[-1].axes for group in axes.collections)
 
 
-def test_an_arm_at_one_value_is_compared_with_the_reference_at_all(tmp_path: Path, drawn: list[Any]) -> None:
+def test_an_arm_at_one_temperature_is_compared_with_the_reference_at_all(tmp_path: Path, drawn: list[Any]) -> None:
     runs = frame()
-    path = win_rate_over_parameter(
-        runs[(runs["method"] == "rft") | runs["run_id"].str.startswith("eef-0.5")], "expert_noise.late", tmp_path
-    )
+    runs = runs[(runs["method"] == "rft") | runs["run_id"].str.startswith("eef-0.5")]
+    win_rate_over_parameter(runs, "expert_noise.late", tmp_path / "expert")
+    means = [line for line in drawn[-1].axes[1].lines if list(line.get_xdata()) == [0.0, 0.5]]
+    assert not means, "another expert is another task"
+    hot = runs.assign(config=[{"temperature": config["expert_noise"]["late"]} for config in runs["config"]])
+    path = win_rate_over_parameter(hot, "temperature", tmp_path)
     assert pd.read_csv(path.with_suffix(".csv")).query("method == 'eef'")["x"].tolist() == [0.5, 0.5]
     rates, differences = drawn[-1].axes
     assert [75, 75] in [pytest.approx(list(line.get_ydata())) for line in rates.lines], "a level of the whole width"

@@ -270,6 +270,12 @@ def test_a_task_that_another_process_forgets_is_written_again_from_its_first_sta
     other.add("t/1", ["a"], State("second", []))
     later = StateCache(10, tmp_path).start("t/1")
     assert later is not None and later.after == {"a": State("second", [])}
+    one.start("t/1")
+    other.forget("t/1")  # and writes a longer file
+    for actions in ([], ["b"], ["b", "c"], ["b", "d"]):
+        other.add("t/1", actions, State("another", []))
+    one.add("t/1", ["b"], State("another", []))
+    assert one.start("t/1") == State("another", []) and one.room == other.room == 6, "room comes back"
 
 
 def test_several_writers_write_each_state_once(tmp_path: Path) -> None:

@@ -268,8 +268,10 @@ def test_an_adapter_on_a_float16_model_needs_the_loss_scaling_of_a_gpu(base: str
         losses = sft(policy, examples, tmp_path, **{**SETTINGS, "epochs": 6})["losses"]
         assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
         return
-    with pytest.raises(ValueError, match=r"float16 model trains on a GPU alone: set dtype='bfloat16' or 'float32'"):
-        sft(policy, examples, tmp_path, **SETTINGS)
+    pairs = [(examples[0].trajectory, examples[1].trajectory)]
+    for train in (sft, partial(dpo, beta=0.1)):
+        with pytest.raises(ValueError, match=r"float16 model trains on a GPU alone: set dtype='bfloat16' or 'float32'"):
+            train(policy, examples if train is sft else pairs, tmp_path, **SETTINGS)
 
 
 def test_mixed_precision_gives_the_gradients_of_float32_adapters(base: str, examples) -> None:

@@ -59,7 +59,7 @@ class StateCache:
     room: int  # how many more states may be cached in memory
     folder: Path | None = None
     first: dict[str, State] = field(default_factory=dict)  # by task
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each task's file that have been read
+    read: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each task's file: bytes, and their checksum
 
     def start(self, task: str) -> State | None:
         """The first state of ``task``, None if it is not cached. The states in the task's file are read first."""
@@ -98,16 +98,21 @@ class StateCache:
             rows = self._file(task).read_bytes() if self._file(task).exists() else b""
         except OSError as error:
             return self._stop_files(error)
-        if len(rows) < self.sizes.get(task, 0):  # another process has deleted the file
+        rows = rows[: rows.rfind(b"\n") + 1]
+        size, checksum = self.read.get(task, (0, 0))
+        if zlib.crc32(rows[:size]) != checksum:  # another process has deleted the file, and may have begun it again
             self._drop(task)
-        rows = rows[self.sizes.get(task, 0) : rows.rfind(b"\n") + 1]
-        self.sizes[task] = self.sizes.get(task, 0) + len(rows)
-        for actions, state in sorted(_states(rows), key=lambda row: len(row[0])):
+            size = 0
+        self.read[task] = len(rows), zlib.crc32(rows)
+        for actions, state in sorted(_states(rows[size:]), key=lambda row: len(row[0])):
             self._insert(task, actions, state)
 
     def _drop(self, task: str) -> None:
-        self.first.pop(task, None)
-        self.sizes.pop(task, None)
+        states = [self.first.pop(task)] if task in self.first else []
+        while states:
+            self.room += 1
+            states += states.pop().after.values()
+        self.read.pop(task, None)
 
     def _stop_files(self, error: OSError) -> None:
         _warn(error)
