@@ -237,6 +237,16 @@ def test_what_is_not_shown_after_adjustment_has_the_p_value_of_its_page(path: Pa
         assert set(values) == {as_page(p) for p in own["p"]}
 
 
+def test_the_counts_of_simulated_wins_are_those_of_the_committed_table() -> None:
+    table = pd.read_csv(ROOT / "figures" / "rft_temperature" / "simulations.csv")
+    assert set(table["run_id"]) < set(pd.read_csv(ROOT / "figures" / "rft_temperature" / "outcomes.csv")["run_id"])
+    shares = [f"{100 * part['wins'].sum() / part['simulations'].sum():.1f}" for _, part in table.groupby("temperature")]
+    turned = [f"{count:.1f}" for count in table.groupby("temperature")["wins_with_next"].mean()]
+    text = " ".join(text_of("docs/results/rft_temperature.md").split())
+    assert "{} % of its 1,500 simulations at 1.0, {} % at 1.5 and {} % at 2.0".format(*shares) in text
+    assert "In {}, {} and {} of these wins per run".format(*turned) in text
+
+
 def test_verdicts_on_the_claims_follow_the_rule(known: pd.DataFrame) -> None:
     """Each interval of the claims table that excludes zero is on the page of its sweep, with a p-value that decides."""
     claims = [row for row in rows_of(text_of("figures/README.md")) if "the paper's claim" in row]

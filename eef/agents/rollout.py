@@ -43,9 +43,9 @@ def simulate(
 
     ``slots`` episodes are played at once. ``max_steps`` counts all turns of an episode, the prefix included (default:
     the environment's; its limit for a subtask counts where it is lower). Each start has its own random stream, so that
-    ``slots``, order and memory change no result. ``seeds`` are those of :func:`streams`; pass them if ``starts`` is
-    part of a longer list. A replay that diverges, an environment that fails and a context that overflows end one
-    episode with an ``outcome`` of their own; the others continue.
+    ``slots``, order and memory change no result in float32. ``seeds`` are those of :func:`streams`; pass them if
+    ``starts`` is part of a longer list. A replay that diverges, an environment that fails and a context that overflows
+    end one episode with an ``outcome`` of their own; the others continue.
 
     ``navigation`` replaces some of the policy's actions by random ones. They have a random stream of their own and are
     not counted as sampled tokens.

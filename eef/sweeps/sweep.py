@@ -45,9 +45,9 @@ def sweep(
     """Run the points that are not finished. Returns 0 on success, 1 if points failed, 130 if interrupted.
 
     ``executor`` is ``local`` (``jobs`` processes at a time, 2 by default; 1 if the GPUs are too few for two points) or
-    ``slurm`` (an array of jobs, all at a time by default). Jobs that an interrupted sweep left in
-    Slurm's queue continue, and the next sweep waits for them. ``out`` is the folder of the figures, which the command
-    that repeats the sweep names.
+    ``slurm`` (an array of jobs, all at a time by default). Jobs that an interrupted sweep left in Slurm's queue
+    continue, and the next sweep waits for them. ``out`` is the folder of the figures, which the command that repeats
+    the sweep names.
     """
     spec = read_spec(path)
     overrides, notices = use_current_names(spec, overrides)

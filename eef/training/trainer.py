@@ -68,8 +68,8 @@ def run_trainer(
     ``trainer`` makes the Trainer (default: :class:`GroupedTrainer`).
 
     Weights that train and are in half precision are held in float32 while training, under autocast, because half
-    precision loses small updates. A float32 adapter on a model in half precision trains in its type; on
-    a float16 model with loss scaling, which needs a GPU.
+    precision loses small updates. Under a float32 adapter a model in half
+    precision computes in its own type. If that is float16, the loss is scaled, which needs a GPU.
 
     ValueError where ``batch_size`` cannot be divided, the optimizer is unavailable, or a float16 model has an adapter
     and there is no GPU. FloatingPointError where a loss,
@@ -174,6 +174,7 @@ def _in_float32(model: Any) -> list[torch.dtype]:
 
 
 def _in_types(model: Any, types: Sequence[torch.dtype]) -> None:
+    """Give the weights these types, in order; without types nothing changes."""
     for weight, kind in zip(model.parameters(), types, strict=False):
         weight.data = weight.data.to(kind)
 
