@@ -247,6 +247,24 @@ def test_the_counts_of_simulated_wins_are_those_of_the_committed_table() -> None
     assert "In {}, {} and {} of these wins per run".format(*turned) in text
 
 
+def test_the_table_of_etos_split_is_that_of_the_committed_outcomes() -> None:
+    page = text_of("docs/results/scienceworld.md")
+    table = pd.read_csv(ROOT / "figures" / "scienceworld" / "eto_split.csv")
+    table["short"] = table["task"].str.match("find|lifespan|chemistry-mix-paint-secondary")
+    rows = [row for row in rows_of(page) if "won of 211" in row]
+    for row in rows:
+        own = table[(table["policy"] == row["policy"]) & (table["answers"] == row["answers"])]
+        score, short, fruit = own["max_score"].mean(), own[own["short"]], own[own["task"].str.match("grow-fruit")]
+        assert (len(own), len(short), len(fruit)) == (211, 79, 10)
+        counts = [str(part["won"].sum()) for part in (own, short, fruit)]
+        rates = [f"{100 * own['won'].mean():.1f}", f"{score:.3f}".lstrip("0")]
+        assert [*row.values()][2:] == [counts[0], *rates, *counts[1:]], row
+    assert len(rows) == table.groupby(["policy", "answers"]).ngroups
+    others = table[~table["short"] & ~table["task"].str.match("grow-fruit")]
+    assert others["won"].sum() == 0 and "the other 15 task types" in page
+    assert others["task"].str.rsplit("/").str[0].nunique() == 15
+
+
 def test_verdicts_on_the_claims_follow_the_rule(known: pd.DataFrame) -> None:
     """Each interval of the claims table that excludes zero is on the page of its sweep, with a p-value that decides."""
     claims = [row for row in rows_of(text_of("figures/README.md")) if "the paper's claim" in row]

@@ -133,6 +133,10 @@ def _check_types(values: Mapping[str, Any], types: Mapping[str, str], where: str
         kinds = _KINDS.get(written)
         if kinds and type(values[name]) not in kinds:
             raise ValueError(f"{where}: {name} must be of type {kinds[0].__name__}, not {values[name]!r}")
+        if written == "Mapping[str, str]":
+            for key, value in values[name].items():
+                if not isinstance(value, str):
+                    raise ValueError(f"{where}, {name}: {key} must be text, not {value!r}: put it in quotes")
 
 
 def environment_of(protocol: Protocol, data: str | None) -> TextEnv:

@@ -96,6 +96,7 @@ def test_other_data_stop_with_a_message_that_names_what_differs(tmp_path: Path) 
         (("temperature: 0.0", "temperature: -1"), "acting: max_new_tokens must be at least 1, and temperature"),
         (("one_shot: false", "one_shot: 3"), "acting: one_shot must be of type bool, not 3"),
         (('prompt: ""', "prompt: reakt"), "acting: prompt must be empty or 'react', not 'reakt'"),
+        (("hashes:\n", "hashes:\n  number: 17\n"), "hashes: number must be text, not 17: put it in quotes"),
     ],
 )
 def test_an_invalid_file_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:

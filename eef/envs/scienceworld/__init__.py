@@ -163,8 +163,10 @@ class ScienceWorld:
         """``{"actions": [...]}``: the valid actions of the current state. RuntimeError without ``valid_actions``."""
         if not self.valid_actions:
             raise RuntimeError(
-                "this environment does not compute valid actions, since that changes later dynamics in some tasks: "
-                "create it with valid_actions=True, and record the trajectories to be replayed that way too"
+                "constrained decoding needs the valid actions, which this environment does not compute, since that "
+                "changes what happens later in some tasks: set constrained_decoding=False, or create the environment "
+                "with valid_actions=True (the options of a protocol have it, too) and record the trajectories to be "
+                "replayed that way"
             )
         return {"actions": list(self._episode.states[-1].valid) if self._episode.states else []}
 
