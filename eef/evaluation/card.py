@@ -39,8 +39,11 @@ def departures(protocol: Protocol, subject: Subject) -> dict[str, list[Any]]:
     """
     if subject.acting is None:
         return {}
+    from eef.agents.model_files import options_of  # imports torch
+
     wanted, used = asdict(protocol.acting), _shown(subject.acting)
-    if not used["instructions"] and used["prompt"] == wanted["prompt"]:
+    has_aliases = subject.settings is not None and bool(options_of(subject.settings.model).get("aliases"))
+    if has_aliases and used["prompt"] == wanted["prompt"]:
         used["instructions"] = wanted["instructions"]
     return {name: [wanted[name], used[name]] for name in wanted if wanted[name] != used[name]}
 

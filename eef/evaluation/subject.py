@@ -65,8 +65,8 @@ def read_subject(
     - ``expert:NAME``: a scripted expert of the environment; ``expert:perfect`` errs never
     - ``openai:MODEL@URL``: an OpenAI-compatible endpoint, whose key is in the variable ``key_variable``
     - ``http://HOST:PORT``: a vLLM server; the option ``model`` says which model it serves
-    - the id or the folder of a run: the adapter that the run tested, with the run's prompt and decoding
-    - a folder with an adapter; the option ``model`` replaces the base model that it names
+    - the id or the folder of a run: the adapter that the run tested, with the run's instructions, prompt and decoding
+    - a folder with an adapter, with the instructions of its base model; the option ``model`` replaces that model
     - the name, the folder or the GGUF file of a base model
 
     ``options`` are those of the command line (``-p``), ``runs`` the folder of all runs. ValueError for an unknown
@@ -161,9 +161,11 @@ def _policy(kind: str, name: str, settings: Settings, protocol: Protocol, adapte
 
     constrained = resolved(settings).constrained_decoding  # an error for a model that cannot be played
     options = options_of(settings.model)
+    trained = kind in ("run", "adapter")  # with the instructions of its base model, which it keeps
+    instructions = options.get("instructions", "") if trained else protocol.acting.instructions
     acting = Acting(
         prompt=settings.prompt,
-        instructions="" if settings.prompt or options.get("aliases") else protocol.acting.instructions,
+        instructions="" if settings.prompt or options.get("aliases") else instructions,
         one_shot=settings.one_shot,
         constrained_decoding=bool(constrained),
         max_new_tokens=settings.max_new_tokens,

@@ -23,6 +23,7 @@ from eef.agents.chat import Dialogue
 from eef.cli import main
 from eef.envs.webshop import WebShop
 from eef.evaluation import model_card, subject
+from eef.evaluation.card import departures
 from eef.evaluation.compare import compare, find_evaluation
 from eef.evaluation.evaluate import evaluate, evaluations
 from eef.evaluation.protocol import pin, read_protocol
@@ -321,6 +322,28 @@ def test_settings_of_a_run_under_former_names_are_used(base: str, tiny: str, tmp
     run = recorded(tmp_path / "both", {"model": base, "limited": False, "constrained_decoding": True}, {})
     with pytest.raises(ValueError, match=f"{run.name}/config.json: 'limited' is the former name"):
         read_subject(str(run), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+
+
+@pytest.mark.parametrize("trained", ["Shop.", ""])
+def test_a_run_keeps_the_instructions_that_it_was_trained_with(
+    trained: str, base: str, tiny: str, tmp_path: Path
+) -> None:
+    """Those of the ``chat.json`` of its model. On a base model the protocol's are used."""
+    model, env = tmp_path / "model", WebShop(catalogue=SMALL, max_steps=6)
+    shutil.copytree(base, model)
+    (model / "chat.json").write_text(json.dumps({"constrained_decoding": True, "instructions": trained}))
+    protocol = read_protocol(tiny)
+    wanted = protocol.acting.instructions
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"x")
+    run = recorded(tmp_path, {"model": str(model)}, {"adapter": None})
+    for what, instructions in ((run, trained), (adapter, trained), (model, wanted)):
+        read = read_subject(str(what), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+        assert read.acting.instructions == instructions
+        departs = {"instructions": [wanted, instructions]} if instructions != wanted else {}
+        assert departures(protocol, read) == departs
 
 
 def test_a_run_that_tested_the_base_model_is_evaluated_with_it(base: str, tiny: str, tmp_path: Path, capsys) -> None:
