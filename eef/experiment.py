@@ -54,7 +54,7 @@ def experiment(
     defaults = method_options(method)
     options = {name: value for name, value in options.items() if name in IN_EVERY_NAME or value != defaults[name]}
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
-    chat = make_chat(settings, env, tasks)
+    chat = make_chat(settings, env, [*tasks, *test])
     for text in training_warnings(settings):
         show(f"warning: {text}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -195,7 +196,9 @@ def compare(a: Path, b: Path) -> Iterator[str]:
     if any(key.startswith("hashes.") for key in changes["stamp"]):
         yield "\nthe hashes differ: these runs had different data or settings, so their results are not comparable"
     wins = win_difference(a, b)
-    ends = f"95 % interval {100 * wins.low:+.1f} to {100 * wins.high:+.1f} over subtasks"
+    ends = "no interval, since all differences are equal"
+    if not math.isnan(wins.low):
+        ends = f"95 % interval {100 * wins.low:+.1f} to {100 * wins.high:+.1f} over subtasks"
     yield (
         f"\nwin rate, a minus b: {100 * wins.difference:+.1f} points ({ends}, "
         f"{wins.pairs} subtasks{f', {wins.errors} excluded for errors' if wins.errors else ''})"

@@ -25,7 +25,9 @@ def _evaluate(
     protocol: Annotated[str | None, Option(metavar="NAME", help="A protocol, or its file; --list shows them.")] = None,
     overrides: Overrides = None,
     compare: Annotated[tuple[str, str] | None, Option(metavar="A B", help="Compare two evaluations.")] = None,
-    subtasks: Annotated[int | None, Option(metavar="N", help="Only the first N; marks the card as partial.")] = None,
+    subtasks: Annotated[
+        int | None, Option(metavar="N", help="Only the first N: the card is partial. With --pin: how many.")
+    ] = None,
     pin: Annotated[str | None, Option(metavar="FILE", help="Write a copy of the protocol for -p data=FOLDER.")] = None,
     show_list: Annotated[bool, Option("--list", help="List the protocols.")] = False,
     wandb: Annotated[Literal["offline", "online", "disabled"], Option(help="The copy on W&B.")] = "offline",
@@ -55,7 +57,10 @@ def _evaluate(
     from eef.evaluation.evaluate import evaluate, pin_protocol
 
     if pin:
-        print(f"protocol: {pin_protocol(protocol, options.get('data'), Path(pin))}")
+        if what is not None or set(options) - {"data"}:
+            wrong = what if what is not None else f"-p {min(set(options) - {'data'})}"
+            raise ValueError(f"--pin only copies the protocol and does not use {wrong}: change a copy, then pin that")
+        print(pin_protocol(protocol, options.get("data"), Path(pin), subtasks))
         return
     made = evaluate(
         str(what), protocol, options, folder, subtasks=subtasks, wandb=wandb, key_variable=key_variable, yes=yes

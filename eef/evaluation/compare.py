@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,9 +64,11 @@ def compare(a: Path, b: Path) -> Iterator[str]:
         means = [scale * pairs[f"{value}_{side}"].mean() for side in "ab"]
         digits = 1 if scale == 100 else 3
         change, low, high = (f"{scale * number:+.{digits}f}" for number in result[:3])
+        ends = "no interval, since all differences are equal"
+        if not math.isnan(result.low):
+            ends = f"95 % interval {low} to {high} ({_COVERS})"
         yield (
-            f"{what}: a {means[0]:.{digits}f}, b {means[1]:.{digits}f}; a minus b: {change}{unit}, "
-            f"95 % interval {low} to {high} ({_COVERS}), "
+            f"{what}: a {means[0]:.{digits}f}, b {means[1]:.{digits}f}; a minus b: {change}{unit}, {ends}, "
             f"{result.pairs} pairs" + (f", {result.errors} excluded for errors" if result.errors else "")
         )
     counts = [((pairs["won_a"] == x) & (pairs["won_b"] == y)).sum() for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +52,7 @@ def evaluate(
     confirmation of an endpoint's cost. A killed evaluation resumes. ValueError for other data than the protocol's.
     """
     rules, more = read_protocol(protocol), dict(options)
-    if subtasks is not None and subtasks < 1:
-        raise ValueError(f"--subtasks must be at least 1, not {subtasks}")
+    check_count(subtasks)
     env = environment_of(rules, more.pop("data", None))
     try:
         check(rules, env)
@@ -63,12 +62,24 @@ def evaluate(
         getattr(env, "close", lambda: None)()  # ends the processes of an environment that has some
 
 
-def pin_protocol(protocol: str, data: str | None, path: Path) -> Path:
-    """Write a copy of a protocol whose hashes are those of the folder ``data``."""
+def check_count(subtasks: int | None) -> int | None:
+    """``subtasks``, of ``--subtasks``. ValueError if it is less than 1."""
+    if subtasks is not None and subtasks < 1:
+        raise ValueError(f"--subtasks must be at least 1, not {subtasks}")
+    return subtasks
+
+
+def pin_protocol(protocol: str, data: str | None, path: Path, subtasks: int | None = None) -> str:
+    """Write a copy of a protocol whose hashes are those of the folder ``data``. Returns a line about it.
+
+    The copy has as many subtasks as the protocol, or ``subtasks``, if the split has so many.
+    """
     rules = read_protocol(protocol)
+    rules = replace(rules, subtasks=check_count(subtasks) or rules.subtasks)
     env = environment_of(rules, data)
     try:
-        return pin(rules, env, path)
+        file, split = pin(rules, env, path), env.tasks(rules.split)
+        return f"protocol: {file}, with {len(subtasks_of(rules, env))} of the {len(split)} subtasks of {rules.split!r}"
     finally:
         getattr(env, "close", lambda: None)()
 
@@ -84,7 +95,7 @@ def _evaluate(
         show(line)
     if protocol.flaw:
         show(f"known flaw: {protocol.flaw}")
-    chat = _chat(subject, env)
+    chat = _chat(subject, env, subtasks_of(protocol, env))
     acting = vars(subject.acting) if subject.acting else {}
     about = {"protocol": protocol.as_dict(), "subject": subject.identity, "acting": acting, "test": len(tasks)}
     identity = [protocol.hash, subject.identity, acting, chat.hash if chat else "", hashes]
@@ -111,14 +122,14 @@ def _evaluate(
     return run.folder
 
 
-def _chat(subject: Subject, env: TextEnv) -> Chat | None:
-    """The chat of a policy of ours, in the words of :attr:`Subject.acting`."""
+def _chat(subject: Subject, env: TextEnv, tasks: Sequence[str]) -> Chat | None:
+    """The chat of a policy of ours, in the words of :attr:`Subject.acting`. Its example is of none of ``tasks``."""
     if subject.settings is None or subject.acting is None:
         return None
     from eef.agents.policy import load_chat
 
     if subject.settings.prompt:
-        return make_chat(subject.settings, env, env.tasks("train")[: subject.train])
+        return make_chat(subject.settings, env, [*env.tasks("train")[: subject.train], *tasks])
     return replace(load_chat(subject.settings.model), instructions=subject.acting.instructions)
 
 

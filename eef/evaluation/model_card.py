@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 
 from eef.evaluation.card import overlap_lines
 from eef.evaluation.evaluate import CARD, evaluations
-from eef.evaluation.subject import WEIGHTS, current_names, tested_adapter
+from eef.evaluation.protocol import names
+from eef.evaluation.subject import POLICY_OPTIONS, WEIGHTS, current_names, tested_adapter
 from eef.files import RunError, read_json, write_json, write_text
 from eef.model_names import EMBEDDED_MODELS
 from eef.settings import Settings
@@ -112,11 +115,20 @@ def _readme(
         sweep, point = _sweep_and_point((run / "notebook.ipynb").readlink().stem, origin.get("group") or "")
         if (repo_root() / "experiments" / f"{sweep}.yaml").is_file():  # not with overrides, which give another name
             lines += [f"eef sweep {sweep} --only {point}   # trains it again"]
-    lines += [f"eef evaluate FOLDER --protocol {card['protocol']['name']} -p model={base}" for card in cards] or [
-        f"eef evaluate FOLDER --protocol NAME -p model={base}"
+    model = [f"-p model={base}"] if adapter else []  # a full model needs none
+    lines += [" ".join([*_command(card), *model]) for card in cards] or [
+        " ".join(["eef evaluate FOLDER --protocol NAME", *model])
     ]
     lines += ["```", ""]
     return f"---\n{_metadata(run, origin, base, result, cards, adapter)}\n---\n\n" + "\n".join(lines)
+
+
+def _command(card: Mapping[str, Any]) -> list[str]:
+    """The words of the command that repeats an evaluation with the adapter in FOLDER."""
+    name, own = card["protocol"]["name"], {each: used for each, (_, used) in card["departures"].items()}
+    data = ["-p data=FOLDER_OF_THE_DATA"] if card["protocol"]["data"] else []
+    options = [f"-p {shlex.quote(f'{each}={json.dumps(own[each])}')}" for each in POLICY_OPTIONS if each in own]
+    return ["eef evaluate FOLDER --protocol", name if name in names() else f"{name}.yaml", *data, *options]
 
 
 def _sweep_and_point(stem: str, group: str) -> tuple[str, str]:

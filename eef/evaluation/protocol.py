@@ -108,6 +108,11 @@ def read_protocol(name: str) -> Protocol:
     return Protocol(**{**values, "acting": Acting(**acting)}, path=path)
 
 
+def name_or_file(protocol: Protocol) -> str:
+    """What ``--protocol`` reads it from: its name, or its file if it is not one of the package."""
+    return protocol.name if protocol.name in names() else str(protocol.path)
+
+
 def _check_names(values: Mapping[str, Any], known: set[str], where: str) -> None:
     for name in values:
         if name not in known:
@@ -176,7 +181,7 @@ def check(protocol: Protocol, env: TextEnv) -> None:
         raise ValueError(
             f"these data or options are not those of the protocol {protocol.name}: {what}. Use the data that "
             f"{protocol.path} describes, or write a protocol of your own for yours: eef evaluate --protocol "
-            f"{protocol.name} --pin MINE.yaml"
+            f"{name_or_file(protocol)}{' -p data=FOLDER' if protocol.data else ''} --pin MINE.yaml"
         )
 
 
@@ -189,10 +194,10 @@ def pin(protocol: Protocol, env: TextEnv, path: Path) -> Path:
         raise ValueError(f"--pin {path}: a protocol is a file in YAML; write a name that ends in .yaml: {path}.yaml")
     if path.exists():
         raise ValueError(f"--pin {path}: the file exists, and a protocol never changes; choose another name")
-    hashes, about = hashes_of(protocol, env), f"A copy of {protocol.name} for other data. {protocol.about}"
-    own = replace(
-        protocol, name=path.stem, about=about, hashes=hashes, subtasks=len(subtasks_of(protocol, env)), path=path
-    )
+    about = f"A copy of {protocol.name} for other data: its environment, options, decoding and rule of success."
+    title, count = f"Other data by the rules of {protocol.name}", len(subtasks_of(protocol, env))
+    own = replace(protocol, name=path.stem, title=title, about=about, subtasks=count, path=path)
+    own = replace(own, hashes=hashes_of(own, env))
     return write_text(path, yaml.safe_dump(own.as_dict(), sort_keys=False, allow_unicode=True, width=120))
 
 

@@ -20,7 +20,7 @@ from eef.sweeps.renamed import rename_keys, replacements
 from eef.tracking.keys import file_key, model_key
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a full model
-_POLICY_OPTIONS = (
+POLICY_OPTIONS = (
     "model", "quantize", "dtype", "context", "slots", "prompt", "one_shot", "constrained_decoding", "max_new_tokens",
 )  # fmt: skip
 
@@ -79,7 +79,7 @@ def read_subject(
     if what.startswith(("http://", "https://")):
         if "model" not in options:
             raise ValueError(f"{what}: add -p model=NAME, the model that the server has")
-        settings = _settings(protocol, {**_checked(options, _POLICY_OPTIONS), "engine": what})
+        settings = _settings(protocol, {**_checked(options, POLICY_OPTIONS), "engine": what})
         return _policy("server", settings.model, settings, protocol, None)
     path = Path(what)
     if (path / "config.json").is_file() and "run_id" in read_json(path / "config.json"):
@@ -88,11 +88,11 @@ def read_subject(
         return _run(find(runs, what), protocol, options)
     if (path / "adapter_config.json").is_file():
         base = base_model(path, str(options.get("model", "")))
-        settings = _settings(protocol, {**_checked(options, _POLICY_OPTIONS), "model": base})
+        settings = _settings(protocol, {**_checked(options, POLICY_OPTIONS), "model": base})
         return _policy("adapter", path.resolve().name, settings, protocol, path.resolve())
     if "model" in options:
         raise ValueError(f"-p model={options['model']}: {what} is a model itself, leave the option out")
-    settings = _settings(protocol, {**_checked(options, _POLICY_OPTIONS), "model": what})
+    settings = _settings(protocol, {**_checked(options, POLICY_OPTIONS), "model": what})
     return _policy("model", path.name if path.exists() else what, settings, protocol, None)
 
 
@@ -112,7 +112,7 @@ def _run(folder: Path, protocol: Protocol, options: Mapping[str, Any]) -> Subjec
     known = {each.name for each in fields(Settings)} - {"engine", "eval_temperature", "experts", "expert_noise"}
     own = {name: value for name, value in asdict(Settings()).items() if name in known}
     own |= {name: value for name, value in config.items() if name in known}
-    changed = _settings(protocol, {**own, **_checked(options, (*_POLICY_OPTIONS, "engine"))})
+    changed = _settings(protocol, {**own, **_checked(options, (*POLICY_OPTIONS, "engine"))})
     subject = _policy("run", folder.name, changed, protocol, tested_adapter(folder))
     return replace(subject, train=config.get("train"))
 

@@ -98,7 +98,8 @@ def chat_of_run(folder: Path, stage: Path, model: str | None = None) -> Chat:
         example = None
         if config.get("one_shot"):
             env = env_of_run(folder)
-            example = one_shot_example(env, "train", env.tasks("train")[: config["train"]])
+            played = [*env.tasks("train")[: config["train"]], *env.tasks("test")[: config.get("test")]]
+            example = one_shot_example(env, "train", played)
         chat = react_chat(chat, name, example)
     wanted = read_json(stage / "stage.json")["key"]["inputs"]["chat"]["hash"]
     if chat.hash != wanted:

@@ -172,7 +172,10 @@ def demonstrations(
 
 
 def one_shot_example(env: TextEnv, split: str, tasks: Sequence[str]) -> Trajectory:
-    """A win of the scripted expert on a subtask of ``eval`` or ``train`` that is not among ``tasks`` of ``split``."""
+    """A win of the scripted expert on a subtask of ``eval`` or ``train`` that is not among ``tasks``.
+
+    ``split``: the one that is played; the example is of another if possible.
+    """
     excluded = set(tasks)
     splits = sorted(("eval", "train"), key=lambda name: name == split)  # another split first: a stable example
     candidates = [task for name in splits for task in env.tasks(name)[::-1] if task not in excluded]

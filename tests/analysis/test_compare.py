@@ -67,6 +67,9 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     a, b = run(tmp_path, "eef", [1, 0], "c1"), run(tmp_path, "rft", [1, 0], "c2")
     assert main(["runs", "compare", "eef", "rft", "--root", str(tmp_path)]) == 0
     assert "hashes differ" in capsys.readouterr().out
+    same = run(tmp_path, "nat", [1, 0], "c1")
+    assert main(["runs", "compare", a.run_id, same.run_id, "--root", str(tmp_path)]) == 0
+    assert "+0.0 points (no interval, since all differences are equal, 2 subtasks" in capsys.readouterr().out
     c = run(tmp_path, "eto", [1, 0, 0])
     with pytest.raises(RunError, match="cannot be paired: .*not run on the same"):
         win_difference(a.folder, c.folder)

@@ -245,6 +245,9 @@ def test_means_are_over_the_pairs_that_both_sides_rated(tmp_path: Path) -> None:
     assert any(line.startswith("mean reward: a 0.500, b 0.333; a minus b: +0.167") for line in lines)
     assert "3 pairs, 1 excluded for errors" in lines[1] and "partial" not in "".join(lines)
     assert lines[-1] == "won by both 1, only by a 1, only by b 0, by neither 1"
+    same = list(compare(tmp_path / "a", tmp_path / "a"))
+    assert "a minus b: +0.0 points, no interval, since all differences are equal, 3 pairs" in same[1]
+    assert "nan" not in "".join(same)
 
 
 def test_evaluations_that_cannot_be_paired_are_refused(tiny: str, tmp_path: Path) -> None:
@@ -346,6 +349,28 @@ def test_a_run_keeps_the_instructions_that_it_was_trained_with(
         assert departures(protocol, read) == departs
 
 
+def test_the_one_shot_example_is_of_no_subtask_that_is_played(
+    base: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an evaluation and in a run, also where a split of one's own has subtasks of the test in ``eval``."""
+    excluded: list[set[str]] = []
+
+    def stop(*arguments: Any) -> None:
+        excluded.append(set(arguments[-1]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eef.lab.one_shot_example", stop)
+    changes = {"prompt": "react", "one_shot": True, "constrained_decoding": False}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(base, tiny, changes, tmp_path, subtasks=2)
+    env = WebShop(catalogue=SMALL, max_steps=6, nouns="letters")
+    assert excluded.pop() >= {*env.tasks("test")[:10]}
+    settings = Settings(model=base, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        experiment("sft_pos", env, settings, 0, train_tasks=3, test_tasks=4, root=tmp_path, wandb="disabled")
+    assert excluded == [{*env.tasks("train")[:3], *env.tasks("test")[:4]}]
+
+
 def test_a_run_that_tested_the_base_model_is_evaluated_with_it(base: str, tiny: str, tmp_path: Path, capsys) -> None:
     protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
     run = recorded(tmp_path, {"model": base}, {"adapter": None})
@@ -404,7 +429,8 @@ def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tm
     assert ("the run's own test (webshop)", "mean_reward") in named
     text = (tmp_path / "hub" / "README.md").read_text() + (tmp_path / "hub" / "adapter_config.json").read_text()
     assert "eef sweep demo --only eef-m1-s0 " in text
-    assert "Departs from the protocol: max_new_tokens" in text and "eef evaluate FOLDER --protocol tiny-v1" in text
+    assert "Departs from the protocol: max_new_tokens" in text
+    assert "\neef evaluate FOLDER --protocol tiny-v1.yaml -p max_new_tokens=33 -p model=tiny\n" in text
     assert str(run.parent) not in text and "/models/" not in text
     (tmp_path / "hub" / "notes.txt").write_text("mine")
     assert main(["card", run.name, "--root", str(run.parent), "--out", str(tmp_path / "hub")]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eef.cli import main
 from eef.envs import make_env
@@ -72,6 +73,7 @@ def test_other_data_stop_with_a_message_that_names_what_differs(tmp_path: Path) 
         check(protocol, env)
     own = read_protocol(str(pin(protocol, env, tmp_path / "mine.yaml")))
     assert (own.name, own.subtasks) == ("mine", 20) and own.hashes == hashes_of(own, env)
+    assert own.title == "Other data by the rules of webshop-embedded-v1" and "500" not in own.about
     check(own, env)
     with pytest.raises(ValueError, match="the file exists, and a protocol never changes"):
         pin(protocol, env, tmp_path / "mine.yaml")
@@ -80,8 +82,25 @@ def test_other_data_stop_with_a_message_that_names_what_differs(tmp_path: Path) 
             pin(protocol, env, tmp_path / name)
         assert not (tmp_path / name).exists()
     assert read_protocol(str(pin(protocol, env, tmp_path / "other.yml"))).name == "other"
-    with pytest.raises(ValueError, match="catalogue"):
+    with pytest.raises(ValueError, match=rf"catalogue .*eef evaluate --protocol {tmp_path}/mine.yaml --pin MINE.yaml"):
         check(own, WebShop(catalogue={**SMALL, "seed": 1}, nouns="letters", max_steps=15))
+
+
+def test_pin_says_how_many_subtasks_and_refuses_what_it_does_not_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load(read_protocol("webshop-embedded-v1").path.read_text())
+    values["options"]["catalogue"] = {**SMALL}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**values, "subtasks": 7}))
+    words = ["evaluate", "--protocol", str(tmp_path / "small.yaml"), "--pin"]
+    assert main([*words, str(tmp_path / "a.yaml")]) == 0
+    assert capsys.readouterr().out.endswith("a.yaml, with 7 of the 20 subtasks of 'test'\n")
+    assert main([*words, str(tmp_path / "b.yaml"), "--subtasks", "30"]) == 0
+    assert read_protocol(str(tmp_path / "b.yaml")).subtasks == 20
+    for more, wrong in ((["-p", "one_shot=true"], "-p one_shot"), (["expert:weak"], "expert:weak")):
+        assert main([*words, str(tmp_path / "c.yaml"), *more]) == 2
+        assert f"--pin only copies the protocol and does not use {wrong}" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "c.yaml"), "--subtasks", "0"]) == 2 and not (tmp_path / "c.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,10 @@ def test_a_file_that_cannot_be_exported_is_refused(
 @pytest.mark.parametrize("one_shot", [False, True])
 def test_the_chat_of_a_react_run_is_made_again(one_shot: bool, tokenizer, shop, tmp_path: Path, monkeypatch) -> None:
     model = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path / "base", {}))
-    chat = make_chat(Settings(model=model, prompt="react", one_shot=one_shot), shop, shop.tasks("train")[:19])
+    played = [*shop.tasks("train")[:19], *shop.tasks("test")[:2]]
+    chat = make_chat(Settings(model=model, prompt="react", one_shot=one_shot), shop, played)
     config = {"model": model, "prompt": "react", "one_shot": one_shot, "train": 19, "env_options": {}, "max_steps": 15}
+    config["test"] = 2
     write_json(tmp_path / "run" / "config.json", {"env": "webshop", "config": config})
     write_json(tmp_path / "bc" / "stage.json", {"key": {"inputs": {"chat": {"hash": chat.hash}}}})
     monkeypatch.setattr("eef.exchange.source.env_from_parameters", lambda parameters: shop)
