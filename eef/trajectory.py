@@ -11,11 +11,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eef.files import PACKAGE, did_you_mean, json_rows
+from eef.conversations import EXPLANATIONS, subtask_of
+from eef.files import did_you_mean, json_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,27 +241,14 @@ def placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
 _ACTION = re.compile(r"Action: (.*)", re.DOTALL)  # the expression by which ETO's environments read actions
 
 
-@cache
-def _eto_task_names() -> list[str]:
-    """Names of the tasks that ETO's ids give by number. An environment keeps them in its ``eto_tasks.json``."""
-    return [name for path in sorted(PACKAGE.glob("envs/*/eto_tasks.json")) for name in json.loads(path.read_text())]
-
-
-def _eto_task(name: str) -> tuple[str, bool]:
-    """The subtask that an ETO id names, and whether the id has the form ``TASK_VARIATION``, such as ``11_7``."""
-    number, _, variation = name.partition("_")
-    if re.fullmatch(r"\d+_\d+", name, re.ASCII) and int(number) < len(_eto_task_names()):
-        return f"{_eto_task_names()[int(number)]}/{variation}", True
-    return name.rsplit("_", 1)[-1], False
-
-
 def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     """Convert one of ETO's published conversations.
 
     ETO's layout: human instruction, gpt "OK", then human observations and gpt replies in turns. Observations after the
     first have an ``Observation:`` prefix, which is removed if all of them have it; replies have the form ``Thought: ...
-    Action: ...``. The ``loss`` flag of a message becomes ``learn``. A reply that ETO's wrapper rejected for its format
-    never reached the environment: its action is empty, and it never carries loss.
+    Action: ...``. The ``loss`` flag of a message becomes ``learn``. A reply that ETO's wrapper rejected for its format,
+    or after which the page is one of our explanations, never reached the environment: its action is empty, and it never
+    carries loss.
 
     ``won`` requires reward 1; ETO's ``success`` only says that something was bought. Conversations whose id has the
     form ``TASK_VARIATION`` and that have no reward are solutions: they get reward 1, as in ETO's code, and
@@ -269,7 +256,8 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     so they cannot be replayed: ``info["no_replay"]`` says so.
 
     The fields ``opening``, ``task``, ``won``, ``outcome`` and ``prefix`` count where a row has them, as those that
-    ``eef export`` writes. ``opening`` is the number of messages before the first page.
+    ``eef export`` writes. ``opening`` is the number of messages before the first page. ``task`` does not count where it
+    is the name of a benchmark (:func:`eef.conversations.subtask_of`).
     """
     try:
         messages = [(message["from"], message["value"], message.get("loss")) for message in row["conversations"]]
@@ -303,17 +291,17 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
         match = _ACTION.search(reply)
         page = messages[index + 1][1] if index + 1 < len(messages) else ""
         observation = re.sub(r"^Observation:\s?", "", page) if prefix else page
-        rejected = match is None and observation.startswith("Invalid format.")
+        explained = observation in EXPLANATIONS.values()  # our agents read no action, whatever the reply looks like
+        rejected = explained or (match is None and observation.startswith("Invalid format."))
         turns.append(
             Turn(
-                action=match.group(1).strip() if match else "" if rejected else reply,
+                action="" if rejected else match.group(1).strip() if match else reply,
                 observation=observation,
                 reply=reply if match or rejected else "",
                 learn=(loss is None or bool(loss)) and not rejected,
             )
         )
-    exported = "outcome" in row and row.get("task") is not None
-    task, numbered = (row["task"], False) if exported else _eto_task(str(row.get("id", row.get("task", ""))))
+    task, numbered = subtask_of(row)
     info = {"id": str(row.get("id", ""))} | ({"no_replay": "the first page lacks the look around"} if numbered else {})
     if numbered and "reward" not in row:
         row, info = {**row, "reward": 1.0}, {**info, "reward": "not in the file; ETO counts it as a solution"}

@@ -16,6 +16,7 @@ from eef.files import PACKAGE
 # From the bottom to the top; a module imports its own package and those above it in this list.
 ORDER = [
     ("eef.files", "eef.processes"),
+    ("eef.conversations",),
     ("eef.trajectory",),
     ("eef.selection",),
     ("eef.planning",),

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eef.conversations import EXPLANATIONS, eto_task_names
 from eef.trajectory import (
     Trajectory,
     TrajectoryError,
     Turn,
-    _eto_task_names,
     frame,
     from_dict,
     from_sharegpt,
@@ -260,7 +260,7 @@ def test_a_row_that_we_exported_keeps_its_task_and_its_end() -> None:
     got = from_sharegpt({**row, "opening": 2, "conversations": react})
     assert (got.prompt, got.actions) == ("s0", ["OK", "click[b]"])
     other = {"id": "webshop_511", "task": "webshop", "reward": 1.0, "conversations": talk}
-    assert from_sharegpt(other).task == "511", "only our own rows have the id of the subtask in 'task'"
+    assert from_sharegpt(other).task == "511", "'task' is the name of a benchmark here"
     for wrong in ({"won": 1}, {"outcome": "lost"}, {"prefix": 9}, {"opening": 4}):
         with pytest.raises(TrajectoryError, match=f"'{next(iter(wrong))}' must be"):
             from_sharegpt({**row, "conversations": talk, **wrong})
@@ -309,6 +309,36 @@ def test_a_reply_turned_away_for_its_format_never_reached_the_environment() -> N
     assert turn.observation == "Invalid format. The ..."
 
 
+@pytest.mark.parametrize("explanation", EXPLANATIONS.values(), ids=list(EXPLANATIONS))
+def test_an_answer_that_our_agents_could_not_read_is_no_action_either(explanation: str) -> None:
+    row = eto_row()
+    for at, answer in ((5, "I think."), (7, "Action: click[a] and more")):
+        page = {"from": "human", "value": f"Observation: {explanation}"}
+        row["conversations"][at:at] = [{"from": "gpt", "value": answer}, page]
+    got = from_sharegpt(row)
+    assert got.actions == ["search[blue cup]", "", "", "click[B01]", "click[Buy Now]"]
+    unread = [(turn.answer, turn.learn, turn.observation) for turn in got.turns[1:3]]
+    assert unread == [("I think.", False, explanation), ("Action: click[a] and more", False, explanation)]
+
+
+def test_the_task_of_a_row_counts_unless_it_names_a_benchmark() -> None:
+    row = {key: value for key, value in eto_row(reward=0.0).items() if key != "id"}
+    for named, task in (
+        ({"id": "conv_0001", "task": "find-animal/12"}, "find-animal/12"),
+        ({"id": "11_7", "task": "find-plant/3"}, "find-plant/3"),
+        ({"id": "find-animal/12_0", "task": "find-animal/12"}, "find-animal/12"),
+        ({"id": "41_0", "task": "41"}, "41"),
+        ({"id": "webshop_511", "task": "webshop"}, "511"),
+        ({"id": "maze_1", "task": "maze", "outcome": "done"}, "maze"),
+        ({"task": "big_cup"}, "big_cup"),
+        ({"id": "conv_0001", "task": 12}, "12"),
+        ({"id": "conv_0001", "task": None}, "0001"),
+    ):
+        assert from_sharegpt({**row, **named}).task == task
+    with pytest.raises(TrajectoryError, match="'task' and 'prompt' must be strings"):
+        from_sharegpt({**row, "task": ["find-animal", 12]})
+
+
 def test_pages_keep_their_outer_spaces() -> None:
     row = eto_row()
     row["conversations"][4]["value"] = "Observation:\n\ta cup [SEP] < Prev [SEP] "
@@ -338,9 +368,9 @@ def test_every_id_of_etos_split_is_a_subtask_of_ours() -> None:
     items = json.loads(ETO.read_text())
     order = sorted({name for name, _ in items})
     for name, variation in items:
-        number = next(i for i, known in enumerate(_eto_task_names()) if known == infer_task(name))
+        number = next(i for i, known in enumerate(eto_task_names()) if known == infer_task(name))
         assert from_sharegpt(eto_row(id=f"{number}_{variation}")).task == f"{infer_task(name)}/{variation}"
-    numbers = [_eto_task_names().index(infer_task(name)) for name in order]
+    numbers = [eto_task_names().index(infer_task(name)) for name in order]
     assert len(order) == 24 and numbers == sorted(numbers)  # ETO numbers the long names in their order
 
 

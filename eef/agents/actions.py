@@ -38,6 +38,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from eef import conversations
 from eef.files import replace_surrogates
 
 if TYPE_CHECKING:
@@ -52,18 +53,8 @@ class Problem(StrEnum):
     CUT = "cut at the token limit"
 
 
-EXPLANATIONS = {  # the observation after such an answer; stored trajectories contain it
-    Problem.NO_ACTION: (
-        "No action was found in your answer, so nothing was done: give one after the words 'Action: '."
-    ),
-    Problem.AMBIGUOUS: (
-        "Your answer does not name exactly one complete action, so nothing was done: write one action on one line "
-        "after the words 'Action: ', and nothing after it."
-    ),
-    Problem.CUT: (
-        "Your answer was cut because it was too long, and nothing was done: write less before the words 'Action: '."
-    ),
-}
+# the observation after such an answer; stored trajectories contain it
+EXPLANATIONS = {problem: conversations.EXPLANATIONS[problem.name] for problem in Problem}
 
 
 @dataclass(frozen=True)

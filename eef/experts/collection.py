@@ -103,6 +103,7 @@ def common_settings(env: TextEnv, expert: Expert, example: Trajectory | None, li
         "request": expert.fields,
         "example": example.task if example else None,
         "prompt": digest(opening(env, example)),
+        "options": digest(env.state_key()) if hasattr(env, "state_key") else "",
     }
 
 
@@ -120,10 +121,11 @@ def read_collected(path: Path, common: Mapping[str, Any]) -> list[Trajectory]:
             truncated = number == len(lines) and (bool(episodes) or b'{"task": '.startswith(line[:9]))
             if not truncated:
                 raise CollectError(f"{path}, line {number}: {error}; choose another file, or delete the line") from None
+    later = {key: common[key] for key in ("options",) if key in common}  # absent in files of earlier versions
     for episode in episodes:
         settings = episode.info.get("settings")
-        if settings != common:
-            ours = settings if isinstance(settings, dict) else {}
+        ours = {**later, **settings} if settings and isinstance(settings, dict) else {}
+        if ours != common:
             differing = [key for key in common if ours.get(key) != common[key]] if ours else ["all"]
             raise CollectError(
                 f"{path} has trajectories with other settings ({', '.join(differing)} differ): choose another file"

@@ -22,7 +22,7 @@ from eef.envs import EnvError, ReplayDivergence, TextEnv, make_env, replay_worke
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.scienceworld.expert import play_expert
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError
-from eef.envs.scienceworld.splits import limit_variations
+from eef.envs.scienceworld.splits import limit_variations, read_index_files, step_limits
 from eef.envs.scienceworld.state_cache import State, StateCache
 from eef.experts.check import check_file
 from eef.trajectory import Trajectory, Turn, save
@@ -380,7 +380,21 @@ def test_a_parent_that_is_killed_leaves_no_simulator() -> None:
         ({"max_steps": 12.0}, "max_steps must be an integer of at least 1, not 12.0"),
         ({"max_steps": "12"}, "max_steps must be an integer of at least 1, not '12'"),
         ({"max_steps": {"find-animal": 10.5}}, r"not 10.5 \(find-animal\)"),
-        ({"processes": 0}, "processes must be at least 1"),
+        ({"max_steps": {"nope": 3}}, "max_steps: ScienceWorld has no task 'nope'"),
+        ({"max_steps": [1, 2]}, r"max_steps must be an integer of at least 1, not \[1, 2\]"),
+        ({"tasks": None}, "tasks must name at least one task, .* not None"),
+        ({"tasks": [5]}, r"tasks must name at least one task, .* not \[5\]"),
+        ({"simplification": ["easy"]}, r"simplification must be one text, .* not \['easy'\]"),
+        ({"split": 5}, "split must be 'simulator' or a folder .* not 5"),
+        ({"variations": 5}, "variations must give numbers by split, such as {train: 20, test: 12}, not 5"),
+        ({"variations": []}, "variations must give numbers by split"),
+        ({"valid_actions": "no"}, "valid_actions must be true or false, not 'no'"),
+        ({"cached_states": "9"}, "cached_states must be an integer of at least 0, not '9'"),
+        ({"processes": 0}, "processes must be an integer of at least 1, not 0"),
+        ({"processes": "2"}, "processes must be an integer of at least 1, not '2'"),
+        ({"java": 17}, "java must be the path of a Java program, not 17"),
+        ({"heap": "512"}, "heap must be an integer of at least 1, in MB, not '512'"),
+        ({"timeout": "60"}, "timeout must be a number of seconds above 0, not '60'"),
     ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:
@@ -415,19 +429,68 @@ def test_what_java_writes_when_it_does_not_start_is_in_the_message(tmp_path: Pat
 
 
 def test_index_files_are_checked(tmp_path: Path) -> None:
-    for part, items in (("train", [["task-3-find-animal", 1]]), ("dev", [["find-animal", 2]]), ("test", [["boil", 3]])):
+    for part, items in (
+        ("train", [["task-3-find-animal", 1]]),
+        ("dev", [["find-animal", 2]]),
+        ("test", [["boil", 3], ["find-animal", 4]]),
+    ):
         (tmp_path / f"sciworld_{part}_indices.json").write_text(json.dumps(items))
     (tmp_path / "sciworld_max_steps.json").write_text(json.dumps({"task-3-find-animal": 9}))
     env = ScienceWorld(["find-animal"], split=tmp_path)
-    assert [env.tasks(part) for part in ("train", "eval", "test")] == [["find-animal/1"], ["find-animal/2"], []]
+    assert [env.tasks(part) for part in ("train", "eval", "test")] == [
+        ["find-animal/1"],
+        ["find-animal/2"],
+        ["find-animal/4"],
+    ]
     assert env.max_steps == 9
     env.close()
     (tmp_path / "sciworld_dev_indices.json").write_text('[["find-animal", 300]]')
-    with pytest.raises(ValueError, match="find-animal/300"):
+    with pytest.raises(ValueError, match="sciworld_dev_indices.json: no task 'find-animal/300'"):
         ScienceWorld(["find-animal"], split=tmp_path)
     (tmp_path / "sciworld_dev_indices.json").write_text('[["find-animal"')
     with pytest.raises(ValueError, match=r"sciworld_dev_indices.json: .*pairs"):
         ScienceWorld(["find-animal"], split=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_index_file_with_items_of_other_tasks_alone_is_refused(tmp_path: Path, part: str) -> None:
+    def read(names: list[str]) -> dict[str, list[str]]:
+        return read_index_files(tmp_path, names, lambda name: name, lambda task: None)
+
+    for each in ("train", "dev", "test"):  # items of both tasks in one file only: the other one is refused, dev never
+        items = [["boil", 1]] if each in (part, "dev") else [["boil", 1], ["melt", 2]]
+        (tmp_path / f"sciworld_{each}_indices.json").write_text(json.dumps(items))
+    with pytest.raises(ValueError, match=rf"sciworld_{part}_indices.json has items of boil alone, .* melt: tasks=all"):
+        read(["melt"])
+    assert read(["boil"]) == {"train": ["boil/1"], "eval": ["boil/1"], "test": ["boil/1"]}
+    (tmp_path / f"sciworld_{part}_indices.json").write_text("[]")
+    assert read(["melt"])[part] == read(["melt"])["eval"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", r"must contain an object such as {\"find-animal\": 10}, not a list"),
+        ("{", "invalid JSON .*: mend it, or set max_steps"),
+        ('{"nope": 3}', "no task 'nope'"),
+        ('{"boil": "9"}', r"a limit must be an integer of at least 1, not '9' \(boil\)"),
+    ],
+)
+def test_a_wrong_file_of_step_limits_is_named(tmp_path: Path, text: str, message: str) -> None:
+    def task_name(name: str) -> str:
+        if name != "boil":
+            raise ValueError(f"no task {name!r}")
+        return name
+
+    (tmp_path / "sciworld_max_steps.json").write_text(text)
+    with pytest.raises(ValueError, match=f"sciworld_max_steps.json:? {message}"):
+        step_limits(None, tmp_path, ["boil"], task_name)
+    assert step_limits(7, tmp_path, ["boil"], task_name) == {"boil": 7}
+
+
+def test_an_empty_simplification_of_the_command_line_means_none(env: ScienceWorld) -> None:
+    plain = on_the_simulators_of(env, simplification=None)
+    assert plain.simplification == "" and plain.reset("find-animal/0")
 
 
 @pytest.mark.skipif(not ETO.is_dir(), reason=f"ETO's index files are not at {ETO}")

@@ -14,7 +14,7 @@ from eef.envs import EnvError, first_page
 from eef.envs.webshop import WebShop
 from eef.exchange import incoming
 from eef.exchange.export import import_file
-from eef.exchange.formats import message_rows, write_rows
+from eef.exchange.formats import message_rows, sharegpt_rows, write_rows
 from eef.exchange.source import Selected
 from eef.experts import demonstrations
 from eef.selection import Example
@@ -113,6 +113,9 @@ def test_an_answer_of_a_policy_that_did_nothing_still_does_nothing(tmp_path: Pat
     write_rows(tmp_path / "theirs.jsonl", message_rows(Selected("mine", [Example(item, 0)]), "train"))
     ((_, back, _),) = incoming.read(tmp_path / "theirs.jsonl", "messages")
     assert back == item
+    write_rows(tmp_path / "ours.jsonl", sharegpt_rows(Selected("mine", [Example(item, 0)]), "loss"))
+    (expert,) = load(tmp_path / "ours.jsonl")  # an expert file may be such an export
+    assert (expert.actions, expert.turns[0]) == (item.actions, turn)
 
 
 # Calls

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,10 +26,10 @@ from eef.envs import expert_states, restore
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
 from eef.experts import demonstrations, expert_trajectories, one_shot_example
-from eef.experts.collection import _append, collect, estimate, read_collected
+from eef.experts.collection import _append, collect, common_settings, estimate, read_collected
 from eef.experts.endpoint import CollectError, Expert, read_key
 from eef.files import PACKAGE
-from eef.trajectory import Trajectory, TrajectoryError, load, to_dict
+from eef.trajectory import Trajectory, TrajectoryError, load, save, to_dict
 
 SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}  # as in conftest
 KEY = "sk-test-3f9a1c77d2e84b60"
@@ -402,6 +403,24 @@ def test_a_file_of_another_kind_is_not_changed(clever: Endpoint, shop: WebShop, 
         collect(path, WebShop(catalogue={"products": 700, "train": 21, "eval": 0, "test": 20}), "train", 2,
             expert(clever), yes=True)  # fmt: skip
     assert len(load(path)) == 1
+
+
+def test_other_step_limits_of_single_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eef.experts.collection.opening", lambda env, example: [])
+
+    def settings(limits: dict[str, int]) -> dict[str, Any]:
+        env = SimpleNamespace(name="maze", stamp=dict, state_key=lambda: {"limits": limits})
+        return common_settings(env, Expert("tiny", "http://localhost/v1", KEY), None, max(limits.values()))
+
+    few, more = settings({"a": 10, "b": 30}), settings({"a": 30, "b": 30})
+    path = tmp_path / "e.jsonl"
+    save([Trajectory("a/1", "s0", (), info={"settings": few})], path)
+    assert len(read_collected(path, few)) == 1
+    with pytest.raises(CollectError, match=r"other settings \(options differ\)"):
+        read_collected(path, more)
+    earlier = {key: value for key, value in few.items() if key != "options"}
+    save([Trajectory("a/1", "s0", (), info={"settings": earlier})], path)
+    assert len(read_collected(path, more)) == 1  # written by an earlier version
 
 
 # Errors of the endpoint

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eef.envs import EnvError, ReplayDivergence, Step, TextEnv
+from eef.envs.scienceworld.options import check_options
 from eef.envs.scienceworld.simulator import Simulator, SimulatorError, jar_hash
 from eef.envs.scienceworld.splits import limit_variations, read_index_files, step_limits
 from eef.envs.scienceworld.state_cache import State, StateCache, read_gold, write_gold
@@ -55,9 +56,9 @@ class ScienceWorld:
     """The simulator as a :class:`~eef.envs.TextEnv`; a task id is ``name/variation``, such as ``find-animal/12``.
 
     ``tasks``: names of the simulator's tasks, or ``all``; ETO's long names work too. ``simplification``: the
-    simulator's own keywords, separated by commas; ``noElectricalAction`` is dropped for tasks that need electricity.
+    simulator's own keywords, separated by commas (None: none); tasks that need electricity drop ``noElectricalAction``.
     ``split``: ``simulator`` (its own variations for train, dev and test), or a folder with ETO's index files
-    (``sciworld_train_indices.json``, ``..._dev_...``, ``..._test_...``), limited to ``tasks``.
+    (``sciworld_train_indices.json``, ``..._dev_...``, ``..._test_...``), of which only items of ``tasks`` are read.
     ``variations``: the largest number of variations per task and split, such as ``{"train": 20, "test": 10}``; they
     are evenly spaced. ``max_steps``: turns per episode, which rollouts enforce, as one number or by task name; None
     reads ``sciworld_max_steps.json`` in the folder of the split, or means 30. ``processes``: the largest number of
@@ -74,7 +75,7 @@ class ScienceWorld:
     The prompt is the task's description and a first look around. ``Step.reward`` is the score in [0, 1] that the
     episode has if it ends now. It is 0 after a failure, for which the simulator's score is -1. ``Step.info``: ``won``
     (completed with score 1), ``score`` (the simulator's, -1 to 1) and ``max_score`` (the best so far: ETO's reward).
-    ValueError for an unknown task, variation, simplification or split.
+    ValueError for an option of a wrong type, an unknown task, variation, simplification or split, and an empty split.
     """
 
     name = "scienceworld"
@@ -82,7 +83,7 @@ class ScienceWorld:
     def __init__(
         self,
         tasks: Sequence[str] | str = SHORT,
-        simplification: str = EASY,
+        simplification: str | None = EASY,
         max_steps: int | dict[str, int] | None = None,
         split: str | Path = "simulator",
         variations: dict[str, int] | None = None,
@@ -93,8 +94,11 @@ class ScienceWorld:
         heap: int = 512,
         timeout: float = 60.0,
     ) -> None:
-        if processes < 1:
-            raise ValueError(f"processes must be at least 1, not {processes}")
+        simplification = "" if simplification is None else simplification  # -p simplification= gives None
+        check_options(
+            tasks=tasks, simplification=simplification, split=split, variations=variations, valid_actions=valid_actions,
+            cached_states=cached_states, processes=processes, java=java, heap=heap, timeout=timeout,
+        )  # fmt: skip
         self._options: dict[str, Any] = {"java": java, "heap": heap, "timeout": timeout}
         self._simulator: Simulator | None = None
         self._twins: list[ScienceWorld] = []
@@ -105,10 +109,11 @@ class ScienceWorld:
         self._episode = _Episode()
         self._sizes = self._task_sizes(tuple(simplification.split(",")) if simplification else ())
         names = list(self._sizes) if tasks == "all" else [tasks] if isinstance(tasks, str) else tasks
-        if not names:
-            raise ValueError("tasks must name at least one task")
         self._names = [self.task_name(name) for name in names]
-        self._split = self._simulators_split() if split == "simulator" else self._split_of_files(Path(split))
+        if split == "simulator":
+            self._split = self._simulators_split()
+        else:
+            self._split = read_index_files(Path(split), self._names, self.task_name, self._parse)
         self._split = limit_variations(self._split, variations or {})
         self._limits = step_limits(max_steps, split, self._names, self.task_name)
         self.max_steps = max(self._limits.values())
@@ -339,10 +344,3 @@ class ScienceWorld:
 
         splits = [self._fact(f"split of {name}", partial(ask, name=name)) for name in self._names]
         return {part: [task for split in splits for task in split[part]] for part in _PARTS}
-
-    def _split_of_files(self, folder: Path) -> dict[str, list[str]]:
-        split = read_index_files(folder, self._names, self.task_name)
-        for tasks in split.values():
-            for task in tasks:
-                self._parse(task)  # ValueError for a variation that does not exist
-        return split
