@@ -106,3 +106,12 @@ def test_make_smoke_touches_each_package() -> None:
     assert all((ROOT / "tests" / f"{name}.py").is_file() for name in files)
     folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("**/test_*.py"))}
     assert {name.partition("/")[0] for name in files if "/" in name} == folders
+
+
+def test_each_mutation_changes_one_place_of_the_code() -> None:
+    """Else ``tests/mutations.py`` stops there, and a part of the tests is not checked any more."""
+    from mutations import MUTATIONS
+
+    counts = {each.name: (ROOT / each.file).read_text(encoding="utf-8").count(each.old) for each in MUTATIONS}
+    assert {name: count for name, count in counts.items() if count != 1} == {}
+    assert len(counts) == len(MUTATIONS) > 70
