@@ -54,9 +54,9 @@ def join(parts: list[Path], out: Path) -> list[Path]:
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
     for path in sorted(out.glob("*.csv")):
-        if path.stem not in (*JOINED, "subtasks"):
-            print(f"{path} was not joined: it is of one part alone; draw it from all run folders")
-    return redraw(out) if {*tables} & {*DRAWN} else []
+        if path.stem not in (*tables, "subtasks"):
+            print(f"{path} was not joined: it is of one part alone or of an earlier join; draw it from all run folders")
+    return redraw(out, [name for name in DRAWN if name in tables])
 
 
 def _with_columns(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:

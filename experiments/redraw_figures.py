@@ -10,6 +10,7 @@ and after: only the pictures are written anew. The words at the axes are those o
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ ROOT = Path(__file__).parents[1]
 DRAWN = ("win_rate_vs_budget", "win_rate_over_parameter", "difference_map")
 
 
-def redraw(folder: Path) -> list[Path]:
-    """Draw the pictures of the tables in ``folder`` named in ``DRAWN``. ValueError if a table changes."""
+def redraw(folder: Path, names: Sequence[str] = DRAWN) -> list[Path]:
+    """Draw the pictures of the tables ``names`` in ``folder``, where it has them. ValueError if a table changes."""
     pictures = []
-    for name in DRAWN:
+    for name in names:
         file = folder / f"{name}.csv"
         if not file.is_file():
             continue

@@ -53,6 +53,19 @@ def test_arms_that_differ_in_k_alone_keep_their_order(script: ModuleType, tmp_pa
         assert (tmp_path / "whole" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_tables_of_an_earlier_join_are_named_and_not_drawn(script: ModuleType, tmp_path: Path, capsys) -> None:
+    parts, whole = [part(tmp_path / "a", ["rft"]), part(tmp_path / "b", ["eef"])], tmp_path / "whole"
+    whole.mkdir()
+    for folder in parts:
+        (folder / "seconds.csv").unlink()
+    for name in ("seconds", "win_rate_over_parameter"):
+        (whole / f"{name}.csv").write_text("run_id,seconds\nold,1\n")
+    assert [picture.stem for picture in script.join(parts, whole)] == ["win_rate_vs_budget"]
+    printed = capsys.readouterr().out
+    for name in ("seconds", "win_rate_over_parameter"):
+        assert f"{whole / f'{name}.csv'} was not joined: it is of one part alone or of an earlier join" in printed
+
+
 def test_parts_with_a_common_run_or_other_subtasks_are_refused(script: ModuleType, tmp_path: Path) -> None:
     a, b = part(tmp_path / "a", ["rft"]), part(tmp_path / "b", ["rft", "eef"])
     with pytest.raises(ValueError, match="__rft-n1__.* is in two parts"):

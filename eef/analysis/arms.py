@@ -141,9 +141,8 @@ def plain_eef(runs: pd.DataFrame) -> pd.DataFrame:
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per arm: means over seeds, and the 95 % interval of the win rate over seeds; NaN for one seed.
 
-    ``seeds`` counts those with a win rate: a run whose test episodes all ended in an error has none.
-    :class:`FigureError` for several runs of one seed.
-    """
+    ``seeds`` counts those with a win rate: a run whose test episodes all ended in an error has none. Counts of errors
+    are sums. :class:`FigureError` for several runs of one seed, and for other settings."""
     frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, "k", *PROBLEM_COLUMNS])])
     more = [*PROBLEM_COLUMNS] + [name for name in group_columns(frame) if name not in RUN_COLUMNS]
     rows = []
@@ -152,12 +151,12 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
         rates = pd.to_numeric(group["win_rate"]).dropna()
         low, high = over_seeds(rates)[1:] if len(rates) else (math.nan, math.nan)
         means = group[[c for c in [*RUN_COLUMNS[5:-1], *more] if not c.startswith("win_l") and c != "win_high"]]
-        means = means.apply(pd.to_numeric, errors="coerce").mean()
+        numbers = means.apply(pd.to_numeric, errors="coerce")
         rows.append(
             {
                 **dict(zip(ARM_COLUMNS, key, strict=True)),
                 "seeds": len(rates),
-                **means,
+                **{**numbers.mean(), **numbers[["errors", *PROBLEM_COLUMNS]].sum(min_count=1)},
                 "win_low": low,
                 "win_high": high,
             }
@@ -202,11 +201,13 @@ def read_episodes(group: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_one_run_per_seed(group: pd.DataFrame) -> None:
-    """:class:`FigureError` if two of an arm's runs share a seed."""
-    if len(group) != group["seed"].nunique():
+    """:class:`FigureError` if two of an arm's runs share a seed or differ in a setting."""
+    settings = varying(group) if "config" in group else []
+    if settings or len(group) != group["seed"].nunique():
+        what = f"one arm differ in {', '.join(settings)}" if settings else "one method and seed"
         raise FigureError(
-            f"several runs of one method and seed ({_first_three(list(group['run_id']))}): they differ in a parameter "
-            "that the figure does not show; draw one sweep with --sweep, or choose another --root"
+            f"several runs of {what} ({_first_three(list(group['run_id']))}): they differ in a parameter that the "
+            "figure does not show; draw one sweep with --sweep, or choose another --root"
         )
 
 
@@ -229,8 +230,9 @@ def reference_arm(arms: Iterable[Arm], experts: str) -> Arm | None:
 
 
 def most_common_experts(groups: Mapping[Arm, pd.DataFrame]) -> str:
-    """The experts of most runs; empty where no run names its experts."""
-    return str(next(iter(pd.concat(groups.values())["experts"].mode()), ""))
+    """The experts of most runs but ceilings; empty where no run names its experts."""
+    runs = pd.concat(groups.values())
+    return str(next(iter(runs.loc[runs["method"] != "ceiling", "experts"].mode()), ""))
 
 
 def by_arm(runs: pd.DataFrame) -> dict[Arm, pd.DataFrame]:

@@ -44,7 +44,8 @@ def results_table(runs: pd.DataFrame) -> pd.DataFrame:
     """The comparison of all arms for reading: win rates in % with their intervals, and the cost. A row per arm.
 
     ``errors`` are test episodes and ``simulation errors`` simulations that ended in an error. ``experts dropped`` are
-    expert trajectories from which nothing was learnt: they diverge from their replay, or the environment failed.
+    expert trajectories from which nothing was learnt: they diverge from their replay, or the environment failed. All
+    three are counts over all seeds.
     """
     arms = arm_table(comparable(runs)).sort_values(["episodes", "method"], ignore_index=True)
     each = [arm_of(row) for row in records(arms)]
@@ -237,7 +238,7 @@ def _largest_rft(groups: dict[Arm, pd.DataFrame], experts: str) -> Arm | None:
 
 def _in_main_table(experts: str, usual: str) -> bool:
     """Whether the main table has rows of these experts: the usual ones, alone or with others, and perfect ones."""
-    return experts == "perfect" or usual in experts.split("+")
+    return experts in ("perfect", usual) or usual in experts.split("+")
 
 
 def _compared(groups: dict[Arm, pd.DataFrame], arms: list[Arm], against: Arm | None) -> pd.DataFrame:

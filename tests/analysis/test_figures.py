@@ -26,6 +26,7 @@ from eef.analysis.arms import (
     by_arm,
     comparable,
     is_ablation,
+    most_common_experts,
     plain_eef,
     read_episodes,
     run_table,
@@ -607,6 +608,32 @@ def test_seeds_of_an_arm_are_those_with_a_win_rate() -> None:
     assert arm["seeds"] == 2 and arm["win_rate"] == pytest.approx(0.55)
     assert arm[["win_low", "win_high"]].tolist() == pytest.approx(over_seeds([0.5, 0.6])[1:])
     assert arm_table(frame.assign(win_rate=None))["seeds"].item() == 0
+
+
+def test_counts_of_errors_are_sums_over_the_seeds() -> None:
+    frame = pd.DataFrame([row("rft", 0.5, seed, n=6) for seed in range(5)])
+    frame["errors"], frame["simulation_errors"] = [2, 0, 0, 0, 0], [0, 1, 0, 0, 1]
+    arm = arm_table(frame).iloc[0]
+    assert (arm["errors"], arm["simulation_errors"], arm["seeds"]) == (2, 2, 5)
+    shown = results_table(frame).iloc[0]
+    assert (shown["errors"], shown["simulation errors"]) == ("2", "2")
+
+
+def test_runs_with_other_settings_are_not_one_arm(tmp_path: Path) -> None:
+    """Even if their seeds differ, as after a sweep with other epochs for further seeds."""
+    frame = pd.DataFrame([row("rft", 0.5, seed, n=6) for seed in range(3)])
+    frame["config"] = [{"epochs": 10.0, "n": 6}] * 3
+    assert arm_table(frame)["seeds"].item() == 3
+    frame["config"] = [{"epochs": 10.0, "n": 6}, *[{"epochs": 5.0, "n": 6}] * 2]
+    with pytest.raises(FigureError, match="several runs of one arm differ in epochs"):
+        arm_table(frame)
+
+
+def test_the_usual_experts_are_those_of_most_runs_without_ceilings() -> None:
+    ceilings = [row("ceiling", 0.9, seed, experts="perfect") for seed in range(3)]
+    frame = pd.DataFrame([row("eef", 0.6, 0, m=5), *ceilings])
+    assert most_common_experts(by_arm(frame)) == frame["experts"][0]
+    assert most_common_experts(by_arm(pd.DataFrame(ceilings))) == ""
 
 
 def test_tables_have_minus_signs() -> None:

@@ -151,7 +151,8 @@ def test_the_page_reports_problems(tmp_path: Path) -> None:
     assert (
         "1 points are not finished: eef-m5-s0" in text and "1 of 2 runs came from a checkout with uncommitted" in text
     )
-    assert "left out: the figure, the table of methods" in text and "several runs of one method and seed" in text
+    assert "left out: the figure, the table of methods" in text
+    assert "several runs of one arm differ in expert_noise" in text
     assert ["RFT × 2", "webshop", "2", "50.0", "50.0"] in cells(text)
     bare = Run.open(tmp_path / "bare", "webshop", "mine", 0, {}, {})
     bare.finish({"method": "mine", "score": 1})

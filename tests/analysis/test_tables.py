@@ -137,6 +137,20 @@ def test_the_regime_table_compares_within_a_regime(runs: pd.DataFrame, tmp_path:
     assert list(readable(table))[:3] == ["train", "policy", "method"]
 
 
+def test_the_main_table_of_joined_experts_has_all_their_arms(tmp_path: Path) -> None:
+    joined = {"experts": "strong+weak"}
+    rows = [
+        row
+        for seed in (0, 1)
+        for row in (
+            run(tmp_path, "sft_pos", 2, seed, **joined), run(tmp_path, "rft", 3, seed, n=6, **joined),
+            run(tmp_path, "eef", 6, seed, m=5, **joined), run(tmp_path, "ceiling", 9, seed, experts="perfect"),
+        )
+    ]  # fmt: skip
+    table = main_table(pd.DataFrame(rows), tmp_path / "out")
+    assert table["method"].tolist() == ["sft_pos", "rft", "eef", "ceiling"]
+
+
 def test_the_main_table_shows_what_there_is(runs: pd.DataFrame, tmp_path: Path) -> None:
     without = main_table(runs[runs["method"] != "rft"], tmp_path / "one")
     assert [row[0] for row in rows_of(without)] == ["sft_pos", "eef", "eef", "ceiling"]
