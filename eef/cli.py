@@ -191,15 +191,15 @@ def _sweep(
         from eef.sweeps.results import check_writable
 
         check_writable(Path(out))
+    spec = read_spec(file)
+    name = sweep_label(spec, use_current_names(spec, values)[0])  # before a file may be edited
     code = sweep(file, values, jobs, dry_run, only, root, executor, out)
     if dry_run or code not in (0, 1):
         return code
 
     from eef.sweeps.results import draw_sweep, publish, read_index  # slow, and a dry run does not need it
 
-    folder, spec = runs_folder(root), read_spec(file)
-    values, _ = use_current_names(spec, values)
-    name = sweep_label(spec, values)
+    folder = runs_folder(root)
     if code == 0:
         draw_sweep(folder, name, spec.figure, spec.file, out)
     elif (index := read_index(folder, name)).get("run_ids"):  # show the points that did not fail

@@ -102,8 +102,21 @@ def _stamps(runs: pd.DataFrame) -> list[dict[str, Any]]:
     return [read_json(Path(row["folder"]) / "stamp.json") for row in records(runs)]
 
 
+def _lost(runs: pd.DataFrame, index: Mapping[str, Any]) -> list[str]:
+    """The runs of a sweep that have no result: removed, or opened again by a run that was killed."""
+    return list(runs.attrs.get("unfinished", [])) if "run_ids" in index else []
+
+
+def without_result(runs: pd.DataFrame, index: Mapping[str, Any]) -> str | None:
+    """A line about the runs of a sweep that have no result, or None. ``runs`` are the others."""
+    if not (lost := _lost(runs, index)):
+        return None
+    which = "1 run of this sweep has" if len(lost) == 1 else f"{len(lost)} runs of this sweep have"
+    return f"{which} no result: {', '.join(lost[:8])}{' …' * (len(lost) > 8)}; run the sweep again"
+
+
 def _warnings(runs: pd.DataFrame, index: Mapping[str, Any]) -> list[str]:
-    warnings = []
+    warnings = list(filter(None, [without_result(runs, index)]))
     if missing := list(index.get("missing", [])):
         warnings.append(f"{len(missing)} points are not finished: {', '.join(missing[:8])}{' …' * (len(missing) > 8)}")
     stamps = _stamps(runs)
@@ -119,7 +132,7 @@ def _warnings(runs: pd.DataFrame, index: Mapping[str, Any]) -> list[str]:
 
 def _summary(runs: pd.DataFrame, index: Mapping[str, Any]) -> str:
     seeds, envs = runs["seed"].nunique(), ", ".join(sorted(set(runs["env"])))
-    total = len(runs) + len(index.get("missing", []))
+    total = len(runs) + len(_lost(runs, index)) + len(index.get("missing", []))
     clock = [read_json(Path(row["folder"]) / "timing.json") for row in records(runs)]
     last = max(str(each.get("finished", "")) for each in clock)
     return f"{envs} · {len(runs)} of {total} runs finished · {seeds} seed{'s' * (seeds > 1)} · last run {last}"

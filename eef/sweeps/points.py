@@ -89,7 +89,7 @@ def label(spec: Spec, parameters: Mapping[str, Any]) -> str:
 
 def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
     """The sweep's name. With overrides that may change a result, a short hash of them is added, so that results do not
-    replace each other.
+    replace each other. Files count by their contents.
     """
     if not overrides:
         return spec.name
@@ -98,9 +98,24 @@ def sweep_label(spec: Spec, overrides: Mapping[str, Any] | None) -> str:
     seed = overrides.pop("seed", None)  # expand reads it where there are no seeds
     if (seeds := overrides.get("seeds", seed)) is not None:
         overrides["seeds"] = seeds if isinstance(seeds, list) else [seeds]
-    same, overrides, without = _keyed(spec, same), _keyed(spec, overrides), _without_result(spec)
+    same = _keyed(spec, _contents(spec, {key: same[key] for key in overrides if key in same}, {}))
+    overrides, without = _keyed(spec, _contents(spec, overrides, overrides)), _without_result(spec)
     overrides = {key: value for key, value in overrides.items() if key not in without and same.get(key, ...) != value}
     return f"{spec.name}-{digest(overrides, 4)}" if overrides else spec.name
+
+
+def _contents(spec: Spec, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with hashes of files in place of their paths. A path that does not exist stays: :func:`plan` says so.
+
+    ``overrides`` are those whose paths are relative to the current folder.
+    """
+    contents, no_defaults = dict(values), dict.fromkeys(declared(spec.notebook))
+    for key, value in values.items():
+        try:
+            contents[key] = _resolve_files(spec, [{**no_defaults, key: value}], overrides)[0][1][key]
+        except (ValueError, FileNotFoundError):
+            continue
+    return contents
 
 
 def _without_result(spec: Spec) -> set[str]:
@@ -150,7 +165,7 @@ def plan(spec: Spec, overrides: Mapping[str, Any] | None, root: Path) -> list[Po
         point = Point(name, parameters, root / "sweeps" / spec.name / f"{hashed}.json", base)
         processes = _complete(parameters, defaults).get("processes")
         point.processes = processes if type(processes) is int else 1
-        if point.mark.is_file() and _has_results(run_ids(point), root):
+        if point.mark.is_file() and _holds(read_json(point.mark), root):
             point.state = "finished"
         planned.append(point)
     todo = [_complete(point.parameters, defaults) for point in planned if point.state != "finished"]
@@ -223,6 +238,22 @@ def _has_results(runs: list[str], root: Path) -> bool:
     return all((root / run / "result.json").is_file() for run in runs)
 
 
+def results_of(runs: list[str], root: Path) -> dict[str, str]:
+    """A hash of each run's result and of the names of the stages that it was computed from."""
+    hashes = {}
+    for run in runs:
+        links = sorted(str(path.readlink()) for path in (root / run).iterdir() if path.is_symlink())
+        stages = [link for link in links if Path(link).parts[:2] == ("..", "stages")]
+        hashes[run] = digest([(root / run / "result.json").read_bytes().hex(), stages])
+    return hashes
+
+
+def _holds(mark: Mapping[str, Any], root: Path) -> bool:
+    """Whether the runs of a mark still have its results: a run's id does not cover code, so others may replace them."""
+    runs = list(mark["run_ids"])  # marks of earlier versions have no results to compare
+    return _has_results(runs, root) and mark.get("results") in (None, results_of(runs, root))
+
+
 def run_ids(point: Point) -> list[str]:
     return list(read_json(point.mark)["run_ids"]) if point.mark.is_file() else []
 
@@ -230,15 +261,18 @@ def run_ids(point: Point) -> list[str]:
 def why_again(spec: Spec, points: list[Point], root: Path) -> list[str]:
     """A line for each reason for which points wait although a point of the same name has finished runs.
 
-    The reason is what differs from the most similar of these: settings, code, or the contents of files.
+    The reason is what differs from the most similar of these (settings, code, or the contents of files), or that the
+    point's own result was replaced.
     """
     paths = sorted((root / "sweeps" / spec.name).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
-    marks = [mark for mark in map(read_json, paths) if _has_results(mark["run_ids"], root)]
+    marks = [mark for mark in map(read_json, paths) if _holds(mark, root)]
     former = {point.label: [mark for mark in marks if mark.get("label") == point.label] for point in points}
-    waiting = [point for point in points if point.state == "waits" and former[point.label]]
-    if not waiting:
-        return []
-    code, reasons = inputs.code_by_file(spec.notebook), dict[str, list[str]]()
+    waits = [point for point in points if point.state == "waits"]
+    replaced = [point for point in waits if point.mark.is_file() and _has_results(run_ids(point), root)]
+    waiting = [point for point in waits if point not in replaced and former[point.label]]
+    code = inputs.code_by_file(spec.notebook) if waiting else {}
+    reasons = {"its result was replaced by other code or another sweep": [each.label for each in replaced]}
+    reasons = {reason: labels for reason, labels in reasons.items() if labels}
     for point in waiting:
         differences = [_differences(spec, mark, point, code) for mark in former[point.label]]
         fewest: list[str] = min(differences, key=len)

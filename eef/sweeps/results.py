@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from eef.analysis.arms import FigureError
 from eef.analysis.figures import win_rate_vs_budget
 from eef.analysis.outcomes import outcome_table
-from eef.analysis.report import markdown_summary, page
+from eef.analysis.report import markdown_summary, page, without_result
 from eef.analysis.tables import markdown, results_table
-from eef.files import is_writable, read_json
+from eef.files import is_writable, read_json, write_json
 from eef.sweeps.executors import declared, failure, start_notebook, stop
 from eef.sweeps.spec import find_notebook
 from eef.tracking import mirror
@@ -49,13 +49,14 @@ def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out
         _print_missing(name, missing)
         print(f"no figure yet; `{_figures_command(root, name, out)}` draws the finished points")
         return
-    runs = load_runs(root, index.get("run_ids"))
+    runs = _runs_of(root, index)
     if runs.empty:
         print("no figure: the sweep's notebook recorded no runs")
         return
     folder = _figure_folder(root, name, out)
     stems = figure.get("draw", ["win_rate_vs_budget"])
     text = f"\n{markdown(results_table(runs))}\n" if "win_rate_vs_budget" in stems else ""
+    before = _times(_files(folder, stems))
     _write_outcomes(runs, folder)
     if "notebook" in figure:
         parameters = {key: value for key, value in figure.items() if key != "notebook"}
@@ -63,12 +64,12 @@ def draw_sweep(root: Path, name: str, figure: Mapping[str, Any], file: Path, out
         try:
             _draw_with_notebook(find_notebook(file, figure["notebook"]), parameters, root)
         except RuntimeError:
-            publish(root, name, index, _print_files(folder, stems))  # the report does not depend on the figures
+            publish(root, name, index, _print_files(folder, stems, before))  # the report does not depend on the figures
             raise
     else:
         win_rate_vs_budget(runs, folder)
     print(text)
-    publish(root, name, index, _print_files(folder, stems))
+    publish(root, name, index, _print_files(folder, stems, before))
 
 
 def draw_runs(root: Path, name: str | None, out: str | None) -> None:
@@ -76,16 +77,24 @@ def draw_runs(root: Path, name: str | None, out: str | None) -> None:
     index = read_index(root, name)
     if name and (missing := index.get("missing")):
         _print_missing(name, missing)
-    runs = load_runs(root, index.get("run_ids"))
+    runs = _runs_of(root, index)
     folder = _figure_folder(root, name or "all", out)
     text = markdown(results_table(runs))
     win_rate_vs_budget(runs, folder)
     _write_outcomes(runs, folder)
     print(f"\n{text}\n")
-    files = _print_files(folder, ["win_rate_vs_budget"])
+    files = _print_files(folder, ["win_rate_vs_budget"], {})
     if name:
         publish(root, name, index, files)
     print(f"to repeat: {_figures_command(root, name, out)}", flush=True)
+
+
+def _runs_of(root: Path, index: Mapping[str, Any]) -> pd.DataFrame:
+    """The finished runs of a sweep, or of the whole root without an index. Those without a result are named."""
+    runs = load_runs(root, index.get("run_ids"))
+    if line := without_result(runs, index):
+        print(f"warning: {line}")
+    return runs
 
 
 def _write_outcomes(runs: pd.DataFrame, folder: Path) -> None:
@@ -106,6 +115,8 @@ def _figures_command(root: Path, name: str | None, out: str | None) -> str:
 def publish(root: Path, name: str, index: Mapping[str, Any], files: list[Path]) -> None:
     """Write the HTML page of a sweep, and send its figures to W&B in the mode that its runs used."""
     pictures = [path for path in files if path.suffix == ".png" and path.is_file()]
+    times = {str(file): time for file, time in _times([*_pictures(root, name), *pictures]).items()}
+    write_json(root / "reports" / f"{name}.json", times)
     print(f"report: {_relative(page(root, name, root / 'reports' / f'{name}.html', pictures, index))}")
     timings = [root / run / "timing.json" for run in index["run_ids"][:1]]
     modes = [(read_json(path).get("wandb") or {}).get("used", "disabled") for path in timings if path.is_file()]
@@ -118,10 +129,9 @@ def write_report(root: Path, name: str | None, out: str | None) -> None:
     index = read_index(root, name)
     if out:
         check_writable(Path(out), Path(out).parent)
-    folders = [base / "figures" / (name or "all") for base in (repo_root(), root)]
-    newest = max((path.stat().st_mtime for path in [root / "sweeps" / f"{name}.json"] if name), default=0.0)
-    files = [path for folder in folders for path in sorted(folder.glob("*.png"))]
-    pictures = [path for path in files if path.stat().st_mtime >= newest]
+    if name:
+        _runs_of(root, index)
+    pictures = _pictures(root, name) if name else []  # without a name the page draws its own
     file = Path(out).resolve() if out else root / "reports" / f"{name or 'all'}.html"
     print(f"report: {_relative(page(root, name, file, pictures, index))}")
     if name:
@@ -138,12 +148,37 @@ def _print_missing(name: str, missing: list[str]) -> None:
     print(f"{len(missing)} points of {name} are not finished: {', '.join(missing[:5])}")
 
 
-def _print_files(folder: Path, stems: list[str]) -> list[Path]:
-    """Print the files of each figure on one line. Returns the paths of all files."""
-    files = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg", ".pdf", ".md", ".csv")]
+def _files(folder: Path, stems: list[str]) -> list[Path]:
+    return [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg", ".pdf", ".md", ".csv")]
+
+
+def _times(files: list[Path]) -> dict[Path, int]:
+    """When each of the files that exist was written."""
+    return {file: file.stat().st_mtime_ns for file in files if file.is_file()}
+
+
+def _print_files(folder: Path, stems: list[str], before: Mapping[Path, int]) -> list[Path]:
+    """Print the files of each figure on one line. Returns the paths of all files.
+
+    ``before`` has the times of the files before the figures were drawn: a file that was not written since is left out.
+    """
+    files = [file for file, time in _times(_files(folder, stems)).items() if before.get(file) != time]
     for stem in stems:
-        print(f"figure: {', '.join(str(_relative(file)) for file in files if file.stem == stem and file.is_file())}")
+        if own := [str(_relative(file)) for file in files if file.stem == stem]:
+            print(f"figure: {', '.join(own)}")
     return files
+
+
+def _pictures(root: Path, name: str) -> list[Path]:
+    """The pictures of a sweep that were drawn from ``root`` since the sweep ended.
+
+    The folder of a checkout may have pictures from another root by now, so that :func:`publish` writes down what it
+    drew, and when.
+    """
+    record, ended = root / "reports" / f"{name}.json", (root / "sweeps" / f"{name}.json").stat().st_mtime_ns
+    times = read_json(record) if record.is_file() else {}
+    files = _times([*map(Path, times), *sorted((root / "figures" / name).glob("*.png"))])
+    return [file for file, time in files.items() if times.get(str(file), time) == time >= ended]
 
 
 def _figure_folder(root: Path, name: str, out: str | None) -> Path:

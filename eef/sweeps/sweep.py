@@ -23,7 +23,17 @@ from eef.files import did_you_mean, disk_errors, link, read_json, write_json
 from eef.processes import gpu_ids
 from eef.sweeps.executors import Execution, Job, adopt, check_slurm, failure, stop, submit, warnings_of
 from eef.sweeps.inputs import code_by_file
-from eef.sweeps.points import Point, current_hash, other_releases, plan, remarks, run_ids, sweep_label, why_again
+from eef.sweeps.points import (
+    Point,
+    current_hash,
+    other_releases,
+    plan,
+    remarks,
+    results_of,
+    run_ids,
+    sweep_label,
+    why_again,
+)
 from eef.sweeps.progress import Screen
 from eef.sweeps.spec import Spec, SweepError, read_spec, use_current_names
 from eef.sweeps.strict_yaml import load_yaml
@@ -243,6 +253,7 @@ def _end(spec: Spec, point: Point, code: int, root: Path) -> str:
     if code == 0 and not unfinished and not changes:
         point.state = "done"
         mark = {"label": point.label, "parameters": point.parameters, "run_ids": ids}
+        mark["results"] = results_of(ids, root)
         write_json(point.mark, {**mark, "code": code_by_file(spec.notebook)})
         text = f"done    {point.label} in {point.seconds:.0f} s"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from eef.analysis.arms import FigureError
 from eef.analysis.report import page
 from eef.cli import main
 from eef.files import write_json
+from eef.sweeps import results
 from eef.tracking.runs import Run, log_metrics
 from eef.trajectory import Trajectory, Turn, save
 
@@ -169,6 +171,68 @@ def test_the_command_writes_the_page_and_says_why_no_report(tmp_path: Path, caps
     assert "W&B report: none, WANDB_MODE is disabled" in printed
     assert main(["report", "--sweep", "other", "--root", str(tmp_path)]) == 2
     assert "no sweep 'other'" in capsys.readouterr().err
+
+
+def test_runs_of_a_sweep_that_have_no_result_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = sweep_of(tmp_path)["run_ids"]
+    (tmp_path / ids[4] / "result.json").rename(tmp_path / ids[4] / "result.before.json")
+    shutil.rmtree(tmp_path / ids[0])
+    line = f"2 runs of this sweep have no result: {ids[4]}, {ids[0]}; run the sweep again"
+    at = ["--sweep", "demo", "--root", str(tmp_path)]
+    assert main(["figures", *at, "--out", str(tmp_path / "out")]) == 0
+    assert f"warning: {line}\n" in capsys.readouterr().out
+    assert main(["report", *at]) == 0
+    assert f"warning: {line}\n" in capsys.readouterr().out
+    text = (tmp_path / "reports" / "demo.html").read_text()
+    assert line in text and "4 of 6 runs finished" in text
+    assert "4 of 4 runs finished" in page(tmp_path, None, tmp_path / "all.html").read_text()
+
+
+def shown(root: Path, name: str = "demo") -> list[str]:
+    return re.findall(r'<img alt="([^"]*)"', (root / "reports" / f"{name}.html").read_text())
+
+
+def test_a_picture_that_was_not_drawn_this_time_is_on_no_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_of(tmp_path)
+    out, spec = tmp_path / "out", tmp_path / "demo.yaml"
+    out.mkdir()
+    names = ["curve", "failed_trajectory", "map"]
+    for name in names:
+        (out / f"{name}.png").write_bytes(b"old")
+        os.utime(out / f"{name}.png", (1, 1))
+
+    def draw(*_: object) -> None:
+        (out / "curve.png").write_bytes(b"new")
+        raise RuntimeError("no failed trajectory")
+
+    monkeypatch.setattr(results, "find_notebook", lambda file, name: file)
+    monkeypatch.setattr(results, "_draw_with_notebook", draw)
+    with pytest.raises(RuntimeError):
+        results.draw_sweep(tmp_path, "demo", {"notebook": "n.ipynb", "draw": names}, spec, str(out))
+    printed = capsys.readouterr().out
+    assert "curve.png" in printed and "failed_trajectory" not in printed and "map.png" not in printed
+    assert shown(tmp_path) == ["curve"]
+
+
+def test_a_report_has_no_pictures_of_another_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "repo_root", lambda: tmp_path)
+    first, second = tmp_path / "a", tmp_path / "b"
+    for root in (second, first):
+        sweep_of(root)
+    for name in ("demo", "all"):
+        (tmp_path / "figures" / name).mkdir(parents=True)
+        (tmp_path / "figures" / name / "map.png").write_bytes(b"of the first root")
+    results.publish(first, "demo", results.read_index(first, "demo"), [tmp_path / "figures" / "demo" / "map.png"])
+    for root in (first, second):
+        for name in ("demo", None):
+            results.write_report(root, name, None)
+    assert shown(first) == ["map"] and shown(second) == ["win_rate_vs_budget"]
+    assert shown(first, "all") == shown(second, "all") == ["win_rate_vs_budget"]
+    os.utime(tmp_path / "figures" / "demo" / "map.png", (2e9, 2e9))  # drawn again from the second root
+    results.write_report(first, "demo", None)
+    assert shown(first) == ["win_rate_vs_budget"]
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here (Debian: apt install chromium)")

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from eef.cli import main, parse_overrides
 from eef.envs import ENVIRONMENTS
+from eef.files import digest
 from eef.model_names import EMBEDDED_MODELS, PACKAGED_MODELS
 from eef.processes import gpu_ids
 from eef.settings import RENAMED
@@ -33,7 +34,7 @@ from eef.sweeps import executors as launch
 from eef.sweeps import inputs
 from eef.sweeps import sweep as module
 from eef.sweeps.executors import Execution, failure
-from eef.sweeps.points import Point, expand, label, plan, sweep_label
+from eef.sweeps.points import Point, expand, label, plan, sweep_label, why_again
 from eef.sweeps.spec import Spec, SweepError, check, read_spec, use_current_names
 from eef.sweeps.sweep import repeat_command, sweep
 from eef.tracking import keys
@@ -572,10 +573,10 @@ def test_points_of_equal_parameters_are_refused(tmp_path: Path, changes: dict[st
         marks(file)
 
 
-def ended(spec: Spec, point: Point, root: Path) -> str:
-    """The message of a sweep about a point whose notebook succeeded."""
+def ended(spec: Spec, point: Point, root: Path, run: str = "") -> str:
+    """The message of a sweep about a point whose notebook succeeded with this run, or with none."""
     (root / "notebooks").mkdir(parents=True, exist_ok=True)
-    Path(f"{point.base}.runs").write_text("")
+    Path(f"{point.base}.runs").write_text(run)
     return module._end(spec, point, 0, root)
 
 
@@ -856,11 +857,49 @@ def test_a_mark_without_its_run_is_not_finished(tmp_path: Path) -> None:
     assert plan(spec, {}, root)[0].state == "finished"
 
 
+@pytest.mark.parametrize("replaced", ["result.json", "eval"])
+def test_a_point_whose_result_was_replaced_runs_again(tmp_path: Path, replaced: str) -> None:
+    """Other code, or another sweep, finishes the run of the same id: the mark remains, but its result is gone."""
+    spec, root = read_spec(write(tmp_path, points=[{"n": 1}], seeds=[0])), tmp_path / "runs"
+    run = root / "webshop__x"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text('{"win_rate": 0.5}')
+    (run / "eval").symlink_to("../stages/eval-1")
+    (point,) = plan(spec, {}, root)
+    assert "done" in ended(spec, point, root, run.name) and plan(spec, {}, root)[0].state == "finished"
+    (run / replaced).unlink()
+    if replaced == "eval":
+        (run / "eval").symlink_to("../stages/eval-2")
+    else:
+        (run / "result.json").write_text('{"win_rate": 0.6}')
+    (point,) = plan(spec, {}, root)
+    assert point.state == "waits"
+    why = "its result was replaced by other code or another sweep"
+    assert why_again(spec, [point], root) == [f"n1-s0 ran before and will run again: {why}"]
+    mark = json.loads(point.mark.read_text())
+    point.mark.write_text(json.dumps({key: value for key, value in mark.items() if key != "results"}))
+    assert plan(spec, {}, root)[0].state == "finished", "marks of earlier versions count as before"
+
+
 def test_two_sweeps_in_one_folder(tmp_path: Path) -> None:
     path, root = write(tmp_path), tmp_path / "runs"
     root.mkdir()
     with FileLock(root / ".sweep.lock"), pytest.raises(SweepError, match="another sweep is running"):
         sweep(path, root=root)
+
+
+def test_a_name_follows_the_contents_of_files(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = declared.parent
+    (here / "elsewhere" / "a.jsonl").write_text("other")
+    write(here, cell=FILES, parameters={"experts": "b.jsonl", "data": "lost"}, points=[{"n": 1}], seeds=[0])
+    spec = read_spec(declared)
+    names = {sweep_label(spec, {"experts": path}) for path in ("a.jsonl", "./a.jsonl", f"{here}/a.jsonl")}
+    assert sweep_label(spec, {"experts": "b.jsonl"}) == sweep_label(spec, {"experts": "./b.jsonl"}) == "demo"
+    names.add(sweep_label(spec, {"data": "data"}))
+    monkeypatch.chdir(here / "elsewhere")
+    names.add(sweep_label(spec, {"experts": "a.jsonl"}))
+    assert len(names) == 3 and sweep_label(spec, {"experts": "b.jsonl"}) == "demo"
+    assert sweep_label(spec, {"experts": "weak", "note": "x"}) == f"demo-{digest({'experts': 'weak', 'note': 'x'}, 4)}"
 
 
 def test_names_and_the_command_that_repeats(tmp_path: Path) -> None:
