@@ -139,10 +139,10 @@ def plain_eef(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: means over seeds, and the 95 % interval of the win rate over seeds; NaN for one seed.
+    """One row per arm: means over seeds, sums of errors, and the 95 % interval of the win rate (NaN for one seed).
 
-    ``seeds`` counts those with a win rate: a run whose test episodes all ended in an error has none. Counts of errors
-    are sums. :class:`FigureError` for several runs of one seed, and for other settings."""
+    ``seeds`` counts those with a win rate. :class:`FigureError` for several runs of one seed, or of other settings.
+    """
     frame = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *RUN_COLUMNS, "k", *PROBLEM_COLUMNS])])
     more = [*PROBLEM_COLUMNS] + [name for name in group_columns(frame) if name not in RUN_COLUMNS]
     rows = []

@@ -57,9 +57,11 @@ def _evaluate(
     from eef.evaluation.evaluate import evaluate, pin_protocol
 
     if pin:
-        if what is not None or set(options) - {"data"}:
-            wrong = what if what is not None else f"-p {min(set(options) - {'data'})}"
-            raise ValueError(f"--pin only copies the protocol and does not use {wrong}: change a copy, then pin that")
+        unused = [*([what] if what else []), *(f"-p {name}" for name in options if name != "data")]
+        if unused:
+            raise ValueError(
+                f"--pin only copies the protocol and does not use {unused[0]}: change a copy, then pin that"
+            )
         print(pin_protocol(protocol, options.get("data"), Path(pin), subtasks))
         return
     made = evaluate(

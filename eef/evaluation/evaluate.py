@@ -52,7 +52,7 @@ def evaluate(
     confirmation of an endpoint's cost. A killed evaluation resumes. ValueError for other data than the protocol's.
     """
     rules, more = read_protocol(protocol), dict(options)
-    check_count(subtasks)
+    _check_count(subtasks)
     env = environment_of(rules, more.pop("data", None))
     try:
         check(rules, env)
@@ -62,7 +62,7 @@ def evaluate(
         getattr(env, "close", lambda: None)()  # ends the processes of an environment that has some
 
 
-def check_count(subtasks: int | None) -> int | None:
+def _check_count(subtasks: int | None) -> int | None:
     """``subtasks``, of ``--subtasks``. ValueError if it is less than 1."""
     if subtasks is not None and subtasks < 1:
         raise ValueError(f"--subtasks must be at least 1, not {subtasks}")
@@ -75,7 +75,7 @@ def pin_protocol(protocol: str, data: str | None, path: Path, subtasks: int | No
     The copy has as many subtasks as the protocol, or ``subtasks``, if the split has so many.
     """
     rules = read_protocol(protocol)
-    rules = replace(rules, subtasks=check_count(subtasks) or rules.subtasks)
+    rules = replace(rules, subtasks=_check_count(subtasks) or rules.subtasks)
     env = environment_of(rules, data)
     try:
         file, split = pin(rules, env, path), env.tasks(rules.split)
