@@ -104,6 +104,9 @@ def _check(
     for name, default in method_options(method).items():
         if default is REQUIRED and name not in options:
             raise TypeError(f"the method {method!r} needs a value of its option {name!r}")
+        value = options.get(name, default)
+        if type(default) is bool and type(value) is not bool:  # papermill passes "false" on as a string
+            raise ValueError(f"{name}={value!r} must be True or False")
     if settings.engine:
         Server(settings.engine)  # raises for an invalid address
     check_optimizer(settings.optimizer)

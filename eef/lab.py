@@ -13,7 +13,7 @@ import torch
 from eef import trajectory
 from eef.agents import react
 from eef.agents.actions import describe_problems, problem_counts
-from eef.agents.advice import chat_warnings
+from eef.agents.advice import chat_warnings, check_prompt
 from eef.agents.chat import Chat
 from eef.agents.model_files import check_playable, context_of, options_of
 from eef.agents.policy import load_chat
@@ -210,12 +210,9 @@ class Lab:
                     "trajectory. Equal tasks and actions must give equal observations; `eef experts check` shows the "
                     "first difference"
                 )
-            overflows = sum(t.outcome == "context_overflow" and t.failed for t in trajectories)
-            if overflows and body is run_simulations:
-                show(
-                    f"{stage_name(name)}: {overflows} of {len(trajectories)} episodes outgrew the context of "
-                    f"{self._resolved.context} tokens and are lost; context sets the limit"
-                )
+            if body is run_simulations:
+                for text in _overflow_notices(trajectories, self._resolved.context):
+                    show(f"{stage_name(name)}: {text}; context sets the limit")
             if line := describe_problems(problems, cost["env_steps"]):
                 advice = "; max_new_tokens sets the limit" if problems["cut"] and body is run_simulations else ""
                 show(f"{stage_name(name)}: {line}{advice}")
@@ -283,21 +280,30 @@ def resolved(settings: Settings) -> Settings:
     return replace(settings, constrained_decoding=constrained, context=context)
 
 
+def _overflow_notices(trajectories: Sequence[Trajectory], context: int | None) -> list[str]:
+    """How many simulations outgrew the context, and how many could not even start."""
+    overflows = [item for item in trajectories if item.outcome == "context_overflow"]
+    lost, total = sum(item.failed for item in overflows), len(trajectories)
+    notices = []
+    if lost:
+        notices.append(f"{lost} of {total} episodes outgrew the context of {context} tokens and are lost")
+    if unstarted := len(overflows) - lost:
+        notices.append(
+            f"{unstarted} of {total} episodes did not start: the conversation before their first answer fills the "
+            f"context of {context} tokens"
+        )
+    return notices
+
+
 def make_chat(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> Chat:
     """The chat with the policy in ``env``. The one-shot example is of a subtask that is not among ``tasks``.
 
     ValueError where prompt, example and decoding do not fit together.
     """
-    chat = load_chat(settings.model)
-    for text in chat_warnings(settings, options_of(settings.model), env.name):
+    chat, options = load_chat(settings.model), options_of(settings.model)
+    check_prompt(settings, options)
+    for text in chat_warnings(settings, options, env.name):
         show(f"warning: {text}")
     if not settings.prompt:
-        if settings.one_shot:
-            raise ValueError("one_shot=True needs prompt='react': only that prompt has an example")
         return chat
-    with_opening = react.react_chat(chat, env, one_shot_example(env, "train", tasks) if settings.one_shot else None)
-    if resolved(settings).constrained_decoding:
-        raise ValueError(
-            "prompt='react' needs constrained_decoding=False: constrained decoding leaves no room for thoughts"
-        )
-    return with_opening
+    return react.react_chat(chat, env, one_shot_example(env, "train", tasks) if settings.one_shot else None)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from eef.agents.policy import Policy, load_chat
+from eef.agents.rollout import Start
 from eef.experiment import experiment
 from eef.experts import expert_trajectories
 from eef.files import digest, read_json
@@ -135,6 +136,23 @@ def test_a_context_that_is_too_small_is_a_visible_warning(base: str, shop, tmp_p
     played = make(base, shop, tmp_path / "least", max_new_tokens=16, context=sizes[0]).from_s0(adapter, 0, 0)
     lost = sum(each.outcome == "context_overflow" and each.failed for each in played)
     assert lost and f"{lost} of {len(played)} episodes outgrew the context of {sizes[0]}" in capsys.readouterr().out
+
+
+def test_expert_states_whose_conversation_fills_the_context_are_reported(base: str, shop, tmp_path, capsys) -> None:
+    """They give no label, so a context that is too small would turn EEF into simulation from s0."""
+    lab = make(base, shop, tmp_path, max_new_tokens=16)
+    experts = [each for each in lab.experts() if each.failed]
+    adapter, starts = (
+        lab.sft("bc", wins(lab.demonstrations())),
+        [Start(e.task, e, i) for e in experts for i in range(len(e))],
+    )
+    sizes = sorted(len(lab.chat.render(each, [False] * len(each))[0]) for each in experts)
+    small = make(base, shop, tmp_path, max_new_tokens=16, context=sizes[0])
+    capsys.readouterr()
+    played = small.simulate("states-1", adapter, starts, 0)
+    unstarted = sum(each.outcome == "context_overflow" and len(each) == each.prefix for each in played)
+    words = f"{unstarted} of {len(played)} episodes did not start: the conversation before their first answer fills the"
+    assert unstarted and words in capsys.readouterr().out
 
 
 def test_a_loss_that_rises_is_a_visible_warning(base: str, shop, tmp_path, capsys) -> None:

@@ -230,6 +230,14 @@ def test_a_notebook_runs_on_its_own_parameters(name: str, tmp_path: Path, monkey
         assert len(shares) == 6 and all((int(won) >= 10) == (mark == "✓") for _, mark, won in shares)
 
 
+@pytest.mark.slow
+def test_the_notebook_on_experts_takes_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ScienceWorld names no navigation skills, and its rewards have no parts."""
+    shown = executed("experts", tmp_path, {"env": "scienceworld", "max_steps": 16, "tasks": 12}, monkeypatch)
+    assert "The environment scienceworld names no navigation skills." in shown
+    assert "max_steps" in shown and "option wrong" not in shown
+
+
 def test_an_environment_in_fifty_lines_keeps_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
     from own_environment import ClerkNoise, Kiosk, play_expert

@@ -278,8 +278,8 @@ def test_a_conversation_without_acknowledgement_or_thoughts() -> None:
     ("row", "message"),
     [
         (eto_row(conversations=[{"from": "human"}]), "needs 'from' and 'value'"),
-        (eto_row(conversations=[]), "does not begin with a human message"),
-        (eto_row(conversations=eto_row()["conversations"][:2]), "does not begin with a human message"),
+        (eto_row(conversations=[]), "does not begin with a message from 'human'"),
+        (eto_row(conversations=eto_row()["conversations"][:2]), "does not begin with a message from 'human'"),
         (eto_row(conversations=[eto_row()["conversations"][2]] * 2), "not from 'gpt'"),
         (eto_row(conversations=[*eto_row()["conversations"][2:4], eto_row()["conversations"][3]]), "not from 'human'"),
         (

@@ -27,11 +27,32 @@ def chat_warnings(settings: Settings, options: Mapping[str, Any], env: str) -> l
     return texts
 
 
+def check_prompt(settings: Settings, options: Mapping[str, Any]) -> None:
+    """ValueError for a prompt that does not suit a model with ``options``, those in its ``chat.json``."""
+    if settings.prompt and options.get("aliases"):
+        raise ValueError(
+            f"prompt={settings.prompt!r} needs a language model: {settings.model!r} has aliases for words (its "
+            "chat.json)"
+        )
+    constrained = settings.constrained_decoding
+    if settings.prompt and (options.get("constrained_decoding", False) if constrained is None else constrained):
+        raise ValueError(
+            f"prompt={settings.prompt!r} needs constrained_decoding=False: constrained decoding leaves no room for "
+            "thoughts"
+        )
+
+
 def training_warnings(settings: Settings) -> list[str]:
     """Warnings about hyperparameters that do not suit the model."""
-    if settings.model in EMBEDDED_MODELS or settings.lr != Settings.lr:
+    if settings.model in EMBEDDED_MODELS:
         return []
+    values = {"lr": settings.lr} | ({} if settings.updates else {"epochs": settings.epochs})  # updates replace epochs
+    unset = [name for name, value in values.items() if value == getattr(Settings, name)]
+    if not unset:
+        return []
+    shown = " and ".join(f"{name}={values[name]:g}" for name in unset)
+    are = "are the defaults" if len(unset) > 1 else "is the default"
     return [
-        f"lr={settings.lr:g} is the default, chosen for the embedded models. With a language model, LoRA usually needs "
-        "1e-4 to 1e-3 and one to three epochs: set lr and epochs"
+        f"{shown} {are}, chosen for the embedded models. With a language model, LoRA usually needs a learning rate of "
+        f"1e-4 to 1e-3 and one to three epochs: set {' and '.join(unset)}"
     ]

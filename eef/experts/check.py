@@ -108,8 +108,8 @@ _UNFINISHED = (
     "ended it"
 )
 _ADVICE = (
-    "Record the file again, or use the data, options and seed of its recording. divergent_experts=drop leaves such "
-    "trajectories out and counts them"
+    "Record the file again, or use the data, options and seed of its recording; `eef import` reads conversations of "
+    "other layouts (docs/experts.md). divergent_experts=drop leaves such trajectories out and counts them"
 )
 
 

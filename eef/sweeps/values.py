@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from eef.agents.advice import chat_warnings, training_warnings
+from eef.agents.advice import chat_warnings, check_prompt, training_warnings
 from eef.agents.chat import load_options
 from eef.envs import EnvError, TextEnv, env_from_parameters
 from eef.envs.extras import navigation_skills
@@ -74,6 +74,7 @@ def _check_settings(parameters: Mapping[str, Any]) -> list[str]:
         resolved(settings)
     texts = training_warnings(settings)
     if (options := _chat_options(settings.model)) is not None and "env" in parameters:
+        check_prompt(settings, options)
         texts += chat_warnings(settings, options, parameters["env"])
     return [f"warning: {text}" for text in texts]
 

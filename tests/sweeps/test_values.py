@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from eef import methods
+from eef.agents.advice import training_warnings
 from eef.agents.model_files import no_model
 from eef.agents.policy import Policy
 from eef.cli import main
@@ -103,12 +104,20 @@ def test_an_option_that_a_points_method_lacks_is_refused(file, run, point: dict[
         ({"method": "eef", "random_segments": True, "restart_only": True}, "random_segments=True needs mask_harmful"),
         ({"method": "eto", "own_pairs": True}, "own_pairs=True needs n of at least 2"),
         ({"method": "eef", "updates": -1}, "updates=-1 must be a positive integer"),
+        ({"method": "eef", "prompt": "react"}, "prompt='react' needs a language model: 'embedded' has aliases"),
     ],
 )
 def test_an_invalid_option_of_any_point_is_refused(file, run, point: dict[str, Any], message: str) -> None:
     """The points around it have the same settings."""
     with pytest.raises(SweepError, match=f"mine: {message}"):
         run(file([{"method": "eef"}, point, {"method": "rft"}]))
+
+
+def test_the_default_epochs_of_embedded_models_are_reported_on_their_own() -> None:
+    model = {"model": "some/llm", "lr": 1e-4}
+    assert training_warnings(Settings(**model))[0].startswith("epochs=10 is the default")
+    assert training_warnings(Settings(**model, epochs=3)) == training_warnings(Settings(**model, updates=50)) == []
+    assert training_warnings(Settings()) == []
 
 
 def test_random_navigation_is_refused_where_the_environment_has_no_skills(file, run, monkeypatch) -> None:
@@ -442,7 +451,8 @@ def test_the_dry_run_warns_of_what_needs_no_run(file, tmp_path: Path, capsys, sh
     sweep = ["sweep", str(file([{"method": "eef"}])), "--dry-run", "--root", str(tmp_path / "runs")]
     assert main([*sweep, *model, "-p", f"experts={tmp_path / 'won.jsonl'}"]) == 0
     printed = capsys.readouterr().out
-    for text in ("has no instructions", "lr=0.004 is the default", "none failed: EEF, which explores failures, stops"):
+    defaults = "lr=0.004 and epochs=10 are the defaults"
+    for text in ("has no instructions", defaults, "none failed: EEF, which explores failures, stops"):
         assert printed.count(text) == 1, text
     assert main([*sweep, "-p", f"experts={tmp_path / 'lost.jsonl'}"]) == 0
     printed = capsys.readouterr().out
