@@ -277,8 +277,8 @@ def from_sharegpt(row: dict[str, Any]) -> Trajectory:
     messages, base = messages[opening:], opening + 1
     if not messages or messages[0][0] != "human":
         raise TrajectoryError(
-            "the conversation does not begin with a message from 'human'; `eef import FILE --format sharegpt` also reads "
-            "system messages and other names of roles"
+            "the conversation does not begin with a message from 'human'; `eef import FILE --format sharegpt` also "
+            "reads system messages and other names of roles"
         )
     prefix = all(re.match("Observation:", text) for sender, text, _ in messages[1:] if sender == "human")
     turns = []
