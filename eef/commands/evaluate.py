@@ -75,13 +75,17 @@ def _evaluate(
 def _card(
     run: Annotated[str, Argument(metavar="RUN", help="Its id, or a unique part of it.")],
     out: Annotated[str | None, Option(metavar="DIR", help="The folder.", show_default="ROOT/hub/RUN")] = None,
+    model: Annotated[
+        str | None, Option(metavar="NAME", help="The base model, if its files have moved.", show_default="the run's")
+    ] = None,
     root: Root = None,
 ) -> None:
-    """Write the adapter of a run with its model card into a folder that can be uploaded."""
+    """Write the adapter or the full model of a run with its model card into a folder that can be uploaded."""
     from eef.analysis.compare import find
     from eef.evaluation.model_card import write_model_card
 
     folder = runs_folder(root)
     run_folder = find(folder, run)
-    model = write_model_card(run_folder, folder, Path(out) if out else folder / "hub" / run_folder.name)
-    print(f"{model}: upload it with `hf upload USER/NAME {model}`")
+    target = Path(out) if out else folder / "hub" / run_folder.name
+    write_model_card(run_folder, folder, target, model)
+    print(f"{target}: upload it with `hf upload USER/NAME {target}`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,25 @@ from typing import Any
 from eef.evaluation.card import overlap_lines
 from eef.evaluation.evaluate import CARD, evaluations
 from eef.evaluation.protocol import names
-from eef.evaluation.subject import POLICY_OPTIONS, WEIGHTS, current_names, tested_adapter
+from eef.evaluation.subject import POLICY_OPTIONS, WEIGHTS, check_unchanged, current_names, tested_adapter, tested_chat
 from eef.files import RunError, read_json, write_json, write_text
 from eef.model_names import EMBEDDED_MODELS
 from eef.settings import Settings
 from eef.tracking.keys import file_key
 from eef.tracking.records import repo_root
 
-_NOT_SHOWN = ("environment", "artefact", "method", "train", "test", "data")
+_NOT_SHOWN = ("environment", "artefact", "method", "train", "test", "data", "model", "constrained_decoding")
 _NOTE = "95 % interval over subtasks, for this one policy; it does not cover other training seeds"
 
 
-def write_model_card(run: Path, root: Path, out: Path) -> Path:
-    """Write the tested adapter of a run, and ``README.md`` with its model card, to the folder ``out``. Returns ``out``.
+def write_model_card(run: Path, root: Path, out: Path, model: str | None = None) -> Path:
+    """Write what a run trained, and ``README.md`` with its model card, to the folder ``out``. Returns ``out``.
 
-    The card has the base model, the data, the results of the run's own test and of all evaluations of this adapter in
-    ``root``, and the commands. RunError if the run has no result or no adapter, and for a folder ``out``
-    with files that this command did not write.
+    That is the tested adapter, or the full model with the tokenizer, and a ``chat.json`` with instructions and decoding
+    of the run's test. The card has the base model, the data, the results of the run's own test and of all evaluations
+    of these weights in ``root``, and the commands. ``model`` replaces the base model's name, where its files have
+    moved. RunError if the run has no result or no adapter, if the base model has changed, and for a folder ``out`` with
+    files that this command did not write.
     """
     if not (run / "result.json").is_file():
         raise RunError(f"{run.name} has no result: it is not finished, start it again")
@@ -36,27 +39,48 @@ def write_model_card(run: Path, root: Path, out: Path) -> Path:
     if adapter is None:
         raise RunError(f"{run.name} tested the base model, so there is no adapter to share: name another run")
     weights = next(name for name in WEIGHTS if (adapter / name).is_file())
-    files = [path for path in sorted(adapter.iterdir()) if path.name in ("adapter_config.json", "config.json", weights)]
-    wanted = {"README.md", "generation_config.json", *(path.name for path in files)}
-    if others := sorted({path.name for path in out.iterdir()} - wanted) if out.is_dir() else []:
-        raise RunError(f"{out} has other files ({', '.join(others[:3])}): choose another folder with --out")
     origin, result, stamp = (read_json(run / f"{name}.json") for name in ("config", "result", "stamp"))
     origin["config"] = config = current_names(run, origin["config"])
-    out.mkdir(parents=True, exist_ok=True)
-    base = _shared_name(str(config["model"]))
-    for path in files:
-        shutil.copyfile(path, out / path.name)
-    if (out / "adapter_config.json").is_file():  # it may name a folder of this machine
-        described = read_json(out / "adapter_config.json")
-        write_json(out / "adapter_config.json", {**described, "base_model_name_or_path": base})
-    cards = list(_cards(evaluations(root), file_key(adapter / weights)))
-    write_text(out / "README.md", _readme(run, origin, result, stamp, base, cards, weights))
+    base, files_of = _shared_name(str(config["model"])), model or str(config["model"])
+    check_unchanged(run, config, files_of, "--model")
+    chat = tested_chat(run, config, files_of)
+    with tempfile.TemporaryDirectory() as name:
+        new = Path(name) / "new"
+        new.mkdir()
+        if weights == WEIGHTS[1]:
+            _save_tokenizer(files_of, new)
+        for file in ("adapter_config.json", "config.json", "generation_config.json"):
+            if (adapter / file).is_file():
+                shutil.copyfile(adapter / file, new / file)
+        if (new / "adapter_config.json").is_file():  # it may name a folder of this machine
+            described = read_json(new / "adapter_config.json")
+            write_json(new / "adapter_config.json", {**described, "base_model_name_or_path": base})
+        write_json(new / "chat.json", chat)
+        cards = list(_cards(evaluations(root), file_key(adapter / weights)))
+        write_text(new / "README.md", _readme(run, origin, result, stamp, base, cards, weights, chat))
+        wanted = {weights, *(path.name for path in new.iterdir())}
+        if others := sorted({path.name for path in out.iterdir()} - wanted) if out.is_dir() else []:
+            raise RunError(f"{out} has other files ({', '.join(others[:3])}): choose another folder with --out")
+        shutil.copytree(new, out, dirs_exist_ok=True)
+    shutil.copyfile(adapter / weights, out / weights)
     return out
 
 
+def _save_tokenizer(model: str, folder: Path) -> None:
+    """Save what a full model needs of its base model: tokenizer with chat template, and generation configuration."""
+    from eef.agents.model_files import generation_of, load_tokenizer
+
+    load_tokenizer(model).save_pretrained(folder)
+    if generation := generation_of(model):
+        generation.save_pretrained(folder)
+
+
 def _shared_name(model: str) -> str:
-    """A model's name for other people: of a folder its last part."""
-    return model if model in EMBEDDED_MODELS or not Path(model).exists() else Path(model).name
+    """A model's name for other people: of a folder or a file, which may be on another machine, its last part."""
+    from eef.agents.model_files import folder_problem
+
+    is_path = Path(model).exists() or folder_problem(model)
+    return Path(model).name if is_path and model not in EMBEDDED_MODELS else model
 
 
 def _cards(folder: Path, weights: str) -> Iterator[dict[str, Any]]:
@@ -75,6 +99,7 @@ def _readme(
     base: str,
     cards: list[dict[str, Any]],
     weights: str,
+    chat: Mapping[str, Any],
 ) -> str:
     config, adapter = origin["config"], weights == WEIGHTS[0]
     what = "LoRA adapter" if adapter else "full model"
@@ -96,6 +121,8 @@ def _readme(
             f"Departs from the protocol: {name} is {used!r}, not {wanted!r}."
             for name, (wanted, used) in card["departures"].items()
         ]
+        if not adapter and "instructions" in card["departures"]:
+            lines.append("`eef evaluate FOLDER` gives a full model the protocol's instructions: it is another number.")
         lines.append("")
     lines += ["## Data", "", f"- environment: {origin['env']}, {config.get('train')} training subtasks"]
     lines += [f"- experts: {result.get('experts')}"]
@@ -108,24 +135,31 @@ def _readme(
         "",
     ]
     defaults = {name: getattr(Settings(), name) for name in Settings.__dataclass_fields__}
-    own = {k: v for k, v in config.items() if k not in _NOT_SHOWN and k != "model" and v != defaults.get(k)}
-    lines += [f"- {name}: `{value}`" for name, value in own.items() if not _is_path(value)]
+    own = {k: v for k, v in config.items() if k not in _NOT_SHOWN and v != defaults.get(k)}
+    lines += [f"- {name}: `{value}`" for name, value in _without_paths(own).items()]
+    use = "reads it" if adapter else "uses the protocol's instructions and decoding"
+    lines += ["", "## Prompt", "", f"The file `chat.json` has this, and `eef evaluate FOLDER` {use}:", ""]
+    lines += [f"- {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in chat.items()]
+    if config.get("prompt"):
+        lines += ["", "The instructions are those of the environment's ReAct prompt."]
     lines += ["", "## Use", "", "```"]
     if (run / "notebook.ipynb").is_symlink():
         sweep, point = _sweep_and_point((run / "notebook.ipynb").readlink().stem, origin.get("group") or "")
         if (repo_root() / "experiments" / f"{sweep}.yaml").is_file():  # not with overrides, which give another name
             lines += [f"eef sweep {sweep} --only {point}   # trains it again"]
     model = [f"-p model={base}"] if adapter else []  # a full model needs none
-    lines += [" ".join([*_command(card), *model]) for card in cards] or [
+    lines += [" ".join([*_command(card, chat), *model]) for card in cards] or [
         " ".join(["eef evaluate FOLDER --protocol NAME", *model])
     ]
     lines += ["```", ""]
     return f"---\n{_metadata(run, origin, base, result, cards, adapter)}\n---\n\n" + "\n".join(lines)
 
 
-def _command(card: Mapping[str, Any]) -> list[str]:
-    """The words of the command that repeats an evaluation with the adapter in FOLDER."""
+def _command(card: Mapping[str, Any], chat: Mapping[str, Any]) -> list[str]:
+    """The words of the command that repeats an evaluation with the adapter in FOLDER; ``chat`` is its ``chat.json``."""
     name, own = card["protocol"]["name"], {each: used for each, (_, used) in card["departures"].items()}
+    if card["acting"]["constrained_decoding"] != chat["constrained_decoding"]:
+        own["constrained_decoding"] = card["acting"]["constrained_decoding"]
     data = ["-p data=FOLDER_OF_THE_DATA"] if card["protocol"]["data"] else []
     options = [f"-p {shlex.quote(f'{each}={json.dumps(own[each])}')}" for each in POLICY_OPTIONS if each in own]
     return ["eef evaluate FOLDER --protocol", name if name in names() else f"{name}.yaml", *data, *options]
@@ -145,8 +179,21 @@ def _row(name: str, count: int, rates: Mapping[str, Any]) -> str:
     return f"| {name} | {count} | {rates['win_rate']:.3f} | {ends} | {rates['mean_reward']:.3f} |"
 
 
+def _without_paths(value: Any) -> Any:
+    """``value`` without the parts of its dictionaries and lists that are paths."""
+    if isinstance(value, Mapping):
+        return {k: _without_paths(item) for k, item in value.items() if not (_is_path(k) or _is_path(item))}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value if not _is_path(item)]
+    return value
+
+
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and "/" in value  # a folder of this machine
+    """Whether ``value`` is a path of this machine, or contains nothing else."""
+    items = list(value.values()) if isinstance(value, Mapping) else value
+    if isinstance(items, list):
+        return bool(items) and all(map(_is_path, items))
+    return isinstance(value, str) and "/" in value
 
 
 def _metadata(

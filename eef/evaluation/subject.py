@@ -18,6 +18,7 @@ from eef.model_names import EMBEDDED_MODELS
 from eef.settings import Settings
 from eef.sweeps.renamed import rename_keys, replacements
 from eef.tracking.keys import file_key, model_key
+from eef.tracking.progress import show
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a full model
 POLICY_OPTIONS = (
@@ -66,7 +67,8 @@ def read_subject(
     - ``openai:MODEL@URL``: an OpenAI-compatible endpoint, whose key is in the variable ``key_variable``
     - ``http://HOST:PORT``: a vLLM server; the option ``model`` says which model it serves
     - the id or the folder of a run: the adapter that the run tested, with the run's instructions, prompt and decoding
-    - a folder with an adapter, with the instructions of its base model; the option ``model`` replaces that model
+    - a folder with an adapter, with the instructions and the decoding in its ``chat.json``, or the instructions of its
+      base model; the option ``model`` replaces that model
     - the name, the folder or the GGUF file of a base model
 
     ``options`` are those of the command line (``-p``), ``runs`` the folder of all runs. ValueError for an unknown
@@ -87,13 +89,27 @@ def read_subject(
     if "__" in what and not path.exists():
         return _run(find(runs, what), protocol, options)
     if (path / "adapter_config.json").is_file():
-        base = base_model(path, str(options.get("model", "")))
-        settings = _settings(protocol, {**_checked(options, POLICY_OPTIONS), "model": base})
-        return _policy("adapter", path.resolve().name, settings, protocol, path.resolve())
+        return _adapter(path.resolve(), protocol, _checked(options, POLICY_OPTIONS))
     if "model" in options:
         raise ValueError(f"-p model={options['model']}: {what} is a model itself, leave the option out")
     settings = _settings(protocol, {**_checked(options, POLICY_OPTIONS), "model": what})
     return _policy("model", path.name if path.exists() else what, settings, protocol, None)
+
+
+def _adapter(folder: Path, protocol: Protocol, options: Mapping[str, Any]) -> Subject:
+    from eef.agents.chat import load_options
+    from eef.agents.model_files import options_of
+
+    base, own = base_model(folder, str(options.get("model", ""))), load_options(folder)
+    decoding = {} if options.get("prompt", protocol.acting.prompt) else own  # with ReAct it is not constrained
+    values = {name: value for name, value in decoding.items() if name == "constrained_decoding"}
+    settings = _settings(protocol, {**values, **options, "model": base})
+    if own and own.get("aliases", "") != (aliases := options_of(base).get("aliases", "")):
+        raise ValueError(
+            f"the adapter {folder} was trained with aliases {own.get('aliases', '')!r} (its chat.json), but the model "
+            f"{base!r} has {aliases!r}: put that chat.json into the model's folder"
+        )
+    return _policy("adapter", folder.name, settings, protocol, folder)
 
 
 def base_model(folder: Path, wanted: str = "") -> str:
@@ -112,9 +128,56 @@ def _run(folder: Path, protocol: Protocol, options: Mapping[str, Any]) -> Subjec
     known = {each.name for each in fields(Settings)} - {"engine", "eval_temperature", "experts", "expert_noise"}
     own = {name: value for name, value in asdict(Settings()).items() if name in known}
     own |= {name: value for name, value in config.items() if name in known}
+    adapter = tested_adapter(folder)
+    own["constrained_decoding"] = _tested_decoding(folder, config)
     changed = _settings(protocol, {**own, **_checked(options, (*POLICY_OPTIONS, "engine"))})
-    subject = _policy("run", folder.name, changed, protocol, tested_adapter(folder))
+    subject = _policy("run", folder.name, changed, protocol, adapter)
+    check_unchanged(folder, config, changed.model, "-p model=FOLDER")
     return replace(subject, train=config.get("train"))
+
+
+def check_unchanged(run: Path, config: Mapping[str, Any], model: str, option: str) -> None:
+    """RunError if the files of ``model`` are not those with which a run was tested; ``option`` names others.
+
+    ``config`` has the run's settings. A folder and a name of the hub have no common record of their files, so only
+    their chats are compared. A run without the records costs a warning.
+    """
+    from eef.agents.model_files import folder_of, options_of
+    from eef.exchange.source import chat_of_run
+
+    inputs = _test_inputs(run)
+    if not ({"chat", "model"} <= set(inputs) and "model" in inputs["model"]):
+        show(f"warning: {run.name} has no record of its chat and its model's files: no change of them can be noticed")
+        return
+    advice = f"restore the original files, or name a folder that has them by {option}"
+    needs_data = config.get("prompt") and (config.get("one_shot") or config.get("env_options"))  # as the run's had
+    if not needs_data:
+        chat_of_run(run, run / "test", model, f"its chat.json, tokenizer or chat template has changed; {advice}")
+    before, now = str(inputs["model"]["model"]), model_key(folder_of(model))
+    if before != now and ("@" in before) == ("@" in now):
+        own, current = config.get("constrained_decoding"), options_of(model).get("constrained_decoding", False)
+        changed = "a file, such as its weights or chat.json,"
+        if own is None and _tested_decoding(run, config) not in (None, current):
+            changed = "constrained_decoding in its chat.json"
+        raise RunError(f"{run.name}: {model!r} is not as in the run's test: {changed} has changed; {advice}")
+
+
+def tested_chat(run: Path, config: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The contents of a ``chat.json`` with which ``model``, unchanged, is prompted as in a run's test."""
+    from eef.agents.model_files import options_of
+
+    options, decoding = options_of(model), _tested_decoding(run, config)
+    return {
+        **options,
+        "instructions": "" if config.get("prompt") else options.get("instructions", ""),
+        "constrained_decoding": options.get("constrained_decoding", False) if decoding is None else decoding,
+    }
+
+
+def _tested_decoding(run: Path, config: Mapping[str, Any]) -> bool | None:
+    """Whether decoding was constrained in a run's test; None, for the model's ``chat.json``, without a record."""
+    own: bool | None = config.get("constrained_decoding")
+    return _test_inputs(run).get("acting", {}).get("constrained_decoding") if own is None else own
 
 
 def current_names(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,9 +190,7 @@ def tested_adapter(run: Path) -> Path | None:
 
     RunError if the run was not tested by a policy of ours, or the adapter was removed.
     """
-    if not (run / "test" / "stage.json").is_file():
-        raise RunError(f"{run.name} has no test episodes, so no adapter was chosen: start the run again")
-    inputs = read_json(run / "test" / "stage.json")["key"]["inputs"]
+    inputs = _test_inputs(run)
     if "adapter" not in inputs:
         raise RunError(f"{run.name}: an endpoint or a scripted expert played its test episodes, so it has no adapter")
     if (name := inputs["adapter"]) is None:
@@ -138,6 +199,13 @@ def tested_adapter(run: Path) -> Path | None:
     if not any((folder / weights).is_file() for weights in WEIGHTS):
         raise RunError(f"{run.name}: the tested adapter {name} is not in {folder.parent}: start the run again")
     return folder
+
+
+def _test_inputs(run: Path) -> dict[str, Any]:
+    """What the stage ``test`` of a run was made from. RunError if there is none."""
+    if not (run / "test" / "stage.json").is_file():
+        raise RunError(f"{run.name} has no test episodes, so no adapter was chosen: start the run again")
+    return dict(read_json(run / "test" / "stage.json")["key"]["inputs"])
 
 
 def _checked(options: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
@@ -156,24 +224,25 @@ def _settings(protocol: Protocol, options: Mapping[str, Any]) -> Settings:
 
 
 def _policy(kind: str, name: str, settings: Settings, protocol: Protocol, adapter: Path | None) -> Subject:
-    from eef.agents.model_files import options_of
+    from eef.agents.chat import load_options
+    from eef.agents.model_files import folder_of, options_of
     from eef.lab import resolved
 
     constrained = resolved(settings).constrained_decoding  # an error for a model that cannot be played
-    options = options_of(settings.model)
-    trained = kind in ("run", "adapter")  # with the instructions of its base model, which it keeps
+    beside = load_options(adapter) if adapter and kind == "adapter" else {}
+    options = beside or options_of(settings.model)
+    trained = kind in ("run", "adapter")  # with instructions of its own or of its base model, which it keeps
     instructions = options.get("instructions", "") if trained else protocol.acting.instructions
     acting = Acting(
         prompt=settings.prompt,
-        instructions="" if settings.prompt or options.get("aliases") else instructions,
+        instructions="" if settings.prompt or (options.get("aliases") and not trained) else instructions,
         one_shot=settings.one_shot,
         constrained_decoding=bool(constrained),
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.eval_temperature,
     )
-    model: Any = EMBEDDED_MODELS.get(settings.model, settings.model)
     shown = settings.model if not Path(settings.model).exists() else Path(settings.model).name
-    identity: dict[str, Any] = {"model": shown, "weights": model_key(str(model))}
+    identity: dict[str, Any] = {"model": shown, "weights": model_key(folder_of(settings.model))}
     identity |= {each: getattr(settings, each) for each in ("quantize", "dtype", "context")}
     if adapter:
         identity["adapter"] = next(file_key(adapter / file) for file in WEIGHTS if (adapter / file).is_file())

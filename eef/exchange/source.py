@@ -83,10 +83,14 @@ def env_of_run(folder: Path) -> TextEnv:
     return env_from_parameters({"env": origin["env"], **{k: v for k, v in origin["config"].items() if k in keys}})
 
 
-def chat_of_run(folder: Path, stage: Path, model: str | None = None) -> Chat:
+_ADVICE = "name the original base model with --model, or use --plain for the environment's own texts"
+
+
+def chat_of_run(folder: Path, stage: Path, model: str | None = None, advice: str = _ADVICE) -> Chat:
     """The chat with which the run in ``folder`` made the folder ``stage``.
 
-    It is made again from the run's settings, and its hash must be that of the stage. RunError if it is not.
+    It is made again from the run's settings, and its hash must be that of the stage. RunError if it is not, which ends
+    in ``advice``.
     """
     origin = read_json(folder / "config.json")
     config, name = origin["config"], origin["env"]
@@ -105,7 +109,7 @@ def chat_of_run(folder: Path, stage: Path, model: str | None = None) -> Chat:
     if chat.hash != wanted:
         raise RunError(
             f"{folder.name}: {stage.name} was made with the chat {wanted}, but {model or config['model']!r} now gives "
-            f"{chat.hash}: name the original base model with --model, or use --plain for the environment's own texts"
+            f"{chat.hash}: {advice}"
         )
     return chat
 

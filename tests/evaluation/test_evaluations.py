@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from huggingface_hub import ModelCard
 from eef import experts
 from eef.agents import journal, simulation
 from eef.agents.chat import Dialogue
+from eef.agents.policy import load_chat
 from eef.cli import main
 from eef.envs.webshop import WebShop
 from eef.evaluation import model_card, subject
@@ -32,6 +34,7 @@ from eef.experiment import experiment
 from eef.files import PACKAGE, RunError, read_json, write_json
 from eef.models.pretrain import make_model, save
 from eef.settings import Settings
+from eef.tracking.keys import model_key
 from eef.trajectory import Trajectory, load
 
 SMALL = {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}  # as in conftest
@@ -349,6 +352,61 @@ def test_a_run_keeps_the_instructions_that_it_was_trained_with(
         assert departures(protocol, read) == departs
 
 
+CHAT = {"aliases": "webshop", "constrained_decoding": True}  # of ``base``
+
+
+def with_model(run: Path, model: Path, folder: Path) -> Path:
+    """A copy of a run, on another machine where its model is the folder ``model``."""
+    copied = shutil.copytree(run, folder / "runs" / run.name, symlinks=True)
+    (copied.parent / "stages").symlink_to(run.parent / "stages")
+    origin = read_json(copied / "config.json")
+    write_json(copied / "config.json", {**origin, "config": {**origin["config"], "model": str(model)}})
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("chat.json", {**CHAT, "instructions": "Win."}, "test was made with the chat .* its chat.json, tokenizer or"),
+        ("chat.json", {**CHAT, "constrained_decoding": False}, "constrained_decoding in its chat.json has changed"),
+        ("model.safetensors", "other weights", "a file, such as its weights or chat.json, has changed"),
+    ],
+)
+def test_a_run_whose_model_has_changed_is_not_evaluated(
+    file: str, text: Any, message: str, run: Path, base: str, tiny: str, tmp_path: Path
+) -> None:
+    protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
+    model = shutil.copytree(base, tmp_path / "model")
+    moved = with_model(run, model, tmp_path)
+    read = read_subject(str(moved), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+    assert read.settings.model == str(model) and read.acting.constrained_decoding is True
+    (model / file).write_text(json.dumps(text))
+    with pytest.raises(RunError, match=f"{message}.*; restore the original files, or name a folder .* by -p model="):
+        read_subject(str(moved), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+    with pytest.raises(RunError, match=message):
+        read_subject(str(run), protocol, env, {"model": str(model)}, tmp_path, "OPENAI_API_KEY")
+    same = read_subject(str(moved), protocol, env, {"model": base}, tmp_path, "OPENAI_API_KEY")
+    assert same.settings.model == base, "-p model names the original files"
+
+
+def test_a_run_without_records_of_its_model_and_one_of_the_hub(
+    run: Path, base: str, tiny: str, tmp_path: Path, capsys
+) -> None:
+    """Without records there is a warning; a commit of the hub is not compared with a folder, and decoding is kept."""
+    protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
+    old = recorded(tmp_path, {"model": base}, {"adapter": None})
+    read_subject(str(old), protocol, env, {}, tmp_path, "OPENAI_API_KEY")
+    assert f"warning: {old.name} has no record of its chat and its model's files" in capsys.readouterr().out
+    hub = with_model(run, Path(base), tmp_path / "hub")
+    stage = read_json(hub / "test" / "stage.json")
+    stage["key"]["inputs"]["model"]["model"] = "me/tiny@0123"
+    stage["key"]["inputs"]["acting"]["constrained_decoding"] = False
+    (hub / "test").unlink()
+    write_json(hub / "test" / "stage.json", {**stage})
+    read = read_subject(str(hub), protocol, env, {"model": base}, tmp_path, "OPENAI_API_KEY")
+    assert read.acting.constrained_decoding is False and "warning" not in capsys.readouterr().out
+
+
 def test_the_one_shot_example_is_of_no_subtask_that_is_played(
     base: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +479,7 @@ def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tm
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat.json",
     }
     card = ModelCard.load(tmp_path / "hub" / "README.md")
     assert (card.data.base_model, card.data.library_name) == ("tiny", "peft")
@@ -434,3 +493,91 @@ def test_the_model_card_has_results_and_names_no_folder(run: Path, tiny: str, tm
     assert str(run.parent) not in text and "/models/" not in text
     (tmp_path / "hub" / "notes.txt").write_text("mine")
     assert main(["card", run.name, "--root", str(run.parent), "--out", str(tmp_path / "hub")]) == 2
+
+
+def on_the_card(folder: Path, start: str) -> list[str]:
+    """The words of the command on a model card that begins with ``start``."""
+    lines = (folder / "README.md").read_text().splitlines()
+    return shlex.split(next(line for line in lines if line.startswith(start)))
+
+
+def test_a_full_model_with_its_card_is_evaluated_by_the_command_on_the_card(
+    base: str, tiny: str, tmp_path: Path
+) -> None:
+    settings = Settings(model=base, tune="full", epochs=1, max_new_tokens=33)
+    env, runs, hub = WebShop(catalogue=SMALL, max_steps=6), tmp_path / "runs", tmp_path / "hub"
+    row = experiment("sft_pos", env, settings, 0, train_tasks=5, test_tasks=2, root=runs, wandb="disabled")
+    own = read_json(evaluate(row["run_id"], tiny, {}, runs) / "card.json")
+    assert main(["card", row["run_id"], "--root", str(runs), "--out", str(hub)]) == 0
+    assert load_chat(str(hub)).hash == load_chat(base).hash and (hub / "generation_config.json").is_file()
+    assert read_json(hub / "chat.json") == {**CHAT, "instructions": ""}
+    assert not any(str(tmp_path) in p.read_text() or base in p.read_text() for p in hub.glob("*[!s]") if p.is_file())
+    words = on_the_card(hub, "eef evaluate FOLDER")[1:]
+    words = [{"FOLDER": str(hub), "tiny-v1.yaml": tiny}.get(word, word) for word in words]
+    assert main([*words, "--root", str(tmp_path / "shared")]) == 0
+    (card,) = evaluations(tmp_path / "shared").glob("*__*/card.json")
+    assert read_json(card)["rates"] == own["rates"] and read_json(card)["departures"] == own["departures"]
+    assert main(["card", row["run_id"], "--root", str(runs), "--out", str(hub)]) == 0, "its own files are replaced"
+
+
+def prompted(run: Path, base: str, folder: Path) -> Path:
+    """A copy of a run whose model has instructions and, by its ``chat.json``, free decoding."""
+    model = shutil.copytree(base, folder / "model")
+    write_json(model / "chat.json", {**CHAT, "instructions": "Win.", "constrained_decoding": False})
+    copied = with_model(run, model, folder)
+    stage = read_json(copied / "test" / "stage.json")
+    stage["key"]["inputs"]["chat"]["hash"] = load_chat(str(model)).hash
+    stage["key"]["inputs"]["model"]["model"] = model_key(str(model))
+    stage["key"]["inputs"]["acting"]["constrained_decoding"] = False
+    (copied / "test").unlink()
+    write_json(copied / "test" / "stage.json", stage)
+    return copied
+
+
+def test_the_adapter_of_a_card_is_prompted_as_in_its_run(run: Path, base: str, tiny: str, tmp_path: Path) -> None:
+    copied, hub = prompted(run, base, tmp_path), tmp_path / "hub"
+    assert main(["card", copied.name, "--root", str(copied.parent), "--out", str(hub)]) == 0
+    text = (hub / "README.md").read_text()
+    assert '- instructions: "Win."\n' in text and "- constrained_decoding: false\n" in text
+    protocol, env = read_protocol(tiny), WebShop(catalogue=SMALL, max_steps=6)
+    assert protocol.acting.constrained_decoding is True
+    for what, options in ((copied, {}), (hub, {"model": base})):
+        acting = read_subject(str(what), protocol, env, options, tmp_path, "OPENAI_API_KEY").acting
+        assert (acting.instructions, acting.constrained_decoding) == ("Win.", False), what
+    free = {"model": base, "constrained_decoding": True}
+    assert read_subject(str(hub), protocol, env, free, tmp_path, "OPENAI_API_KEY").acting.constrained_decoding is True
+    other = shutil.copytree(base, tmp_path / "other")
+    write_json(other / "chat.json", {})
+    with pytest.raises(ValueError, match="trained with aliases 'webshop' .*: put that chat.json into the model's"):
+        read_subject(str(hub), protocol, env, {"model": str(other)}, tmp_path, "OPENAI_API_KEY")
+
+
+def test_the_command_on_a_card_repeats_decoding_that_was_chosen_for_an_evaluation(
+    run: Path, base: str, tiny: str, tmp_path: Path
+) -> None:
+    """Also where it is the protocol's, so no departure: ``chat.json`` beside the adapter has the run's own."""
+    copied, hub = prompted(run, base, tmp_path), tmp_path / "hub"
+    evaluate(str(subject.tested_adapter(run)), tiny, {"model": base, "constrained_decoding": True}, copied.parent)
+    model_card.write_model_card(copied, copied.parent, hub)
+    assert "constrained_decoding=true" in on_the_card(hub, "eef evaluate FOLDER")
+
+
+def test_a_card_is_of_the_model_that_was_trained_and_names_no_path(
+    run: Path, base: str, tmp_path: Path, capsys
+) -> None:
+    model = shutil.copytree(base, tmp_path / "model")
+    copied, hub = with_model(run, model, tmp_path), tmp_path / "hub"
+    origin = read_json(copied / "config.json")
+    paths = {"split": "/home/me/split.json", "simplification": "easy", "more": [{"a": "/home/me/a"}, "b"]}
+    more = {"env_options": paths, "max_steps_of": {"x": "/home/me/x"}}
+    write_json(copied / "config.json", {**origin, "config": {**origin["config"], **more}})
+    command = ["card", copied.name, "--root", str(copied.parent), "--out", str(hub)]
+    assert main(command) == 0
+    text = (hub / "README.md").read_text()
+    assert "- env_options: `{'more': ['b'], 'simplification': 'easy'}`" in text
+    assert "/home/me" not in text and "max_steps_of" not in text
+    (model / "chat.json").write_text(json.dumps({**CHAT, "instructions": "Win."}))
+    assert main(command) == 2 and "has changed; restore the original files" in capsys.readouterr().err
+    shutil.rmtree(model)
+    assert main(command) == 2 and main([*command, "--model", base]) == 0
+    assert "A LoRA adapter of `model`," in (hub / "README.md").read_text(), "the last part of a path elsewhere"
