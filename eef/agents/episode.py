@@ -126,7 +126,7 @@ class Episode:
             self.turns.append(Turn("", EXPLANATIONS[answer.problem], full_reply, False, sampled, scaffold))
             return "max_steps" if len(self.turns) >= self.max_steps else ""
         try:
-            step = take_step(self.env, answer.action)
+            step = take_step(self.env, answer.action, self.start.task)
         except EnvError:
             return "env_error"
         self.invalid += not step.valid

@@ -25,10 +25,10 @@ class RandomNavigation:
     probability: float
     skills: tuple[Skill, ...]
 
-    def draw(self, stream: np.random.Generator, env: TextEnv) -> str | None:
+    def draw(self, stream: np.random.Generator, env: TextEnv, task: str) -> str | None:
         """The random action of the next turn; None if the policy acts. EnvError if the environment fails."""
         if stream.random() >= self.probability:
             return None
-        actions = dict.fromkeys(action_texts(actions_now(env)))
+        actions = dict.fromkeys(action_texts(actions_now(env, task)))
         navigation = [action for action in actions if any(uses(action, skill) for skill in self.skills)]
         return navigation[stream.integers(len(navigation))] if navigation else None

@@ -185,7 +185,7 @@ class _Rollouts:
         for slot in playing:
             episode = self.live[slot]
             try:
-                action = self.navigation.draw(episode.navigation_stream, episode.env)
+                action = self.navigation.draw(episode.navigation_stream, episode.env, episode.start.task)
             except EnvError as error:
                 self._end(slot, outcome_of(error))
                 continue
@@ -201,7 +201,7 @@ class _Rollouts:
         for slot in playing:
             episode = self.live[slot]
             try:
-                available = actions_now(episode.env)
+                available = actions_now(episode.env, episode.start.task)
                 allowed = Constraints.of(episode.dialogue, available, episode.prompt, self.policy.max_new_tokens)
             except EnvError as error:
                 self._end(slot, outcome_of(error))

@@ -35,7 +35,7 @@ def _envs_check(
 ) -> int:
     """Play some episodes of an environment, and print the first departure from the protocol."""
     from eef.envs.check import check_env
-    from eef.envs.extras import describe
+    from eef.envs.errors import describe
 
     try:
         env = environment(name, _check_defaults(name) | parse_overrides(overrides))

@@ -25,18 +25,11 @@ from importlib import import_module
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from eef.envs.errors import EnvError, ProtocolError, ReplayDivergence, own_errors
 from eef.files import did_you_mean, replace_surrogates
 
 if TYPE_CHECKING:
     from eef.trajectory import Trajectory
-
-
-class EnvError(RuntimeError):
-    """A failure of the environment itself, such as a dead simulator or a missing file. It never counts as a loss."""
-
-
-class ReplayDivergence(EnvError):
-    """A replayed action led to another observation than the recorded one."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,7 @@ class Step:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-class ProtocolError(ValueError):
-    """An environment does not return what :class:`TextEnv` says. The message names the class and the method."""
+_FAILED = "raise EnvError if the environment itself failed"
 
 
 class TextEnv(Protocol):
@@ -120,23 +112,25 @@ class ReplayEnv(TextEnv, Protocol):
 
 
 def first_page(env: TextEnv, task: str) -> str:
-    """``env.reset(task)``. :class:`ProtocolError` if it is not a text."""
-    page = env.reset(task)
+    """``env.reset(task)``. :class:`ProtocolError` if it is not a text or raises another error than EnvError."""
+    call = f"{type(env).__name__}.reset({task!r})"
+    with own_errors(call, EnvError, instead=f"reset must start every task of tasks(split); {_FAILED}"):
+        page = env.reset(task)
     if not isinstance(page, str):
-        kind = type(page).__name__
-        raise ProtocolError(
-            f"{type(env).__name__}.reset({task!r}) returned {kind}, not str: return the text of s0 alone"
-        )
+        raise ProtocolError(f"{call} returned {type(page).__name__}, not str: return the text of s0 alone")
     return page
 
 
-def take_step(env: TextEnv, action: str) -> Step:
+def take_step(env: TextEnv, action: str, task: str = "") -> Step:
     """``env.step(action)``. :class:`ProtocolError` unless it is a :class:`Step` of the right form.
 
-    The last step of an episode must say whether it was won.
+    The last step of an episode must say whether it was won. An error of the environment's own code becomes a
+    ProtocolError, which names ``task``.
     """
     action = replace_surrogates(action)  # it would end a simulator in another process
-    step, call = env.step(action), f"{type(env).__name__}.step({action!r})"
+    call, advice = f"{type(env).__name__}.step({action!r})", "return Step(..., valid=False) for an invalid action"
+    with own_errors(call + _on(task), EnvError, instead=f"{advice}; {_FAILED}"):
+        step = env.step(action)
     if not isinstance(step, Step):
         kind = f"a tuple of {len(step)} values" if isinstance(step, tuple) else type(step).__name__
         raise ProtocolError(
@@ -156,15 +150,21 @@ def take_step(env: TextEnv, action: str) -> Step:
     return step
 
 
-def actions_now(env: TextEnv) -> dict[str, Any]:
-    """``env.available_actions()``. :class:`ProtocolError` unless it has one of the two forms."""
-    actions = env.available_actions()
+def actions_now(env: TextEnv, task: str = "") -> dict[str, Any]:
+    """``env.available_actions()``. :class:`ProtocolError` unless it has one of the two forms.
+
+    A RuntimeError says that the environment does not list its actions. Other errors are as in :func:`take_step`.
+    """
+    call, form = f"{type(env).__name__}.available_actions()", "return {'actions': [...]}, a list of texts"
+    with own_errors(call + _on(task), RuntimeError, instead=f"{form}; {_FAILED}"):
+        actions = env.available_actions()
     if not isinstance(actions, dict) or not ("actions" in actions or "clickables" in actions):
-        raise ProtocolError(
-            f"{type(env).__name__}.available_actions() returned {type(actions).__name__} without 'actions': return "
-            "{'actions': [...]}, a list of texts"
-        )
+        raise ProtocolError(f"{call} returned {type(actions).__name__} without 'actions': {form}")
     return actions
+
+
+def _on(task: str) -> str:
+    return f" on task {task!r}" if task else ""
 
 
 def action_texts(available: dict[str, Any]) -> list[str]:
@@ -292,7 +292,7 @@ def replay(
             raise _ended_early(task, index - 1, len(actions))
         recorded = observations[index + 1]
         if action:
-            step = take_step(env, action)
+            step = take_step(env, action, task)
         elif recorded is not None:
             step = replace(step, observation=recorded)
         _compare(task, index + 1, step.observation, recorded)
@@ -333,7 +333,7 @@ def walk(env: TextEnv, expert: Trajectory, indices: Sequence[int]) -> Iterator[t
         if index in wanted:
             yield index, env.fork(), step
         if index < wanted[-1] and expert.turns[index].action:  # an answer without an action changes nothing
-            step = take_step(env, expert.turns[index].action)
+            step = take_step(env, expert.turns[index].action, expert.task)
             _compare(expert.task, index + 1, step.observation, expert.turns[index].observation)
             if step.done:
                 raise _ended_early(expert.task, index, len(expert))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from eef.envs import (
     replay_workers,
     take_step,
 )
-from eef.envs.extras import Extras, describe, extras_of, play_scripted
+from eef.envs.errors import own_errors
+from eef.envs.extras import Extras, extras_of, play_scripted
 from eef.envs.limits import step_limit
 from eef.files import digest
 from eef.trajectory import Trajectory, TrajectoryError, check, check_reward
@@ -109,15 +110,8 @@ def _fault(env: TextEnv, call: str, what: str, instead: str) -> ProtocolError:
     return ProtocolError(f"{type(env).__name__}.{call} {what}: return {instead}")
 
 
-@contextmanager
-def _errors(env: TextEnv, call: str) -> Iterator[None]:
-    """Turn an error that the environment raises in ``call`` into a :class:`ProtocolError`."""
-    try:
-        yield
-    except (ProtocolError, NotImplementedError, ReplayDivergence):
-        raise
-    except Exception as error:
-        raise ProtocolError(f"{type(env).__name__}.{call} raised {describe(error)}") from error
+def _errors(env: TextEnv, call: str) -> AbstractContextManager[None]:
+    return own_errors(f"{type(env).__name__}.{call}", NotImplementedError, ReplayDivergence)
 
 
 def _check_methods(env: TextEnv) -> None:
@@ -190,7 +184,7 @@ def _by_expert(env: TextEnv, extras: Extras, task: str) -> _Played:
 
 def _play(env: TextEnv, played: _Played, action: str) -> None:
     with _errors(env, f"step({action!r})"):
-        step = take_step(env, action)
+        step = take_step(env, action, played.task)
     _check_step(env, action, step)
     if len(played.steps) + 1 == step_limit(env, played.task) and "won" not in step.info:
         raise _fault(env, f"step({action!r})", "is the last step, without info['won']", "info={'won': False} in it")
@@ -264,7 +258,7 @@ def _play_on(env: TextEnv, player: TextEnv, episode: _Played, begin: int, who: s
     for action, step in zip(episode.actions[begin:], episode.steps[begin:], strict=True):
         try:
             with _errors(env, f"step({action!r})"):
-                again = take_step(player, action)
+                again = take_step(player, action, episode.task)
         except ProtocolError as error:
             raise ProtocolError(f"{type(env).__name__}.fork(): {who}: {error}") from error
         if (again.observation, _end(again)) != (step.observation, _end(step)):

@@ -7,15 +7,14 @@ An environment in :data:`eef.envs.ENVIRONMENTS` has a module ``extras`` in its f
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from eef.envs import ENVIRONMENTS, EnvError, ProtocolError, TextEnv
+from eef.envs.errors import describe
 
 if TYPE_CHECKING:
     from eef.trajectory import Trajectory
@@ -84,14 +83,6 @@ def play_scripted(experts: ScriptedExperts, env: TextEnv, task: str, noise: Any,
     except Exception as error:
         name = f"{experts.play.__module__}.{experts.play.__qualname__}"
         raise ProtocolError(f"the scripted expert {name} failed on task {task!r}: {describe(error)}") from error
-
-
-def describe(error: BaseException) -> str:
-    """An error of an environment's or expert's own code: its type, its message and the line that raised it."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    name = repr(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    hint = ": every step returns Step(..., info={'won': True or False})" if name == "'won'" else ""
-    return f"{type(error).__name__}: {name} ({Path(at.filename).name}, line {at.lineno}){hint}"
 
 
 class WordAliases(Protocol):

@@ -332,7 +332,7 @@ def play_ends(env: TextEnv, items: Sequence[Trajectory]) -> Iterator[Trajectory]
             first_page(played, item.task)
             for turn in item.turns:
                 if turn.action and not done:
-                    step = take_step(played, turn.action)
+                    step = take_step(played, turn.action, item.task)
                     reward, won, done = float(step.reward), bool(step.info.get("won")), step.done
         except EnvError:
             return replace(item, reward=0.0, won=False, outcome="env_error")

@@ -182,7 +182,7 @@ def _first_difference(env: TextEnv, place: str, item: Trajectory) -> Divergence 
             return differs(index, "a further turn", f"no more turns: the episode ended with turn {index}")
         if not turn.action:  # an answer without an action did not reach the environment
             continue
-        step = take_step(env, turn.action)
+        step = take_step(env, turn.action, item.task)
         if step.observation != turn.observation and (turn.observation or index < last):
             return differs(index, *_excerpts(turn.observation, step.observation))
     if not step.done and item.outcome == "done" and len(item) < limit:

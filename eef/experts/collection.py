@@ -23,10 +23,21 @@ from tqdm import tqdm
 
 from eef.agents.actions import EXPLANATIONS, describe_problems, problem_counts, read_action
 from eef.agents.react import Message, agent_message, first_page_message, opening, page_message
-from eef.envs import EnvError, TextEnv, first_page, replay_workers, take_step
+from eef.envs import EnvError, TextEnv, first_page, on_workers, replay_workers, take_step
+from eef.envs.extras import extras_of
 from eef.envs.limits import step_limit
 from eef.experts import demonstrations, one_shot_example
-from eef.experts.endpoint import Answer, Ask, CollectError, ContextOverflow, EpisodeError, Expert, asker, make_client
+from eef.experts.endpoint import (
+    Answer,
+    Ask,
+    CollectError,
+    ContextOverflow,
+    EpisodeError,
+    Expert,
+    asker,
+    check_not_negative,
+    make_client,
+)
 from eef.experts.lines import line_of
 from eef.files import digest, disk_errors, names_file
 from eef.trajectory import Trajectory, Turn, from_dict
@@ -47,6 +58,7 @@ def collect(
     """
     if count is not None and count < 1:
         raise ValueError(f"--tasks must be at least 1, not {count}")
+    check_not_negative("--price", *(price or ()))
     path, limit, tasks = Path(path), env.max_steps, env.tasks(split)[:count]
     example = one_shot_example(env, split, env.tasks(split) if evaluation else tasks) if one_shot else None
     common = common_settings(env, expert, example, limit)
@@ -142,18 +154,33 @@ def read_collected(path: Path, common: Mapping[str, Any]) -> list[Trajectory]:
 def estimate(env: TextEnv, tasks: Sequence[str], messages: Sequence[Message], limit: int) -> tuple[int, int, str]:
     """The largest numbers of tokens in and out, if each episode takes ``limit`` steps, and the assumptions in words.
 
-    Each request sends the whole conversation. Pages are assumed to be as long as those that perfect play sees.
+    Each request sends the whole conversation. Pages are assumed to be as long as those that perfect play sees, or as
+    the first page where no scripted expert plays.
     """
-    episode = demonstrations(env, tasks[:1])[0]
-    pages = [len(turn.observation) for turn in episode.turns] or [1000]
+    episode = _sample(env, tasks[0])
+    pages, source = [len(turn.observation) for turn in episode.turns], f"the mean on subtask {tasks[0]}"
+    if not pages:
+        pages, source = [len(episode.prompt)], f"the length of the first page of subtask {tasks[0]}"
+    if not any(pages):
+        pages, source = [1000], "a guess"
     page = sum(pages) / len(pages) / CHARACTERS_PER_TOKEN
     start = (sum(len(message["content"]) for message in messages) + len(episode.prompt)) / CHARACTERS_PER_TOKEN
     tokens_in = limit * start + (page + TOKENS_PER_ANSWER) * limit * (limit - 1) / 2
     rule = (
         f"{limit} steps per episode, {CHARACTERS_PER_TOKEN} characters per token, {TOKENS_PER_ANSWER} tokens per "
-        f"answer, {page:.0f} tokens per page (the mean on subtask {tasks[0]}), the whole conversation in each request"
+        f"answer, {page:.0f} tokens per page ({source}), the whole conversation in each request"
     )
     return round(len(tasks) * tokens_in), len(tasks) * limit * TOKENS_PER_ANSWER, rule
+
+
+def _sample(env: TextEnv, task: str) -> Trajectory:
+    """Perfect play on ``task``, without turns where no scripted expert plays, and empty if the environment fails."""
+    if extras_of(env).experts:
+        return demonstrations(env, [task])[0]
+    try:
+        return Trajectory(task, on_workers(env, [task], lambda worker, task: first_page(worker(), task))[0], ())
+    except EnvError:
+        return Trajectory(task, "", ())
 
 
 def in_words(tokens_in: int, tokens_out: int, price: Sequence[float] | None) -> str:
@@ -309,7 +336,7 @@ async def _episode(
             observation, valid = EXPLANATIONS[reading.problem], False
             info[reading.problem.name.lower()] += 1
         else:
-            step = await call(partial(take_step, env), reading.action)
+            step = await call(partial(take_step, env, task=task), reading.action)
             observation, valid, outcome = step.observation, step.valid, "done" if step.done else ""
             reward, won = float(step.reward), bool(step.info.get("won"))
             info |= {name: step.info[name] for name in ("score", "max_score") if name in step.info}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import time
@@ -20,8 +21,14 @@ from eef.agents.react import STOP, Message
 from eef.files import replace_surrogates
 
 _PORTS = {"http": 80, "https": 443}
-_TOO_LONG = re.compile(  # as OpenAI, vLLM, SGLang and llama.cpp write it
-    "maximum context length|longer than the (model.{1,2}s context|maximum model) length|available context size", re.I
+_TOO_LONG = re.compile(
+    "context_length_exceeded|maximum context length"  # OpenAI and others; vLLM, SGLang
+    "|longer than the (model.{1,2}s context|maximum model) length|context length is only"  # vLLM, SGLang
+    "|available context size|context length of only"  # llama.cpp, LM Studio
+    r"|`inputs` tokens \+ `max_new_tokens` must be|`inputs` must have less than"  # Text Generation Inference
+    r"|prompt is too long: \d+ tokens|exceed context limit"  # Anthropic
+    "|maximum prompt length is|input token count.{0,30}exceeds the maximum",  # xAI, Gemini
+    re.I,
 )
 
 
@@ -57,8 +64,15 @@ class Expert:
 
     def __post_init__(self) -> None:
         _ = self.address  # ValueError for an invalid one
-        if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or (self.rpm is not None and self.rpm <= 0):
-            raise ValueError("--concurrency, --rpm and --timeout must be positive, --retries at least 0")
+        for name, value in {"concurrency": self.concurrency, "rpm": self.rpm, "timeout": self.timeout}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name} must be positive and finite, not {value}")
+        check_not_negative("--temperature", self.temperature)
+        check_not_negative("--retries", self.retries)
+        try:
+            json.dumps(dict(self.body), allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"--body has a value that cannot be sent as JSON: {error}") from None
 
     @property
     def address(self) -> str:
@@ -82,6 +96,13 @@ class Expert:
         """The fields of a request, without the model and the messages."""
         ours = {"temperature": self.temperature, "max_tokens": 512, "stop": [STOP]}
         return {name: value for name, value in {**ours, **self.body}.items() if value is not None}
+
+
+def check_not_negative(name: str, *values: float) -> None:
+    """ValueError with ``name`` unless each of ``values`` is a finite number of at least 0."""
+    for value in values:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, not {value}")
 
 
 class Answer(NamedTuple):
@@ -189,7 +210,7 @@ def _status_error(error: Any, text: str, expert: Expert, first: bool) -> Excepti
         return CollectError(f"{prefix}: no model {expert.model!r}, or no chat completions at {expert.base_url}: {text}")
     if code in (402, 403) or error.code == "insufficient_quota":
         return CollectError(f"{prefix}, and would do so for every request: {text}")
-    if error.code == "context_length_exceeded" or _TOO_LONG.search(str(error.message)):
+    if _TOO_LONG.search(f"{error.code} {error.message}"):
         return ContextOverflow(f"{prefix}: {text}")
     if first and 400 <= code < 500 and code not in (408, 409, 429):
         return CollectError(f"{prefix} to a first request (--body can remove or add fields): {text}")

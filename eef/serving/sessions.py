@@ -228,7 +228,7 @@ class Session:
             raise ToolMistake("execution_error", f"the episode is over ({episode.outcome}): call reset")
         self._episode = None  # until the environment has answered
         with self._seat.lock:
-            step = take_step(self._seat.env, action)
+            step = take_step(self._seat.env, action, episode.task)
             actions = (*episode.actions, action)
             limit = "max_steps" if len(actions) >= step_limit(self._served.env, episode.task) else ""
             self._episode = replace(

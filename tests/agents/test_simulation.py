@@ -11,7 +11,8 @@ from eef.agents.journal import Journal
 from eef.agents.policy import Policy, load_chat
 from eef.agents.rollout import Start, simulate
 from eef.agents.simulation import Simulation, run_simulations, simulate_together
-from eef.envs import TextEnv, make_env
+from eef.envs import Step, TextEnv, make_env
+from eef.envs.webshop import WebShop
 from eef.experts import demonstrations, expert_trajectories
 from eef.files import write_json
 from eef.models.pretrain import make_model, save
@@ -174,6 +175,22 @@ def test_a_killed_simulation_in_two_processes_plays_the_other_episodes_alone(bas
 def test_a_worker_that_fails_is_an_error_and_fewer_starts_take_fewer_workers(base: str, shop) -> None:
     with pytest.raises(RuntimeError, match="rollout worker 0 of 1: ValueError: dtype='half'"):
         simulate_together({"model": base, "dtype": "half"}, shop, [Start(shop.tasks("test")[0])], 2)
+
+
+class Faulty(WebShop):
+    """A shop whose step raises an error that is no EnvError."""
+
+    def step(self, action: str) -> Step:
+        raise KeyError("< prev")
+
+
+@pytest.mark.slow
+def test_an_error_of_the_environments_own_code_is_shown_by_a_worker(base: str, shop) -> None:
+    env, task = Faulty.__new__(Faulty), shop.tasks("test")[0]
+    vars(env).update({name: value for name, value in vars(shop).items() if name != "make_env_arguments"})
+    says = rf"rollout worker 0 of 1: ProtocolError: Faulty.step\('.*'\) on task '{task}' raised KeyError: '< prev' "
+    with pytest.raises(RuntimeError, match=says + r"\(test_simulation.py, line \d+\): return Step\(..., valid=False"):
+        simulate_together({"model": base}, env, [Start(task)], 2)
 
 
 def test_an_environment_that_cannot_be_pickled_is_refused(base: str) -> None:

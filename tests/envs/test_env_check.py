@@ -16,7 +16,7 @@ import eef.envs
 from eef import cli
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
-from eef.envs import ENVIRONMENTS, ProtocolError, Step, make_env, replay_workers, take_step
+from eef.envs import ENVIRONMENTS, EnvError, ProtocolError, Step, make_env, replay_workers, take_step
 from eef.envs.check import check_env
 from eef.envs.extras import Extras, ScriptedExperts, Skill
 from eef.envs.webshop import WebShop
@@ -275,6 +275,39 @@ def test_a_run_names_class_and_method(shop: WebShop, policy: Policy) -> None:
     one.reset(starts[0].task)
     step = take_step(one, "search[x]")
     assert step.info == {}  # `won` is needed at the end alone
+
+
+def raises(error: BaseException) -> Callable[..., Any]:
+    def method(*arguments: Any) -> Any:
+        raise error
+
+    return method
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "advice"),
+    [
+        ("step", r"step\('.*'\) on task '{}'", r"return Step\(..., valid=False\) for an invalid action"),
+        ("reset", r"reset\('{}'\)", r"reset must start every task of tasks\(split\)"),
+        ("available_actions", r"available_actions\(\) on task '{}'", r"return {{'actions': \[...\]}}, a list of texts"),
+    ],
+)
+def test_an_error_of_the_environments_own_code_is_named_in_a_run(
+    shop: WebShop, policy: Policy, method: str, call: str, advice: str
+) -> None:
+    """With class, task, action and place; failures of the environment itself and interruptions stay what they are."""
+    env, task = Shop(shop, lambda step: step), shop.tasks("train")[0]
+    env.fork = lambda: env  # type: ignore[method-assign]
+    setattr(env, method, raises(KeyError("< prev")))
+    said = rf"^Shop.{call} raised KeyError: '< prev' \(test_env_check.py, line \d+\): {advice}; raise EnvError if the"
+    with pytest.raises(ProtocolError, match=said.format(task)) as caught:
+        simulate(policy, env, [Start(task)])
+    assert isinstance(caught.value.__cause__, KeyError)
+    setattr(env, method, raises(EnvError("the simulator died")))
+    assert simulate(policy, env, [Start(task)])[0].outcome == "env_error"
+    setattr(env, method, raises(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        simulate(policy, env, [Start(task)])
 
 
 def test_no_environment_gets_half_of_a_surrogate_pair() -> None:

@@ -22,7 +22,8 @@ import pytest
 from eef.agents.actions import EXPLANATIONS, Problem, read_action
 from eef.agents.react import opening
 from eef.cli import main
-from eef.envs import expert_states, restore
+from eef.envs import EnvError, expert_states, restore
+from eef.envs.extras import Extras
 from eef.envs.scienceworld import ScienceWorld
 from eef.envs.webshop import WebShop
 from eef.experts import demonstrations, expert_trajectories, one_shot_example
@@ -498,6 +499,27 @@ def overflowing(usual: Answer, prompt: str, messages: int, error: dict[str, Any]
         {"message": "The input (5000 tokens) is longer than the model's context length (4096 tokens)."},
         {"message": "The decoder prompt (length 5000) is longer than the maximum model length of 4096."},
         {"message": "request (5000 tokens) exceeds the available context size (4096 tokens)", "code": 400},
+        {
+            "message": "You passed 31745 input tokens and requested 512 output tokens. However, the model's context "
+            "length is only 32256 tokens, resulting in a maximum input length of 31744 tokens. Please reduce the "
+            "length of the input prompt. (parameter=input_tokens, value=31745)",
+            "type": "BadRequestError",
+            "param": "input_tokens",
+            "code": 400,
+        },
+        {
+            "message": "You passed 130000 input characters and requested 512 output tokens. However, the model's "
+            "context length is only 8192 tokens, resulting in a maximum input length of 7680 tokens (at most 122880 "
+            "characters). Please reduce the length of the input prompt.",
+            "code": 400,
+        },
+        {"message": "the model is loaded with context length of only 4096 tokens, which is not enough"},
+        {"message": "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens and 512"},
+        {"message": "Input validation error: `inputs` must have less than 4096 tokens. Given: 5000"},
+        {"message": "prompt is too long: 205000 tokens > 200000 maximum"},
+        {"message": "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000"},
+        {"message": "This model's maximum prompt length is 131072 but the request contains 140213 tokens."},
+        {"message": "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576)."},
     ],
 )
 def test_a_context_overflow_is_a_loss_only_in_an_evaluation(
@@ -703,6 +725,24 @@ def test_the_estimate_is_close_to_what_is_sent(endpoint: Endpoint, shop: WebShop
     assert 0.5 < told / sent < 2.0  # result pages alone are longer than the scripted player's mean
 
 
+def test_without_a_scripted_expert_the_estimate_takes_the_length_of_the_first_page(
+    endpoint: Endpoint, shop: WebShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env, task = shop.fork(), shop.tasks("train")[0]
+    vars(env)["extras"] = Extras(instructions="Buy it.")
+    assert collect(tmp_path / "e.jsonl", env, "train", 1, expert(endpoint), yes=True) == 0
+    tokens = len(shop.fork().reset(task)) / 4
+    said = capsys.readouterr().out
+    assert f"{tokens:.0f} tokens per page (the length of the first page of subtask {task}), the whole" in said
+    assert "the mean on subtask" in estimate(shop, [task], opening("webshop"), 15)[2]
+
+    def fails(task: str) -> str:
+        raise EnvError("the simulator died")
+
+    vars(env).update(reset=fails, fork=lambda: env)
+    assert "250 tokens per page (a guess)" in estimate(env, [task], opening("webshop"), 15)[2]
+
+
 def test_a_key_is_checked_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", f"  {KEY}\n")
     assert read_key("MY_KEY") == KEY
@@ -730,7 +770,18 @@ def test_the_command_collects_and_reports_mistakes_in_one_message(
         (["--body", "[1]"], "must be a JSON object"),
         (["--body", "{"], "is not valid JSON"),
         (["--tasks", "0"], "--tasks must be at least 1"),
-        (["--concurrency", "0"], "must be positive"),
+        (["--concurrency", "0"], "--concurrency must be positive and finite, not 0"),
+        (["--rpm", "nan"], "--rpm must be positive and finite, not nan"),
+        (["--rpm", "inf"], "--rpm must be positive and finite, not inf"),
+        (["--timeout", "nan"], "--timeout must be positive and finite, not nan"),
+        (["--timeout", "inf"], "--timeout must be positive and finite, not inf"),
+        (["--retries", "-1"], "--retries must be finite and at least 0, not -1"),
+        (["--temperature", "nan"], "--temperature must be finite and at least 0, not nan"),
+        (["--temperature", "inf"], "--temperature must be finite and at least 0, not inf"),
+        (["--temperature", "-1"], "--temperature must be finite and at least 0, not -1.0"),
+        (["--body", '{"top_p": NaN}'], "--body has a value that cannot be sent as JSON"),
+        (["--price", "-1", "2"], "--price must be finite and at least 0, not -1.0"),
+        (["--price", "1", "nan"], "--price must be finite and at least 0, not nan"),
         (["--key-variable", "NO_SUCH_KEY"], "the variable NO_SUCH_KEY is empty"),
         (["--key-variable", KEY], "--key-variable takes the name"),
         (["-p", "colour=red"], "webshop has no option 'colour'; its options are"),
