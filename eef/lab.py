@@ -78,9 +78,8 @@ class Lab:
         TrajectoryError where one of a file differs from its replay, unless ``divergent_experts`` is ``drop``.
         """
         settings = self._resolved
-        inputs = Expertise(
-            self.env, settings.group(ExpertSettings), self.tasks, self.seed, bool(settings.constrained_decoding)
-        )
+        group, constrained = settings.group(ExpertSettings), bool(settings.constrained_decoding)
+        inputs = Expertise(self.env, group, self.tasks, self.seed, constrained, constrained and not self.chat.aliases)
         is_first_call = "experts" not in self._stages
         trajectories = self._trajectories("experts", collect_experts, inputs, len(self.tasks))
         covered = len({item.task for item in trajectories})

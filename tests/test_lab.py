@@ -296,3 +296,25 @@ def test_with_constrained_decoding_an_expert_files_answers_are_its_actions(
     free = experts_of("thinks", constrained_decoding=False)[0]
     assert free.turns == experts[0].turns
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_with_constrained_decoding_a_text_model_learns_actions_as_they_are_available(
+    tokenizer, base: str, shop, tmp_path, capsys
+) -> None:
+    """With aliases both forms are the same symbols, so nothing is replayed."""
+    model = make_model(tokenizer, 32, 1, 2)
+    words = str(save(model, tokenizer, tmp_path / "words", {"constrained_decoding": True}))
+    plain = [item for item in expert_trajectories(shop, "strong", shop.tasks("train"), 0) if item.won][:2]
+    shown = [
+        replace(item, source="mine", turns=tuple(
+            replace(turn, action=turn.action.replace("buy now", "Buy Now")) for turn in item.turns
+        ))
+        for item in plain
+    ]  # fmt: skip
+    path = str(save_trajectories(shown, tmp_path / "shown.jsonl"))
+    learnt = make(words, shop, tmp_path, experts=path).experts()
+    assert [item.actions for item in learnt] == [item.actions for item in plain]
+    assert "2 expert actions are written as constrained decoding says them" in capsys.readouterr().out
+    free = make(words, shop, tmp_path, experts=path, constrained_decoding=False).experts()
+    symbols = make(base, shop, tmp_path, experts=path).experts()
+    assert free == symbols == shown

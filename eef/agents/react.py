@@ -47,7 +47,9 @@ def opening(env: TextEnv | str, example: Trajectory | None = None) -> list[Messa
             f"prompt='react' needs instructions for the environment {name!r}: write them to instructions.txt in its "
             "folder, and pass them as Extras.instructions (eef/envs/extras.py)"
         )
-    messages = [user_message(extras.instructions), agent_message("OK")]
+    named = isinstance(env, str)
+    words = extras.instructions if named else extras.instructions_in(env, extras.instructions)
+    messages = [user_message(words), agent_message("OK")]
     if example is not None:
         page = user_message(f"First an example.\n\n{example.prompt}")
         for turn in example.turns:  # the page after the last action is left out

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from eef.agents.chat import Chat
+from eef.agents.search_words import search_words
 from eef.agents.token_bytes import TokenBytes, token_bytes_of
 
-_MARKUP = re.compile(r"\[[A-Za-z]\w*\]")  # separates the parts of a page: [SEP], [button], [button_]
 _BLANK = b" "[0]
 _WORD_END = -1  # key of a trie node at which a word ends
 Places = tuple[Any, ...]  # see SearchConstraint
@@ -173,25 +171,3 @@ def search_constraint(chat: Chat, page: str) -> SearchConstraint | None:
             break
         common.append(column[0])
     return SearchConstraint(token_bytes, opening, closing, [word for word, _ in rows], tuple(common))
-
-
-def search_words(page: str) -> list[str]:
-    """The words of a page that a search may contain.
-
-    Each word between blanks counts as it is written and without the punctuation around it, in its own case and in lower
-    case. Words with brackets are left out, because brackets delimit a search; so are separators such as ``[SEP]``.
-    """
-    words: dict[str, None] = {}
-    for word in page.split():
-        if not _MARKUP.fullmatch(word):
-            bare = _without_punctuation(word)
-            words |= dict.fromkeys((word, bare, word.lower(), bare.lower()))
-    return [word for word in words if word and "[" not in word and "]" not in word]
-
-
-def _without_punctuation(word: str) -> str:
-    """A word without the punctuation around it."""
-    is_punctuation = [unicodedata.category(char)[0] == "P" for char in word]
-    if all(is_punctuation):
-        return ""
-    return word[is_punctuation.index(False) : len(word) - is_punctuation[::-1].index(False)]

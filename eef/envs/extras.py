@@ -109,7 +109,8 @@ class WordAliases(Protocol):
 class Extras:
     """The optional parts; every field has a default.
 
-    ``instructions``: the first message of a ReAct conversation. ``thought(action)``: the sentence before an action in
+    ``instructions``: the first message of a ReAct conversation. ``instructions_in(env, instructions)``: the same for
+    the options of ``env``, such as the form of its pages. ``thought(action)``: the sentence before an action in
     the one-shot example, which a scripted expert plays. ``skills``: navigation skills by name; results tables get one
     column per skill, and Figure 2 draws the first as its main bar. ``groups(env, tasks)``: a group for each task, such
     as a difficulty grade, or None; win rates are also reported per group. ``parts(observation)``: the parts of an
@@ -131,6 +132,7 @@ class Extras:
     contents: Callable[[Any, str], Mapping[str, Any]] = _subtask
     experts: ScriptedExperts | None = None
     aliases: type[WordAliases] | None = None
+    instructions_in: Callable[[Any, str], str] = lambda env, text: text
 
 
 def extras_of(env: TextEnv | str) -> Extras:

@@ -99,12 +99,12 @@ def chat_of_run(folder: Path, stage: Path, model: str | None = None, advice: str
     except (OSError, ValueError) as error:
         raise RunError(f"{folder.name}: {error}; --model names the base model where its files have moved") from None
     if config.get("prompt"):
-        example = None
+        needs_env = config.get("one_shot") or config.get("env_options")  # options may change the instructions
+        env, example = env_of_run(folder) if needs_env else name, None
         if config.get("one_shot"):
-            env = env_of_run(folder)
             played = [*env.tasks("train")[: config["train"]], *env.tasks("test")[: config.get("test")]]
             example = one_shot_example(env, "train", played)
-        chat = react_chat(chat, name, example)
+        chat = react_chat(chat, env, example)
     wanted = read_json(stage / "stage.json")["key"]["inputs"]["chat"]["hash"]
     if chat.hash != wanted:
         raise RunError(

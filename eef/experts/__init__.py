@@ -15,6 +15,7 @@ from eef.agents.journal import Journal
 from eef.envs import EnvError, TextEnv, on_workers
 from eef.envs.extras import ScriptedExperts, extras_of, play_scripted
 from eef.experts.check import check_lines, load_experts
+from eef.experts.offered import as_offered
 from eef.files import did_you_mean, joined_names, names_file
 from eef.trajectory import Trajectory, Turn
 
@@ -28,9 +29,10 @@ OnProgress = Callable[[int, int, int], None]  # episodes, wins and tokens since 
 class Expertise:
     """What the expert trajectories of a run depend on.
 
-    ``actions_only``: thoughts in files are left out (:func:`without_thoughts`); always False without a file, so that
-    all runs share the trajectories of scripted experts, which have no thoughts. ``scripted`` follows from ``env`` and
-    ``experts``: the code of the scripted player, and the noise of those named.
+    ``actions_only``: thoughts in files are left out (:func:`without_thoughts`). ``as_available``: then actions are also
+    written as they are available (:mod:`eef.experts.offered`); a policy with aliases writes both forms alike. Both are
+    always False without a file, so that all runs share the trajectories of scripted experts, which have no thoughts.
+    ``scripted`` follows from ``env`` and ``experts``: the code of the scripted player, and the noise of those named.
     """
 
     env: TextEnv
@@ -38,6 +40,7 @@ class Expertise:
     tasks: Sequence[str]
     seed: int
     actions_only: bool = field(default=False, metadata={"key_at_default": None})
+    as_available: bool = field(default=False, metadata={"key_at_default": None})
     scripted: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,7 @@ class Expertise:
         names = joined_names(self.experts.experts)
         noise = {name: scripted.noise[name] for name in names if name in scripted.noise} if scripted else {}
         object.__setattr__(self, "actions_only", self.actions_only and any(map(names_file, names)))
+        object.__setattr__(self, "as_available", self.as_available and self.actions_only)
         object.__setattr__(self, "scripted", {"play": scripted.play, "noise": noise} if scripted and noise else {})
 
 
@@ -70,7 +74,8 @@ def collect_experts(
     trajectories = expert_trajectories(
         inputs.env, experts.experts, inputs.tasks, inputs.seed, on_progress, experts.expert_noise, Journal.open(journal)
     )
-    return _said_as_actions(trajectories) if inputs.actions_only else trajectories
+    trajectories = _said_as_actions(trajectories) if inputs.actions_only else trajectories
+    return as_offered(inputs.env, trajectories) if inputs.as_available else trajectories
 
 
 def without_thoughts(trajectory: Trajectory) -> Trajectory:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import REAL, REAL_PARAMETERS, real
+from families import REAL, REAL_PARAMETERS, real, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -24,12 +24,14 @@ from eef.agents.constraints import Constraints
 from eef.agents.policy import Policy
 from eef.agents.rollout import Start, simulate
 from eef.agents.sampling import choose
-from eef.agents.search_constraint import search_words
+from eef.agents.search_words import search_words
 from eef.agents.token_bytes import token_bytes_of
 from eef.envs import EnvError
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.session import State
+from eef.experts.offered import as_offered
 from eef.models.pretrain import bpe_tokenizer, make_model
+from eef.trajectory import Trajectory, Turn
 
 DATA = Path(os.environ.get("EEF_WEBSHOP_DATA") or Path(__file__).resolve().parents[3] / "shared" / "webshop") / "data"
 # the end token separates all contents, so any tokenizer can be used
@@ -233,6 +235,31 @@ def test_brackets_that_are_one_token_allow_a_search(brackets: Chat) -> None:
     opening = constraints.token_bytes.encode(b"search[")
     firsts = {constraints.token_bytes.bytes_of[token] for token in constraints.allowed(opening)}
     assert firsts and all(any(word.encode().startswith(first) for word in search_words(PAGE)) for first in firsts)
+
+
+def test_actions_of_an_expert_file_can_be_said(shop: WebShop) -> None:
+    """A file may have them as the page shows them."""
+    chat, env = Chat.of(tokenizer_of("qwen2.5"), "Shop."), shop.fork()
+    page = env.reset(shop.tasks("train")[0])
+    search = f"search[{env.goal()['query'].title()}]"
+    env.step(search)
+    actions = [search, "click[Next >]", "click[< Prev]", f"click[{env.results()[0]}]", "click[Buy Now]"]
+    steps = [env.reset(shop.tasks("train")[0]), *(env.step(action).observation for action in actions)]
+    turns = tuple(map(Turn, actions, steps[1:]))
+
+    def sayable(said: list[str]) -> list[bool]:
+        env.reset(shop.tasks("train")[0])
+        answers = []
+        for action in said:
+            ids = chat.begin().encode_action(action)
+            constraints = Constraints.of(chat.begin(), env.available_actions(), page)
+            answers.append(all(token in constraints.allowed(ids[:at]) for at, token in enumerate(ids)))
+            assert env.step(action).valid
+        return answers
+
+    assert not any(sayable(actions)[1:])
+    (learnt,) = as_offered(shop, [Trajectory(shop.tasks("train")[0], page, turns)])
+    assert all(sayable(learnt.actions))
 
 
 def test_search_words_come_from_the_page_alone(brackets: Chat) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import eef.envs
 from eef import cli
+from eef.agents.react import opening
 from eef.envs import ENVIRONMENTS, EnvError, make_env
 from eef.envs.extras import Extras, Skill, extras_of, next_step
 from eef.envs.webshop import WebShop
@@ -80,6 +82,41 @@ def test_a_task_that_cannot_be_played_is_ungraded(shop: WebShop, monkeypatch: py
 
     monkeypatch.setattr("eef.envs.webshop.extras.play_expert", fails)
     assert extras_of(shop).groups(shop, tasks) == {**grades, tasks[1]: "ungraded"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("observation", "text_rich"), ("max_steps", 3)])
+def test_grades_depend_on_the_moves_of_perfect_play_alone(shop: WebShop, name: str, value: Any) -> None:
+    tasks, changed = shop.tasks("test"), shop.fork()
+    setattr(changed, name, value)
+    assert extras_of(changed).groups(changed, tasks) == extras_of(shop).groups(shop, tasks)
+
+
+def test_a_task_that_perfect_play_does_not_win_is_ungraded(shop: WebShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = shop.tasks("test")
+    monkeypatch.setattr(
+        "eef.envs.webshop.extras.play_expert", lambda *arguments: replace(play_expert(*arguments), won=False)
+    )
+    assert extras_of(shop).groups(shop, tasks) == dict.fromkeys(tasks, "ungraded")
+
+
+def test_instructions_and_parts_of_webshop_are_those_of_its_pages(shop: WebShop) -> None:
+    task = shop.tasks("train")[0]
+    for mode in ("text", "text_rich"):
+        env = shop.fork()
+        env.observation = mode
+        env.reset(task)
+        page = env.step("search[lamp]").observation
+        parts = extras_of(env).parts(page)
+        assert len(parts) > 30 and not any("[SEP]" in part or "\n" in part for part in parts)
+        words = opening(env)[0]["content"]
+        assert ("[SEP]" in words) == ("[SEP]" in page) == (mode == "text")
+        assert ("[button]" in words) == ("[button]" in page) == (mode == "text_rich")
+        assert ("does not show which options" in words) == (mode == "text")
+        env.step(f"click[{env.results()[0]}]")
+        option = env.available_actions()["clickables"][-1]
+        chosen = env.step(f"click[{option}]").observation
+        assert (f"[clicked button] {option} [clicked button_]" in chosen) == ("[clicked button]" in words)
+        assert (opening(env) == opening("webshop")) == (mode == "text")
 
 
 def test_scienceworld_groups_tasks_by_name() -> None:

@@ -238,13 +238,19 @@ def test_a_file_that_cannot_be_exported_is_refused(
     assert len(load(tmp_path / "mine.jsonl")) == 2
 
 
+@pytest.mark.parametrize("observation", ["text", "text_rich"])
 @pytest.mark.parametrize("one_shot", [False, True])
-def test_the_chat_of_a_react_run_is_made_again(one_shot: bool, tokenizer, shop, tmp_path: Path, monkeypatch) -> None:
+def test_the_chat_of_a_react_run_is_made_again(
+    one_shot: bool, observation: str, tokenizer, shop, tmp_path: Path, monkeypatch
+) -> None:
+    options = {} if observation == "text" else {"observation": observation}
+    shop = shop.fork()
+    shop.observation = observation
     model = str(save(make_model(tokenizer, 32, 1, 2), tokenizer, tmp_path / "base", {}))
     played = [*shop.tasks("train")[:19], *shop.tasks("test")[:2]]
     chat = make_chat(Settings(model=model, prompt="react", one_shot=one_shot), shop, played)
-    config = {"model": model, "prompt": "react", "one_shot": one_shot, "train": 19, "env_options": {}, "max_steps": 15}
-    config["test"] = 2
+    config = {"model": model, "prompt": "react", "one_shot": one_shot, "train": 19, "max_steps": 15}
+    config |= {"test": 2, "env_options": options}
     write_json(tmp_path / "run" / "config.json", {"env": "webshop", "config": config})
     write_json(tmp_path / "bc" / "stage.json", {"key": {"inputs": {"chat": {"hash": chat.hash}}}})
     monkeypatch.setattr("eef.exchange.source.env_from_parameters", lambda parameters: shop)

@@ -17,6 +17,8 @@ It differs from the official code where that crashes or corrupts its state:
 | synthetic goals: a product without an instruction is a KeyError  | the product is counted and has no goal            |
 | sessions are kept for ever                                       | an episode is a value; nothing is kept            |
 | an action that is not a string raises TypeError                  | invalid: nothing happens                          |
+| clickable texts include those that no action can name, such as   | ``available_actions`` leaves them out             |
+| ``large [tall]``                                                 |                                                   |
 
 As in the official code, an episode may continue after Buy Now: a search starts over.
 """
@@ -37,7 +39,7 @@ from eef.envs.webshop.catalogue import Skipped, Triple
 from eef.envs.webshop.nouns import Nouns, Tagger
 from eef.envs.webshop.pages import MODES, render_page
 from eef.envs.webshop.reward import score
-from eef.envs.webshop.session import Shop, State, advance, clickables
+from eef.envs.webshop.session import Shop, State, advance, clickables, parse
 
 __all__ = ["WebShop"]
 
@@ -162,9 +164,13 @@ class WebShop:
         return Step(self._page, reward, after.kind == "done", True, info)
 
     def available_actions(self) -> dict[str, Any]:
-        """``{"has_search_bar": bool, "clickables": [lower-cased texts in page order]}``."""
+        """``{"has_search_bar": bool, "clickables": [lower-cased texts in page order]}``.
+
+        Texts that no action can name, such as ``large [tall]``, are left out.
+        """
         state = self._current()
-        names = list(clickables(self.shop, state, self.show_attrs))
+        texts = clickables(self.shop, state, self.show_attrs)
+        names = [text for text in texts if parse(f"click[{text}]") == ("click", text)]
         return {"has_search_bar": state.kind == "search", "clickables": names}
 
     def fork(self) -> Self:

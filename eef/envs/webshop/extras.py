@@ -16,6 +16,13 @@ from eef.envs.webshop.shopper import STRONG, WEAK, ShopperNoise, play_expert
 if TYPE_CHECKING:
     from eef.envs.webshop import WebShop
 
+_GRADING_STEPS = 100  # perfect play of the default catalogue needs at most 15
+_RICH = {  # sentences of the instructions, and what is true of pages of the mode text_rich
+    "its parts separated by [SEP].": "each part on a line of its own, and names of what you can press between [button] "
+    "and [button_].",
+    "The page does not show which options you have chosen.": "The options that you have chosen are between "
+    "[clicked button] and [clicked button_].",
+}
 _THOUGHTS = {
     "buy now": "This is the product, and all that was asked for is chosen, so I buy it.",
     "next >": "None of these fits, so I turn to the next page.",
@@ -38,16 +45,36 @@ def thought(action: str) -> str:
 def grades(env: WebShop, tasks: Sequence[str]) -> dict[str, str] | None:
     """``easy``, ``medium`` or ``hard`` for each task of a generated catalogue, by the moves that perfect play needs.
 
-    A task that cannot be played is ``ungraded``. None for official data.
+    Neither the step limit nor the form of pages changes a grade. A task that perfect play does not win is ``ungraded``.
+    None for official data.
     """
-    return {task: _grade(env, task) for task in tasks} if env.generated else None
+    if not env.generated:
+        return None
+    env = env.fork()
+    env.max_steps = max(env.max_steps, _GRADING_STEPS)
+    return {task: _grade(env, task) for task in tasks}
 
 
 def _grade(env: WebShop, task: str) -> str:
     try:
-        return grade(play_expert(env, task).actions)
+        played = play_expert(env, task)
+        return grade(played.actions) if played.won else "ungraded"
     except EnvError:  # one broken task must not stop the grading of the others
         return "ungraded"
+
+
+def instructions_in(env: WebShop, text: str) -> str:
+    """The instructions ``text`` for the form of ``env``'s pages."""
+    for sentence, other in _RICH.items() if env.observation == "text_rich" else ():
+        text = text.replace(sentence, other)
+    return text
+
+
+def parts(observation: str) -> list[str]:
+    """The parts of a page of either form: between [SEP], or lines."""
+    if " [SEP] " in observation:
+        return observation.split(" [SEP] ")
+    return [line for line in observation.split("\n") if line] or [observation]
 
 
 def contents(env: WebShop, task: str) -> dict[str, Any]:
@@ -73,6 +100,7 @@ def product_title(action: str, observation: str) -> str:
 
 EXTRAS = Extras(
     instructions=Path(__file__).with_name("instructions.txt").read_text(encoding="utf-8").strip(),
+    instructions_in=instructions_in,
     thought=thought,
     skills={
         "next": Skill(r"click\[next >\]", "Next", "paging"),
@@ -82,7 +110,7 @@ EXTRAS = Extras(
     groups=grades,
     contents=contents,
     aliases=Aliases,
-    parts=lambda observation: observation.split(" [SEP] "),
+    parts=parts,
     experts=ScriptedExperts(play_expert, {"strong": STRONG, "weak": WEAK}, perfect=ShopperNoise()),
     goal=goal,
     note=product_title,

@@ -21,6 +21,8 @@ class ShopEnv(TextEnv, Protocol):
     """What the shopper needs of :class:`eef.envs.webshop.WebShop`, which must not be imported here."""
 
     generated: bool
+    shop: Any  # its ``results(state)`` begins with the products of the results page
+    state: Any
 
     def goal(self, task: str | None = None) -> dict[str, Any]:
         """The goal of ``task`` (default: of the current episode)."""
@@ -74,25 +76,24 @@ def play_expert(
     insight = not env.generated if insight is None else insight
     rng = random.Random(f"{seed} {task}")
     noise = noise or ShopperNoise()
-    prompt = page = env.reset(task)
+    prompt = env.reset(task)
     goal = env.goal()
     memory = _Memory()
     turns: list[Turn] = []
     reward, won, done = 0.0, False, False
     while not done and len(turns) < env.max_steps:
         risk = noise.base + noise.growth * len(turns)
-        action = _decide(env, page, goal, memory, rng, noise, risk, insight)
+        action = _decide(env, goal, memory, rng, noise, risk, insight)
         memory.paged |= action == "click[next >]"
         step = env.step(action)
         turns.append(Turn(action, step.observation))
-        page, done, reward, won = step.observation, step.done, step.reward, bool(step.info.get("won"))
+        done, reward, won = step.done, step.reward, bool(step.info.get("won"))
     outcome = "done" if done else "max_steps"
     return Trajectory(task, prompt, tuple(turns), reward if done else 0.0, won and done, "", outcome)
 
 
 def _decide(
     env: ShopEnv,
-    page: str,
     goal: dict,
     memory: _Memory,
     rng: random.Random,
@@ -105,7 +106,7 @@ def _decide(
     if available["has_search_bar"]:
         return f"search[{_query(goal, insight)}]"
     if "next >" in clickables:
-        return _on_results(env, page, goal, memory, rng, risk, insight)
+        return _on_results(env, goal, memory, rng, risk, insight)
     if "buy now" in clickables:
         risk += noise.late * memory.paged + noise.back * memory.stepped_back
         return _on_item(goal, clickables, memory, rng, noise, risk)
@@ -118,22 +119,19 @@ def _query(goal: dict, insight: bool) -> str:
     return " ".join([*goal["attributes"], goal["query"]])
 
 
-def listed_products(page: str) -> list[tuple[str, str, float]]:
-    """``(asin, title, lowest price in dollars)`` of each product on a results page."""
-    parts = page.split(" [SEP] ")
+def listed_products(env: ShopEnv) -> list[tuple[str, str, float]]:
+    """``(asin, title, lowest price in dollars)`` of each product on the current results page, whatever its form."""
     return [
-        (parts[i], parts[i + 1], float(re.findall(r"[\d.]+", parts[i + 2])[0]))
-        for i in range(len(parts) - 2)
-        if re.fullmatch(r"[A-Z0-9]{10}", parts[i]) and parts[i + 2].startswith("$")
+        (product.asin, product.title, float(re.findall(r"[\d.]+", product.tag)[0]))
+        for product in env.shop.results(env.state)[0]
+        if re.fullmatch(r"[A-Z0-9]{10}", product.asin) and product.tag.startswith("$")
     ]
 
 
-def _on_results(
-    env: ShopEnv, page: str, goal: dict, memory: _Memory, rng: random.Random, risk: float, insight: bool
-) -> str:
+def _on_results(env: ShopEnv, goal: dict, memory: _Memory, rng: random.Random, risk: float, insight: bool) -> str:
     memory.chosen.clear()
     memory.wrong = False
-    listed = listed_products(page)
+    listed = listed_products(env)
     fitting = [row[0] for row in listed if row[0] not in memory.seen and _fits(env, row, goal, insight)]
     others = [row[0] for row in listed if row[0] not in fitting]
     if rng.random() < risk:

@@ -82,12 +82,24 @@ def test_play_stops_at_max_steps(wide: WebShop) -> None:
 
 def test_listed_products_are_those_of_the_page(shop: WebShop) -> None:
     task = shop.tasks("train")[0]
-    assert listed_products(shop.reset(task)) == []
-    shown = listed_products(shop.step(f"search[{shop.goal()['query']}]").observation)
+    shop.reset(task)
+    assert listed_products(shop) == []
+    shop.step(f"search[{shop.goal()['query']}]")
+    shown = listed_products(shop)
     assert [asin for asin, _, _ in shown] == shop.results() and len(shown) == 10
     for asin, title, price in shown:
         product = shop.product(asin)
         assert title == product["title"] and price == product["price"]
+
+
+@pytest.mark.parametrize("noise", [ShopperNoise(), STRONG], ids=["perfect", "strong"])
+@pytest.mark.parametrize("insight", [True, False])
+def test_the_form_of_pages_changes_no_action(shop: WebShop, noise: ShopperNoise, insight: bool) -> None:
+    rich = shop.fork()
+    rich.observation = "text_rich"
+    for task in shop.tasks("train"):
+        plain, other = (play_expert(env, task, noise, insight=insight) for env in (shop, rich))
+        assert (other.actions, other.won) == (plain.actions, plain.won) and other.prompt != plain.prompt
 
 
 def test_insight_wins_too(shop: WebShop) -> None:

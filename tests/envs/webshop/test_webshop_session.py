@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from eef.envs import ReplayDivergence, make_env, restore
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.build import build_store
-from eef.envs.webshop.session import parse
+from eef.envs.webshop.session import clickables, parse
 
 SPLIT = {"train": [0, 1, 2, 3], "eval": [4], "test": [5, 6]}
 LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -57,6 +57,22 @@ def test_a_wrong_purchase_does_not_win(env: WebShop) -> None:
     env.step(f"click[{env.results()[0]}]")
     step = env.step("click[buy now]")
     assert step.done and step.reward < 1 and step.info["won"] is False
+
+
+def test_all_available_clicks_are_valid_though_the_page_shows_others(triple: Any) -> None:
+    """The grammar of actions reads no brackets inside a click; the official list has such texts."""
+    products, *others = triple
+    values = [{"value": text} for text in ("Large [tall]", "Small]", "Two [pack", "Plain")]
+    changed = [{**row, "customization_options": {"Size": values}} for row in products]
+    env = WebShop(data=(changed, *others), split=SPLIT)
+    env.reset("0")
+    env.step("search[cotton shirt]")
+    page = env.step(f"click[{env.results()[0]}]").observation
+    assert env.state is not None
+    assert "large [tall]" in page and "large [tall]" in clickables(env.shop, env.state)
+    assert not env.step("click[large [tall]]").valid
+    names = env.available_actions()["clickables"]
+    assert names[-2:] == ["small]", "plain"] and all(env.fork().step(f"click[{name}]").valid for name in names)
 
 
 def test_pages_back_and_forth(env: WebShop) -> None:
