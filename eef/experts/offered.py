@@ -68,8 +68,8 @@ def _offered(env: TextEnv, item: Trajectory) -> Offered:
     changes, unavailable = [], []
     for turn in item.turns:
         if turn.action:  # an answer without an action does not reach the environment
-            action = _available(turn.action, actions_now(env), words)
-            is_valid = take_step(env, turn.action).valid
+            action = _available(turn.action, actions_now(env, item.task), words)
+            is_valid = take_step(env, turn.action, item.task).valid
             if action is None or (action != turn.action and not is_valid):
                 unavailable.append(turn.action)
             elif action != turn.action:
