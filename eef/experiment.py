@@ -17,7 +17,7 @@ from eef.analysis.browser import write_views
 from eef.envs import TextEnv
 from eef.envs.extras import navigation_skills
 from eef.files import digest, short_names
-from eef.lab import Lab, check_seed, make_chat, resolved
+from eef.lab import Lab, check_decoding, check_seed, make_chat, resolved
 from eef.methods import BUDGET, IN_EVERY_NAME, METHODS, REQUIRED, check_options, method_options, option_problem
 from eef.settings import Settings
 from eef.tracking.progress import show
@@ -55,6 +55,7 @@ def experiment(
     options = {name: value for name, value in options.items() if name in IN_EVERY_NAME or value != defaults[name]}
     tasks, test = env.tasks("train")[:train_tasks], env.tasks("test")[:test_tasks]
     chat = make_chat(settings, env, [*tasks, *test])
+    check_decoding(settings, env, [*tasks, *test])
     for text in training_warnings(settings):
         show(f"warning: {text}")
 

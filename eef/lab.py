@@ -22,7 +22,7 @@ from eef.agents.rollout import Start
 from eef.agents.simulation import Simulation, run_simulations
 from eef.analysis import evaluate
 from eef.analysis.evaluate import Scores
-from eef.envs import TextEnv
+from eef.envs import EnvError, TextEnv, actions_now, first_page
 from eef.envs.extras import extras_of, navigation_skills
 from eef.experts import Demonstrations, Expertise, collect_experts, demonstrate, one_shot_example
 from eef.experts.check import expert_counts, refuse_divergent
@@ -277,6 +277,19 @@ def resolved(settings: Settings) -> Settings:
         constrained = bool(options_of(settings.model).get("constrained_decoding", False))
     context = context_of(settings.model, context=settings.context)
     return replace(settings, constrained_decoding=constrained, context=context)
+
+
+def check_decoding(settings: Settings, env: TextEnv, tasks: Sequence[str]) -> None:
+    """Start one of ``tasks``. ValueError where answers are constrained to valid actions that ``env`` does not list."""
+    if not tasks or not resolved(settings).constrained_decoding:
+        return
+    try:
+        first_page(env, tasks[0])
+        actions_now(env, tasks[0])
+    except EnvError:  # a failure of this subtask, which the simulations count
+        return
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _overflow_notices(trajectories: Sequence[Trajectory], context: int | None) -> list[str]:

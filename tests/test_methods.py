@@ -405,6 +405,18 @@ def test_a_file_that_differs_from_its_replay_stops_the_run_before_training(
     assert run("sft_pos")["expert_divergences"] == 0
 
 
+def test_constrained_decoding_without_valid_actions_is_refused_before_training(
+    shop, tmp_path: Path, monkeypatch
+) -> None:
+    def unlisted(self: Any) -> dict:
+        raise RuntimeError("valid actions are not computed")
+
+    monkeypatch.setattr(type(shop), "available_actions", unlisted)
+    with pytest.raises(ValueError, match="valid actions are not computed"):
+        experiment("sft_pos", shop, Settings(), 0, root=tmp_path, wandb="disabled")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [

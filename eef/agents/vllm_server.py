@@ -12,6 +12,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # names of this machine
 _TIMEOUT = (10, 300)  # seconds: to connect, to answer
 # fails soon if the server cannot be reached; retries for about a minute if it is busy or drops a connection
 _RETRY = Retry(
@@ -38,6 +39,7 @@ class Server:
             )
         self.address = self.address.rstrip("/").removesuffix("/v1")
         self.session = requests.Session()
+        self.session.trust_env = parts.hostname not in LOOPBACK  # no proxy leads to this machine
         self.session.mount(self.address, HTTPAdapter(pool_maxsize=256, max_retries=_RETRY))
         if key := os.environ.get("VLLM_API_KEY", "").strip():
             self.session.headers["Authorization"] = f"Bearer {key}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eef.envs import TextEnv
-from eef.exchange import formats, incoming, pairs
+from eef.exchange import formats, incoming, pairs, replay_check
 from eef.exchange.conversation import count_sampled
 from eef.exchange.source import Selected, loss_turns, selected_by_run, selected_in_file
 from eef.trajectory import TrajectoryError
@@ -113,7 +113,7 @@ def import_file(
         count = formats.write_trajectories(out, (item for _, item, _ in lines))
         wins = sum(item.won for _, item, _ in lines)
         return f"wrote {out}: {count} trajectories, {wins} won; not replayed, since there is no --env", True
-    result = incoming.checked(path, lines, env)
+    result = replay_check.checked(path, lines, env)
     text = str(result.report)
     if not result.trajectories or (result.report.divergences and not drop):
         hint = "; --drop leaves out what differs" if result.trajectories else ""

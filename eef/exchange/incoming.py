@@ -10,15 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eef.agents.actions import EXPLANATIONS, Problem, read_action
-from eef.envs import SPLITS, EnvError, TextEnv, first_page, on_workers, take_step
-from eef.envs.limits import step_limit
 from eef.exchange.formats import MASK_KEYS, import_pyarrow
-from eef.experts.check import Report, check_lines
 from eef.trajectory import (
     TASK,
     Trajectory,
@@ -85,18 +82,19 @@ def _trajectory(
     row: Mapping[str, Any], messages: list[Message], known: float | None, reward: float | None
 ) -> tuple[Trajectory, bool]:
     end = row.get("reward") if row.get("reward") is not None else known if known is not None else reward
-    conversation = {"conversations": messages, "reward": 0.0 if end is None else end, "opening": row.get("opening")}
+    conversation = {"conversations": messages, "reward": 0.0 if end is None else end}
+    conversation |= {name: row[name] for name in ("opening", "task", "outcome") if row.get(name) is not None}
     names = {name: row[name] for name in ("id", "item_id", "session_id") if row.get(name) is not None}
     if row.get("task") is None and not names:
         raise TrajectoryError("there is no 'task': write the id of the subtask")
-    if row.get("task") is None:
+    if names:
         conversation["id"] = next(iter(names.values()))
     item = from_sharegpt(conversation)
     calls = [message.get("action") for message in messages if message["from"] == "gpt"]
     calls = calls[len(calls) - len(item) :]  # without an answer "OK" to instructions
     turns = tuple(_turn(number, *pair) for number, pair in enumerate(zip(item.turns, calls, strict=True), start=1))
     fields: dict[str, Any] = {"prompt": item.prompt.removeprefix(TASK), "source": "import", "turns": turns}
-    fields |= {name: row[name] for name in ("task", "source", "won", "outcome", "prefix") if row.get(name) is not None}
+    fields |= {name: row[name] for name in ("source", "won", "outcome", "prefix") if row.get(name) is not None}
     item = replace(item, **fields, info={name: value for name, value in item.info.items() if value})
     check(item)
     return item, end is not None
@@ -152,10 +150,11 @@ def _conversation(row: Mapping[str, Any], field: str, role: str, content: str, k
         value = message.get(key) if key and sender == "gpt" else None
         if value not in (None, 0, 1):
             raise TrajectoryError(f"message {place}: {key!r} must be true, false, 0 or 1, not {value!r}")
-        answer = {"from": sender, "value": text}
+        thought = message.get("reasoning_content") or ""
+        answer = {"from": sender, "value": _after(thought, text) if sender == "gpt" and not calls else text}
         if calls:
             function = _object(calls[0].get("function"), f"the function of message {place}")
-            thought = message.get("reasoning_content") or text or ""
+            thought = thought or text or ""
             answer = _call(f"message {place}", function.get("name"), _parsed(function.get("arguments")), thought)
         said.append({**answer, "loss": value if value is None else bool(value)})
     return said
@@ -217,7 +216,8 @@ def _standard(content: Sequence[Mapping[str, Any]]) -> list[Message]:
         if kind == "text_observation":
             said.append({"from": "human", "value": _text(item.get("content"), f"the content of item {place}")})
         elif kind == "message_action":
-            said.append({"from": "gpt", "value": _unfinished(item.get("content"), f"the message of item {place}")})
+            text = _unfinished(item.get("content"), f"the message of item {place}")
+            said.append({"from": "gpt", "value": _after(thought, text)})
         elif kind == "api_action":
             said.append(_call(f"item {place}", item.get("function"), item.get("kwargs"), thought))
         else:
@@ -243,7 +243,8 @@ def _atif(steps: Sequence[Mapping[str, Any]]) -> list[Message]:
             thought, call = step.get("reasoning_content") or message, _object(calls[0], f"the call of step {place}")
             said.append(_call(f"step {place}", call.get("function_name"), call.get("arguments"), thought))
         else:
-            said.append({"from": "gpt", "value": _unfinished(message, f"the message of step {place}")})
+            text = _unfinished(message, f"the message of step {place}")
+            said.append({"from": "gpt", "value": _after(step.get("reasoning_content") or "", text)})
         for result in results:
             page = _object(result, f"the result of step {place}").get("content")
             said.append({"from": "human", "value": _text(page, f"the content of the result of step {place}")})
@@ -277,6 +278,14 @@ def _call(where: str, function: Any, arguments: Any, thought: Any) -> Message:
     return {"from": "gpt", "value": value, "action": action}
 
 
+def _after(thought: Any, text: Any) -> Any:
+    """A text answer after the thought in a field beside it."""
+    if not isinstance(thought, str) or not isinstance(text, str) or not thought.strip():
+        return text
+    label = "Action: " if read_action(text).problem is Problem.NO_ACTION else ""
+    return f"Thought: {thought.strip()}\n{label}{text}"
+
+
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise TrajectoryError(f"{what} must be a text, not {value!r}")
@@ -294,49 +303,3 @@ FORMATS: dict[str, Callable[[Mapping[str, Any], str | None], tuple[list[Message]
     "sharegpt": _sharegpt,
     "adp": _protocol,
 }
-
-
-# The check
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Trajectories that passed the check, and its report."""
-
-    trajectories: list[Trajectory]
-    report: Report
-
-
-def checked(path: Path, lines: Sequence[tuple[str, Trajectory, bool]], env: TextEnv) -> Checked:
-    """Replay ``lines`` of the file ``path`` as ``eef experts check`` does; unknown ends are those of the replay."""
-    tasks = {task for split in SPLITS for task in env.tasks(split)}
-    wanted = [line for line in lines if line[1].task in tasks]
-    ends = play_ends(env, [item for _, item, known in wanted if not known])
-    items = [(place, item if known else next(ends)) for place, item, known in wanted]
-    report = replace(check_lines(str(path), items, env), ignored=len(lines) - len(wanted))
-    passed = [item for item in report.trajectories if item.won or item.failed]
-    return Checked(passed, report)
-
-
-def play_ends(env: TextEnv, items: Sequence[Trajectory]) -> Iterator[Trajectory]:
-    """``items`` with the reward and the outcome that their actions have in ``env``. Pages are not compared here.
-
-    An episode that the environment did not end was ended by its step limit, or by another one if the row says so. Else
-    it keeps the outcome ``done``, and the check finds it unfinished. A failure of the environment ends one episode.
-    """
-
-    def end(worker: Callable[[], TextEnv], item: Trajectory) -> Trajectory:
-        reward, won, done = 0.0, False, False
-        try:
-            played = worker()
-            first_page(played, item.task)
-            for turn in item.turns:
-                if turn.action and not done:
-                    step = take_step(played, turn.action, item.task)
-                    reward, won, done = float(step.reward), bool(step.info.get("won")), step.done
-        except EnvError:
-            return replace(item, reward=0.0, won=False, outcome="env_error")
-        outcome = "done" if done else "max_steps" if len(item) >= step_limit(env, item.task) else item.outcome
-        return replace(item, reward=reward, won=won, outcome=outcome)
-
-    return iter(on_workers(env, items, end))

@@ -43,7 +43,8 @@ def flips(experts: Iterable[Trajectory], simulations: Iterable[Trajectory]) -> l
     1. a simulation from s_i won, in any iteration: its first own action led to a win;
     2. the next simulated state s_j of the same expert lost, so that at least one simulation from s_j failed and none
        won. If no later state was simulated, the expert's own end is the loss;
-    3. the two actions at s_i differ, and both answers had a readable action.
+    3. the two actions at s_i differ, both answers had a readable action, and the winning one may carry loss: an answer
+       with an invented page may not.
 
     Between s_i and s_j the expert plays a_i ... a_(j-1). With j = i + 1 only the action a_i lies between a state that
     won and one that lost. Simulations with an infrastructure error are neither wins nor losses. A state is a subtask
@@ -68,7 +69,7 @@ def flips(experts: Iterable[Trajectory], simulations: Iterable[Trajectory]) -> l
                 continue
             for win in wins.get(states[index], ()):
                 chosen, rejected = win.turns[index].action, expert.turns[index].action
-                if chosen and rejected and chosen != rejected:
+                if chosen and rejected and chosen != rejected and win.turns[index].learn:
                     flips.setdefault((*states[index], chosen, rejected), Flip(expert, index, after, win))
     return list(flips.values())
 

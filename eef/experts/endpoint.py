@@ -146,6 +146,8 @@ def make_client(expert: Expert) -> Any:
         import openai
     except ImportError:
         raise CollectError("the openai client is missing: .venv/bin/pip install -e '.[collect]'") from None
+    from eef.agents.vllm_server import LOOPBACK
+
     next_start = 0.0
 
     async def pace(_: Any) -> None:
@@ -156,7 +158,9 @@ def make_client(expert: Expert) -> Any:
             next_start = start + 60 / expert.rpm
             await asyncio.sleep(start - now)
 
-    http_client = openai.DefaultAsyncHttpxClient(event_hooks={"request": [pace]})  # a hook sees retries, too
+    through_proxy = urlsplit(expert.base_url).hostname not in LOOPBACK
+    hooks = {"request": [pace]}  # a hook sees retries, too
+    http_client = openai.DefaultAsyncHttpxClient(event_hooks=hooks, trust_env=through_proxy)
     return openai.AsyncOpenAI(
         api_key=expert.key, base_url=expert.base_url, max_retries=expert.retries, timeout=expert.timeout,
         http_client=http_client,

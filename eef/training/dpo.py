@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from eef.settings import TrainingSettings
 from eef.training.likelihoods import log_likelihoods, row_log_likelihoods
+from eef.training.precision import training_precision
 from eef.training.rows import IGNORE, Row, collate
 from eef.training.trainer import (
     GroupedTrainer,
@@ -21,7 +22,6 @@ from eef.training.trainer import (
     options,
     run_trainer,
     save_trained,
-    training_precision,
 )
 
 if TYPE_CHECKING:

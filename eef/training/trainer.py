@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -26,7 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from eef.processes import SMALL_MODEL
 from eef.settings import OPTIMIZERS, TrainingSettings
 from eef.training.checkpoints import Checkpoints, remove_checkpoints
-from eef.training.packing import HALF
+from eef.training.precision import half_adapter, half_weights, in_float32, in_types, own_forward
 from eef.training.ranks import is_main_process, wait_for_everyone, world_size
 from eef.training.rows import Row
 
@@ -90,8 +89,8 @@ def run_trainer(
             + (f" x {ranks} processes" if ranks > 1 else "")
         )
     steps = training.updates or max(1, math.ceil(len(data) / batch_size)) * training.epochs  # type: ignore[arg-type]
-    half, mixed = _half_weights(model), _half_precision(model)
-    types = _in_float32(model) if half else []
+    half, mixed = half_weights(model), half_adapter(model)
+    types = in_float32(model) if half else []
     arguments = TrainingArguments(
         **_named_arguments(training),
         max_steps=training.updates or -1,  # if positive, it sets the end of training and of the schedule
@@ -125,58 +124,14 @@ def run_trainer(
         callbacks=[StepMonitor(on_step, counted), *([checkpoints] if checkpoints else [])],
     )  # fmt: skip
     running.remove_callback(PrinterCallback)
-    with disable_input_dtype_casting(model) if mixed else nullcontext():
+    with own_forward(model), disable_input_dtype_casting(model) if mixed else nullcontext():
         running.train(resume_from_checkpoint=last)
-    _in_types(model, types)
+    in_types(model, types)
     check_weights(model, "the last step", training.lr)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
     return _logged(running.state)
-
-
-@contextmanager
-def training_precision(model: Any) -> Iterator[None]:
-    """Computes with a trainable model in the precision in which :func:`run_trainer` trains it."""
-    adapter, weights = _half_precision(model), _half_weights(model)
-    if not (half := adapter or weights):
-        yield
-        return
-    types = _in_float32(model) if weights else []
-    # without the first, PEFT would cast the inputs of an adapter to float32, and autocast would cast them back
-    casts, has_autocast = disable_input_dtype_casting(model) if adapter else nullcontext(), half is torch.bfloat16
-    try:
-        with casts, torch.autocast(model.device.type, half, enabled=has_autocast or torch.cuda.is_available()):
-            yield
-    finally:
-        _in_types(model, types)
-
-
-def _half_precision(model: Any) -> torch.dtype | None:
-    """The type of a model with an adapter, if that is half precision. ValueError for float16 without a GPU."""
-    half = model.dtype if isinstance(model, PeftModel) and model.dtype in HALF else None
-    if half is torch.float16 and not torch.cuda.is_available():
-        raise ValueError("an adapter on a float16 model trains on a GPU alone: set dtype='bfloat16' or 'float32'")
-    return half
-
-
-def _half_weights(model: Any) -> torch.dtype | None:
-    """The type of the weights that train, if that is half precision."""
-    types = {weight.dtype for weight in model.parameters() if weight.requires_grad} & set(HALF)
-    return types.pop() if types else None
-
-
-def _in_float32(model: Any) -> list[torch.dtype]:
-    """Turn the weights of ``model`` into float32, not its buffers, and return their former types, in order."""
-    types = [weight.dtype for weight in model.parameters()]
-    _in_types(model, [torch.float32] * len(types))
-    return types
-
-
-def _in_types(model: Any, types: Sequence[torch.dtype]) -> None:
-    """Give the weights these types, in order; without types nothing changes."""
-    for weight, kind in zip(model.parameters(), types, strict=False):
-        weight.data = weight.data.to(kind)
 
 
 def _named_arguments(training: TrainingSettings) -> dict[str, Any]:

@@ -372,6 +372,14 @@ def test_a_server_that_is_not_there_is_named(base: str, vllm: VLLM) -> None:
     refused(vllm, base, None, f"no answer from engine='{vllm.url}' .*refused.*vllm serve")
 
 
+def test_a_server_on_this_machine_is_reached_without_a_proxy(vllm: VLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert Server(vllm.url).request("/v1/models").ok
+    assert Server("http://far:8000").session.trust_env
+
+
 @pytest.mark.parametrize("address", ["localhost:8000", "vllm", "ftp://a", "http://u:p@a", "http://a?key=1"])
 def test_an_invalid_address_is_named(address: str) -> None:
     with pytest.raises(ValueError, match="engine=.*give an address such as"):

@@ -359,6 +359,8 @@ def test_a_flip_needs_a_win_a_later_loss_and_two_actions() -> None:
     assert flips([replace(expert, task="8")], [win]) == []
     mute = replace(expert, turns=(*expert.turns[:2], replace(expert.turns[2], action=""), *expert.turns[3:]))
     assert flips([mute], [win]) == [], "an answer without an action leads nowhere"
+    own = replace(win.turns[2], learn=False)
+    assert found(replace(win, turns=(*win.turns[:2], own, *win.turns[3:]))) == [], "an invented page is not learnt"
     s0 = simulation(0, won=True)
     assert found(s0, simulation(2, won=False)) == [(0, 2)]
 

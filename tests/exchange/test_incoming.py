@@ -185,6 +185,29 @@ def test_an_empty_answer_that_a_mask_leaves_out_comes_back(tmp_path: Path) -> No
 # Ends
 
 
+@pytest.mark.parametrize("answer", ["click[b]", "Thought: short\nAction: click[b]"])
+def test_a_thought_in_a_field_of_its_own_comes_before_the_answer(answer: str, tmp_path: Path) -> None:
+    thought, page = {"reasoning_content": "I think."}, {"role": "user", "content": "page"}
+    standard = {"class_": "message_action", "content": answer, **thought}
+    first = {"class_": "text_observation", "content": "page", "source": "environment"}
+    steps = [{"source": "user", "message": "page"}, {"source": "agent", "message": answer, **thought}]
+    for form, row in (
+        ("messages", {"messages": [page, {"role": "assistant", "content": answer, **thought}]}),
+        ("adp", {"content": [first, standard]}),
+        ("adp", {"steps": steps}),
+    ):
+        (turn,) = read(tmp_path, {"task": "1", "reward": 1, **row}, form=form)[0].turns
+        label = "" if "Action" in answer else "Action: "
+        assert (turn.action, turn.reply) == ("click[b]", f"Thought: I think.\n{label}{answer}")
+
+
+@pytest.mark.parametrize("row", [{"id": "webshop_511", "task": "webshop"}, {"task": 511}, {"item_id": "webshop_511"}])
+def test_the_subtask_of_a_row_is_read_as_in_etos_files(row: dict[str, Any], tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "page"}, {"from": "gpt", "value": "Action: click[b]"}]
+    (item,) = read(tmp_path, {"reward": 1, "conversations": said, **row}, form="sharegpt")
+    assert item.task == "511"
+
+
 def test_a_conversation_that_was_cut_is_unfinished_and_no_failure(win: Trajectory, shop, tmp_path: Path) -> None:
     row = {"task": win.task, "messages": conversation(win)[:3]}
     text, items = replayed(tmp_path, shop, row)

@@ -543,6 +543,15 @@ def test_a_context_overflow_is_a_loss_only_in_an_evaluation(
     )
 
 
+def test_an_endpoint_on_this_machine_is_reached_without_a_proxy(
+    clever: Endpoint, shop: WebShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(clever), yes=True) == 0
+
+
 @pytest.mark.parametrize("evaluation", [False, True])
 @pytest.mark.parametrize(("concurrency", "requests"), [(2, 4), (20, 20)])
 def test_a_context_without_room_for_any_first_page_ends_the_collection(

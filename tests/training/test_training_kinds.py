@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,9 +22,9 @@ from eef.selection import Example
 from eef.training.checkpoints import Checkpoints
 from eef.training.dpo import dpo
 from eef.training.likelihoods import learnt_log_probabilities
+from eef.training.precision import training_precision
 from eef.training.rows import IGNORE, Row, collate, flatten, merge_prefix_rows, rows_of
 from eef.training.sft import sft
-from eef.training.trainer import training_precision
 from eef.trajectory import Trajectory, Turn
 
 SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 4, "seed": 0}
@@ -230,6 +232,23 @@ def test_half_precision_is_trained_in_float32_and_saved_in_its_own_type(base: st
     assert report["losses"][-1]["loss"] < report["losses"][0]["loss"] - 0.2
     again = Policy.load(base, tmp_path / "half").model
     assert again.dtype == torch.bfloat16 and torch.equal(again.lm_head.weight, policy.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_a_trained_half_precision_model_is_freed_at_once(base: str, examples, tmp_path: Path, tune: str) -> None:
+    """Its weights must not lie in memory beside those of the next stage until the garbage collector runs."""
+    policy = Policy.load(base, dtype="bfloat16")
+    if tune == "lora":
+        policy.new_adapter(seed=0)
+    sft(policy, examples, tmp_path / "trained", **{**SETTINGS, "epochs": 1})
+    model = weakref.ref(policy.model)
+    gc.collect()
+    gc.disable()
+    try:
+        del policy
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
