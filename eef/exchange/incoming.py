@@ -87,7 +87,7 @@ def _trajectory(
     names = {name: row[name] for name in ("id", "item_id", "session_id") if row.get(name) is not None}
     if row.get("task") is None and not names:
         raise TrajectoryError("there is no 'task': write the id of the subtask")
-    if names:
+    if names and (row.get("task") is None or "id" in names):  # the task may be the name of a benchmark
         conversation["id"] = next(iter(names.values()))
     item = from_sharegpt(conversation)
     calls = [message.get("action") for message in messages if message["from"] == "gpt"]
@@ -280,7 +280,7 @@ def _call(where: str, function: Any, arguments: Any, thought: Any) -> Message:
 
 def _after(thought: Any, text: Any) -> Any:
     """A text answer after the thought in a field beside it."""
-    if not isinstance(thought, str) or not isinstance(text, str) or not thought.strip():
+    if not (isinstance(thought, str) and isinstance(text, str) and thought.strip() and text.strip()):
         return text
     label = "Action: " if read_action(text).problem is Problem.NO_ACTION else ""
     return f"Thought: {thought.strip()}\n{label}{text}"

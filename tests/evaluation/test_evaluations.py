@@ -418,6 +418,8 @@ def test_the_one_shot_example_is_of_no_subtask_that_is_played(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("eef.lab.one_shot_example", stop)
+    base = str(shutil.copytree(base, tmp_path / "model"))
+    Path(base, "chat.json").write_text('{"aliases": ""}')  # a language model
     changes = {"prompt": "react", "one_shot": True, "constrained_decoding": False}
     with pytest.raises(KeyboardInterrupt):
         evaluate(base, tiny, changes, tmp_path, subtasks=2)
