@@ -29,6 +29,7 @@ SWEEPS = (
     "regimes_webshop",
     "methods",
     "scienceworld",
+    "scienceworld_natural",
     "smollm2",
     "equal_steps",
     "rft_temperature",
