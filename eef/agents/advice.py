@@ -1,4 +1,4 @@
-"""Warnings about a model and its settings, which need no weights: a dry run prints them too."""
+"""Checks of a model and its settings that need no weights, so that a dry run makes them too."""
 
 from __future__ import annotations
 

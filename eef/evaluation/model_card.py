@@ -45,7 +45,7 @@ def write_model_card(run: Path, root: Path, out: Path, model: str | None = None)
     check_unchanged(run, config, files_of, "--model")
     chat = tested_chat(run, config, files_of)
     with tempfile.TemporaryDirectory() as name:
-        new = Path(name) / "new"
+        new = Path(name) / "new"  # a temporary folder itself is private, and copytree copies its mode
         new.mkdir()
         if weights == WEIGHTS[1]:
             _save_tokenizer(files_of, new)

@@ -570,14 +570,14 @@ def test_a_card_is_of_the_model_that_was_trained_and_names_no_path(
     model = shutil.copytree(base, tmp_path / "model")
     copied, hub = with_model(run, model, tmp_path), tmp_path / "hub"
     origin = read_json(copied / "config.json")
-    paths = {"split": "/home/me/split.json", "simplification": "easy", "more": [{"a": "/home/me/a"}, "b"]}
-    more = {"env_options": paths, "max_steps_of": {"x": "/home/me/x"}}
+    paths = {"split": "/some/folder/split.json", "simplification": "easy", "more": [{"a": "/some/folder/a"}, "b"]}
+    more = {"env_options": paths, "max_steps_of": {"x": "/some/folder/x"}}
     write_json(copied / "config.json", {**origin, "config": {**origin["config"], **more}})
     command = ["card", copied.name, "--root", str(copied.parent), "--out", str(hub)]
     assert main(command) == 0
     text = (hub / "README.md").read_text()
     assert "- env_options: `{'more': ['b'], 'simplification': 'easy'}`" in text
-    assert "/home/me" not in text and "max_steps_of" not in text
+    assert "/some/folder" not in text and "max_steps_of" not in text
     (model / "chat.json").write_text(json.dumps({**CHAT, "instructions": "Win."}))
     assert main(command) == 2 and "has changed; restore the original files" in capsys.readouterr().err
     shutil.rmtree(model)

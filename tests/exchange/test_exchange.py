@@ -342,27 +342,27 @@ def test_a_round_trip_keeps_every_mask(
 def test_a_flip_needs_a_win_a_later_loss_and_two_actions() -> None:
     expert, win = failure(), simulation(2, won=True)
 
-    def found(*simulations: Trajectory) -> list[tuple[int, int]]:
+    def flipped(*simulations: Trajectory) -> list[tuple[int, int]]:
         return [(flip.state, flip.next_state) for flip in flips([expert], simulations)]
 
-    assert found(win, simulation(3, won=False)) == [(2, 3)]
-    assert found(win, simulation(4, won=False)) == [(2, 4)], "the expert's two actions lie between"
-    assert found(win) == [(2, 5)], "the expert's own end is the loss"
-    assert found(win, simulation(3, won=True)) == [(3, 5)], "s2 is followed by a state that won"
-    assert found(win, simulation(3, won=False), simulation(3, won=True)) == [(3, 5)], "one win is enough"
-    assert found(simulation(2, won=False), simulation(3, won=False)) == []
-    assert found(replace(win, outcome="env_error", won=False)) == []
-    assert found(win, replace(simulation(3, won=False), outcome="env_error")) == [(2, 5)], "neither won nor lost"
-    assert found(simulation(2, won=True, action="click[c]")) == [], "both do the same"
-    assert found(win, win) == [(2, 5)] and len(flips([expert, expert], [win])) == 1, "equal flips count once"
+    assert flipped(win, simulation(3, won=False)) == [(2, 3)]
+    assert flipped(win, simulation(4, won=False)) == [(2, 4)], "the expert's two actions lie between"
+    assert flipped(win) == [(2, 5)], "the expert's own end is the loss"
+    assert flipped(win, simulation(3, won=True)) == [(3, 5)], "s2 is followed by a state that won"
+    assert flipped(win, simulation(3, won=False), simulation(3, won=True)) == [(3, 5)], "one win is enough"
+    assert flipped(simulation(2, won=False), simulation(3, won=False)) == []
+    assert flipped(replace(win, outcome="env_error", won=False)) == []
+    assert flipped(win, replace(simulation(3, won=False), outcome="env_error")) == [(2, 5)], "neither won nor lost"
+    assert flipped(simulation(2, won=True, action="click[c]")) == [], "both do the same"
+    assert flipped(win, win) == [(2, 5)] and len(flips([expert, expert], [win])) == 1, "equal flips count once"
     assert flips([replace(expert, won=True, reward=1.0)], [win]) == []
     assert flips([replace(expert, task="8")], [win]) == []
     mute = replace(expert, turns=(*expert.turns[:2], replace(expert.turns[2], action=""), *expert.turns[3:]))
     assert flips([mute], [win]) == [], "an answer without an action leads nowhere"
     own = replace(win.turns[2], learn=False)
-    assert found(replace(win, turns=(*win.turns[:2], own, *win.turns[3:]))) == [], "an invented page is not learnt"
+    assert flipped(replace(win, turns=(*win.turns[:2], own, *win.turns[3:]))) == [], "an invented page is not learnt"
     s0 = simulation(0, won=True)
-    assert found(s0, simulation(2, won=False)) == [(0, 2)]
+    assert flipped(s0, simulation(2, won=False)) == [(0, 2)]
 
 
 def test_a_flip_is_a_prompt_and_two_answers(run: Path, tmp_path: Path) -> None:

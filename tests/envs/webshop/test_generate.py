@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import combinations, pairwise
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from eef.envs.webshop import WebShop
 from eef.envs.webshop.embedded import embedded, grade
@@ -209,3 +211,11 @@ def test_an_unknown_option_is_a_type_error() -> None:
 )
 def test_grades_count_next_and_prev(actions: list[str], name: str) -> None:
     assert grade(actions) == name
+
+
+def test_the_documentation_lists_each_option_of_the_catalogue_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "environments.md").read_text(encoding="utf-8")
+    table = page.partition("| option of `catalogue`")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\S.*?) \| ", table, re.MULTILINE)
+    defaults = json.loads(json.dumps(asdict(CatalogueSpec())))  # tuples as lists
+    assert {name: yaml.safe_load(value) for name, value in rows} == defaults
