@@ -2,8 +2,10 @@
 
     python experiments/plan_flips.py                                               # synthetic failures
     python experiments/plan_flips.py --curves figures/plan_flips/states-100.csv    # measured by measure_states.py
+    python experiments/plan_flips.py --curves figures/plan_flips/states-11?.csv --name fresh    # several seeds
 
-It writes a table and draws a part of it.
+It writes a table and draws a part of it. Give one file for each training seed: with several, the page and the picture
+have means over the files with 95 % t-intervals, and the page has paired differences from EEF's states and labels.
 
 Every state has a true win probability, and a simulation wins with it. A flip is a pair of neighbouring states of which
 one wins at least half of the time and the other does not. The synthetic failures have several shapes. Their lost states
@@ -14,14 +16,15 @@ Ways to spend as many simulations: ``even`` (EEF: s0 and M evenly spaced states,
 batches of eef_adaptive in eef/beyond.py, with the same policy in all); ``certain`` (those of eef_pairs). Two ways to
 label a state: ``majority`` of its simulations (EEF) and ``model`` (the posterior mean of eef/planning.py).
 
-Columns: shape, spend, label, m, k, simulations (per failure), solved (share of the failures with a won state that give
-a win of such a state to learn from; where no state is labelled won, it is the state with a win and the largest
-estimate, as in eef/beyond.py), examples and wrong_examples (of important states, per failure; an example is right if
-its win is from a won state and none of the expert's actions with loss is harmful), flips (true ones per failure), hits
-(share of them inside a segment whose two ends were labelled so), right (share of the segments labelled beneficial or
-harmful that are), turns (mean length of a segment with a hit), labels (share of the simulated states whose label is
-right), rate_of_won and rate_of_lost (true win probability of the states with that label, on average), error (mean
-absolute difference of the estimated and the true win probability, over the simulated states).
+Columns: curves (the source), shape, spend, label, m, k, simulations (per failure), solved (share of the failures with a
+won state that give a win of such a state to learn from; where no state is labelled won, it is the state with a win and
+the largest estimate, as in eef/beyond.py), examples and wrong_examples (of important states, per failure; an example is
+right if its win is from a won state and none of the expert's actions with loss is harmful), flips (true ones per
+failure), hits (share of them inside a segment whose two ends were labelled so), per_simulation (hits per simulation),
+right (share of the segments labelled beneficial or harmful that are), turns (mean length of a segment with a hit),
+labels (share of the simulated states whose label is right), rate_of_won and rate_of_lost (true win probability of the
+states with that label, on average), error (mean absolute difference of the estimated and the true win probability, over
+the simulated states).
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from eef.analysis.committed import with_ends
 from eef.analysis.drawing import LOOKS, marker_style, picture
+from eef.analysis.statistics import over_seeds
 from eef.analysis.tables import markdown
 from eef.beyond import without_solved
 from eef.planning import Estimate, Line, estimate, fit, plan
@@ -49,6 +54,7 @@ BUDGETS = ((1, 1), (2, 1), (5, 1), (10, 1), (5, 2), (5, 5))
 ARMS = [("even", label, m, k) for label in ("majority", "model") for m, k in BUDGETS]
 ARMS += [(spend, "model", m, k) for spend in ("planned", "certain") for m, k in BUDGETS]
 ROUNDS = 3
+ARM = ["spend", "label", "m", "k"]
 METHODS = {  # whose simulations and labels these are, and how the picture calls it
     ("even", "majority"): ("eef", "EEF"),
     ("even", "model"): ("eef_soft", "EEF's states, labels of the model"),
@@ -156,30 +162,58 @@ def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
     }  # fmt: skip
 
 
-def table(groups: list[list[tuple[str, np.ndarray]]]) -> pd.DataFrame:
-    """The columns at the top, for each shape and for all; the failures of each group are planned together."""
+def table(groups: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> pd.DataFrame:
+    """The columns at the top, for each source of curves, each shape and all shapes.
+
+    A group is the name of its source and failures that are planned together. Groups of one source are counted together.
+    """
     rows = []
-    for seed, group in enumerate(groups):
+    for seed, (source, group) in enumerate(groups):
         for spend, label, m, k in ARMS:
             lines = simulate([curve for _, curve in group], spend, m, k, np.random.default_rng([seed, m, k]))
             model = fit(lines)
             for (shape, curve), line in zip(group, lines, strict=True):
                 labels = by_majority(line) if label == "majority" else estimate(line, model)
-                arm = {"shape": shape, "spend": spend, "label": label, "m": m, "k": k}
+                arm = {"curves": source, "shape": shape, "spend": spend, "label": label, "m": m, "k": k}
                 rows.append(arm | score(curve, line, labels))
     frame = pd.DataFrame(rows)
     frame = pd.concat([frame, frame.assign(shape="all")]) if frame["shape"].nunique() > 1 else frame
-    sums = frame.groupby(["shape", "spend", "label", "m", "k"], sort=False).sum().reset_index()
+    sums = frame.groupby(["curves", "shape", *ARM], sort=False).sum().reset_index()
     failures = sums["failures"]
-    return sums[["shape", "spend", "label", "m", "k"]].assign(
+    return sums[["curves", "shape", *ARM]].assign(
         simulations=sums["simulations"] / failures, solved=sums["solved"] / sums["solvable"],
         examples=sums["examples"] / failures, wrong_examples=sums["wrong_examples"] / failures,
-        flips=sums["flips"] / failures, hits=sums["hits"] / sums["flips"], right=sums["hits"] / sums["claims"],
+        flips=sums["flips"] / failures, hits=sums["hits"] / sums["flips"],
+        per_simulation=sums["hits"] / sums["simulations"], right=sums["hits"] / sums["claims"],
         turns=sums["turns"] / sums["hits"], labels=sums["labels"] / sums["known"],
         rate_of_won=sums["rates_of_won"] / sums["labelled_won"],
         rate_of_lost=sums["rates_of_lost"] / (sums["known"] - sums["labelled_won"]),
         error=sums["errors"] / sums["known"],
     ).round(3)  # fmt: skip
+
+
+def over_sources(result: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Means of the columns of each arm over the sources of curves, and the lower and upper ends of their intervals.
+    All three are indexed by arm.
+    """
+    arms = result.drop(columns=["curves", "shape"]).groupby(ARM, sort=False)
+    frames = [arms.agg(lambda values, part=part: over_seeds(values)[part]) for part in range(3)]
+    return frames[0], frames[1], frames[2]
+
+
+def differences(result: pd.DataFrame) -> pd.DataFrame:
+    """Each other way to spend and label minus EEF's with the same ``m`` and ``k``, paired by source of curves, in
+    points (hundredths).
+    """
+    columns = ["hits", "per_simulation", "solved", "right", "rate_of_won", "rate_of_lost", "error"]
+    by_arm = {arm: rows.set_index("curves")[columns] for arm, rows in result.groupby(ARM, sort=False)}
+    rows = []
+    for (spend, label, m, k), own in by_arm.items():
+        if (spend, label) != ARMS[0][:2]:
+            gains = own - by_arm[*ARMS[0][:2], m, k]
+            cells = {column: with_ends(100 * gains[column]).removesuffix(" ()") for column in columns}
+            rows.append({"spend": spend, "label": label, "m": m, "k": k, **cells})
+    return pd.DataFrame(rows)
 
 
 def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
@@ -189,14 +223,19 @@ def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
         "failures solved (%)": [("solved", "-")],
         "win rate of states by label (%)": [("rate_of_won", "-"), ("rate_of_lost", ":")],
     }
+    means, lows, highs = over_sources(result)
     title, margins = "What simulations along a failure tell", (0.55, 0.1, 0.62, 0.85)
     with picture(out, name, 3.2, title, about, margins, (1, 1, 1), 0.6) as axes:
         for panel, (label, columns) in zip(axes, panels.items(), strict=True):
-            for (spend, labels), (method, text) in METHODS.items():
-                arm = result[(result["spend"] == spend) & (result["label"] == labels)].sort_values("simulations")
+            for arm, (method, text) in METHODS.items():
+                own = means[(means.index.droplevel(["m", "k"]) == arm)].sort_values("simulations").index
+                mean, low, high = means.loc[own], lows.loc[own], highs.loc[own]
                 for column, line in columns:
                     style = {**marker_style(LOOKS[method], 4.5), "linestyle": line, "linewidth": 1.2}
-                    panel.plot(arm["simulations"], 100 * arm[column], label=text if line == "-" else None, **style)
+                    panel.plot(mean["simulations"], 100 * mean[column], label=text if line == "-" else None, **style)
+                    if result["curves"].nunique() > 1:
+                        ends = (mean["simulations"], 100 * low[column], 100 * high[column])
+                        panel.vlines(*ends, color=style["color"], linewidth=0.7, alpha=0.7)
             panel.set(xlabel="simulations per failure", ylabel=label, xlim=(0, None), ylim=(0, None))
         axes[0].legend(frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(-0.1, -0.22))
         place = {"transform": axes[2].transAxes, "ha": "right", "va": "center", "fontsize": 7}
@@ -205,27 +244,45 @@ def draw(result: pd.DataFrame, out: Path, name: str, about: str) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--curves", type=Path, help="CSV of measured win counts: task,state,wins,simulations")
+    curves = "CSV of measured win counts: task,state,wins,simulations; a file for each seed"
+    parser.add_argument("--curves", type=Path, nargs="+", default=[], metavar="FILE", help=curves)
     parser.add_argument("--repeats", type=int, help="how often all is simulated; default: 10 with --curves, else 3")
+    parser.add_argument("--name", help="of the files: flips-NAME.csv; default: that of the only file, or synthetic")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "figures" / "plan_flips")
     args = parser.parse_args(words)
+    if len(args.curves) > 1 and not args.name:
+        parser.error("several files of --curves need a --name for the files to write")
     repeats = args.repeats or (10 if args.curves else 3)
-    if args.curves:
-        groups = [measured(args.curves)] * repeats
+    sources = {path.stem: measured(path) for path in args.curves}
+    if len(sources) < len(args.curves):
+        parser.error("the files of --curves need different names")
+    if sources:
+        groups = [(source, failures) for _ in range(repeats) for source, failures in sources.items()]
     else:
-        groups = [synthetic(np.random.default_rng(seed)) for seed in range(repeats)]
+        groups = [("synthetic", synthetic(np.random.default_rng(seed))) for seed in range(repeats)]
     result = table(groups)
-    summary = result[result["shape"] == result["shape"].iloc[-1]].drop(columns="shape")
-    name = f"flips-{args.curves.stem if args.curves else 'synthetic'}"
-    solvable = sum(bool((curve >= 0.5).any()) for group in groups for _, curve in group)
-    failures = sum(map(len, groups))
-    about = f"{failures} failures, of which {solvable} have a won state; means, without intervals."
-    if args.curves:  # the same failures in each repeat
-        about = f"{len(groups[0])} failures, of which {solvable // repeats} have a won state, each simulated "
-        about += f"{repeats} times; means, without intervals."
+    summary = result[result["shape"] == result["shape"].iloc[-1]]
+    name = f"flips-{args.name or next(iter(sources), 'synthetic')}"
+    used = [curve for failures in sources.values() or [group for _, group in groups] for _, curve in failures]
+    about = f"{len(used)} failures, of which {sum(bool((curve >= 0.5).any()) for curve in used)} have a won state"
+    about += f", each simulated {repeats} times" if sources else ""
+    about += (
+        f"; means over {len(sources)} seeds with 95 % t-intervals."
+        if len(sources) > 1
+        else "; means, without intervals."
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     result.to_csv(args.out / f"{name}.csv", index=False)
-    text = f"{about} The columns are explained in `experiments/plan_flips.py`.\n\n{markdown(summary)}\n"
+    text = f"{about} The columns are explained in `experiments/plan_flips.py`.\n\n"
+    if len(sources) > 1:
+        shown = over_sources(summary)
+        text += (
+            markdown(shown[0].round(3).reset_index())
+            + "\n\nPaired differences in points from EEF, rows `even`, `majority`:\n\n"
+        )
+        text += markdown(differences(summary)) + "\n"
+    else:
+        text += markdown(summary.drop(columns=["curves", "shape"])) + "\n"
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
     draw(summary, args.out, name, about)
     print(text)

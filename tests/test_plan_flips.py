@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eef.analysis.committed import with_ends
 from eef.planning import Line
 from eef.selection import cut_points
 from eef.trajectory import Trajectory, Turn
@@ -83,6 +84,32 @@ def test_measured_curves_give_a_table_a_page_and_a_picture(
     )
     picture = (tmp_path / "flips-tiny.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {text} -->" in picture for text in ("EEF", "planned, as eef_adaptive", "failures solved (%)"))
+
+
+def test_several_seeds_give_means_intervals_and_paired_differences(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan_flips = script("plan_flips", monkeypatch)
+    curves = {"first": [1, 2, 16, 18, 3, 0], "second": [0, 1, 1, 17, 19, 2]}
+    for name, wins in curves.items():
+        rows = [("a", state, count, 20) for state, count in enumerate(wins)]
+        pd.DataFrame(rows, columns=["task", "state", "wins", "simulations"]).to_csv(tmp_path / f"{name}.csv")
+    monkeypatch.setattr(plan_flips, "ARMS", [("even", "majority", 2, 1), ("certain", "model", 2, 1)])
+    files = [str(tmp_path / f"{name}.csv") for name in curves]
+    plan_flips.main(["--curves", *files, "--repeats", "4", "--name", "both", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "flips-both.csv")
+    assert table["curves"].tolist() == ["first", "first", "second", "second"] and set(table["flips"]) == {2.0}
+    page = (tmp_path / "flips-both.md").read_text(encoding="utf-8")
+    assert page.startswith(
+        "2 failures, of which 2 have a won state, each simulated 4 times; means over 2 seeds with 95 %"
+    )
+    mine, of_eef = (table[table["spend"] == spend]["error"].to_numpy() for spend in ("certain", "even"))
+    assert f"| {of_eef.mean():.3f}" in page and with_ends(100 * (mine - of_eef)) in page
+    assert table["per_simulation"].tolist() == pytest.approx(
+        (table["hits"] * table["flips"] / table["simulations"]).tolist(), abs=1e-3
+    )
+    with pytest.raises(SystemExit):
+        plan_flips.main(["--curves", *files, "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
