@@ -1,4 +1,4 @@
-# `make demo`, `make smoke` (three CPU minutes) and `make test` set up .venv first; PYTHON names the interpreter (3.11 or newer).
+# `make demo`, `make smoke` (three CPU minutes) and `make test` set up .venv first; PYTHON names the interpreter (3.11 to 3.14).
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,7 +8,7 @@ setup: .venv/ready
 	@echo "ready: 'source .venv/bin/activate' puts the command eef on the path; then 'eef' lists its commands"
 
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "eef needs Python 3.11 or newer: make PYTHON=python3.11"'
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 15), "eef needs Python 3.11 to 3.14: make PYTHON=python3.11"'
 	@echo "1 of 2: a virtual environment in .venv"
 	$(PYTHON) -m venv .venv
 	@echo "2 of 2: the libraries of constraints.txt, one to three minutes"

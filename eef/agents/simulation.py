@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 from eef.agents.chat import Chat
@@ -140,7 +141,7 @@ def simulate_together(
             worker = context.Process(target=_work, args=arguments, daemon=True)
             try:
                 worker.start()
-            except (TypeError, AttributeError, multiprocessing.ProcessError) as error:
+            except (TypeError, AttributeError, PicklingError, multiprocessing.ProcessError) as error:
                 raise ValueError(
                     f"processes={processes}: the environment cannot be sent to another process ({error}): create it "
                     "with make_env, or set processes=1"
