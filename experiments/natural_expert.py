@@ -170,20 +170,20 @@ def main(words: Sequence[str] | None = None) -> None:
         replay(args.replay, args.out)
         print(f"wrote {args.out}")
         return
-    given = {
+    options = {
         name: load_yaml(getattr(args, name), f"--{name.replace('_', '-')}", command_line=True)
         for name in ("catalogue", "env_options", "settings")
     }
-    env = env_from_parameters({**vars(args), **given})
+    env = env_from_parameters({**vars(args), **options})
     played, trained_on = split_tasks(env, args.tasks, args.train_subtasks)
-    settings = Settings(**{"epochs": args.epochs, "temperature": args.temperature, **given["settings"]})
+    settings = Settings(**{"epochs": args.epochs, "temperature": args.temperature, **options["settings"]})
     chat = load_chat(settings.model)
     run = Run.open(args.root, env.name, "natural-expert", args.seed, {}, stamp(env.stamp(), chat.hash))
     lab = Lab(run, env, settings, args.seed, trained_on, [], chat)
     episodes = play(lab, played, args.out.stem)
 
     trajectory.save(episodes, args.out)
-    arguments = {key: value for key, value in vars(args).items() if key not in ("out", "root", "replay")} | given
+    arguments = {key: value for key, value in vars(args).items() if key not in ("out", "root", "replay")} | options
     about = describe(env, episodes)
     recorded = {"played": played, "trained_on": trained_on, "episodes": [*map(without_pages, episodes)]}
     write_json(args.out.with_suffix(".json"), {**about, **arguments, **recorded})

@@ -221,6 +221,8 @@ def test_the_overview_says_what_an_adjustment_over_all_pages_changes(known: pd.D
     assert sorted(re.findall(r"\.\d{3}", sentence[4])) == sorted(as_page(p) for p in lost["p_all"])
     assert {name for name in re.findall(r"`(\w+)`", sentence[4])} == {*lost["sweep"]}
     assert f"The pages list all {len(known)}." in text
+    listed = [row for row in rows_of(text_of("docs/results/README.md")) if "difference" in row]
+    assert f"adjusted by Holm's method for the {len(listed)} differences of this page" in text
     first = rows_of(text_of("docs/results/README.md").partition("\n### Not shown after adjustment")[0])
     above = [row for row in first if ".05" <= row.get("p (Holm)", "") < "1"]
     assert len(above) == 6 and "the first table six p-values" in text
