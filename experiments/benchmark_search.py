@@ -136,11 +136,11 @@ def random_queries(shop: WebShop, count: int, seed: int = 1) -> list[str]:
     """Queries of 1 to 25 words: of one title, of one instruction, or any words of the catalogue; some unknown words."""
     rng = random.Random(seed)
     titles = [product.title.split() for product in shop.shop.products]
-    asked = [goal.instruction_text.split() for goal in shop.shop.goals]
+    instructions = [goal.instruction_text.split() for goal in shop.shop.goals]
     words = [word for product in shop.shop.products for word in product.document().split()]
     queries = []
     for number in range(count):
-        source = [rng.choice(titles), rng.choice(asked), words][number % 3]
+        source = [rng.choice(titles), rng.choice(instructions), words][number % 3]
         length = rng.randint(1, 25)
         query = [rng.choice(source) for _ in range(length)] if rng.random() < 0.5 else source[:length]
         if number % 3 == 2:

@@ -69,13 +69,13 @@ def recorded(env: Any, golden: Path, name: str) -> Iterator[Purchase]:
 
 def compared(purchases: list[Purchase | None], letters: Nouns, pipeline: Nouns) -> dict[str, Any]:
     """Counts of the purchases whose scores differ, and of the wins by each tagger."""
-    made = [purchase for purchase in purchases if purchase is not None]
-    pairs = [[score(p.product, p.goal, p.options.values(), nouns) for nouns in (letters, pipeline)] for p in made]
+    finished = [purchase for purchase in purchases if purchase is not None]
+    pairs = [[score(p.product, p.goal, p.options.values(), nouns) for nouns in (letters, pipeline)] for p in finished]
     differences = pd.Series([abs(one[0] - other[0]) for one, other in pairs])
     wins = [(one[0] == 1.0, other[0] == 1.0) for one, other in pairs]
     row = {
         "episodes": len(purchases),
-        "purchases": len(made),
+        "purchases": len(finished),
         **{f"{key} differs": sum(one[1][key] != other[1][key] for one, other in pairs) for key in TYPE_PARTS},
         "reward differs": int((differences > 0).sum()),
         "mean |difference|": round(differences.mean(), 4),
@@ -84,9 +84,9 @@ def compared(purchases: list[Purchase | None], letters: Nouns, pipeline: Nouns) 
         "won with letters only": wins.count((True, False)),
         "won with pipeline only": wins.count((False, True)),
     }
-    if made and made[0].recorded is not None:
+    if finished and finished[0].recorded is not None:
         for at, name in enumerate(("letters", "pipeline")):
-            equal = sum(abs(pair[at][0] - p.recorded) < 1e-9 for p, pair in zip(made, pairs, strict=True))
+            equal = sum(abs(pair[at][0] - p.recorded) < 1e-9 for p, pair in zip(finished, pairs, strict=True))
             row[f"record reproduced by {name}"] = equal
     return row
 

@@ -49,13 +49,13 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
 
     torch.set_num_threads(1)
-    given = {
+    options = {
         name: load_yaml(getattr(args, name), f"--{name.replace('_', '-')}", command_line=True)
         for name in ("env_options", "settings")
     }
-    env = env_from_parameters({**vars(args), **given})
+    env = env_from_parameters({**vars(args), **options})
     extras = extras_of(env)
-    settings = Settings(**given["settings"])
+    settings = Settings(**options["settings"])
     chat = load_chat(settings.model)
     root = Path(args.root) if args.root else default_root() / "failure"
     run = Run.open(root, env.name, "failure", args.seed, {}, stamp(env.stamp(), chat.hash))

@@ -93,8 +93,8 @@ def test_files_named_in_code_exist(page: Path) -> None:
     code = [token.content for token in inline(page, "code_inline")]
     code += [line for token in tokens(page) if token.type == "fence" for line in token.content.splitlines()]
     paths = [path for text in code for path in named.findall(text)]
-    made = ("experiments/runs", "experiments/base_", "figures/NAME", "eef/envs/NAME")  # by commands and readers
-    assert [path for path in paths if not path.startswith(made) and not list(ROOT.glob(path))] == []
+    created = ("experiments/runs", "experiments/base_", "figures/NAME", "eef/envs/NAME")  # by commands and readers
+    assert [path for path in paths if not path.startswith(created) and not list(ROOT.glob(path))] == []
 
 
 def test_every_page_is_in_the_index_and_in_the_site() -> None:
@@ -115,12 +115,12 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
     """The commands ``eef ...`` of all pages, in blocks, and in code between backticks that names a command."""
     lines = [(page, line) for page, block in blocks("", PAGES) for line in block.replace("\\\n", "").splitlines()]
     lines += [(page, token.content) for page in PAGES for token in inline(page, "code_inline")]
-    found = []
+    rows = []
     for page, line in lines:
         words = line.removeprefix(".venv/bin/").partition(" #")[0]
         if re.match(r"eef [a-z]", words) and "..." not in words:
-            found.append((name(page), tuple(shlex.split(words)[1:])))
-    return sorted(set(found))
+            rows.append((name(page), tuple(shlex.split(words)[1:])))
+    return sorted(set(rows))
 
 
 @cache
@@ -164,8 +164,8 @@ def test_sweeps_that_pages_start_exist_and_have_the_parameters() -> None:
     for words in started:
         if words[1] in specs:
             known = {*declared_names(str(specs[words[1]].notebook)), "seeds", "NAME"}
-            given = [word.partition("=")[0] for option, word in pairwise(words) if option == "-p"]
-            assert [parameter for parameter in given if parameter not in known] == [], words
+            parameters = [word.partition("=")[0] for option, word in pairwise(words) if option == "-p"]
+            assert [parameter for parameter in parameters if parameter not in known] == [], words
 
 
 @cache

@@ -64,11 +64,11 @@ def _evaluate(
             )
         print(pin_protocol(protocol, options.get("data"), Path(pin), subtasks))
         return
-    made = evaluate(
+    evaluation = evaluate(
         str(what), protocol, options, folder, subtasks=subtasks, wandb=wandb, key_variable=key_variable, yes=yes
     )
-    print((made / "card.md").read_text(encoding="utf-8"))
-    print(f"card: {made / 'card.md'}\ntrajectories: {made / 'browser.html'}")
+    print((evaluation / "card.md").read_text(encoding="utf-8"))
+    print(f"card: {evaluation / 'card.md'}\ntrajectories: {evaluation / 'browser.html'}")
 
 
 @app.command("card", rich_help_panel="Look at results")

@@ -138,16 +138,18 @@ def run_pairs(
         )
     simulations = [item for name in names for item in load(folder / name / "trajectories.jsonl")]
     experts = load(folder / "experts" / "trajectories.jsonl")
-    found = flips(experts, simulations)
+    verified = flips(experts, simulations)
     counts = f"{len(simulations)} simulations, {sum(item.won for item in simulations)} won"
-    if not found:
+    if not verified:
         raise RunError(f"{folder.name}: no flip is verified among {counts}, of {', '.join(names)}")
     chat = None if plain else chat_of_run(folder, folder / names[0], model)
-    return [flip_row(chat, each) for each in found], f"{len(found)} verified flips of {counts}, {_adjacent(found)}"
+    return [
+        flip_row(chat, each) for each in verified
+    ], f"{len(verified)} verified flips of {counts}, {_adjacent(verified)}"
 
 
-def _adjacent(found: Sequence[Flip]) -> str:
-    count = sum(flip.next_state == flip.state + 1 for flip in found)
+def _adjacent(verified: Sequence[Flip]) -> str:
+    count = sum(flip.next_state == flip.state + 1 for flip in verified)
     return f"{count} with a single action of the expert between the two states"
 
 

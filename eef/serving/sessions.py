@@ -250,14 +250,14 @@ class Session:
                 self._served.give_back(seat)
 
     def _action(self, tool: str, arguments: dict[str, Any]) -> str:
-        found = next((each for each in self._served.tools if each.name == tool), None)
-        if found is None:
+        known_tool = next((each for each in self._served.tools if each.name == tool), None)
+        if known_tool is None:
             names = [each.name for each in self._served.tools]
             hint = did_you_mean(tool, names)
             raise ToolMistake("tool_not_found", f"there is no tool {tool!r}{hint}: use {' or '.join(names)}")
-        if list(arguments) != [found.argument] or not isinstance(arguments[found.argument], str):
-            raise ToolMistake("invalid_args", f"{tool} takes one argument, {found.argument!r}, which is a text")
-        return found.form.format(arguments[found.argument])
+        if list(arguments) != [known_tool.argument] or not isinstance(arguments[known_tool.argument], str):
+            raise ToolMistake("invalid_args", f"{tool} takes one argument, {known_tool.argument!r}, which is a text")
+        return known_tool.form.format(arguments[known_tool.argument])
 
     def _start(self, task: str, actions: Sequence[str], observations: Sequence[str | None]) -> Episode:
         seat = self._take()

@@ -57,8 +57,8 @@ def for_points(
             raise ValueError(_problem(method, bad[0]))
         used |= {name for name in shared if name not in lacking}
         unused |= {name: method for name in shared if name in lacking}
-        kept = {name: value for name, value in shared.items() if name not in lacking}
-        parameters.append({**kept, **own})
+        usable = {name: value for name, value in shared.items() if name not in lacking}
+        parameters.append({**usable, **own})
     if wrong := [name for name in unused if name not in used]:
         raise ValueError(f"no method of this sweep has the option {wrong[0]!r}; {_problem(unused[wrong[0]], wrong[0])}")
     return parameters

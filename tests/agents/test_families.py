@@ -87,16 +87,19 @@ def test_ids_equal_those_of_the_template(
             message = react.user_message(page if index else f"Shop well.\n\n{page}")
         messages.append({**message, "content": message["content"].strip()})
         place += len(dialogue.encode_observation(page))
-        asked = by_template(family, messages, generation=True)
+        expected_ids = by_template(family, messages, generation=True)
         prompt_ids = without_past_thoughts(ids[:place])
         if rendering == "prefilled":
-            assert prompt_ids[: len(asked)] == asked and tokenizer.decode(prompt_ids[len(asked) :]).endswith(
-                "message|>"
-            )
+            assert prompt_ids[: len(expected_ids)] == expected_ids and tokenizer.decode(
+                prompt_ids[len(expected_ids) :]
+            ).endswith("message|>")
         elif rendering == "past answers":
-            assert asked[: len(prompt_ids)] == prompt_ids and tokenizer.decode(asked[len(prompt_ids) :]) == "<think>\n"
+            assert (
+                expected_ids[: len(prompt_ids)] == prompt_ids
+                and tokenizer.decode(expected_ids[len(prompt_ids) :]) == "<think>\n"
+            )
         else:
-            assert prompt_ids == asked
+            assert prompt_ids == expected_ids
         assert not any(mask[:place][-1:])
         answer = dialogue.encode_turn(turn)
         text = tokenizer.decode(answer[: -len(chat.end)]).strip()
@@ -148,8 +151,8 @@ def test_a_run_of_a_language_model_with_thoughts(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "model")
     shop = WebShop(catalogue={"products": 700, "train": 20, "eval": 2, "test": 20}, max_steps=15)
     settings = Settings(model=str(tmp_path / "model"), prompt="react", one_shot=True, max_new_tokens=8, epochs=1)
-    found = experiment("sft_pos", shop, settings, 0, train_tasks=8, test_tasks=2, root=tmp_path, wandb="disabled")
-    assert found["errors"] == 0 and found["win_rate"] == 0
+    result = experiment("sft_pos", shop, settings, 0, train_tasks=8, test_tasks=2, root=tmp_path, wandb="disabled")
+    assert result["errors"] == 0 and result["win_rate"] == 0
     (table,) = tmp_path.glob("webshop__*/test/trajectories.jsonl")
     for played in load(table):
         assert not any(turn.learn for turn in played.turns if not turn.action)

@@ -69,7 +69,7 @@ def test_two_processes_train_like_one(kind: str, base: str, shop, tmp_path) -> N
 def test_two_processes_resume_from_a_checkpoint_to_equal_weights(base: str, shop, tmp_path) -> None:
     """The last batch of an epoch is not a multiple of the number of processes."""
     wins = [t for t in demonstrations(shop, shop.tasks("train")) if t.won][:13]
-    made = {}
+    results = {}
     for name, stopped in (("whole", False), ("stopped", True)):
         folder = tmp_path / name
         trajectory.save(wins, folder / "examples.jsonl")
@@ -89,9 +89,9 @@ def test_two_processes_resume_from_a_checkpoint_to_equal_weights(base: str, shop
                 run_job_distributed(job, folder, 2, on_step)
         seen.clear()
         report = run_job_distributed(job, folder, 2, lambda step, *_, seen=seen: seen.append(step))
-        made[name] = (folder / "adapter_model.safetensors").read_bytes(), report
+        results[name] = (folder / "adapter_model.safetensors").read_bytes(), report
         assert seen[-1] == 160 and (seen[0] > 1) == stopped
-    assert made["whole"] == made["stopped"]
+    assert results["whole"] == results["stopped"]
 
 
 @pytest.mark.slow
@@ -127,10 +127,10 @@ def starts_of(shop: TextEnv) -> list[Start]:
 
 
 @pytest.mark.parametrize("made", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_workers_simulate_what_one_process_does(made: bool, base: str, shop) -> None:
+def test_two_workers_simulate_what_one_process_does(from_make_env: bool, base: str, shop) -> None:
     """An environment that is pickled, and one that each worker creates."""
     options = {"catalogue": {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}}
-    env = make_env("webshop", max_steps=15, **options) if made else shop
+    env = make_env("webshop", max_steps=15, **options) if from_make_env else shop
     starts, progress = starts_of(env), []
     starts += [starts[0], starts[-1]]  # equal starts, in the parts of different workers
     how = {"seed": 3, "temperature": 1.0, "slots": 4}

@@ -148,15 +148,15 @@ const key = name => {
   document.body.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true}));
   return current;
 };
-const found = [seen(), current, key("j"), key("ArrowDown"), key("k"), key("ArrowUp"), key("ArrowUp")];
-found.push(set("ended", "won"), set("ended", "lost"), set("ended", "error"), document.images.length, set("ended", ""));
-found.push(set("recovery", true), current, key("j"), set("recovery", false), set("stage", "experts"), set("stage", ""));
-found.push(set("text", "CLICK[3]"), set("text", "nowhere"), at("view").textContent, set("text", "<img src=x"));
-found.push(at("count").textContent);
-return found;"""
-    found = in_browser(write_browser(run_folder(tmp_path)), script)
+const shown = [seen(), current, key("j"), key("ArrowDown"), key("k"), key("ArrowUp"), key("ArrowUp")];
+shown.push(set("ended", "won"), set("ended", "lost"), set("ended", "error"), document.images.length, set("ended", ""));
+shown.push(set("recovery", true), current, key("j"), set("recovery", false), set("stage", "experts"), set("stage", ""));
+shown.push(set("text", "CLICK[3]"), set("text", "nowhere"), at("view").textContent, set("text", "<img src=x"));
+shown.push(at("count").textContent);
+return shown;"""
+    shown = in_browser(write_browser(run_folder(tmp_path)), script)
     every = list(range(9))
-    assert found == [
+    assert shown == [
         every, 0, 1, 2, 1, 0, 0,
         [0, 3, 5, 8], [1, 4, 6, 7], [2], 0, every,
         [3, 4, 5], 3, 4, every, [7, 8], every,

@@ -198,13 +198,13 @@ def test_the_selection_of_a_run_is_that_of_its_last_sft(tmp_path: Path) -> None:
     run_folder(tmp_path, examples[:1], "bc")
     run_folder(tmp_path, examples[:2], "sft-9")
     run_folder(tmp_path, examples, "sft-10")
-    found = views.selected(tmp_path)
-    assert list(found["kind"]) == ["win from s0", "expert's actions, then a win", "win from an expert state"]
-    assert list(found["state"]) == [0, 2, 6] and list(found["won_from"]) == [0, 4, 6]
+    table = views.selected(tmp_path)
+    assert list(table["kind"]) == ["win from s0", "expert's actions, then a win", "win from an expert state"]
+    assert list(table["state"]) == [0, 2, 6] and list(table["won_from"]) == [0, 4, 6]
     sizes = count(examples)
-    assert found["loss_turns"].sum() == sizes["loss_turns"]
-    assert found["expert_loss_turns"].sum() == sizes["expert_loss_turns"] == 2
-    assert found["learnt"][1] == "click[2]  click[3]  click[own]  click[buy now]"
+    assert table["loss_turns"].sum() == sizes["loss_turns"]
+    assert table["expert_loss_turns"].sum() == sizes["expert_loss_turns"] == 2
+    assert table["learnt"][1] == "click[2]  click[3]  click[own]  click[buy now]"
     assert "3 examples, 2 of them for states after s0; 8 turns carry loss" in views.selection(tmp_path).data
     assert len(views.selected(tmp_path, "bc")) == 1
     with pytest.raises(FigureError, match="no sft-3 stage"):

@@ -176,7 +176,7 @@ def test_a_folder_and_a_line_give_an_environment_a_name(
     words = ["collect", "out.jsonl", "--model", "m", "--base-url", "http://localhost:1/v1", "--env", "kiosk"]
     for more in ([], ["--size", "7"], ["-p", "size=5"]):
         assert cli.main([*words, *more]) == 0
-    assert [made.size for made in created] == [4, 7, 5]
+    assert [shop.size for shop in created] == [4, 7, 5]
     (kiosk / "extras.py").unlink()
     (kiosk / "cli.py").unlink()
     assert cli._environment_modules() == {}

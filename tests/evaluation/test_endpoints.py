@@ -76,8 +76,8 @@ def play(env: WebShop) -> Callable[[dict[str, Any]], tuple[int, dict[str, str], 
 
 def test_an_endpoint_is_evaluated(serve: Any, tiny: str, tmp_path: Path) -> None:
     endpoint = serve()
-    made = evaluate(f"openai:gpt@{endpoint.url}", tiny, {"concurrency": 2}, tmp_path, subtasks=3, yes=True)
-    card = read_json(made / "card.json")
+    evaluation = evaluate(f"openai:gpt@{endpoint.url}", tiny, {"concurrency": 2}, tmp_path, subtasks=3, yes=True)
+    card = read_json(evaluation / "card.json")
     assert card["subject"]["kind"] == "endpoint" and card["departures"] == {}
     assert card["cost"]["steps"] == len(endpoint.bodies) == 18 and card["rates"]["wins"] == 0
     assert {body["temperature"] for body in endpoint.bodies} == {0.0} and "sk-test" not in json.dumps(card)
@@ -159,12 +159,12 @@ def test_a_subtask_that_exceeds_the_context_is_lost_and_an_error_if_not_even_a_t
         return play(body)
 
     endpoint.answer = answer
-    made = evaluate(f"openai:gpt@{endpoint.url}", tiny, {}, tmp_path, yes=True)
-    rates = read_json(made / "card.json")["rates"]
+    evaluation = evaluate(f"openai:gpt@{endpoint.url}", tiny, {}, tmp_path, yes=True)
+    rates = read_json(evaluation / "card.json")["rates"]
     errors = int(messages == 3)
     assert (rates["rated"], rates["errors"]) == (4 - errors, errors)
     assert rates["win_rate"] == rates["wins"] / (4 - errors)
-    table = pd.read_csv(made / "subtasks.csv", dtype={"task": str}).set_index("task")
+    table = pd.read_csv(evaluation / "subtasks.csv", dtype={"task": str}).set_index("task")
     assert table.loc[task, "outcome"] == "context_overflow" and table.loc[task, "steps"] == (messages - 3) // 2
     sent = len(endpoint.bodies)
     evaluate(f"openai:gpt@{endpoint.url}", tiny, {}, tmp_path, yes=True)
@@ -185,8 +185,8 @@ def test_the_card_has_the_limits_that_were_sent(
     body: dict[str, Any], acting: tuple[Any, Any], departures: dict[str, Any], serve: Any, tiny: str, tmp_path: Path
 ) -> None:
     endpoint = serve()
-    made = evaluate(f"openai:gpt@{endpoint.url}", tiny, {"body": body}, tmp_path, subtasks=1, yes=True)
-    card = read_json(made / "card.json")
+    evaluation = evaluate(f"openai:gpt@{endpoint.url}", tiny, {"body": body}, tmp_path, subtasks=1, yes=True)
+    card = read_json(evaluation / "card.json")
     assert (card["acting"]["max_new_tokens"], card["acting"]["temperature"]) == acting
     assert card["departures"] == departures
-    assert all(f"{name} is {used!r}" in (made / "card.md").read_text() for name, (_, used) in departures.items())
+    assert all(f"{name} is {used!r}" in (evaluation / "card.md").read_text() for name, (_, used) in departures.items())

@@ -124,8 +124,8 @@ def test_read_tokens_are_those_that_the_policy_was_given(
             return simulate(*arguments, **more)
 
     monkeypatch.setattr(simulation, "simulate", play)
-    made = evaluate(base, tiny, {}, tmp_path, subtasks=3)
-    assert sum(counts) == read_json(made / "card.json")["cost"]["read_tokens"] > 0
+    evaluation = evaluate(base, tiny, {}, tmp_path, subtasks=3)
+    assert sum(counts) == read_json(evaluation / "card.json")["cost"]["read_tokens"] > 0
 
 
 def interrupted(what: str, tiny: str, options: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -200,15 +200,18 @@ def test_a_killed_process_resumes_to_the_same_bytes(tiny: str, tmp_path: Path) -
 
 
 def test_a_run_is_evaluated_with_its_adapter_and_its_settings(run: Path, base: str, tiny: str, tmp_path: Path) -> None:
-    made = evaluate(run.name, tiny, {}, run.parent, subtasks=3)
-    card = read_json(made / "card.json")
+    evaluation = evaluate(run.name, tiny, {}, run.parent, subtasks=3)
+    card = read_json(evaluation / "card.json")
     assert card["subject"]["kind"] == "run" and card["departures"] == {"max_new_tokens": [64, 33]}
-    assert "**departs from the protocol:** max_new_tokens is 33, the protocol has 64" in (made / "card.md").read_text()
-    assert "Partial: 3 of the 10" in (made / "card.md").read_text()
+    assert (
+        "**departs from the protocol:** max_new_tokens is 33, the protocol has 64"
+        in (evaluation / "card.md").read_text()
+    )
+    assert "Partial: 3 of the 10" in (evaluation / "card.md").read_text()
     adapter = read_json(evaluate(str(subject.tested_adapter(run)), tiny, {}, tmp_path, subtasks=3) / "card.json")
     assert adapter["subject"]["kind"] == "adapter" and adapter["departures"] == {}
     assert adapter["subject"]["adapter"] == card["subject"]["adapter"] and adapter["rates"] == card["rates"]
-    played = read_json(made / "test" / "stage.json")["key"]["inputs"]["adapter"]
+    played = read_json(evaluation / "test" / "stage.json")["key"]["inputs"]["adapter"]
     assert played == subject.tested_adapter(run).name, "the adapter played, not the base model"
     plain = read_json(evaluate(base, tiny, {}, tmp_path, subtasks=3) / "card.json")
     assert "adapter" not in plain["subject"]

@@ -128,10 +128,10 @@ def answer_next(endpoint: Endpoint, *answers: tuple[int, dict[str, str], Any]) -
 def test_a_win_is_saved_and_can_be_used_as_an_expert(clever: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     path, tasks = tmp_path / "deep" / "e.jsonl", shop.tasks("train")[:3]
     assert collect(path, shop, "train", 3, expert(clever), yes=True) == 0
-    found = load(path)
-    assert sorted(one.task for one in found) == sorted(tasks)
-    assert all(one.won and one.outcome == "done" and one.source == "tiny" for one in found)
-    for one in found:
+    trajectories = load(path)
+    assert sorted(one.task for one in trajectories) == sorted(tasks)
+    assert all(one.won and one.outcome == "done" and one.source == "tiny" for one in trajectories)
+    for one in trajectories:
         assert all(turn.answer.startswith("Thought: next.\nAction: ") and turn.learn for turn in one.turns)
         assert all(read_action(turn.reply).action == turn.action for turn in one.turns)
         seen = [one.state(index) for index in range(len(one) + 1)]
@@ -148,12 +148,12 @@ def test_an_answer_without_an_action_costs_a_step_and_replays(clever: Endpoint, 
     usual = clever.answer
 
     def patient(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:  # ignores the answers without an action
-        kept = [body["messages"][0]]
+        messages = [body["messages"][0]]
         for message, after in zip(body["messages"][1:], [*body["messages"][2:], None], strict=True):
             if "No action was found" in (after or message)["content"] or "No action was found" in message["content"]:
                 continue
-            kept.append(message)
-        return usual({**body, "messages": kept})
+            messages.append(message)
+        return usual({**body, "messages": messages})
 
     clever.answer = patient
     assert collect(tmp_path / "e.jsonl", shop, "train", 1, expert(clever, concurrency=1), yes=True) == 0
@@ -362,8 +362,8 @@ def test_a_killed_collection_resumes(
     assert load(path)[: len(before)] == before and sorted(one.task for one in load(path)) == sorted(
         shop.tasks("train")[:6]
     )
-    asked = {body["messages"][2]["content"].removeprefix("Now your task.\n\n") for body in clever.bodies}
-    assert not asked & {one.prompt for one in before}
+    prompts = {body["messages"][2]["content"].removeprefix("Now your task.\n\n") for body in clever.bodies}
+    assert not prompts & {one.prompt for one in before}
     assert f"6 subtasks, {len(before)} in" in capfd.readouterr().out
 
 
@@ -643,10 +643,10 @@ def test_scienceworld_is_collected_with_two_simulators_and_can_be_replayed(endpo
         endpoint.answer = answer
         path = tmp_path / "e.jsonl"
         assert collect(path, world, "train", 2, expert(endpoint, concurrency=2), one_shot=True, yes=True) == 0
-        found = load(path)
-        assert len(found) == 2 and all(one.won and one.info["score"] == 1.0 for one in found)
-        assert all(one.info["settings"]["example"].partition("/")[0] in world.tasks("eval")[-1] for one in found)
-        for one in found:
+        trajectories = load(path)
+        assert len(trajectories) == 2 and all(one.won and one.info["score"] == 1.0 for one in trajectories)
+        assert all(one.info["settings"]["example"].partition("/")[0] in world.tasks("eval")[-1] for one in trajectories)
+        for one in trajectories:
             seen = [one.state(index) for index in range(len(one) + 1)]
             assert one.actions[1] == "" and restore(world, one.task, one.actions, seen) == seen[-1]
         talk = endpoint.bodies[0]["messages"]
@@ -688,9 +688,9 @@ def test_the_server_of_transformers_is_supported(
     finally:
         server.terminate()
         server.wait(30)
-    found = load(path)
-    assert [len(one) for one in found] == [2, 2] and all(one.info["tokens"] > 0 for one in found)
-    assert all(turn.reply for one in found for turn in one.turns)  # symbols, without an action
+    trajectories = load(path)
+    assert [len(one) for one in trajectories] == [2, 2] and all(one.info["tokens"] > 0 for one in trajectories)
+    assert all(turn.reply for one in trajectories for turn in one.turns)  # symbols, without an action
     assert "2 episodes saved" in capsys.readouterr().out
 
 
@@ -705,10 +705,10 @@ def test_the_estimate_is_printed_and_confirmed_first(
     with pytest.raises(CollectError, match="there is no terminal for the confirmation; add --yes"):
         collect(path, shop, "train", 4, expert(clever), price=(2.5, 10))
     said = capsys.readouterr().out
-    told, answers, _ = estimate(shop, shop.tasks("train")[:4], opening("webshop"), 15)
+    estimated, answers, _ = estimate(shop, shop.tasks("train")[:4], opening("webshop"), 15)
     assert answers == 4 * 15 * 100
-    assert "4 subtasks, 0 in" in said and f"at most 60 requests, {told:,} tokens in, 6,000 out, cost" in said
-    assert f"cost {(told * 2.5 + 6000 * 10) / 1e6:.2f}" in said and "4 characters per token" in said
+    assert "4 subtasks, 0 in" in said and f"at most 60 requests, {estimated:,} tokens in, 6,000 out, cost" in said
+    assert f"cost {(estimated * 2.5 + 6000 * 10) / 1e6:.2f}" in said and "4 characters per token" in said
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "n")
     with pytest.raises(CollectError, match="not confirmed"):
@@ -728,10 +728,10 @@ def test_the_estimate_is_printed_and_confirmed_first(
 def test_the_estimate_is_close_to_what_is_sent(endpoint: Endpoint, shop: WebShop, tmp_path: Path) -> None:
     endpoint.answer = lambda body: (200, {}, "Thought: " + "x" * 300 + "\nAction: search[boots]")
     tasks = shop.tasks("train")[:4]
-    told, _, _ = estimate(shop, tasks, opening("webshop"), shop.max_steps)
+    estimated, _, _ = estimate(shop, tasks, opening("webshop"), shop.max_steps)
     assert collect(tmp_path / "e.jsonl", shop, "train", 4, expert(endpoint), yes=True) == 0
     sent = sum(len(message["content"]) for body in endpoint.bodies for message in body["messages"]) / 4
-    assert 0.5 < told / sent < 2.0  # result pages alone are longer than the scripted player's mean
+    assert 0.5 < estimated / sent < 2.0  # result pages alone are longer than the scripted player's mean
 
 
 def test_without_a_scripted_expert_the_estimate_takes_the_length_of_the_first_page(

@@ -254,10 +254,10 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub
 
-    asked: list[str] = []
+    names: list[str] = []
 
     def answer(self: Any, name: str, timeout: float) -> Any:
-        asked.append(name)
+        names.append(name)
         if name == "org/gone":
             raise hub.RepositoryNotFoundError("404", response=Response())
         return object()
@@ -271,9 +271,9 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(HfApi, "model_info", answer)
     values.check_model("embedded")
-    assert not asked
+    assert not names
     values.check_model("org/model")
-    assert asked == ["org/model"]
+    assert names == ["org/model"]
     with pytest.raises(ValueError, match="unknown model 'org/gone': there is no such folder, and the hub has no such"):
         values.check_model("org/gone")
     with pytest.raises(ValueError, match="unknown model 'a b': there is no such file or folder"):

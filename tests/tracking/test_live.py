@@ -465,9 +465,11 @@ def test_an_experiment_reports_stages_training_and_rollouts(
     stages = [(event["stage"], event["status"]) for event in sent if event["event"] == "stage"]
     assert stages == [(name, status) for name in ("experts", "bc", "test", "eval") for status in ("started", "made")]
     rows = [event["row"] for event in sent if event["event"] == "progress" and event["stage"] == "bc"]
-    made = [json.loads(line) for line in (tmp_path / row["run_id"] / "bc" / "metrics.jsonl").read_text().splitlines()]
+    written = [
+        json.loads(line) for line in (tmp_path / row["run_id"] / "bc" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(rows) >= 2 and [(row["step"], row["loss"]) for row in rows] == [
-        (row["step"], row["loss"]) for row in made[: len(rows)]
+        (row["step"], row["loss"]) for row in written[: len(rows)]
     ]
     rollout = [event["row"]["episodes"] for event in sent if event["event"] == "progress" and event["stage"] == "test"]
     assert rollout[-1] == 4 and sent[-1]["event"] == "finish"
@@ -565,16 +567,16 @@ def test_charts_are_shared_by_arms_and_their_axes_grow_over_the_whole_run(
         (folder.parent / "stages" / label).mkdir()
         log_metrics(folder.parent / "stages" / label, row)
     shutil.copytree(folder.parent / "stages" / "sft-1", folder.parent / "stages" / "dpo-1")
-    made = [stage("experts-1", "made"), stage("dpo-1", "made"), stage("bc-1", "reused")]
+    written = [stage("experts-1", "made"), stage("dpo-1", "made"), stage("bc-1", "reused")]
     progress = [
         {"event": "progress", "stage": "sft", "row": {**step(2)["row"], "tokens_per_second": 7.0, "seconds_left": 1}}
     ]
     rollout = {"step": 2, "steps": 4, "episodes": 2, "wins": 2, "seconds_left": 1.0}
     progress += [{"event": "progress", "stage": "test", "row": rollout}]
     if killed:
-        send(folder, *made, stage("sft-2", "started"), progress[0], mode=mode)
+        send(folder, *written, stage("sft-2", "started"), progress[0], mode=mode)
         server.rows.pop("run offline", None)
-    send(folder, *made, stage("sft-2", "started"), progress[0], stage("sft-2", "made"), stage("test-1", "started"),
+    send(folder, *written, stage("sft-2", "started"), progress[0], stage("sft-2", "made"), stage("test-1", "started"),
          progress[1], stage("test-1", "made"), FINISH, mode=mode)  # fmt: skip
     (rows,) = server.rows.values()
     training = [row for row in rows if "train/loss" in row]

@@ -197,7 +197,7 @@ class Refusing(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_HEAD = answer
 
-    def log_message(self, *given: Any) -> None:
+    def log_message(self, *arguments: Any) -> None:
         pass
 
 

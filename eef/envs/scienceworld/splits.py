@@ -87,14 +87,14 @@ def limit_variations(split: dict[str, list[str]], limits: dict[str, int]) -> dic
                 f"variations: {part!r}: {count!r}; the key must be train, eval or test, the value an integer of at "
                 "least 1"
             )
-    limited = dict(split)
+    chosen_split = dict(split)
     for part, count in limits.items():
         by_name: dict[str, list[str]] = {}
         for task in split[part]:
             by_name.setdefault(task.rpartition("/")[0], []).append(task)
         chosen = [_evenly_spaced(tasks, min(count, len(tasks))) for tasks in by_name.values()]
-        limited[part] = [tasks[i] for i in range(count) for tasks in chosen if i < len(tasks)]
-    return limited
+        chosen_split[part] = [tasks[i] for i in range(count) for tasks in chosen if i < len(tasks)]
+    return chosen_split
 
 
 def _evenly_spaced(tasks: list[str], count: int) -> list[str]:

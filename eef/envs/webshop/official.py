@@ -238,9 +238,9 @@ def register(gym: ModuleType, name: str = "WebAgentTextEnv-v0", **options: Any) 
     registered class, a subclass of ``gym.Env``.
     """
     api = {"step_api": "gymnasium"} if gym.__name__ == "gymnasium" else {}
-    made = type("WebAgentTextEnv", (WebAgentTextEnv, gym.Env), {"__doc__": WebAgentTextEnv.__doc__})
-    gym.register(id=name, entry_point=made, kwargs=api | options, disable_env_checker=True, order_enforce=False)
-    return made
+    env_class = type("WebAgentTextEnv", (WebAgentTextEnv, gym.Env), {"__doc__": WebAgentTextEnv.__doc__})
+    gym.register(id=name, entry_point=env_class, kwargs=api | options, disable_env_checker=True, order_enforce=False)
+    return env_class
 
 
 def _goal(fields: dict[str, Any]) -> Goal:

@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[Triple, dict[str, list[int]]]:
+def generated() -> tuple[Triple, dict[str, list[int]]]:
     return embedded(WebShop, **OPTIONS)
 
 
@@ -55,9 +55,9 @@ def test_a_catalogue_depends_on_its_options_and_seed_alone() -> None:
     assert digest(generate(SMALL)) != digest(generate(replace(SMALL, seed=4)))
 
 
-def test_the_split_is_repeatable(made: tuple[Triple, dict[str, list[int]]]) -> None:
+def test_the_split_is_repeatable(generated: tuple[Triple, dict[str, list[int]]]) -> None:
     again = embedded(WebShop, **OPTIONS)
-    assert digest(again[0]) == digest(made[0]) and again[1] == made[1]
+    assert digest(again[0]) == digest(generated[0]) and again[1] == generated[1]
 
 
 def test_written_files_equal_the_catalogue_in_memory(tmp_path: Path) -> None:
@@ -79,16 +79,16 @@ def everything_stamp(data: Path | Triple) -> dict[str, str]:
     return shop.stamp()
 
 
-def test_options_reach_the_catalogue(made: tuple[Triple, dict[str, list[int]]]) -> None:
+def test_options_reach_the_catalogue(generated: tuple[Triple, dict[str, list[int]]]) -> None:
     shop = WebShop(catalogue=OPTIONS)
-    triple, split = made
+    triple, split = generated
     assert len(shop.shop.products) == len(triple[0]) == 700
     assert {part: shop.tasks(part) for part in split} == {part: list(map(str, split[part])) for part in split}
     assert shop.stamp()["catalogue"] == everything(triple).stamp()["catalogue"]
 
 
-def test_sizes_and_grades_follow_the_options(made: tuple[Triple, dict[str, list[int]]]) -> None:
-    triple, split = made
+def test_sizes_and_grades_follow_the_options(generated: tuple[Triple, dict[str, list[int]]]) -> None:
+    triple, split = generated
     shop = everything(triple)
     assert {part: len(indices) for part, indices in split.items()} == {"train": 12, "eval": 4, "test": 8}
     for indices in split.values():
@@ -122,8 +122,8 @@ def test_no_family_is_in_two_parts_of_a_disjoint_split() -> None:
     assert shared() > 0 and shared(disjoint_families=True) == 0
 
 
-def test_perfect_play_wins_every_subtask(made: tuple[Triple, dict[str, list[int]]]) -> None:
-    triple, split = made
+def test_perfect_play_wins_every_subtask(generated: tuple[Triple, dict[str, list[int]]]) -> None:
+    triple, split = generated
     shop = everything(triple)
     won = {int(task) for task in shop.tasks("train") if play_expert(shop, task, insight=False).won}
     assert set().union(*split.values()) <= won

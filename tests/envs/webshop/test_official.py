@@ -54,7 +54,7 @@ class PageOf(HTMLParser):
 
 def differences(env: WebAgentTextEnv, rows: list[dict[str, Any]]) -> list[tuple[int, int, str]]:
     """(episode, step, field) of every difference between the replay and the recorded ``rows``."""
-    found = []
+    mismatches = []
     for row in rows:
         reward, done, info = 0.0, False, None
         if row["step"] == 0:
@@ -80,8 +80,8 @@ def differences(env: WebAgentTextEnv, rows: list[dict[str, Any]]) -> list[tuple[
         if "reward_info" in row:
             pairs["breakdown"] = (session["verbose_info"], row["reward_info"])
             pairs["goal"] = (session["goal"], row["goal"])
-        found += [(row["episode"], row["step"], name) for name, (ours, theirs) in pairs.items() if ours != theirs]
-    return found
+        mismatches += [(row["episode"], row["step"], name) for name, (ours, theirs) in pairs.items() if ours != theirs]
+    return mismatches
 
 
 @pytest.mark.parametrize("mode", ["text", "text_rich"])
@@ -168,9 +168,9 @@ def test_goals_are_filtered_limited_and_replaced(folder: Path) -> None:
 
     server = SimServer(file_path=folder, human_goals=True, filter_goals=soft)
     assert 2 <= len(server.goals) < len(server.shop.goals) and all("soft" in g["attributes"] for g in server.goals)
-    limited = SimServer(file_path=folder, human_goals=True, limit_goals=3)
-    assert len(limited.goals) == len({g["instruction_text"] for g in limited.goals}) == 3
-    assert limited.weights == [1, 1, 1] and limited.cum_weights == [0, 1, 2, 3]
+    few_goals = SimServer(file_path=folder, human_goals=True, limit_goals=3)
+    assert len(few_goals.goals) == len({g["instruction_text"] for g in few_goals.goals}) == 3
+    assert few_goals.weights == [1, 1, 1] and few_goals.cum_weights == [0, 1, 2, 3]
     env = WebAgentTextEnv("text", server=server)
     own = {**server.goals[0], "instruction_text": "find my lamp", "asin": "B000000004", "goal_options": ["red"]}
     env.initialize([own])
@@ -250,9 +250,11 @@ def test_registration(name: str, folder: Path) -> None:
     module = types.ModuleType(name)
     known: dict[str, Any] = {}
     module.__dict__.update(Env=type("Env", (), {}), register=lambda **options: known.update(options))
-    made = register(module, file_path=folder)
-    assert issubclass(made, module.Env) and known["id"] == "WebAgentTextEnv-v0" and known["entry_point"] is made
-    env = made(observation_mode="text", human_goals=True, **known["kwargs"])
+    env_class = register(module, file_path=folder)
+    assert (
+        issubclass(env_class, module.Env) and known["id"] == "WebAgentTextEnv-v0" and known["entry_point"] is env_class
+    )
+    env = env_class(observation_mode="text", human_goals=True, **known["kwargs"])
     assert isinstance(env, WebAgentTextEnv) and len(env.step("search[x]")) == (5 if name == "gymnasium" else 4)
 
 

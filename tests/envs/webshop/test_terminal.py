@@ -99,7 +99,7 @@ def test_limited_goals_are_a_sample(tmp_path: Path) -> None:
     folder = write(shop, tmp_path, goals=40)
     assert json.loads((folder / "items_shuffle.json").read_text()) == products
     assert json.loads((folder / "items_ins_v2.json").read_text()) == attributes
-    kept = json.loads((folder / "items_human_ins.json").read_text())
-    assert len(kept) == 40 and all(instructions[asin] == rows for asin, rows in kept.items())
-    assert set(kept) != set(list(instructions)[:40])
+    sampled = json.loads((folder / "items_human_ins.json").read_text())
+    assert len(sampled) == 40 and all(instructions[asin] == rows for asin, rows in sampled.items())
+    assert set(sampled) != set(list(instructions)[:40])
     assert not list(folder.glob("*.part"))

@@ -27,7 +27,7 @@ def env(request: pytest.FixtureRequest, official: Path, golden: Golden) -> WebSh
 
 def differences(env: WebShop, rows: list[dict[str, Any]]) -> list[tuple[int, int, str]]:
     """(episode, step, field) of every difference between the replay and the recorded ``rows``."""
-    found = []
+    mismatches = []
     field = "observation" if env.observation == "text" else "observation_rich"
     for row in rows:
         reward, done, info = 0.0, False, {}
@@ -52,8 +52,8 @@ def differences(env: WebShop, rows: list[dict[str, Any]]) -> list[tuple[int, int
         if "reward_info" in row:
             pairs["breakdown"] = (info.get("breakdown"), row["reward_info"])
             pairs["goal"] = (env.goal(), row["goal"])
-        found += [(row["episode"], row["step"], name) for name, (ours, theirs) in pairs.items() if ours != theirs]
-    return found
+        mismatches += [(row["episode"], row["step"], name) for name, (ours, theirs) in pairs.items() if ours != theirs]
+    return mismatches
 
 
 def test_transcripts_are_equal(env: WebShop, golden: Golden) -> None:

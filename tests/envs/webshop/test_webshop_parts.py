@@ -104,8 +104,8 @@ def test_alike_is_rounded_and_needs_letters_in_both_texts() -> None:
         ("Skin(pink) 44mm,Adjustable", ["adjustable"]),
     ],
 )
-def test_words_of_a_title(title: str, found: list[str]) -> None:
-    assert sorted(words(title)) == sorted(found)
+def test_words_of_a_title(title: str, expected: list[str]) -> None:
+    assert sorted(words(title)) == sorted(expected)
 
 
 def test_nouns_repeated_in_a_title_count_each_time() -> None:
