@@ -55,7 +55,7 @@ def eef_adaptive(lab: Lab, m: int = 5, rounds: int = 3, adaptive: bool = True) -
         elif batch:
             states = exploration.planned(budget // (batches - batch))
         else:
-            states = [*first, *exploration.evenly_spaced(1)]
+            states = [*first, *exploration.evenly_spaced(1)][:budget]
         if not states:
             continue
         starts = exploration.starts(states)
@@ -221,11 +221,11 @@ def without_solved(line: Line) -> Line:
 
 
 def explore(lab: Lab, adapter: Path, iteration: int, m: int, k: int, rounds: int = 0) -> Exploration:
-    """The simulations of one iteration: as many as EEF makes with ``m`` and ``k``, fewer if nothing is left to learn.
+    """The simulations of one iteration: as many as EEF makes with ``m`` and ``k``, or fewer.
 
     With ``rounds`` 0 they are EEF's own, and share its stages. Else they begin as those of EEF with ``m`` - 1 and one
-    simulation per state, and the rest is planned in ``rounds`` batches that also repeat states whose label is in doubt.
-    ValueError where no expert trajectory failed.
+    simulation per state, and the rest is planned in ``rounds`` batches that also repeat states whose label is in doubt
+    (:func:`eef.planning.plan`, which may leave a part of the budget). ValueError where no expert trajectory failed.
     """
     exploration = Exploration.of(lab)
     s0, seed = [(task, 0) for task in lab.tasks], lab.sampling_seed(iteration)

@@ -144,7 +144,8 @@ def plan(
     such states the one for which this is largest). To this is added ``certainty`` times the expected reduction of the
     variance of the labels, summed over the line, which repeats states whose label is in doubt. The possible outcomes of
     the earlier simulations of the batch are weighed by their probability. The largest gains over all lines are taken.
-    The batch is shorter where nothing is left to learn. ``model`` defaults to that of :func:`fit`. ValueError for a
+    The batch is shorter where nothing is left to learn, or where each line with something left has its most
+    simulations: two more than twice the budget per line. ``model`` defaults to that of :func:`fit`. ValueError for a
     negative budget.
     """
     if budget < 0:

@@ -70,6 +70,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="default figures/plan_flips/states-SEED.csv")
     parser.add_argument("--root", metavar="DIR", help="folder of the runs (default experiments/runs)")
     args = parser.parse_args(words)
+    if args.simulations < 20:
+        parser.error(f"--simulations={args.simulations} must be at least 20, since the win rates count as the truth")
     out = args.out or Path(__file__).parents[1] / "figures" / "plan_flips" / f"states-{args.seed}.csv"
 
     torch.set_num_threads(1)

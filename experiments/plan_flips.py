@@ -17,14 +17,14 @@ batches of eef_adaptive in eef/beyond.py, with the same policy in all); ``certai
 label a state: ``majority`` of its simulations (EEF) and ``model`` (the posterior mean of eef/planning.py).
 
 Columns: curves (the source), shape, spend, label, m, k, simulations (per failure), solved (share of the failures with a
-won state that give a win of such a state to learn from; where no state is labelled won, it is the state with a win and
-the largest estimate, as in eef/beyond.py), examples and wrong_examples (of important states, per failure; an example is
-right if its win is from a won state and none of the expert's actions with loss is harmful), flips (true ones per
-failure), hits (share of them inside a segment whose two ends were labelled so), per_simulation (hits per simulation),
-right (share of the segments labelled beneficial or harmful that are), turns (mean length of a segment with a hit),
-labels (share of the simulated states whose label is right), rate_of_won and rate_of_lost (true win probability of the
-states with that label, on average), error (mean absolute difference of the estimated and the true win probability, over
-the simulated states).
+won state that give a win of such a state to learn from; with labels of the model, where no state is labelled won, it is
+the state with a win and the largest estimate, as in eef/beyond.py), examples and wrong_examples (of important states,
+per failure; an example is right if its win is from a won state and none of the expert's actions with loss is harmful),
+flips (true ones per failure), hits (share of them inside a segment whose two ends were labelled so), per_simulation
+(hits per simulation), right (share of the segments labelled beneficial or harmful that are), turns (mean length of a
+segment with a hit), labels (share of the simulated states with a label whose label is right), rate_of_won and
+rate_of_lost (true win probability of the states with that label, on average), error (mean absolute difference of the
+estimated and the true win probability, over these states).
 """
 
 from __future__ import annotations
@@ -117,9 +117,10 @@ def simulate(curves: list[np.ndarray], spend: str, m: int, k: int, draw: np.rand
     first = even(1) if adaptive else s0 + even(max(1, m - 1))
     play(first)
     left = k * len(s0 + even(m)) - len(first)
-    for batch in range(ROUNDS):
+    rounds = ROUNDS - adaptive  # the middle states are a batch of eef_adaptive
+    for batch in range(rounds):
         known = [without_solved(line) for line in lines()] if adaptive else lines()
-        planned = plan(known, left // (ROUNDS - batch), certainty=float(not adaptive))
+        planned = plan(known, left // (rounds - batch), certainty=float(not adaptive))
         play(planned)
         left -= len(planned)
     return lines()
@@ -133,8 +134,11 @@ def by_majority(line: Line) -> Estimate:
     return Estimate(rates, rates, outcomes)
 
 
-def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
-    """The columns of one failure, as sums."""
+def score(curve: np.ndarray, line: Line, labels: Estimate, fallback: bool) -> dict[str, float]:
+    """The columns of one failure, as sums. ``fallback``: without a state labelled won, the likeliest one with a win is.
+
+    The methods of eef/beyond.py do that, EEF does not.
+    """
     won = curve >= 0.5
     flips = [state for state in range(len(won) - 1) if won[state] != won[state + 1]]
     claims = [part for part in labels.segments() if part.kind != "neutral"]
@@ -142,7 +146,7 @@ def score(curve: np.ndarray, line: Line, labels: Estimate) -> dict[str, float]:
     known = {state: outcome for state, outcome in enumerate(labels.outcomes) if outcome is not None}
     with_win = [state for state, wins in enumerate(line.wins) if wins]
     solved_by = dict(known)
-    if with_win and not any(known.values()):
+    if fallback and with_win and not any(known.values()):
         solved_by[max(with_win, key=lambda state: labels.means[state])] = True
     solving = [state for state, outcome in solved_by.items() if outcome]
     important = [0, *(after for before, after in pairwise(solved_by) if solved_by[before] and not solved_by[after])]
@@ -175,7 +179,7 @@ def table(groups: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> pd.DataFram
             for (shape, curve), line in zip(group, lines, strict=True):
                 labels = by_majority(line) if label == "majority" else estimate(line, model)
                 arm = {"curves": source, "shape": shape, "spend": spend, "label": label, "m": m, "k": k}
-                rows.append(arm | score(curve, line, labels))
+                rows.append(arm | score(curve, line, labels, label == "model"))
     frame = pd.DataFrame(rows)
     frame = pd.concat([frame, frame.assign(shape="all")]) if frame["shape"].nunique() > 1 else frame
     sums = frame.groupby(["curves", "shape", *ARM], sort=False).sum().reset_index()
@@ -189,7 +193,7 @@ def table(groups: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> pd.DataFram
         rate_of_won=sums["rates_of_won"] / sums["labelled_won"],
         rate_of_lost=sums["rates_of_lost"] / (sums["known"] - sums["labelled_won"]),
         error=sums["errors"] / sums["known"],
-    ).round(3)  # fmt: skip
+    )  # fmt: skip
 
 
 def over_sources(result: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -272,7 +276,7 @@ def main(words: Sequence[str] | None = None) -> None:
         else "; means, without intervals."
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    result.to_csv(args.out / f"{name}.csv", index=False)
+    result.round(3).to_csv(args.out / f"{name}.csv", index=False)
     text = f"{about} The columns are explained in `experiments/plan_flips.py`.\n\n"
     if len(sources) > 1:
         shown = over_sources(summary)
@@ -282,7 +286,7 @@ def main(words: Sequence[str] | None = None) -> None:
         )
         text += markdown(differences(summary)) + "\n"
     else:
-        text += markdown(summary.drop(columns=["curves", "shape"])) + "\n"
+        text += markdown(summary.drop(columns=["curves", "shape"]).round(3)) + "\n"
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
     draw(summary, args.out, name, about)
     print(text)

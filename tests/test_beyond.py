@@ -14,12 +14,23 @@ from test_from_scratch import Corridor, play_expert
 
 from eef import trajectory
 from eef.agents.rollout import Start
-from eef.beyond import Exploration, aligned, eef_adaptive, eef_pairs, eef_soft, explore, flip_pairs, soft_examples
+from eef.beyond import (
+    Exploration,
+    aligned,
+    eef_adaptive,
+    eef_pairs,
+    eef_soft,
+    explore,
+    flip_pairs,
+    soft_examples,
+    without_solved,
+)
 from eef.exchange.source import selected_by_run
 from eef.experiment import experiment
 from eef.files import RunError
 from eef.methods import eef
 from eef.models.pretrain import make_model, save
+from eef.planning import Line, estimate, fit
 from eef.selection import Example
 from eef.settings import Settings
 from eef.trajectory import Trajectory, Turn
@@ -71,8 +82,8 @@ class FakeLab:
     def sampling_seed(self, iteration: int) -> int:
         return 100 + iteration
 
-    def sft_start(self, adapter: Path) -> None:
-        return None
+    def sft_start(self, adapter: Path) -> Path | None:
+        return None if self.settings.restart == "base" else adapter
 
     def from_s0(self, adapter: Path, iteration: int, sample: int) -> list[Trajectory]:
         starts = [Start(task, sample=sample) for task in self.tasks]
@@ -81,10 +92,12 @@ class FakeLab:
     def simulate(self, name: str, adapter: Path, starts: Sequence[Start], seed: int) -> list[Trajectory]:
         self.starts += [(each.task, each.index, each.sample, seed) for each in starts]
         self.stages[name], self.adapters[name] = len(starts), str(adapter)
-        return [ended(each.index, self.end(each.index, each.sample), each.sample, each.task) for each in starts]
+        played = [ended(each.index, self.end(each.index, each.sample), each.sample, each.task) for each in starts]
+        prefixes = [each.expert.turns[: each.index] if each.expert else () for each in starts]
+        return [replace(t, turns=(*turns, t.turns[-1])) for t, turns in zip(played, prefixes, strict=True)]
 
     def sft(self, name: str, examples: Sequence[Example], start: Path | None = None) -> Path:
-        self.trained[name] = list(examples)
+        self.trained[name], self.started[name] = list(examples), start
         return Path(name)
 
     def dpo(self, name: str, pairs: Sequence[tuple[Trajectory, Trajectory]], start: Path) -> Path:
@@ -137,7 +150,45 @@ def test_each_batch_is_played_by_the_policy_that_learnt_from_the_one_before() ->
     assert eef_adaptive(lab, m=5, rounds=2) == Path("sft-3")  # type: ignore[arg-type]
     assert lab.adapters == {"batch-0": "bc", "batch-1": "sft-0", "batch-2": "sft-1", "batch-3": "sft-2"}
     assert len({seed for *_, seed in lab.starts}) == 4, "each batch has its own seed"
-    assert sum(lab.stages.values()) <= 2 * (len(TASKS) + 5 * len(FAILURES))
+    assert len(TASKS) + 5 * len(FAILURES) < sum(lab.stages.values()) <= 2 * (len(TASKS) + 5 * len(FAILURES))
+
+
+@pytest.mark.parametrize(("method", "options"), [(eef_adaptive, {"rounds": 2}), (eef_soft, {}), (eef_pairs, {})])
+def test_with_restart_last_each_sft_continues_from_the_adapter_before(method: Any, options: dict[str, int]) -> None:
+    lab = FakeLab(rises, (WIN, *FAILURES), TASKS, settings=Settings(iterations=2, restart="last"))
+    method(lab, m=5, **options)
+    assert (lab.started["bc"], lab.started["sft-0"], lab.started["sft-1"]) == (None, Path("bc"), Path("sft-0"))
+
+
+def test_blocked_states_do_not_raise_the_budget() -> None:
+    """Two failures on each subtask, of which only the middle may be simulated, and M = 2 does not contain it."""
+    experts = (WIN, *FAILURES, *(replace(each, source="weak") for each in FAILURES))
+    blocked = tuple(FAILURE.state(index) for index in range(1, STATES) if index != 6)
+    labs = [FakeLab(lambda index, sample: "lost", experts, TASKS, blocked=blocked) for _ in range(3)]
+    eef(labs[0], m=2)  # type: ignore[arg-type]
+    eef_adaptive(labs[1], m=2)  # type: ignore[arg-type]
+    eef_pairs(labs[2], m=2)  # type: ignore[arg-type]
+    assert {index for _, index, *_ in labs[0].starts} == {0} and len(labs[0].starts) == len(TASKS)
+    assert all(0 < len(lab.starts) <= len(TASKS) for lab in labs[1:])
+
+
+@pytest.mark.parametrize("method", [eef_soft, eef_pairs])
+def test_evenly_spaced_simulations_are_those_of_eef(method: Any) -> None:
+    labs = [
+        FakeLab(rises, (WIN, *FAILURES), TASKS, settings=Settings(iterations=2), blocked=(FAILURE.state(4),))
+        for _ in range(2)
+    ]
+    eef(labs[0], m=5, k=2)  # type: ignore[arg-type]
+    method(labs[1], m=5, k=2, **({"adaptive": False} if method is eef_pairs else {}))
+    assert labs[1].starts == labs[0].starts and labs[1].stages == labs[0].stages
+
+
+def test_planned_simulations_begin_with_fewer_states_and_stay_within_the_budget() -> None:
+    lab = FakeLab(lambda index, sample: "won" if index == 6 else "lost")
+    eef_pairs(lab, m=3, k=4)  # type: ignore[arg-type]
+    assert list(lab.stages)[:3] == ["s0-0-0", "states-0", "planned-0-0"] and lab.stages["states-0"] == 2
+    assert 2 + 2 < sum(lab.stages.values()) <= 4 * (2 + 3)
+    assert [index for task, index, *_ in lab.starts if task == "hard"].count(6) > 1, "a label in doubt is repeated"
 
 
 def test_a_win_from_s0_solves_a_failure() -> None:
@@ -187,6 +238,20 @@ def test_the_most_probable_state_with_a_win_solves_a_failure_without_a_won_state
     assert exploration.outcomes() == {(0, 0): None, (0, 4): None, (0, 8): ended(8, "won")}
 
 
+def test_a_state_counts_as_won_by_most_of_its_simulations_and_two_experts_share_a_solution_of_s0() -> None:
+    exploration = Exploration(("easy", "hard"), (FAILURE,), [(True,) * STATES])
+    for sample, how in enumerate(("won", "lost", "lost")):
+        exploration.add([("easy", 0)], [ended(0, how, sample, "easy")])
+    assert exploration.outcomes() == {("easy", 0): None}
+    weak = replace(FAILURE, source="weak", turns=tuple(replace(t, action=f"{t.action}2") for t in FAILURE.turns))
+    lab = FakeLab(rises, (WIN, FAILURE, weak))
+    eef_adaptive(lab, m=5)  # type: ignore[arg-type]
+    *_, last = lab.trained.values()
+    assert [example.trajectory.task for example in last] == ["easy", "hard"]
+    assert without_solved(Line((0, 0), (2, 1))) == Line((0, 0), (3, 1), (True, True))
+    assert without_solved(Line((0, 1), (0, 1), (True, False))) == Line((0, 1), (1, 1), (False, False))
+
+
 def test_a_state_that_has_won_stays_won() -> None:
     lab = FakeLab(rises, settings=Settings(iterations=2))
     lab.end = lambda index, sample: rises(index, sample) if lab.starts[-1][-1] == 100 else "lost"
@@ -216,6 +281,30 @@ def test_soft_weights_are_gains_that_add_up() -> None:
         assert segment.turns == FAILURE.turns[: len(segment)], "nothing after the segment, and no harmful action"
 
 
+def test_soft_examples_need_a_win_at_the_end_of_a_segment() -> None:
+    exploration = Exploration(("easy", "hard"), (FAILURE,), [(True,) * STATES])
+    ends = {0: "won lost lost lost lost lost", 4: "lost", 8: "won won"}
+    exploration.add([("easy", 0)], [ended(0, "won", task="easy")])
+    for index, words in ends.items():
+        for sample, how in enumerate(words.split()):
+            exploration.add([exploration.state(0, index)], [ended(index, how, sample)])
+    means = exploration.estimates()[0].means
+    examples = soft_examples(exploration)
+    assert means[0] < means[4] < means[8]
+    assert [(e.trajectory.task, e.trajectory.prefix, e.learn_from) for e in examples] == [
+        ("easy", 0, 0), ("hard", 0, 0), ("hard", 8, 4), ("hard", 8, 8),
+    ]  # fmt: skip
+    alone = estimate(Line((1,), (1,), ends_lost=False), fit(exploration.lines())).means[0]
+    assert examples[0].weight == 1 - alone, "the end of a subtask without a failure says nothing"
+
+
+def test_soft_selection_keeps_the_examples_of_earlier_iterations() -> None:
+    lab = FakeLab(rises, settings=Settings(iterations=2))
+    lab.end = lambda index, sample: rises(index, sample) if lab.starts[-1][-1] == 100 else "lost"
+    eef_soft(lab, m=5)  # type: ignore[arg-type]
+    assert lab.trained["sft-1"] == lab.trained["sft-0"] and len(lab.trained["sft-1"]) == 5
+
+
 def test_soft_selection_trains_on_weights_and_its_ablation_does_not() -> None:
     runs = []
     for weighted in (True, False):
@@ -223,6 +312,8 @@ def test_soft_selection_trains_on_weights_and_its_ablation_does_not() -> None:
         eef_soft(lab, m=5, weighted=weighted)  # type: ignore[arg-type]
         runs.append(lab.trained["sft-1"])
     soft, plain = runs
+    places = [(example.learn_from, example.trajectory.prefix) for example in soft[1:]]
+    assert places == [(6, 8), (8, 8), (8, 10), (10, 10)], "two examples with loss from s_8 on"
     assert [replace(example, weight=1.0) for example in soft] == plain
     assert soft[0] == Example(WIN, 0) and {e.weight for e in plain} == {1.0} and len({e.weight for e in soft}) > 2
 
@@ -261,6 +352,11 @@ def test_flips_in_doubt_give_pairs_only_unverified() -> None:
     doubtful = {0: "lost", 6: "won"}
     assert pairs_of(doubtful) == [] and len(pairs_of(doubtful, verified=False)) == 2
     assert set(map(repr, pairs_of(SURE))) <= set(map(repr, pairs_of(SURE, verified=False)))
+    once = SURE | {6: "lost"}
+    assert {(win.prefix, loss.prefix) for win, loss in pairs_of(once)} == {(3, 0), (9, 0)}, "s_6 is in doubt"
+    assert {(3, 6), (9, 6)} <= {(win.prefix, loss.prefix) for win, loss in pairs_of(once, verified=False)}
+    lucky = {0: "lost", 3: "won lost lost lost", 6: "lost lost", 9: "won lost lost lost"}
+    assert pairs_of(lucky, verified=False) == [], "a win from a state that is labelled lost is no flip"
 
 
 def test_a_pair_without_a_difference_is_none() -> None:
@@ -273,6 +369,8 @@ def test_a_pair_without_a_difference_is_none() -> None:
     sampled = replace(other, turns=(replace(other.turns[0], ids=(1, 2)), *other.turns[1:]))
     pair = aligned(one, sampled)
     assert pair and pair[0].turns[:2] == pair[1].turns[:2], "one context, token by token"
+    elsewhere = replace(other, turns=(replace(other.turns[0], observation="another page"), *other.turns[1:]))
+    assert aligned(one, elsewhere) == (one, elsewhere), "what follows another page is no shared context"
 
 
 def test_pairs_train_from_the_adapter_of_eef() -> None:

@@ -46,13 +46,35 @@ def test_each_arm_spends_the_budget_of_evenly_spaced_states(monkeypatch: pytest.
                 assert spent == budget and all(line.simulations[0] for line in lines), "s0 is simulated"
 
 
+def test_batches_are_asked_for_as_by_the_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_flips, calls = script("plan_flips", monkeypatch), []
+
+    def plan(lines: list[Line], budget: int, certainty: float) -> list[tuple[int, int]]:
+        calls.append((budget, certainty, lines[0].simulations[0], {any(line.can_simulate) for line in lines}))
+        return []
+
+    monkeypatch.setattr(plan_flips, "plan", plan)
+    curves = [np.zeros(8)] * 9 + [np.ones(8)]
+    plan_flips.simulate(curves, "planned", 5, 1, np.random.default_rng(0))
+    assert [budget for budget, *_ in calls] == [50 // 2, 50], "rounds=3 with the middle states, as in eef_adaptive"
+    assert {call[1:3] for call in calls} == {(0.0, 1)}, "the failure itself is a loss from s0"
+    assert all(call[3] == {True, False} for call in calls), "a failure with a win is left out"
+    calls.clear()
+    plan_flips.simulate(curves, "certain", 5, 2, np.random.default_rng(0))
+    assert [call[:3] for call in calls] == [(70 // 3, 1.0, 1), (70 // 2, 1.0, 1), (70, 1.0, 1)], "as in eef_pairs"
+
+
 def test_scores_follow_the_selection_of_eef(monkeypatch: pytest.MonkeyPatch) -> None:
     plan_flips = script("plan_flips", monkeypatch)
 
-    def score(wins: tuple[int, ...], simulations: tuple[int, ...]) -> dict[str, float]:
+    def score(wins: tuple[int, ...], simulations: tuple[int, ...], fallback: bool = False) -> dict[str, float]:
         line = Line(wins, simulations)
-        return plan_flips.score(np.array([0.1, 0.9, 0.1, 0.1, 0.9]), line, plan_flips.by_majority(line))
+        labels = plan_flips.by_majority(line)
+        return plan_flips.score(np.array([0.1, 0.9, 0.1, 0.1, 0.9]), line, labels, fallback)
 
+    assert plan_flips.by_majority(Line((1, 1, 0), (2, 3, 0))).outcomes == (True, False, None), (
+        "half is enough, as in EEF"
+    )
     perfect = score((0, 1, 0, 0, 1), (1, 1, 1, 1, 1))
     assert perfect["flips"] == perfect["hits"] == perfect["claims"] == 3
     assert (perfect["examples"], perfect["wrong_examples"], perfect["solved"], perfect["labels"]) == (2, 0, True, 5)
@@ -61,7 +83,8 @@ def test_scores_follow_the_selection_of_eef(monkeypatch: pytest.MonkeyPatch) -> 
     assert (across["examples"], across["wrong_examples"]) == (0, 1), "loss on the harmful action from s_1"
     lucky = score((0, 0, 0, 1, 0), (1, 0, 0, 1, 0))
     assert (lucky["examples"], lucky["wrong_examples"], lucky["solved"]) == (0, 1, False), "s_3 is lost"
-    fallback = score((0, 1, 0, 0, 0), (1, 3, 1, 1, 1))
+    assert not score((0, 1, 0, 0, 0), (1, 3, 1, 1, 1))["solved"], "EEF learns nothing from it"
+    fallback = score((0, 1, 0, 0, 0), (1, 3, 1, 1, 1), fallback=True)
     assert fallback["solved"] and fallback["examples"] == 1, "no state is labelled won, but s_1 has a win"
 
 
@@ -103,7 +126,8 @@ def test_several_seeds_give_means_intervals_and_paired_differences(
     assert page.startswith(
         "2 failures, of which 2 have a won state, each simulated 4 times; means over 2 seeds with 95 %"
     )
-    mine, of_eef = (table[table["spend"] == spend]["error"].to_numpy() for spend in ("certain", "even"))
+    exact = plan_flips.table([(name, plan_flips.measured(tmp_path / f"{name}.csv")) for name in [*curves] * 4])
+    mine, of_eef = (exact[exact["spend"] == spend]["error"].to_numpy() for spend in ("certain", "even"))
     assert f"| {of_eef.mean():.3f}" in page and with_ends(100 * (mine - of_eef)) in page
     assert table["per_simulation"].tolist() == pytest.approx(
         (table["hits"] * table["flips"] / table["simulations"]).tolist(), abs=1e-3
