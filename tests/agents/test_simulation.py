@@ -126,7 +126,7 @@ def starts_of(shop: TextEnv) -> list[Start]:
     ]
 
 
-@pytest.mark.parametrize("made", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("from_make_env", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_workers_simulate_what_one_process_does(from_make_env: bool, base: str, shop) -> None:
     """An environment that is pickled, and one that each worker creates."""
     options = {"catalogue": {"products": 700, "train": 20, "eval": 0, "test": 20, "grades": [0.5, 0.3, 0.2]}}

@@ -97,7 +97,7 @@ def test_alike_is_rounded_and_needs_letters_in_both_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "found"),
+    ("title", "expected"),
     [
         ("Men's Shirt, (Red) 40mm USB-C", ["men", "shirt", "red", "mm", "usb", "c"]),
         ("Table/2 Chairs/One x2.5 oz.", ["chairs", "one", "oz"]),
