@@ -29,6 +29,7 @@ UNCHECKED = (  # the heads of tables whose numbers are not committed, that have 
     "page | question", "your own | start", "folder | made by", "the paper's claim", "arm | examples", "arm | won",
     "late | base | the expert wins", "of the expert's |", "trained by |", "shop | trained on", "`notebooks/experts",
     "arm | seconds", "arm | experts | seconds", "experts | seconds", "wins of | Next, 250", "policy | answers",
+    "states and labels",
 )  # fmt: skip
 MEANS = {"mean reward": "mean_reward", "mean score": "mean_max_score"}  # columns of the tables
 Cells = tuple[dict[str, str], pd.Series | None]  # the cells of a row, and its difference by seed if it has one

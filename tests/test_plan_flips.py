@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from eef.analysis.committed import with_ends
+from eef.analysis.pages import tables
 from eef.planning import Line
 from eef.selection import cut_points
 from eef.trajectory import Trajectory, Turn
@@ -134,6 +135,24 @@ def test_several_seeds_give_means_intervals_and_paired_differences(
     )
     with pytest.raises(SystemExit):
         plan_flips.main(["--curves", *files, "--out", str(tmp_path)])
+
+
+def test_the_table_of_flips_and_labels_is_that_of_the_committed_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_flips = script("plan_flips", monkeypatch)
+    means, lows, highs = plan_flips.over_sources(pd.read_csv(ROOT / "figures" / "plan_flips" / "flips-fresh.csv"))
+    methods = dict(zip(["EEF", "EEF soft", "EEF planned", "EEF with pairs"], plan_flips.METHODS, strict=True))
+    columns = {"flips found %": "hits", "right segments %": "right", "failures solved %": "solved"}
+    columns |= {"labelled won, %": "rate_of_won", "labelled lost, %": "rate_of_lost"}
+    page = (ROOT / "docs" / "results" / "beyond.md").read_text(encoding="utf-8")
+    rows = [row for table in tables(page) for row in table if "flips found %" in row]
+    assert len(rows) == 12
+    for row in rows:
+        arm = (*methods[row["states and labels of"]], int(row["M"]), 1)
+        assert row["per failure"] == f"{means.loc[arm, 'simulations']:.1f}"
+        assert row["per simulation"] == f"{means.loc[arm, 'per_simulation']:.3f}".lstrip("0")
+        for name, column in columns.items():
+            mean, low, high = (f"{100 * part.loc[arm, column]:.0f}".replace("-", "−") for part in (means, lows, highs))
+            assert row[name] == f"{mean} ({low} to {high})", (row, name)
 
 
 @pytest.mark.parametrize(
