@@ -260,13 +260,18 @@ def test_a_state_that_has_won_stays_won() -> None:
     assert {seed for *_, seed in lab.starts} == {100, 101}, "each iteration has its own seed"
 
 
-def test_soft_weights_are_gains_that_add_up() -> None:
+def explored(ends: dict[int, str]) -> Exploration:
+    """A win of a subtask without a failure, and simulations of one failure that end so: state -> outcomes."""
     exploration = Exploration(("easy", "hard"), (FAILURE,), [(True,) * STATES])
-    ends = {0: "lost lost", 4: "won lost", 8: "won won", 10: "won lost lost lost"}
     exploration.add([("easy", 0)], [ended(0, "won", task="easy")])
     for index, words in ends.items():
         for sample, how in enumerate(words.split()):
             exploration.add([exploration.state(0, index)], [ended(index, how, sample)])
+    return exploration
+
+
+def test_soft_weights_are_gains_that_add_up() -> None:
+    exploration = explored({0: "lost lost", 4: "won lost", 8: "won won", 10: "won lost lost lost"})
     means = exploration.estimates()[0].means
     examples = soft_examples(exploration)
     assert [(e.trajectory.task, e.trajectory.prefix, e.learn_from, e.trajectory.won) for e in examples] == [
@@ -282,12 +287,7 @@ def test_soft_weights_are_gains_that_add_up() -> None:
 
 
 def test_soft_examples_need_a_win_at_the_end_of_a_segment() -> None:
-    exploration = Exploration(("easy", "hard"), (FAILURE,), [(True,) * STATES])
-    ends = {0: "won lost lost lost lost lost", 4: "lost", 8: "won won"}
-    exploration.add([("easy", 0)], [ended(0, "won", task="easy")])
-    for index, words in ends.items():
-        for sample, how in enumerate(words.split()):
-            exploration.add([exploration.state(0, index)], [ended(index, how, sample)])
+    exploration = explored({0: "won lost lost lost lost lost", 4: "lost", 8: "won won"})
     means = exploration.estimates()[0].means
     examples = soft_examples(exploration)
     assert means[0] < means[4] < means[8]

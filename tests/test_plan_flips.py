@@ -33,6 +33,14 @@ def test_counts_are_of_valid_simulations_in_the_order_of_states(monkeypatch: pyt
     assert table.values.tolist() == [["7", 0, 1, 2], ["7", 1, 1, 1], ["3", 0, 0, 2]]
 
 
+def test_too_few_simulations_per_state_are_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script("measure_states", monkeypatch).main(["--simulations", "19"])
+    assert "--simulations=19 must be at least 20" in capsys.readouterr().err
+
+
 def test_each_arm_spends_the_budget_of_evenly_spaced_states(monkeypatch: pytest.MonkeyPatch) -> None:
     plan_flips = script("plan_flips", monkeypatch)
     curves = [np.array([0.1] * 4 + [0.7] * 4)] * 10
